@@ -1,0 +1,23 @@
+"""Generalization measures: numbers, computed layer by layer from a trained network, that tell how it will do on unseen data."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genmeasures.api import aggregate, judge, load_task, measure
+
+__version__ = "0.1.0"
+__all__ = ["aggregate", "judge", "load_task", "measure"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported when something is used, not before: the command line must answer at once.
+    if name in __all__:
+        return getattr(importlib.import_module("genmeasures.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,97 @@
+"""Apply an aggregator to a result: Dataset(model, layer) → Dataset(model)."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from genmeasures.aggregators.layers import has_layer
+from genmeasures.errors import ResultError
+from genmeasures.interfaces import Aggregator
+from genmeasures.results.schema import STATUS, measure_variables
+
+
+def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
+    """Reduce the layers of every measure of a result to one number a model.
+
+    Args:
+        ds: a result with dims (model, layer), its coordinates ``layer_name``, ``weight_norm`` and
+            ``model_status``, and a ``<name>_status`` beside every measure.
+        aggregator: how layers are reduced.
+
+    Returns:
+        A dataset with the dimension ``model`` alone: every measure float64 (model,), NaN where it
+        has no finite value; beside each reduced one ``<name>_layers_used`` int64 and
+        ``<name>_status``. Measures that have one value a model already, the coordinates along
+        ``model`` and all attributes are kept; the attribute ``aggregator`` names the aggregator.
+
+    Raises:
+        ResultError: a coordinate is missing.
+        OptionError: the aggregator does not fit the layers of the models.
+    """
+    for coordinate in ("model", "layer_name", "weight_norm", "model_status"):
+        if coordinate not in ds.coords:
+            raise ResultError(f"cannot aggregate: the result has no coordinate {coordinate!r}")
+    per_model = ds.drop_dims([dim for dim in ds.dims if dim != "model"])
+    names = ds["layer_name"].transpose("model", "layer").values.astype(object)
+    norms = ds["weight_norm"].transpose("model", "layer").values.astype(np.float64)
+    model_status = ds["model_status"].values.astype(str)
+
+    reduced: dict[str, xr.DataArray] = {}
+    for name in measure_variables(ds):
+        if "layer" not in ds[name].dims:
+            reduced[name] = per_model[name]
+            reduced[f"{name}{STATUS}"] = per_model[f"{name}{STATUS}"]
+            continue
+        values = ds[name].transpose("model", "layer").values.astype(np.float64)
+        numbers, used, status = _reduce(values, norms, names, model_status, aggregator)
+        attrs = {**ds[name].attrs, "aggregator": repr(aggregator)}
+        label = attrs.get("long_name", name)
+        reduced[name] = xr.DataArray(numbers, dims="model", attrs=attrs)
+        reduced[f"{name}{STATUS}"] = xr.DataArray(status, dims="model", attrs=ds[f"{name}{STATUS}"].attrs)
+        reduced[f"{name}_layers_used"] = xr.DataArray(
+            used, dims="model", attrs={"long_name": f"{label}: number of layers used", "units": "1"}
+        )
+    # Measures first and in their order; what else there is along the models follows.
+    out = per_model.drop_vars(list(per_model.data_vars)).assign(reduced)
+    out = out.assign({name: v for name, v in per_model.data_vars.items() if name not in out})
+    out.attrs = {**ds.attrs, "aggregator": repr(aggregator)}
+    return out
+
+
+def _reduce(
+    values: NDArray[np.float64],
+    norms: NDArray[np.float64],
+    names: NDArray[np.object_],
+    model_status: NDArray[np.str_],
+    aggregator: Aggregator,
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.object_]]:
+    """Values, numbers of layers used and statuses, each (models,), of one measure."""
+    numbers, used = aggregator.reduce(values, norms, names)
+    # What the aggregator would have used, had every layer a value and a norm, or a norm at least.
+    ones = np.ones_like(norms)
+    whole, needed = aggregator.reduce(np.ones_like(values), ones, names)
+    valued = aggregator.reduce(values, ones, names)[1]
+    with_value = (has_layer(names) & ~np.isnan(values)).sum(axis=1)
+    measured: NDArray[np.bool_] = np.asarray(model_status == "ok", dtype=np.bool_)
+    numbers = np.where(np.isfinite(numbers) & measured, numbers, np.nan)
+
+    status = np.full(len(numbers), "ok", dtype=object)
+    for m, number in enumerate(numbers):
+        missing = [
+            f"{count} of {needed[m]} layers {'has' if count == 1 else 'have'} no {what}"
+            for count, what in ((needed[m] - valued[m], "value"), (valued[m] - used[m], "weight norm"))
+            if count > 0
+        ]
+        if not measured[m]:
+            status[m] = str(model_status[m])
+        elif with_value[m] == 0:
+            status[m] = "undefined: no layer has a value"
+        elif np.isnan(whole[m]):
+            status[m] = f"undefined: the model lacks a layer that {aggregator!r} uses"
+        elif missing:
+            status[m] = f"{'undefined' if np.isnan(number) else 'note'}: {', '.join(missing)}"
+        elif np.isnan(number):
+            status[m] = "undefined: the layers' values give no finite number"
+    return numbers, np.where(measured, used, 0), status

@@ -1,0 +1,78 @@
+"""A sum over layers with weights given by hand: Σ_ℓ α_ℓ m_ℓ, as in MARS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genmeasures.aggregators.layers import has_layer, place
+from genmeasures.errors import OptionError, nearest
+from genmeasures.interfaces import Aggregator, require
+
+
+class Explicit(Aggregator):
+    """Σ_ℓ α_ℓ m_ℓ: a sum, not a mean.
+
+    ``weights`` is a sequence in layer order, as long as every model has layers, or a mapping from
+    layer name to weight, where layers not named count 0. A partial sum cannot be compared with a
+    whole one: where a layer with a weight has no value, or the model lacks it, the sum is NaN.
+    """
+
+    name: ClassVar[str] = "explicit"
+
+    def __init__(self, weights: Sequence[float] | Mapping[str, float]) -> None:
+        numbers = weights.values() if isinstance(weights, Mapping) else weights
+        try:
+            alphas = np.array([float(a) for a in numbers])
+        except (TypeError, ValueError):
+            alphas = np.array([np.nan])
+        sound = bool(np.isfinite(alphas).all() and alphas.any()) and not isinstance(weights, str)
+        require(sound, self, f"weights={weights!r} must be finite numbers, one of them at least not 0")
+        self.weights = weights
+
+    def reduce(
+        self, values: NDArray[np.float64], weight_norms: NDArray[np.float64], layer_names: NDArray[np.object_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """See :meth:`Aggregator.reduce`. The weight norms are not read.
+
+        Raises :class:`OptionError` where the weights do not fit the models' layers. A model
+        without any layer, because it could not be loaded, has no value and raises nothing.
+        """
+        if isinstance(self.weights, Mapping):
+            alphas = self._by_name(self.weights, layer_names)
+            wanted = sum(a != 0 for a in self.weights.values())
+        else:
+            alphas = self._in_order(self.weights, layer_names)
+            wanted = sum(a != 0 for a in self.weights)
+        used = (alphas != 0) & ~np.isnan(values)
+        number = used.sum(axis=1, dtype=np.int64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = np.where(used, alphas * values, 0.0).sum(axis=1)
+        return np.where(number == wanted, total, np.nan), number
+
+    def _in_order(self, weights: Sequence[float], layer_names: NDArray[np.object_]) -> NDArray[np.float64]:
+        """float64 (models, layers): the weight of every layer, 0 where the model has none."""
+        layers = has_layer(layer_names).sum(axis=1)
+        wrong = (layers > 0) & (layers != len(weights))
+        if wrong.any():
+            found = ", ".join(str(n) for n in np.unique(layers[wrong]))
+            raise OptionError(
+                f"Explicit: {len(weights)} weights, but {wrong.sum()} of {len(layers)} models have another number "
+                f"of layers ({found}): give one weight a layer, or a mapping from layer name to weight"
+            )
+        where = place(layer_names)
+        return np.where(where >= 0, np.asarray(weights, dtype=np.float64)[where], 0.0)
+
+    def _by_name(self, weights: Mapping[str, float], layer_names: NDArray[np.object_]) -> NDArray[np.float64]:
+        """float64 (models, layers): the weight of every layer, 0 where its name is not among ``weights``."""
+        known = {str(name) for name in layer_names.flat if name}
+        for name in weights:
+            if known and name not in known:
+                raise OptionError(f"Explicit: no model has a layer {name!r}{nearest(str(name), known)}")
+        alphas = np.zeros(layer_names.shape)
+        for name, alpha in weights.items():
+            alphas[layer_names == name] = alpha
+        return alphas

@@ -1,0 +1,111 @@
+"""The Python interface: measure, aggregate, judge, load_task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pandas as pd
+import torch
+import xarray as xr
+from torch import nn
+
+from genmeasures.aggregators.aggregate import aggregate as _aggregate
+from genmeasures.errors import ModelError, OptionError
+from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
+from genmeasures.judging import judge
+from genmeasures.registry import registry
+from genmeasures.running import Run
+
+__all__ = ["aggregate", "judge", "load_task", "measure"]
+
+_DEFAULT_MEASURES = ("davies_bouldin", "roughness", "confidence")
+_C = TypeVar("_C", bound=Component)
+
+
+def measure(
+    models: Task | Mapping[str, nn.Module] | Sequence[nn.Module],
+    train: Any = None,
+    test: Any = None,
+    *,
+    measures: Sequence[str | Measure] = _DEFAULT_MEASURES,
+    extractor: str | Extractor = "receptive_field",
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    batch_size: int = 128,
+    keep: str | Path | None = None,
+) -> xr.Dataset:
+    """Measure trained networks layer by layer.
+
+    models: a dict of names to modules, a list of modules (named model_0, …), or a task, which
+    brings its own data. train, test: a torch Dataset, a DataLoader or a tuple of arrays (inputs
+    (N, C, …) channels first, targets); targets may be left out where no measure reads them.
+    measures, extractor: names or objects. layers: names of the layers to measure, None for all.
+    device: "cpu", "cuda", …, None to leave each model where it is. keep: a folder that keeps
+    every model's result as soon as it is there, for a run that is broken off and made again.
+
+    Returns a Dataset with dims model and layer; each variable has a ``<name>_status`` beside it.
+    A model that cannot be measured has NaN, and the reason in ``model_status``.
+
+    Raises OptionError, DataError, or ModelError if no model can be measured.
+    """
+    attrs: dict[str, Any] = {}
+    if isinstance(models, Task):
+        task_models = models.models()
+        attrs = {"task": repr(models), "metric": models.metric}
+        train = models.data("train") if train is None else train
+        test = models.data("test") if test is None else test
+    else:
+        task_models = _named(models)
+    run = Run(
+        task_models,
+        train,
+        test,
+        [_component("measure", one, Measure) for one in ([measures] if isinstance(measures, str | Measure) else measures)],
+        _component("extractor", extractor, Extractor),
+        layers=layers,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        keep=None if keep is None else Path(keep),
+    )
+    return run.measure(attrs)
+
+
+def aggregate(ds: xr.Dataset, aggregator: str | Aggregator = "frobenius", **options: Any) -> xr.Dataset:
+    """Reduce the layers of every measure to one number a model.
+
+    aggregator: "frobenius" (default), "mean", "max", "last_k", "explicit", "single", or an object;
+    options: those of the named one, ``aggregate(ds, "last_k", k=3)``.
+    """
+    return _aggregate(ds, _component("aggregator", aggregator, Aggregator, **options))
+
+
+def load_task(name: str, **options: Any) -> Task:
+    """A task by name, ``load_task("checkpoints", path="nets/")``. Raises OptionError for unknown names and options."""
+    return _component("task", name, Task, **options)
+
+
+def _named(models: Mapping[str, nn.Module] | Sequence[nn.Module]) -> list[TaskModel]:
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList | nn.ModuleDict):
+        models = [models]
+    if isinstance(models, Mapping | nn.ModuleDict):
+        named = [(str(name), model) for name, model in models.items()]
+    else:
+        named = [(f"model_{number}", model) for number, model in enumerate(models)]
+    for name, model in named:
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"{name} is of type {type(model).__name__}, a torch.nn.Module is expected")
+    return [TaskModel(name, lambda model=model: model) for name, model in named]  # type: ignore[misc]
+
+
+def _component(kind: str, given: str | _C, base: type[_C], **options: Any) -> _C:
+    if isinstance(given, str):
+        return cast(_C, registry().make(kind, given, options))
+    if not isinstance(given, base):
+        raise OptionError(f"{kind}: a name or {base.__name__} is expected, not {type(given).__name__}")
+    if options:
+        raise OptionError(f"options ({', '.join(options)}) go with the name of a {kind}, not with an object")
+    return given

@@ -1,0 +1,47 @@
+"""Keys made from what an input contains, so that a sample does not depend on the order of the data."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finalizer (Steele, Lea & Flood 2014): every bit of the input moves every bit of the output."""
+    z = keys + _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@lru_cache(maxsize=8)
+def _multipliers(count: int) -> Tensor:
+    return torch.from_numpy(mix(np.arange(count, dtype=np.uint64)).view(np.int64) | 1)
+
+
+def content_keys(inputs: Tensor) -> NDArray[np.uint64]:
+    """uint64 (B,): a hash of each input (B, …); the same numbers give the same key in any batch."""
+    flat = inputs.detach().reshape(len(inputs), -1)
+    words = flat.contiguous().view(torch.int32) if flat.dtype == torch.float32 else flat
+    words = words.to(torch.int64)
+    words = words ^ (words >> 15)  # floats of few digits differ in their high bits only
+    # Integer products wrap: the sum is the same in any order and on any device.
+    sums = (words * _multipliers(words.shape[1]).to(words.device)).sum(1)
+    return mix(sums.cpu().numpy().view(np.uint64))
+
+
+def distinct(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Give equal inputs different keys: the same set of keys in whatever order the inputs stand."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    start = np.r_[True, ordered[1:] != ordered[:-1]]
+    first = np.maximum.accumulate(np.where(start, np.arange(len(keys)), 0))
+    repeat = np.empty(len(keys), dtype=np.uint64)
+    repeat[order] = (np.arange(len(keys)) - first).astype(np.uint64)
+    return np.where(repeat == 0, keys, mix(keys ^ mix(repeat)))

@@ -1,0 +1,119 @@
+"""What is settled before the first model: checked data, fitted target labelers, complete measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from genmeasures.data import DataSource, TargetInfo
+from genmeasures.engine.seeds import generator_for
+from genmeasures.errors import DataError
+from genmeasures.interfaces import (
+    Extractor,
+    FeatureMeasure,
+    Labeler,
+    Measure,
+    Sample,
+    Split,
+    TargetLabeler,
+)
+from genmeasures.labelers import Downsampled, Histogram, Image
+
+
+@dataclass
+class PreparedData:
+    """The splits of one run, scanned, and the target labelers fitted on their training targets."""
+
+    sources: Mapping[Split, DataSource]
+    labelers: Mapping[str, TargetLabeler]
+    """By representation."""
+    extractor: Extractor
+    seed: int
+    _samples: dict[tuple[Split, int], Sample] = field(default_factory=dict)
+
+    def sample(self, split: Split, positions: int) -> Sample:
+        """The sample of a layer with P positions: the same for all such layers and models."""
+        key = (split, positions)
+        if key not in self._samples:
+            salt = generator_for(self.seed, "sample", split, positions).initial_seed()
+            self._samples[key] = self.extractor.sample(positions, self.sources[split].scan().keys, salt)
+        return self._samples[key]
+
+
+def labeler_for(targets: TargetInfo) -> TargetLabeler:
+    """The labeler that fits a kind of targets."""
+    if targets.kind == "continuous":
+        return Histogram()
+    return Downsampled() if targets.spatial else Image()
+
+
+def prepare_measures(
+    measures: Sequence[Measure], extractor: Extractor, sources: Mapping[Split, DataSource]
+) -> list[Measure]:
+    """Copies of the measures that know the extractor and all have the labelers they need.
+
+    Raises DataError if a measure needs data or targets that are not there.
+    """
+    ready: list[Measure] = []
+    for given in measures:
+        measure = given.clone()
+        if isinstance(measure, FeatureMeasure):
+            measure.prepare(extractor)
+            for one in measure.passes:
+                if one.split not in sources:
+                    raise DataError(f"{measure.name} needs {one.split} data, and none are given")
+            labelled = {one.split for one in measure.passes if "labels" in one.fields}
+            if labelled and measure.labeler is None:
+                measure.labeler = _default_labeler(measure, labelled.pop(), sources)
+            if isinstance(measure.labeler, TargetLabeler):
+                for split in {one.split for one in measure.passes if "labels" in one.fields}:
+                    _check_labels(measure, measure.labeler, sources[split])
+        ready.append(measure)
+    return ready
+
+
+def _default_labeler(measure: FeatureMeasure, split: Split, sources: Mapping[Split, DataSource]) -> Labeler:
+    targets = sources[split].scan().targets
+    if targets is None:
+        raise DataError(
+            f"{measure.name} needs labels, and the {split} data have no targets: give ({split} inputs, targets), "
+            "choose a labeler that needs none (KMeans), or leave the measure out"
+        )
+    return labeler_for(targets)
+
+
+def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataSource) -> None:
+    if source.scan().targets is None:
+        raise DataError(
+            f"{measure.name} with the labeler {labeler.name!r} needs targets, and the {source.name} data have none"
+        )
+    _, targets = next(iter(source))
+    assert targets is not None
+    if type(labeler).fit is TargetLabeler.fit:
+        try:
+            labeler.label(targets[:1], (1,) * max(0, targets.dim() - 2))
+        except DataError as error:
+            raise DataError(f"{measure.name}: {source.name} data: {error}") from error
+
+
+def prepare_data(
+    sources: Mapping[Split, DataSource], measures: Sequence[Measure], extractor: Extractor, seed: int
+) -> PreparedData:
+    """Scan the splits once and fit the measures' target labelers on the training targets."""
+    labelers: dict[str, TargetLabeler] = {}
+    for measure in measures:
+        if isinstance(measure, FeatureMeasure) and isinstance(measure.labeler, TargetLabeler):
+            labelers.setdefault(repr(measure.labeler), measure.labeler.clone())
+    fitted = [labeler for labeler in labelers.values() if type(labeler).fit is not TargetLabeler.fit]
+    if fitted and "train" in sources:
+        sources["train"].scan(fitted)
+        for labeler in fitted:
+            labeler.fit(generator_for(seed, "labeler", labeler))
+    for source in sources.values():
+        shape = source.scan().input_shape
+        first = next(iter(sources.values())).scan().input_shape
+        if shape != first:
+            names = " and ".join(sources)
+            raise DataError(f"{names} data: inputs differ in shape, {first} against {shape}")
+    return PreparedData(dict(sources), labelers, extractor, seed)
+

@@ -1,0 +1,41 @@
+"""What can go wrong, by whose fault: every error of genmeasures derives from :class:`GenmeasuresError`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GenmeasuresError(Exception):
+    """Base of all errors raised on purpose by genmeasures."""
+
+
+class OptionError(GenmeasuresError, ValueError):
+    """An option, or the name of a component, is unknown or out of range."""
+
+
+class DataError(GenmeasuresError, ValueError):
+    """A data set cannot be used: its shape, its type, its labels or its values."""
+
+
+class ModelError(GenmeasuresError, RuntimeError):
+    """A model cannot be loaded or measured."""
+
+
+class ResultError(GenmeasuresError, RuntimeError):
+    """A result file cannot be read, written or merged."""
+
+
+class Undefined(GenmeasuresError):
+    """A measure has no value on this layer, because its input is degenerate.
+
+    Raised by a measure or labeler; the engine turns it into NaN with the message as status.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'? known: …)`` to end an error about an unknown name."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f" ({hint}known: {', '.join(names) or 'none'})"

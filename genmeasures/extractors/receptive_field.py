@@ -1,0 +1,82 @@
+"""One vector a pixel, with the patch that the layer read to make it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genmeasures.data.keys import mix
+from genmeasures.interfaces import Extractor, Layer, PatchReader, Sample, is_count, one_of, require
+
+_BLOCK = 1 << 22
+"""Position hashes made at a time."""
+
+
+class ReceptiveField(Extractor):
+    """Pixels x_ℓ[:, p] of the output and their receptive fields (Rajagopal et al. 2021, section 2.1).
+
+    cap: pixels sampled a layer, uniformly over all positions of all inputs and equally many from
+    each input (the paper: 80 000); None takes all. components: d of the PCA of pixels.
+    tap: "activation" reads the output after the normalisation and activation that follow
+    directly, "linear" before.
+    """
+
+    name = "receptive_field"
+
+    def __init__(self, cap: int | None = 80_000, components: int = 10, tap: str = "activation") -> None:
+        require(cap is None or is_count(cap), self, f"cap must be a whole number ≥ 1 or null, not {cap!r}")
+        require(is_count(components), self, f"components must be a whole number ≥ 1, not {components!r}")
+        one_of(self, "tap", tap, ("activation", "linear"))
+        self.cap = cap
+        self.components = components
+        self.tap = tap
+
+    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int) -> Sample:
+        n = len(keys)
+        salt = mix(np.array([seed], dtype=np.uint64))
+        if self.cap is None or n * positions <= self.cap:
+            counts = np.full(n, positions)
+            chosen = np.tile(np.arange(positions), n)
+        else:
+            share, rest = divmod(self.cap, n)
+            counts = np.full(n, share)
+            counts[np.argsort(mix(keys ^ salt))[:rest]] += 1
+            chosen = np.concatenate(
+                [
+                    _choose(keys[start : start + rows] ^ salt, positions, counts[start : start + rows])
+                    for rows in [max(1, _BLOCK // positions)]
+                    for start in range(0, n, rows)
+                ]
+            )
+        inputs = np.repeat(np.arange(n), counts)
+        order = np.argsort(keys)
+        starts = np.empty(n, dtype=np.int64)
+        starts[order] = np.cumsum(counts[order]) - counts[order]
+        within = np.arange(len(inputs)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return Sample(inputs, chosen, np.repeat(starts, counts) + within)
+
+    def vector_size(self, layer: Layer) -> int:
+        return layer.channels
+
+    def patch_size(self, layer: Layer) -> int:
+        return layer.patch_size
+
+    def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return output[rows, :, positions]
+
+    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> Tensor:
+        return read.gather(rows, positions)
+
+    def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        return spatial
+
+
+def _choose(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each input its count of positions, ascending: those with the smallest hashes."""
+    least = int(counts.min())
+    hashes = mix(keys[:, None] + mix(np.arange(positions, dtype=np.uint64)))
+    order = np.argpartition(hashes, min(least, positions - 1), axis=1)[:, : least + 1]
+    order = np.where(np.arange(order.shape[1]) < counts[:, None], order, positions)
+    order.sort(axis=1)
+    return order[order < positions]

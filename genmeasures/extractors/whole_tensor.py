@@ -1,0 +1,53 @@
+"""One vector an input: the layer's whole output, flattened."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genmeasures.data.keys import mix
+from genmeasures.interfaces import Extractor, Layer, PatchReader, Sample, is_count, one_of, require
+
+
+class WholeTensor(Extractor):
+    """The flattened tensor x_ℓ of each input; its "patch" is the layer's whole input tensor.
+
+    The "original PCA method" of Rajagopal et al. 2021, Table 1. cap: inputs sampled; None takes
+    all. components: d of the PCA. tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
+    """
+
+    name = "whole_tensor"
+    projects_patches = True
+
+    def __init__(self, cap: int | None = 80_000, components: int = 10, tap: str = "activation") -> None:
+        require(cap is None or is_count(cap), self, f"cap must be a whole number ≥ 1 or null, not {cap!r}")
+        require(is_count(components), self, f"components must be a whole number ≥ 1, not {components!r}")
+        one_of(self, "tap", tap, ("activation", "linear"))
+        self.cap = cap
+        self.components = components
+        self.tap = tap
+
+    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int) -> Sample:
+        inputs = np.arange(len(keys))
+        if self.cap is not None and self.cap < len(keys):
+            salt = mix(np.array([seed], dtype=np.uint64))
+            inputs = np.sort(np.argsort(mix(keys ^ salt))[: self.cap])
+        rank = np.empty(len(inputs), dtype=np.int64)
+        rank[np.argsort(keys[inputs])] = np.arange(len(inputs))
+        return Sample(inputs, np.zeros(len(inputs), dtype=np.int64), rank)
+
+    def vector_size(self, layer: Layer) -> int:
+        return layer.channels * layer.positions
+
+    def patch_size(self, layer: Layer) -> int:
+        return layer.input_size
+
+    def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return output.flatten(1)[rows]
+
+    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> Tensor:
+        return read.input.flatten(1)[rows]
+
+    def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        return ()

@@ -1,0 +1,426 @@
+"""The interfaces that plugins implement, and the few types that pass between them.
+
+``Task ─► models + data ─► Extractor ─► Labeler ─► Measure ─► Dataset(model, layer) ─► Aggregator``
+
+Shapes: B inputs in a batch, n vectors (sampled pixels, or whole inputs), k channels, d PCA
+components, D the length of a flattened patch, P positions of a layer (product of its spatial size).
+Features are float32, statistics float64, labels int64.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from genmeasures.errors import GenmeasuresError, OptionError, Undefined, nearest
+
+Split: TypeAlias = Literal["train", "test"]
+Field: TypeAlias = Literal["vectors", "projected", "patches", "labels"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+def require(condition: bool, component: object, message: str) -> None:
+    """Raise :class:`OptionError` naming the component unless the condition holds."""
+    if not condition:
+        raise OptionError(f"{type(component).__name__}: {message}")
+
+
+def one_of(component: object, option: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise :class:`OptionError` unless the option's value is one of the allowed ones."""
+    if value not in allowed:
+        names = [str(a) for a in allowed]
+        raise OptionError(f"{type(component).__name__}: {option}={value!r} is unknown{nearest(str(value), names)}")
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether an option's value is a whole number of at least ``least`` (a bool is not)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+class Component:
+    """What extractors, labelers, measures, aggregators and tasks have in common.
+
+    ``__init__`` only stores its arguments, under their own names, and checks them; so a component
+    can be shown, compared and copied from its options alone.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Names of the arguments of ``__init__``."""
+        parameters = inspect.signature(cls).parameters.values()
+        return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+    def options(self) -> dict[str, Any]:
+        """The arguments this component was made with, by name."""
+        return {name: getattr(self, name) for name in self.option_names()}
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+        return f"{type(self).__name__}({options})"
+
+    def clone(self) -> Self:
+        """A component with the same options and no state."""
+        return type(self)(**{k: v.clone() if isinstance(v, Component) else copy.copy(v) for k, v in self.options().items()})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is known of one measured layer of one model before any feature is computed."""
+
+    index: int
+    """Place among the measured layers, in the order of the forward pass."""
+    name: str
+    """Dotted module name; ``#2`` is appended for the second call of a shared module, and so on."""
+    kind: str
+    """Class name of the module, ``Conv2d`` for one."""
+    channels: int
+    """k: length of one pixel of the layer's output."""
+    spatial: tuple[int, ...]
+    """Spatial size of the output; ``()`` for a linear layer on flat input."""
+    patch_size: int
+    """D: length of the flattened receptive field of one output pixel."""
+    input_size: int
+    """Length of the flattened input of the layer, of one input."""
+    weight_norm: float
+    """Frobenius norm of the layer's weight."""
+    tap: str
+    """Where the output is read: the layer itself, or what follows it (``Conv2d > batch_norm > relu``)."""
+
+    @property
+    def positions(self) -> int:
+        """P: number of output pixels for one input."""
+        return int(np.prod(self.spatial, dtype=np.int64))
+
+
+class FeatureBatch:
+    """Some vectors of one layer's sample, with everything that can be asked of them.
+
+    Fields are computed when first asked for, and only once for all consumers. Tensors lie on the
+    run's device and belong to the engine: read them, never write.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        split: Split,
+        rank: Tensor,
+        fields: Mapping[Field, Callable[[], Tensor]],
+        labels: Callable[[Labeler], Tensor],
+    ) -> None:
+        self.layer = layer
+        self.split: Split = split
+        self.rank = rank
+        """int64 (n,): each vector's place in the sample, whatever the order of the data."""
+        self._fields = fields
+        self._labels = labels
+        self._made: dict[Field, Tensor] = {}
+        self._labelled: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+    def _get(self, name: Field) -> Tensor:
+        if name not in self._made:
+            if name not in self._fields:
+                raise GenmeasuresError(f"the field {name!r} was not declared for this pass: add it to Pass(...)")
+            self._made[name] = self._fields[name]()
+        return self._made[name]
+
+    @property
+    def vectors(self) -> Tensor:
+        """float32 (n, k): output pixels x_ℓ[:, p], or whole flattened outputs."""
+        return self._get("vectors")
+
+    @property
+    def projected(self) -> Tensor:
+        """float64 (n, d): the vectors under the PCA fitted on the training sample."""
+        return self._get("projected")
+
+    @property
+    def patches(self) -> Tensor:
+        """float32 (n, D): what the layer read to make each vector, flattened like its weight."""
+        return self._get("patches")
+
+    def labels(self, labeler: Labeler) -> Tensor:
+        """int64 (n,): the labeler's label of each vector."""
+        key = repr(labeler)
+        if key not in self._labelled:
+            self._labelled[key] = self._labels(labeler)
+        return self._labelled[key]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which vectors of a split stand for a layer, sorted by input; drawn by an extractor."""
+
+    inputs: NDArray[np.int64]
+    """(n,): index of the input in its data set, ascending."""
+    positions: NDArray[np.int64]
+    """(n,): flattened position in the layer's output; 0 for whole tensors."""
+    rank: NDArray[np.int64]
+    """(n,): place in an order that depends on the inputs' contents, not on their order."""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+class Extractor(Component, abc.ABC):
+    """Turns a layer's input and output tensors into vectors (n, k) and patches (n, D)."""
+
+    components: int
+    """d: number of PCA components of ``projected``."""
+    tap: str
+    """Where a layer's output is read: after what directly follows it ("activation"), or bare ("linear")."""
+    projects_patches: ClassVar[bool] = False
+    """Whether a patch is so long that roughness reduces it by PCA unless told otherwise."""
+
+    @abc.abstractmethod
+    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int) -> Sample:
+        """Draw the vectors of a layer with P positions; keys (N,) uint64 stand for the inputs' contents."""
+
+    @abc.abstractmethod
+    def vector_size(self, layer: Layer) -> int:
+        """Length of one vector."""
+
+    @abc.abstractmethod
+    def patch_size(self, layer: Layer) -> int:
+        """Length of one patch."""
+
+    @abc.abstractmethod
+    def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """float32 (n, ·) from the output (B, k, P), for vectors ``rows`` (n,) of the batch at ``positions`` (n,)."""
+
+    @abc.abstractmethod
+    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> Tensor:
+        """float32 (n, ·) of what the layer read."""
+
+    @abc.abstractmethod
+    def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        """The spatial size at which dense targets label this extractor's vectors."""
+
+
+class PatchReader(abc.ABC):
+    """A layer's input tensor, with the geometry by which the layer reads it."""
+
+    input: Tensor
+    """(B, …): the tensor that the layer was called with."""
+
+    @abc.abstractmethod
+    def gather(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """(n, D): receptive fields of output positions, in the order of the layer's weight."""
+
+
+class Labeler(Component, abc.ABC):
+    """Gives every vector an integer. Subclass :class:`TargetLabeler` or :class:`FeatureLabeler`."""
+
+
+class TargetLabeler(Labeler):
+    """Labels from the targets alone. Targets come as (B, C, *S): S = () for one target an input."""
+
+    def observe(self, targets: Tensor) -> None:
+        """See a batch of training targets, before any model runs."""
+
+    def fit(self, generator: torch.Generator) -> None:
+        """End of the training targets: settle what depends on them."""
+
+    @abc.abstractmethod
+    def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        """int64 (B, P): labels at every position of a layer of that spatial size ((B, 1) where all are alike)."""
+
+
+class FeatureLabeler(Labeler):
+    """Labels from the features; one instance a layer, fitted on its projected training sample."""
+
+    @abc.abstractmethod
+    def fit(self, projected: Tensor, generator: torch.Generator) -> None:
+        """See all projected training vectors, float64 (n, d), in canonical order."""
+
+    @abc.abstractmethod
+    def label(self, projected: Tensor) -> Tensor:
+        """int64 (n,) for projected vectors float64 (n, d)."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable that a measure writes: its name and what the result says of it."""
+
+    name: str
+    long_name: str
+    direction: int
+    """+1: larger goes with better generalization, −1: with worse, 0: not known."""
+    units: str = "1"
+    references: str = ""
+    dims: tuple[str, ...] = ("layer",)
+    """``("layer",)`` for a value a layer, ``()`` for a value a model."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value with a remark that a reader of the result must know."""
+
+    value: float
+    note: str = ""
+
+
+Values: TypeAlias = float | Value | Mapping[str, float | Value]
+
+
+@dataclass(frozen=True, init=False)
+class Pass:
+    """One pass over a split, and which fields of each batch are read in it ("labels" for ``batch.labels``)."""
+
+    split: Split
+    fields: frozenset[Field]
+
+    def __init__(self, split: Split, *fields: Field) -> None:
+        object.__setattr__(self, "split", split)
+        object.__setattr__(self, "fields", frozenset(fields))
+
+
+class Measure(Component):
+    """A generalization measure. Subclass :class:`FeatureMeasure` or :class:`ModelMeasure`."""
+
+    variables: ClassVar[tuple[Variable, ...]]
+
+
+class FeatureMeasure(Measure, abc.ABC):
+    """A streaming consumer of features: one instance a layer, fed batch by batch.
+
+    The engine calls ``start``; then for each of ``passes`` ``update`` with every batch of that
+    split and ``end_pass``; then ``compute``. Results must not depend on how the sample is split
+    into batches, nor on the order of the batches: use ``batch.rank`` where order matters.
+    Raise :class:`~genmeasures.errors.Undefined` where the layer has no value.
+    """
+
+    labeler: Labeler | None = None
+    """What ``batch.labels(self.labeler)`` uses. A measure with "labels" in a pass and no labeler of
+    its own gets the one that fits the targets."""
+
+    def prepare(self, extractor: Extractor) -> None:  # noqa: B027 -- optional: most measures do not ask
+        """Learn the extractor before ``passes`` is read."""
+
+    @property
+    @abc.abstractmethod
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes over the data that this measure needs, in order."""
+
+    @abc.abstractmethod
+    def start(self, layer: Layer, generator: torch.Generator) -> None:
+        """Forget everything and begin with one layer."""
+
+    @abc.abstractmethod
+    def update(self, batch: FeatureBatch) -> None:
+        """See one batch of the current pass."""
+
+    def end_pass(self) -> None:  # noqa: B027 -- optional: most measures have one pass
+        """The current pass is over."""
+
+    @abc.abstractmethod
+    def compute(self) -> Values:
+        """The layer's value, or a value for each of ``variables`` by name."""
+
+
+class ModelMeasure(Measure, abc.ABC):
+    """A measure that needs the model itself: gradients, trajectories, activation maximisation."""
+
+    @abc.abstractmethod
+    def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, float | Value | Sequence[float | Value]]:
+        """Values by variable name: a number for a value a model, a sequence for one value a layer.
+
+        The model comes in evaluation mode on ``data.device`` and must be left as it was.
+        """
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """What a model measure may read besides the model."""
+
+    batches: Callable[[Split], Any]
+    """``batches("train")`` iterates over (inputs (B, …), targets (B, C, *S) or None) in fixed order."""
+    device: torch.device
+    generator: torch.Generator
+
+
+class Aggregator(Component, abc.ABC):
+    """Reduces the layers of each model to one number."""
+
+    @abc.abstractmethod
+    def reduce(
+        self,
+        values: NDArray[np.float64],
+        weight_norms: NDArray[np.float64],
+        layer_names: NDArray[np.object_],
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(models,) values and numbers of layers used, from (models, layers) arrays.
+
+        A layer that a model does not have carries the name ``""``; one without a value is NaN.
+        """
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A model of a task: how to build it, and what is known of it."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    """Builds the trained model on the CPU; raises :class:`~genmeasures.errors.ModelError` naming the file."""
+    hparams: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """``train_accuracy``, ``test_accuracy`` (or ``train_iou``, …): what measures are judged against."""
+    train: Any = None
+    """The data that this model was trained on, where the models of a task differ in it."""
+
+
+class Task(Component, abc.ABC):
+    """A set of trained models, the data they were trained and tested on, and what is known of them."""
+
+    metric: ClassVar[str] = "accuracy"
+
+    @abc.abstractmethod
+    def models(self) -> Sequence[TaskModel]:
+        """The models, cheap to list: each is built when its turn comes."""
+
+    @abc.abstractmethod
+    def data(self, split: Split) -> Any:
+        """A torch Dataset, a DataLoader or a tuple of arrays."""
+
+
+__all__ = [
+    "Aggregator",
+    "Component",
+    "Extractor",
+    "FeatureBatch",
+    "FeatureLabeler",
+    "FeatureMeasure",
+    "Field",
+    "Labeler",
+    "Layer",
+    "Measure",
+    "ModelData",
+    "ModelMeasure",
+    "Pass",
+    "PatchReader",
+    "Sample",
+    "Split",
+    "TargetLabeler",
+    "Task",
+    "TaskModel",
+    "Undefined",
+    "Value",
+    "Values",
+    "Variable",
+    "is_count",
+    "one_of",
+    "require",
+]

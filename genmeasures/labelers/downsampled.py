@@ -1,0 +1,84 @@
+"""Dense ground truth at the spatial size of a layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genmeasures.errors import DataError
+from genmeasures.interfaces import TargetLabeler, one_of
+
+_MOST_CLASSES = 256
+
+
+class Downsampled(TargetLabeler):
+    """A segmentation mask, averaged over the area of each output position and quantised.
+
+    Under the whole-tensor extractor the area is the whole picture. From the share (coverage) of
+    each class in the area, ``rounding`` takes
+
+    - "ceil" (Rajagopal et al. 2021, section 2.1): the highest-numbered class with coverage > 0;
+      for a binary mask this is the ceiling of the average, and any voxel that touches foreground
+      is foreground. With more classes the ceiling of the average would mix class ids.
+    - "nearest": the highest-numbered class with coverage ≥ ½, background 0 where none has it; for
+      a binary mask the average rounded half up.
+    - "majority": the class with the largest coverage, the lowest-numbered of equals.
+    - "max": the highest-numbered class in the area, by max pooling; the same as "ceil".
+    """
+
+    name = "downsampled"
+
+    def __init__(self, rounding: str = "ceil") -> None:
+        one_of(self, "rounding", rounding, ("ceil", "nearest", "majority", "max"))
+        self.rounding = rounding
+
+    def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        if targets.is_floating_point():
+            raise DataError("downsampled labels need integer masks; for continuous targets use the labeler 'histogram'")
+        if targets.dim() == 2:
+            raise DataError("downsampled labels need dense targets; for one class an input use the labeler 'image'")
+        if targets.shape[1] != 1:
+            raise DataError(
+                f"downsampled labels need masks of class numbers (N, *spatial), not {targets.shape[1]} channels"
+            )
+        size = resized(targets.dim() - 2, spatial)
+        if self.rounding in ("max", "ceil"):
+            # The highest class with any coverage is the maximum over the area.
+            return pool(targets.float(), size, "max").long().flatten(1)
+        classes = int(targets.max()) + 1
+        if classes > _MOST_CLASSES:
+            raise DataError(f"a mask has the class number {classes - 1}: at most {_MOST_CLASSES - 1} is expected")
+        # One class after the other: coverage of all at once takes classes × the mask.
+        best = torch.zeros(len(targets), *size, device=targets.device)
+        label = torch.zeros_like(best, dtype=torch.int64)
+        for number in range(classes):
+            coverage = pool((targets == number).float(), size, "avg")[:, 0]
+            taken = coverage > best if self.rounding == "majority" else coverage >= 0.5
+            best = torch.where(taken, coverage, best)
+            label = torch.where(taken, number, label)
+        return label.flatten(1)
+
+
+def resized(dimensions: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """The size to pool dense targets to: the layer's, or one cell where the layer has lost its spatial extent."""
+    if len(spatial) == dimensions:
+        return spatial
+    if not spatial:
+        return (1,) * dimensions
+    raise DataError(
+        f"dense targets with {dimensions} spatial dimensions cannot label a layer with {len(spatial)} ({spatial})"
+    )
+
+
+def pool(dense: Tensor, size: tuple[int, ...], how: str) -> Tensor:
+    """(B, C, *size): average or maximum of dense (B, C, *S) over the area of each cell."""
+    pools = {
+        ("avg", 1): torch.nn.functional.adaptive_avg_pool1d,
+        ("avg", 2): torch.nn.functional.adaptive_avg_pool2d,
+        ("avg", 3): torch.nn.functional.adaptive_avg_pool3d,
+        ("max", 1): torch.nn.functional.adaptive_max_pool1d,
+        ("max", 2): torch.nn.functional.adaptive_max_pool2d,
+        ("max", 3): torch.nn.functional.adaptive_max_pool3d,
+    }
+    pooled: Tensor = pools[how, len(size)](dense, size)
+    return pooled

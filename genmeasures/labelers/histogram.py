@@ -1,0 +1,76 @@
+"""Bins of continuous targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genmeasures.errors import DataError
+from genmeasures.interfaces import TargetLabeler, is_count, one_of, require
+from genmeasures.labelers.downsampled import pool, resized
+from genmeasures.statistics.kmeans import assign, kmeans
+
+_VALUES_AN_INPUT = 4096
+_MOST_VALUES = 1 << 22
+
+
+class Histogram(TargetLabeler):
+    """Continuous targets, averaged over the area of each output position and binned.
+
+    Edges are fitted on the training targets: ``uniform`` between their extremes, or at their
+    ``quantile``s. Values outside go to the outermost bins. Targets of several channels get one
+    k-means quantiser with ``bins`` centres instead, fitted on the training targets (Rajagopal et
+    al. 2021, section 2.2.2, where an integer label is the special case).
+    """
+
+    name = "histogram"
+
+    def __init__(self, bins: int = 10, edges: str = "uniform") -> None:
+        require(is_count(bins, 2), self, f"bins must be a whole number ≥ 2, not {bins!r}")
+        one_of(self, "edges", edges, ("uniform", "quantile"))
+        self.bins = bins
+        self.edges = edges
+        self._seen: list[Tensor] = []
+        self._low = float("inf")
+        self._high = float("-inf")
+        self._inner: Tensor | None = None
+        self._centres: Tensor | None = None
+
+    def observe(self, targets: Tensor) -> None:
+        values = targets.to(torch.float64).flatten(2) if targets.dim() > 2 else targets.to(torch.float64)[:, :, None]
+        self._low = min(self._low, float(values.min()))
+        self._high = max(self._high, float(values.max()))
+        if self.edges == "quantile" or values.shape[1] > 1:
+            step = -(-values.shape[2] // _VALUES_AN_INPUT)
+            self._seen.append(values[:, :, ::step].cpu())
+            # Thinned alike in every input, so that the order of the data does not matter.
+            while sum(seen.numel() for seen in self._seen) > _MOST_VALUES and self._seen[0].shape[2] > 1:
+                self._seen = [seen[:, :, ::2].clone() for seen in self._seen]
+
+    def fit(self, generator: torch.Generator) -> None:
+        if self._seen and self._seen[0].shape[1] > 1:
+            points = torch.cat([seen.transpose(1, 2).flatten(0, 1) for seen in self._seen])
+            points = points[torch.from_numpy(np.lexsort(points.T.numpy()))]
+            self._centres = kmeans(points, self.bins, generator).centres
+        elif self._seen:
+            values = torch.cat([seen.flatten() for seen in self._seen]).numpy()
+            inner = np.unique(np.quantile(values, np.linspace(0, 1, self.bins + 1)[1:-1]))
+            self._inner = torch.from_numpy(inner)
+        else:
+            self._inner = torch.linspace(self._low, self._high, self.bins + 1, dtype=torch.float64)[1:-1].unique()
+        self._seen = []
+
+    def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        if self._inner is None and self._centres is None:
+            raise DataError("histogram labels are fitted on training targets, and there are none")
+        values = targets.to(torch.float64)
+        if values.dim() > 2:
+            values = pool(values, resized(values.dim() - 2, spatial), "avg").flatten(2)
+        else:
+            values = values[:, :, None]
+        if self._centres is not None:
+            points = values.transpose(1, 2)
+            return assign(points.flatten(0, 1), self._centres.to(values.device)).view(points.shape[:2])
+        assert self._inner is not None
+        return torch.bucketize(values[:, 0].contiguous(), self._inner.to(values.device), right=True)

@@ -1,0 +1,24 @@
+"""The class of the input."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from genmeasures.errors import DataError
+from genmeasures.interfaces import TargetLabeler
+
+
+class Image(TargetLabeler):
+    """The class of the input, for every vector made from it."""
+
+    name = "image"
+
+    def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        if targets.is_floating_point():
+            raise DataError("image labels need integer targets; for continuous ones use the labeler 'histogram'")
+        if targets.shape[1:] != (1,):
+            raise DataError(
+                f"image labels need one class an input, not targets of shape {tuple(targets.shape[1:])}; "
+                "for masks use the labeler 'downsampled'"
+            )
+        return targets

@@ -1,0 +1,6 @@
+"""The measures of Rajagopal et al. 2021."""
+
+from genmeasures.measures.confidence import Confidence
+from genmeasures.measures.davies_bouldin import DaviesBouldin, Roughness
+
+__all__ = ["Confidence", "DaviesBouldin", "Roughness"]

@@ -1,0 +1,114 @@
+"""Density of the training features around new ones."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from genmeasures.errors import Undefined
+from genmeasures.interfaces import (
+    SPLITS,
+    FeatureBatch,
+    FeatureMeasure,
+    Labeler,
+    Layer,
+    Pass,
+    Split,
+    Value,
+    Variable,
+    is_count,
+    one_of,
+    require,
+)
+from genmeasures.labelers import KMeans
+from genmeasures.statistics.mixture import Mixtures, fit_mixtures
+
+_REFERENCES = "Rajagopal et al. 2021, section 2.3.2"
+
+
+class Confidence(FeatureMeasure):
+    """Largest density of a vector under the Gaussian mixtures of the training clusters (Rajagopal et al. 2021, 2.3.2).
+
+    A mixture of ``components`` full-covariance Gaussians is fitted to each cluster of the
+    projected training vectors. A new vector, projected to w, gets c = max over clusters i and
+    components j of N(w; μ_ij, Σ_ij) (``over="component"``, the formula as printed) or of the
+    cluster's mixture (``over="mixture"``); ``density`` "log" takes log c, "linear" c itself.
+    ``confidence`` is the mean of c·‖x‖₂ with x the vector before projection,
+    ``confidence_unweighted`` the mean of c.
+
+    labeler: fitted on training pixels; None is KMeans(). split: whose vectors are scored.
+    Covariances are regularised relative to the variance of the training sample and small clusters
+    get fewer components: see :func:`genmeasures.statistics.mixture.fit_mixtures`.
+    """
+
+    name = "confidence"
+    variables = (
+        Variable("confidence", "confidence, weighted by the norm of the vector", -1, references=_REFERENCES),
+        Variable("confidence_unweighted", "confidence, unweighted", -1, references=_REFERENCES),
+    )
+
+    def __init__(
+        self,
+        labeler: Labeler | None = None,
+        components: int = 3,
+        density: str = "log",
+        over: str = "component",
+        split: Split = "test",
+    ) -> None:
+        require(is_count(components), self, f"components must be a whole number ≥ 1, not {components!r}")
+        one_of(self, "density", density, ("log", "linear"))
+        one_of(self, "over", over, ("component", "mixture"))
+        one_of(self, "split", split, SPLITS)
+        self.labeler = KMeans() if labeler is None else labeler
+        self.components = components
+        self.density = density
+        self.over = over
+        self.split = split
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        return (Pass("train", "projected", "labels"), Pass(self.split, "projected", "vectors"))
+
+    def start(self, layer: Layer, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._training: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._mixtures: Mixtures | None = None
+        self._count = 0
+        self._sum = self._weighted = 0.0
+
+    def update(self, batch: FeatureBatch) -> None:
+        if self._mixtures is None:
+            assert self.labeler is not None
+            self._training.append((batch.rank, batch.projected, batch.labels(self.labeler)))
+            return
+        if self.over == "component":
+            densities = self._mixtures.component_log_densities(batch.projected)
+        else:
+            densities = self._mixtures.mixture_log_densities(batch.projected)
+        confidence = densities.amax(1)
+        if self.density == "linear":
+            confidence = confidence.exp()
+        norms = torch.linalg.vector_norm(batch.vectors, dim=1, dtype=torch.float64)
+        self._count += len(batch)
+        self._sum += float(confidence.sum())
+        self._weighted += float(confidence @ norms)
+
+    def end_pass(self) -> None:
+        if self._mixtures is not None:
+            return
+        if not self._training:
+            raise Undefined("no vectors in the training sample")
+        rank, points, labels = (torch.cat(parts) for parts in zip(*self._training, strict=True))
+        order = rank.argsort()
+        self._training = []
+        self._mixtures = fit_mixtures(points[order], labels[order], self.components, self._generator)
+
+    def compute(self) -> dict[str, float | Value]:
+        if self._mixtures is None or not self._count:
+            raise Undefined("no vectors in the sample")
+        values = {"confidence": self._weighted / self._count, "confidence_unweighted": self._sum / self._count}
+        if not all(math.isfinite(value) for value in values.values()):
+            raise Undefined("linear densities are too large for a float64: use density=log")
+        return {name: Value(value, self._mixtures.note) for name, value in values.items()}

@@ -1,0 +1,168 @@
+"""Separation of clusters: of pixels by their labels, and of patches by the cluster of the pixel they make."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genmeasures.errors import Undefined
+from genmeasures.interfaces import (
+    SPLITS,
+    Extractor,
+    FeatureBatch,
+    FeatureMeasure,
+    Field,
+    Labeler,
+    Layer,
+    Pass,
+    Split,
+    Variable,
+    is_count,
+    one_of,
+    require,
+)
+from genmeasures.labelers import KMeans
+from genmeasures.statistics.davies_bouldin import ClusterSpreads, ClusterSums
+from genmeasures.statistics.pca import PCA, fit_pca
+
+_REFERENCES = "Davies & Bouldin 1979; Rajagopal et al. 2021, "
+
+
+class _ClusterIndex(FeatureMeasure):
+    """The Davies–Bouldin index of labelled vectors, in two passes over a split."""
+
+    spread: str
+
+    def start(self, layer: Layer, generator: torch.Generator) -> None:
+        self._state: ClusterSums | ClusterSpreads | None = None
+
+    def _add(self, vectors: Tensor, batch: FeatureBatch) -> None:
+        assert self.labeler is not None
+        if self._state is None:
+            self._state = ClusterSums()
+        self._state.add(vectors, batch.labels(self.labeler))
+
+    def end_pass(self) -> None:
+        if isinstance(self._state, ClusterSums):
+            self._state = self._state.result()
+
+    def compute(self) -> float:
+        if not isinstance(self._state, ClusterSpreads):
+            raise Undefined("no vectors in the sample")
+        return self._state.index(self.spread)
+
+
+class DaviesBouldin(_ClusterIndex):
+    """DB = (1/k) Σ_i max_{j≠i} (s_i + s_j)/d_ij of labelled vectors (Rajagopal et al. 2021, 2.2.2).
+
+    labeler: what clusters the vectors; None takes the one that fits the targets (image label,
+    downsampled mask or histogram bins). space: distances between vectors after PCA to d ("pca"),
+    between whole vectors ("pixel") or between the patches behind them ("patch"). spread: s_i is
+    the mean distance to the centroid ("mean"), or the root mean square ("rms"). split: whose
+    vectors.
+    """
+
+    name = "davies_bouldin"
+    variables = (
+        Variable(
+            "davies_bouldin",
+            "Davies–Bouldin index",
+            direction=-1,
+            references=_REFERENCES + "section 2.2.2",
+        ),
+    )
+
+    def __init__(
+        self, labeler: Labeler | None = None, space: str = "pca", spread: str = "mean", split: Split = "train"
+    ) -> None:
+        one_of(self, "space", space, ("pca", "pixel", "patch"))
+        one_of(self, "spread", spread, ("mean", "rms"))
+        one_of(self, "split", split, SPLITS)
+        self.labeler = labeler
+        self.space = space
+        self.spread = spread
+        self.split = split
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        fields: dict[str, Field] = {"pca": "projected", "pixel": "vectors", "patch": "patches"}
+        one = Pass(self.split, fields[self.space], "labels")
+        return (one, one)
+
+    def update(self, batch: FeatureBatch) -> None:
+        if self.space == "pca":
+            self._add(batch.projected, batch)
+        else:
+            self._add(batch.vectors if self.space == "pixel" else batch.patches, batch)
+
+
+class Roughness(_ClusterIndex):
+    """DB of the patches in x_{ℓ−1}, grouped by the k-means label of their pixel in x_ℓ (Rajagopal et al. 2021, 2.3.1).
+
+    labeler: fitted on training pixels; None is KMeans(), which needs no ground truth. input_pca:
+    number of principal components of the training patches that distances are taken in, None for
+    raw patches, "auto" for raw patches under receptive fields and the extractor's d under whole
+    tensors. spread and split: as in :class:`DaviesBouldin`.
+    """
+
+    name = "roughness"
+    variables = (
+        Variable(
+            "roughness",
+            "roughness",
+            direction=-1,
+            references=_REFERENCES + "section 2.3.1",
+        ),
+    )
+
+    def __init__(
+        self,
+        labeler: Labeler | None = None,
+        input_pca: int | str | None = "auto",
+        spread: str = "mean",
+        split: Split = "test",
+    ) -> None:
+        valid = input_pca in (None, "auto") or is_count(input_pca)
+        require(valid, self, f'input_pca must be "auto", null or a whole number ≥ 1, not {input_pca!r}')
+        one_of(self, "spread", spread, ("mean", "rms"))
+        one_of(self, "split", split, SPLITS)
+        self.labeler = KMeans() if labeler is None else labeler
+        self.input_pca = input_pca
+        self.spread = spread
+        self.split = split
+        self._components = input_pca if isinstance(input_pca, int) else None
+
+    def prepare(self, extractor: Extractor) -> None:
+        if self.input_pca == "auto" and extractor.projects_patches:
+            self._components = extractor.components
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        scored = Pass(self.split, "patches", "labels")
+        return (scored, scored) if self._components is None else (Pass("train", "patches"), scored, scored)
+
+    def start(self, layer: Layer, generator: torch.Generator) -> None:
+        super().start(layer, generator)
+        self._training: list[tuple[Tensor, Tensor]] = []
+        self._pca: PCA | None = None
+
+    def update(self, batch: FeatureBatch) -> None:
+        if self._components is None:
+            self._add(batch.patches, batch)
+        elif self._pca is None:
+            self._training.append((batch.rank, batch.patches))
+        else:
+            self._add(self._pca.project(batch.patches), batch)
+
+    def end_pass(self) -> None:
+        super().end_pass()
+        if self._components is not None and self._pca is None:
+            rank = torch.cat([rank for rank, _ in self._training]) if self._training else torch.empty(0)
+            if not len(rank):
+                raise Undefined("no vectors in the training sample")
+            # Filled by rank, so that rounding does not depend on the order of the data.
+            patches = self._training[0][1].new_empty(len(rank), self._training[0][1].shape[1])
+            for place, rows in self._training:
+                patches[place] = rows
+            self._training = []
+            self._pca = fit_pca(patches, self._components)

@@ -1,0 +1,131 @@
+"""Finds plugins, and keeps what they register and what failed to load."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pluggy
+
+from genmeasures.errors import GenmeasuresError, OptionError, nearest
+from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
+from genmeasures.registry import specs
+
+STRICT = "GENMEASURES_STRICT_PLUGINS"
+"""Environment variable: where set (not to 0), a plugin that fails to load is an error."""
+
+_KINDS: dict[str, tuple[str, type[Component]]] = {
+    "extractor": ("genmeasures_register_extractors", Extractor),
+    "labeler": ("genmeasures_register_labelers", Labeler),
+    "measure": ("genmeasures_register_measures", Measure),
+    "aggregator": ("genmeasures_register_aggregators", Aggregator),
+    "task": ("genmeasures_register_tasks", Task),
+}
+_C = TypeVar("_C", bound=Component)
+
+
+@dataclass
+class PluginInfo:
+    """One plugin: where it comes from, what it provides, and why it is left out if it is."""
+
+    name: str
+    distribution: str
+    version: str
+    components: list[tuple[str, type[Component]]] = field(default_factory=list)
+    config_packages: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+class Registry:
+    """All components by kind ("extractor", "labeler", "measure", "aggregator", "task") and name."""
+
+    def __init__(self) -> None:
+        self.plugins: list[PluginInfo] = []
+        self._classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in _KINDS}
+
+    def add(self, name: str, load: Callable[[], object], distribution: str, version: str) -> None:
+        """Load one plugin by itself: whatever it does wrong is kept in its info and stops no other."""
+        info = PluginInfo(name, distribution, version)
+        self.plugins.append(info)
+        classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in _KINDS}
+        try:
+            manager = pluggy.PluginManager(specs.PROJECT)
+            manager.add_hookspecs(specs)
+            manager.register(load(), name)
+            manager.check_pending()
+            for kind, (hook, base) in _KINDS.items():
+                getattr(manager.hook, hook)(register=self._registrar(kind, base, classes[kind], info))
+            for packages in manager.hook.genmeasures_config_packages():
+                info.config_packages += [packages] if isinstance(packages, str) else list(packages)
+        except Exception as error:
+            info.components, info.config_packages = [], []
+            info.error = f"{type(error).__name__}: {error}"
+            if os.environ.get(STRICT, "0") not in ("", "0"):
+                raise GenmeasuresError(f"plugin {name} ({distribution} {version}) failed to load: {info.error}") from error
+            return
+        for kind, found in classes.items():
+            self._classes[kind].update(found)
+
+    def _registrar(
+        self, kind: str, base: type[Component], found: dict[str, type[Component]], info: PluginInfo
+    ) -> Callable[[type[Any]], None]:
+        def register(component: type[Any]) -> None:
+            if not (isinstance(component, type) and issubclass(component, base)):
+                raise GenmeasuresError(f"{component!r} is registered as {kind} but is no subclass of {base.__name__}")
+            name = getattr(component, "name", "")
+            if not isinstance(name, str) or not name:
+                raise GenmeasuresError(f"{component.__name__} has no name")
+            if name in found or name in self._classes[kind]:
+                raise GenmeasuresError(f"the {kind} name {name!r} is already taken")
+            found[name] = component
+            info.components.append((kind, component))
+
+        return register
+
+    def names(self, kind: str) -> list[str]:
+        """The names of all components of a kind."""
+        return sorted(self._classes[kind])
+
+    def get(self, kind: str, name: str) -> type[Component]:
+        """The class of a component. Raises OptionError with the nearest name for an unknown one."""
+        if name not in self._classes[kind]:
+            raise OptionError(f"there is no {kind} {name!r}{nearest(name, self._classes[kind])}")
+        return self._classes[kind][name]
+
+    def make(self, kind: str, name: str, options: dict[str, Any]) -> Component:
+        """A component with options. Raises OptionError for an option that it does not have."""
+        component = self.get(kind, name)
+        known = component.option_names()
+        for option in options:
+            if option not in known:
+                raise OptionError(f"the {kind} {name!r} has no option {option!r}{nearest(option, known)}")
+        return component(**options)
+
+    def config_packages(self) -> Sequence[str]:
+        """The packages with config groups, of all plugins that loaded."""
+        return [package for info in self.plugins for package in info.config_packages]
+
+
+def _builtin() -> ModuleType:
+    from genmeasures.registry import builtin
+
+    return builtin
+
+
+@cache
+def registry() -> Registry:
+    """The components of the core and of all installed plugins (entry-point group ``genmeasures``)."""
+    made = Registry()
+    made.add("genmeasures", _builtin, "genmeasures", importlib.metadata.version("genmeasures"))
+    if made.plugins[0].error:
+        raise GenmeasuresError(f"the core of genmeasures does not load: {made.plugins[0].error}")
+    points = importlib.metadata.entry_points(group=specs.PROJECT)
+    for point in sorted(points, key=lambda point: point.name):
+        dist = point.dist
+        made.add(point.name, point.load, dist.name if dist else "?", dist.version if dist else "?")
+    return made

@@ -1,0 +1,6 @@
+"""What a person reads of a result: tables, what failed, and figures."""
+
+from genmeasures.report.figures import plot_measures
+from genmeasures.report.table import failures, markdown_table, render_table
+
+__all__ = ["failures", "markdown_table", "plot_measures", "render_table"]

@@ -1,0 +1,139 @@
+"""One picture of a result: measures against accuracy, and measures along the layers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from os import PathLike, fspath
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from genmeasures.errors import ResultError
+from genmeasures.judging.correlation import is_constant, pearson
+from genmeasures.results.schema import measure_variables
+
+_NEUTRAL = (0.55, 0.55, 0.55, 1.0)
+_OUTLIERS = 0.02
+"""Share of values at either end that may be left outside of the axes."""
+
+
+def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[str]) -> None:
+    """Write one PNG with a column for every measure of a result.
+
+    Top: the aggregated measure (x) against the test metric (y), a point a model, with Pearson's
+    correlation. Bottom: the measure along the layers, a line a model. Models are coloured by the
+    test metric, grey where it is not known. Few far outliers are left outside of the axes and
+    counted in a note.
+
+    Args:
+        ds: a result with dims (model, layer).
+        aggregated: the same result aggregated to (model,).
+        path: where the PNG is written; the folder must exist.
+
+    Raises:
+        ResultError: there is no measure to draw, or the file cannot be written.
+    """
+    names = [name for name in measure_variables(aggregated) if name in ds]
+    if not names:
+        raise ResultError(f"nothing to draw in {fspath(path)}: the result has no measure variable")
+    metric = str(ds.attrs.get("metric", "accuracy"))
+    label = f"test {'IoU' if metric == 'iou' else metric}"
+    models = ds.sizes["model"]
+    known = ds[f"test_{metric}"].values.astype(np.float64) if f"test_{metric}" in ds.coords else np.full(models, np.nan)
+    shades = _shades(known)
+    colors = np.array([shades.to_rgba(v) if np.isfinite(v) else _NEUTRAL for v in known]).reshape(models, 4)
+
+    figure = Figure(figsize=(3.5 * len(names) + 1.1, 6.8), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(names), squeeze=False)
+    for column, name in enumerate(names):
+        title = textwrap.fill(str(ds[name].attrs.get("long_name", name)), 32)
+        unit = str(ds[name].attrs.get("units", "1"))
+        quantity = title if unit in ("", "1") else f"{title} [{unit}]"
+        _scatter(axes[0, column], aggregated[name].values.astype(np.float64), known, colors)
+        axes[0, column].set_xlabel(quantity)
+        if "layer" in ds[name].dims:
+            _lines(axes[1, column], ds[name].transpose("model", "layer"), colors)
+            axes[1, column].set_ylabel(quantity)
+        else:
+            _note(axes[1, column], "one value a model")
+    axes[0, 0].set_ylabel(label)
+    if np.isfinite(known).any():
+        figure.colorbar(shades, ax=axes, label=label, aspect=40, pad=0.015)
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise ResultError(f"cannot write the figure {fspath(path)}: {error.strerror or error}") from error
+
+
+def _shades(known: NDArray[np.float64]) -> ScalarMappable:
+    """The colour scale over the known values; one that is the same for all models lies in its middle."""
+    finite = known[np.isfinite(known)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    if is_constant(np.array([low, high])):
+        low, high = low - 0.01, high + 0.01
+    return ScalarMappable(Normalize(low, high), "viridis")
+
+
+def _scatter(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colors: NDArray[np.float64]) -> None:
+    drawn = np.isfinite(x) & np.isfinite(y)
+    if not drawn.any():
+        _note(ax, "no test metric is known" if not np.isfinite(y).any() else "no model has a value")
+        return
+    x, y = x[drawn], y[drawn]
+    ax.scatter(x, y, c=colors[drawn], s=22, alpha=0.85, linewidths=0.3, edgecolors="white")
+    defined = not (is_constant(x) or is_constant(y))
+    coefficient = float(pearson(x, y)) if defined else np.nan
+    shown = "not defined" if np.isnan(coefficient) else f"{coefficient:.2f}".replace("-", "−")
+    outside = _limit(ax.set_xlim, x)
+    ax.set_title(f"Pearson {shown} (n = {len(x)}{f', {outside} outside' if outside else ''})", fontsize=10)
+    ax.grid(alpha=0.25, linewidth=0.5)
+
+
+def _lines(ax: Axes, values: xr.DataArray, colors: NDArray[np.float64]) -> None:
+    numbers = np.where(np.isfinite(values.values), values.values, np.nan).astype(np.float64)
+    if np.isnan(numbers).all():
+        _note(ax, "no layer has a value")
+        return
+    few = len(numbers) <= 10
+    for line, color in zip(numbers, colors, strict=True):
+        # The dot shows a layer between two without a value, where no line can be drawn.
+        ax.plot(
+            values["layer"].values, line, color=color, linewidth=1.4 if few else 0.7, alpha=0.9 if few else 0.5,
+            marker="o", markersize=3.0 if few else 1.4, markeredgewidth=0,
+        )  # fmt: skip
+    outside = _limit(ax.set_ylim, numbers[~np.isnan(numbers)])
+    if outside:
+        ax.set_title(f"{outside} outside", fontsize=8, loc="right", color="0.35")
+    ax.set_xlabel("layer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.grid(alpha=0.25, linewidth=0.5)
+
+
+def _limit(set_limits: Callable[[float, float], object], values: NDArray[np.float64]) -> int:
+    """Keep few far values from squeezing the rest together; returns how many lie outside of the limits."""
+    low, high = np.quantile(values, [_OUTLIERS, 1 - _OUTLIERS], method="nearest")
+    reach = 1.5 * (high - low)
+    if reach <= 0 or (values.min() >= low - reach and values.max() <= high + reach):
+        return 0
+    inside = values[(values >= low - reach) & (values <= high + reach)]
+    margin = 0.05 * (inside.max() - inside.min())
+    set_limits(float(inside.min() - margin), float(inside.max() + margin))
+    return len(values) - len(inside)
+
+
+def _note(ax: Axes, text: str) -> None:
+    """A panel that holds a remark instead of a drawing."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.4")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_color("0.85")

@@ -1,0 +1,89 @@
+"""Davies–Bouldin index in two passes over a stream of vectors: sums first, distances to the centroids second."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genmeasures.errors import Undefined
+
+_ELEMENTS = 1 << 18
+"""Elements of one block of differences: a block stays in cache between its few operations."""
+
+
+def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
+    """DB = (1/k) Σ_i max_{j≠i} (s_i + s_j) / d_ij (Davies & Bouldin 1979).
+
+    centroids: float64 (k, D); spreads: float64 (k,). Raises Undefined for fewer than two clusters
+    and for clusters whose centroids coincide, where the index is infinite.
+    """
+    if len(centroids) < 2:
+        raise Undefined(f"{len(centroids)} cluster in the sample: two are needed")
+    # Differences, not the expansion into products: centroids may lie far from the origin.
+    distance = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = ~torch.eye(len(centroids), dtype=torch.bool, device=centroids.device)
+    if bool((distance[apart] == 0).any()):
+        raise Undefined("constant features: clusters with the same centroid")
+    ratio = torch.where(apart, (spreads[:, None] + spreads) / distance, 0.0)
+    return float(ratio.max(1).values.mean())
+
+
+class ClusterSums:
+    """First pass: sums of the vectors of each cluster. Clusters are numbered by their labels, 0 and up."""
+
+    def __init__(self) -> None:
+        self._origin: Tensor | None = None
+        self._sums: Tensor | None = None
+
+    def add(self, vectors: Tensor, labels: Tensor) -> None:
+        """Add vectors (n, D), float32 or float64, with labels int64 (n,) ≥ 0."""
+        if not len(vectors):
+            return
+        if self._origin is None or self._sums is None:
+            # Sums are taken from a point amid the data: float32 products far from the origin cancel.
+            self._origin = vectors.mean(0, dtype=torch.float64).to(vectors.dtype)
+            self._sums = vectors.new_zeros((0, vectors.shape[1] + 1), dtype=torch.float64)
+        clusters = int(labels.max()) + 1
+        if clusters > len(self._sums):
+            self._sums = torch.cat([self._sums, self._sums.new_zeros(clusters - len(self._sums), self._sums.shape[1])])
+        for block, label in _blocks(vectors, labels):
+            member = torch.nn.functional.one_hot(label, clusters).to(block.dtype).T
+            self._sums[:clusters, :-1] += (member @ (block - self._origin)).double()
+            self._sums[:clusters, -1] += member.sum(1, dtype=torch.float64)
+
+    def result(self) -> ClusterSpreads:
+        """The second pass, about the centroids found in the first."""
+        if self._origin is None or self._sums is None:
+            raise Undefined("no vectors in the sample")
+        counts = self._sums[:, -1]
+        return ClusterSpreads(self._origin, self._sums[:, :-1] / counts[:, None].clamp(min=1), counts)
+
+
+class ClusterSpreads:
+    """Second pass: mean, or root mean square, distance of the vectors of each cluster to its centroid."""
+
+    def __init__(self, origin: Tensor, offsets: Tensor, counts: Tensor) -> None:
+        self._origin = origin
+        self._offsets = offsets
+        self._counts = counts
+        self._distance = torch.zeros_like(counts)
+        self._square = torch.zeros_like(counts)
+
+    def add(self, vectors: Tensor, labels: Tensor) -> None:
+        """Add the same vectors as in the first pass, in any order and any batches."""
+        offsets = self._offsets.to(vectors.dtype)
+        for block, label in _blocks(vectors, labels):
+            square = (block - self._origin).sub_(offsets[label]).square_().sum(1, dtype=torch.float64)
+            self._distance.index_add_(0, label, square.sqrt())
+            self._square.index_add_(0, label, square)
+
+    def index(self, spread: str) -> float:
+        """The Davies–Bouldin index with ``spread`` "mean" or "rms"; empty clusters are left out."""
+        used = self._counts > 0
+        mean = (self._distance if spread == "mean" else self._square)[used] / self._counts[used]
+        return davies_bouldin(self._offsets[used], mean if spread == "mean" else mean.sqrt())
+
+
+def _blocks(vectors: Tensor, labels: Tensor) -> zip[tuple[Tensor, Tensor]]:
+    rows = max(1, _ELEMENTS // max(1, vectors.shape[1]))
+    return zip(vectors.split(rows), labels.split(rows), strict=True)

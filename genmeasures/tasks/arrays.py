@@ -1,0 +1,119 @@
+"""Data from the arrays of an ``.npz`` file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genmeasures.errors import DataError, nearest
+
+Arrays: TypeAlias = tuple[NDArray[np.float32]] | tuple[NDArray[np.float32], NDArray[Any]]
+
+_SPATIAL = "DHWL"
+_LAYOUTS = ({"H", "W"}, {"D", "H", "W"}, {"L"}, set[str]())
+
+
+def layout_fault(layout: str) -> str | None:
+    """What is wrong with a layout such as ``NHWC``, or None."""
+    axes = set(layout)
+    if layout[:1] != "N" or len(axes) != len(layout) or axes - {"N", "C"} not in _LAYOUTS:
+        return (
+            f"{layout!r} is not a layout: N (inputs) first, then in the order of the array's axes C (channels) "
+            "and L, or H and W, or D, H and W (space), such as NHWC, NCHW, NDHWC, NCL, or NHW without channels"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Which arrays of an ``.npz`` file are the inputs and targets, and how the inputs are prepared."""
+
+    npz: Path
+    x: str
+    y: str | None = None
+    """None for data without targets."""
+    layout: str | None = None
+    """Meaning of the axes of ``x``; needed from three axes on."""
+    scale: float | None = None
+    """What ``x`` is divided by; needed for whole numbers."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted after scaling: a value, or one a channel."""
+    std: tuple[float, ...] | None = None
+    """Divided by after that: a value, or one a channel."""
+
+
+def load(spec: ArraySpec) -> Arrays:
+    """The inputs, float32 (N, C, *space) or (N, features), and the targets where the specification names any.
+
+    Targets keep their shape: whole numbers become int64, others float32. Raises DataError naming the file.
+    """
+    named = [spec.x] if spec.y is None else [spec.x, spec.y]
+    arrays = _read(spec.npz, named)
+    for name, array in zip(named, arrays, strict=True):
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{spec.npz}: array {name!r} has type {array.dtype}, not numbers")
+        if array.ndim == 0 or len(array) != len(arrays[0]) or len(array) == 0:
+            shapes = ", ".join(f"{n!r} {a.shape}" for n, a in zip(named, arrays, strict=True))
+            raise DataError(f"{spec.npz}: arrays must have one entry an input, and as many each; shapes are {shapes}")
+    x = _prepare(arrays[0], spec)
+    if spec.y is None:
+        return (x,)
+    y = arrays[1]
+    return x, y.astype(np.float32 if y.dtype.kind == "f" else np.int64, copy=False)
+
+
+def _read(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except Exception as error:  # NumPy and zipfile raise many types on damaged files
+        raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} is a single array: save it under a name with numpy.savez")
+    arrays = []
+    with file:
+        for name in names:
+            if name not in file.files:
+                raise DataError(f"{path} has no array {name!r}{nearest(name, file.files)}")
+            try:
+                arrays.append(file[name])
+            except Exception as error:  # as above, and ValueError for arrays of Python objects
+                raise DataError(f"{path}: array {name!r} cannot be read: {error}") from error
+    return arrays
+
+
+def _prepare(x: NDArray[Any], spec: ArraySpec) -> NDArray[np.float32]:
+    if spec.layout is None and x.ndim >= 3:
+        raise DataError(f"{spec.npz}: array {spec.x!r} has shape {x.shape}: say what its axes are with layout, as NHWC")
+    if spec.scale is None and x.dtype.kind in "iu":
+        raise DataError(
+            f"{spec.npz}: array {spec.x!r} has whole numbers ({x.dtype}): say what to divide them by with scale, as 255"
+        )
+    if spec.layout is not None:
+        x = _channels_first(x, spec.layout, spec)
+    channels = x.shape[1] if x.ndim > 1 else 1
+    # One pass writes the result in its type and order; what follows works in place.
+    if spec.scale is not None:
+        out = np.empty(x.shape, np.float32)
+        np.divide(x, np.float32(spec.scale), out=out, dtype=np.float32, casting="unsafe")
+    elif spec.mean is None and spec.std is None:
+        return np.ascontiguousarray(x, np.float32)
+    else:
+        out = np.array(x, np.float32, order="C", copy=not _own_float32(x))
+    for option, values in (("mean", spec.mean), ("std", spec.std)):
+        if values is None:
+            continue
+        if len(values) not in (1, channels):
+            raise DataError(f"{spec.npz}: {option} has {len(values)} values, but {spec.x!r} has {channels} channels")
+        each = np.array(values, np.float32).reshape(-1, *[1] * (out.ndim - 2)) if out.ndim > 1 else np.float32(values[0])
+        if option == "mean":
+            out -= each
+        else:
+            out /= each
+    return out

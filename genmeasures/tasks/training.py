@@ -1,0 +1,250 @@
+"""Training of many small classifiers, each in one thread and from its own seed, and keeping them on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from genmeasures.errors import GenmeasuresError, OptionError
+from genmeasures.tasks.cnn import SmallCNN
+from genmeasures.tasks.digits import Arrays
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every network is trained: AdamW with a one-cycle learning rate for a fixed number of steps."""
+
+    version: int = 1
+    """Raised with each change of the training that the other fields do not show."""
+    steps: int = 220
+    batch_size: int = 32
+    learning_rate: float = 0.01
+    warm_up: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    hidden: int = 128
+    """Units of the hidden linear layer."""
+
+
+@dataclass(frozen=True)
+class Hparams:
+    """What the networks differ in."""
+
+    width: int
+    """Channels of each convolution."""
+    depth: int
+    """Number of convolutions."""
+    dropout: float
+    weight_decay: float
+    """AdamW's, which multiplies it by the learning rate."""
+    batch_norm: bool
+    train_size: int
+    """Number of training pictures."""
+    label_noise: float
+    """Share of the training labels that are wrong."""
+
+    @property
+    def name(self) -> str:
+        """A name that no other combination has, fit for a file."""
+        return (
+            f"width{self.width}_depth{self.depth}_dropout{self.dropout:g}_decay{self.weight_decay:g}"
+            f"_norm{int(self.batch_norm)}_size{self.train_size}_noise{self.label_noise:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network to train, and the file to keep it in."""
+
+    path: Path
+    hparams: Hparams
+    recipe: Recipe
+    train: Arrays
+    test: Arrays
+
+
+def architecture(hparams: Hparams, recipe: Recipe) -> SmallCNN:
+    """The network that the hyper-parameters ask for, with random weights from torch's global generator."""
+    return SmallCNN(
+        hparams.width,
+        hparams.depth,
+        dropout=hparams.dropout,
+        batch_norm=hparams.batch_norm,
+        hidden=recipe.hidden,
+    )
+
+
+def read(path: Path, hparams: Hparams, recipe: Recipe) -> tuple[SmallCNN, dict[str, float]]:
+    """A network that ``train_all`` kept, in evaluation mode, and its metrics.
+
+    Raises ValueError where the file is damaged or does not fit, and FileNotFoundError.
+    """
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        metrics = {name: float(kept["metrics"][name]) for name in ("train_accuracy", "test_accuracy")}
+        with torch.random.fork_rng(devices=[]):
+            model = architecture(hparams, recipe)
+        model.load_state_dict(kept["state_dict"])
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not all(math.isfinite(value) for value in metrics.values()):
+        raise ValueError(f"{path} is damaged: its metrics are {metrics}")
+    return model.eval(), metrics
+
+
+def train_all(jobs: Sequence[Job], workers: int, title: str) -> None:
+    """Train the networks and keep each in its file, with a progress bar on standard error.
+
+    ``workers`` processes of one thread each train them; with one, this process does. A network's
+    weights do not depend on that. Whatever ends this function ends the processes.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(title, total=len(jobs))
+        if workers == 1:
+            for job in jobs:
+                _train_and_keep(job)
+                progress.advance(bar)
+        else:
+            _in_processes(jobs, workers, lambda: progress.advance(bar))
+
+
+def _in_processes(jobs: Sequence[Job], workers: int, one_done: Callable[[], None]) -> None:
+    # spawn: a forked copy of a process whose torch has started its threads can hang.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        for future in as_completed([executor.submit(_train_and_keep, job) for job in jobs]):
+            future.result()
+            one_done()
+    except BrokenProcessPool as error:
+        raise GenmeasuresError(
+            "a process that trains networks ended too early. A script that starts such processes must be a file "
+            'and do so under `if __name__ == "__main__":`; otherwise give workers=1. '
+            "If the processes were killed for want of memory, give fewer workers"
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole group; the parent answers it, and ends the workers after their current network.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that is killed cannot end its workers, and they would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _train_and_keep(job: Job) -> None:
+    with _one_thread():
+        model, metrics = _train(job)
+    _keep(job.path, {"state_dict": model.state_dict(), "metrics": metrics})
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """More threads gain nothing on networks this small, and would change the order of their sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(job: Job) -> tuple[nn.Module, dict[str, float]]:
+    hparams, recipe = job.hparams, job.recipe
+    x, y = (torch.from_numpy(array) for array in job.train)
+    # Initial weights and dropout draw from the global generator, whose state must come back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(hparams.name.encode()).digest()[:4]))
+        model = architecture(hparams, recipe)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=recipe.learning_rate, weight_decay=hparams.weight_decay, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=recipe.warm_up
+        )
+        model.train()
+        for batch in _batches(len(x), recipe.batch_size, recipe.steps):
+            loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    return model, {"train_accuracy": accuracy(model, job.train), "test_accuracy": accuracy(model, job.test)}
+
+
+def _batches(size: int, batch_size: int, steps: int) -> Iterator[Tensor]:
+    """Indices, int64 (≤ batch_size,), of ``steps`` batches: each epoch in a new random order."""
+    left = steps
+    while left > 0:
+        epoch = torch.randperm(size).split(batch_size)[:left]
+        left -= len(epoch)
+        yield from epoch
+
+
+def accuracy(model: nn.Module, data: Arrays) -> float:
+    """Share of the pictures whose largest logit is their label's; the model's mode is left as it is."""
+    with torch.inference_mode():
+        predicted = model(torch.from_numpy(data[0])).argmax(1)
+    return float((predicted == torch.from_numpy(data[1])).double().mean())
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder; raise OptionError where that fails or no file can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OptionError(_cannot_write(folder, error)) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    return (
+        f"cannot write {path}: {error.strerror or error}; "
+        "give another folder as cache, or in the environment variable GENMEASURES_CACHE"
+    )
+
+
+def _keep(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the file under another name and move it into place, so that it is there whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(content, file)
+        os.replace(part, path)
+    except OSError as error:
+        raise OptionError(_cannot_write(path, error)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+__all__ = ["Hparams", "Job", "Recipe", "accuracy", "architecture", "check_writable", "read", "train_all"]
