@@ -172,7 +172,6 @@ class Run:
             "extractor": repr(self._extractor),
             "layers": None if self._layers is None else list(self._layers),
             "seed": self._seed,
-            "batch_size": self._batch_size,
         }
         return {
             "title": "generalization measures",
@@ -184,7 +183,8 @@ class Run:
             "device": str(self._device or "as given"),
             "versions": json.dumps(versions()),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "config": yaml.safe_dump(settings, sort_keys=False),
+            "settings": yaml.safe_dump(settings, sort_keys=False),
+            "config": yaml.safe_dump({**settings, "batch_size": self._batch_size}, sort_keys=False),
         }
 
 

@@ -43,7 +43,7 @@ def genmeasures_register_aggregators(register: Register) -> None:
 @hookimpl
 def genmeasures_register_tasks(register: Register) -> None:
     register(tasks.DigitsCNN)
-    # register(tasks.Checkpoints)
+    register(tasks.Checkpoints)
 
 
 @hookimpl

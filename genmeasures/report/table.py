@@ -69,8 +69,7 @@ def failures(ds: xr.Dataset) -> list[str]:
     lines = []
     for alike in _alike(status[failed]):
         names = models[failed][alike]
-        verb = "model failed" if len(names) == 1 else "models failed"
-        lines.append(f"{len(names)} of {len(models)} {verb} ({_list(names)}){_reason(status[failed][alike])}")
+        lines.append(f"{len(names)} of {len(models)} models failed ({_list(names)}){_reason(status[failed][alike])}")
     for name in measure_variables(ds):
         lines += _undefined(ds.isel(model=~failed), name)
     return lines

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SUBSAMPLE = 5000
+_SUBSAMPLE = 3000
 _FINALISTS = 2
 """Restarts continued on all points: the order on the subsample can differ from that on the whole."""
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from genmeasures.errors import Undefined
 from genmeasures.statistics.kmeans import kmeans
 
-_SUBSAMPLE = 4000
+_SUBSAMPLE = 2000
+_START_ITERATIONS = 20
+_NO_WEIGHT = 1e-10
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -56,7 +58,7 @@ def fit_mixtures(
     components: int,
     generator: torch.Generator,
     regularisation: float = 1e-6,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
     iterations: int = 200,
 ) -> Mixtures:
     """Fit a mixture of full-covariance Gaussians to each cluster of points float64 (n, d), labels int64 (n,).
@@ -74,50 +76,83 @@ def fit_mixtures(
     if not scale > 0:
         raise Undefined("constant features: the training sample has no variance")
     ridge = regularisation * scale
-    cluster, weights, means, precisions, reduced = [], [], [], [], []
+    frames, reduced = [], []
     for label in labels.unique().tolist():
         members = points[labels == label]
         m = components_for(len(members), d, components)
         if m < components:
             reduced.append(f"cluster {label} of {len(members)} points")
-        weight, mean, precision = _fit(members, m, ridge, generator, tolerance, iterations)
-        cluster += [label] * len(weight)
-        weights.append(weight)
-        means.append(mean)
-        precisions.append(precision)
+        frames.append(_Frame(label, m, members, ridge, generator))
+    for m in {frame.m for frame in frames}:
+        together = [frame for frame in frames if frame.m == m]
+        for frame, start in zip(together, _start(together, tolerance / 10, iterations), strict=True):
+            frame.finish(start, tolerance, iterations)
     note = f"fewer than {components} mixture components for {', '.join(reduced)}" if reduced else ""
     return Mixtures(
-        torch.tensor(cluster, device=points.device), torch.cat(weights).log(), torch.cat(means), torch.cat(precisions), note
+        torch.tensor([frame.label for frame in frames for _ in frame.weights], device=points.device),
+        torch.cat([frame.weights for frame in frames]).log(),
+        torch.cat([frame.means for frame in frames]),
+        torch.cat([frame.precisions for frame in frames]),
+        note,
     )
 
 
-def _fit(
-    points: Tensor, m: int, ridge: float, generator: torch.Generator, tolerance: float, iterations: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (m,), means (m, d) and precision factors (m, d, d) of one mixture."""
-    n, d = points.shape
-    eye = torch.eye(d, dtype=points.dtype, device=points.device)
-    centre = points.mean(0)
-    centred = points - centre
-    # In the cluster's own standard coordinates the quadratic features below are well conditioned.
-    root = torch.linalg.cholesky(centred.T @ centred / n + ridge * eye)
-    inverse = torch.linalg.solve_triangular(root, eye, upper=False)
-    white = centred @ inverse.T
-    white_ridge = ridge * inverse @ inverse.T
-    if m == 1:
-        parameters = _maximise(torch.ones(n, 1, dtype=points.dtype, device=points.device), _quadratic(white), white_ridge)
-    else:
-        chosen = torch.randperm(n, generator=generator)[:_SUBSAMPLE].to(points.device)
-        part = white[chosen]
-        start = kmeans(part, m, generator, restarts=1).labels
-        resp = torch.nn.functional.one_hot(start).to(points.dtype)
-        quadratic = _quadratic(part)
-        parameters = _climb(_maximise(resp, quadratic, white_ridge), quadratic, white_ridge, tolerance / 10, iterations)
-        if n > _SUBSAMPLE:
-            parameters = _climb(parameters, _quadratic(white), white_ridge, tolerance, iterations)
-    weight, mean, covariance = parameters
-    factor = torch.linalg.cholesky(root @ covariance @ root.T)
-    return weight, mean @ root.T + centre, torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT
+class _Frame:
+    """One cluster in its own standard coordinates, where the quadratic features below are well conditioned."""
+
+    def __init__(self, label: int, m: int, points: Tensor, ridge: float, generator: torch.Generator) -> None:
+        self.label = label
+        self.m = m
+        n, d = points.shape
+        eye = torch.eye(d, dtype=points.dtype, device=points.device)
+        self._centre = points.mean(0)
+        centred = points - self._centre
+        self._root = torch.linalg.cholesky(centred.T @ centred / n + ridge * eye)
+        inverse = torch.linalg.solve_triangular(self._root, eye, upper=False)
+        self._white = centred @ inverse.T
+        self.ridge = ridge * inverse @ inverse.T
+        chosen = torch.randperm(n, generator=generator)[:_SUBSAMPLE]
+        self.part = self._white[chosen.to(points.device)]
+        self.members = kmeans(self.part, m, generator, restarts=1, iterations=_START_ITERATIONS).labels
+        self.weights = self.means = self.precisions = points
+
+    def finish(self, parameters: _Parameters, tolerance: float, iterations: int) -> None:
+        """EM on all points, and back to the coordinates of the points."""
+        if len(self._white) > len(self.part):
+            batch = (part[None] for part in parameters)
+            parameters = _climb(tuple(batch), _quadratic(self._white)[None], self.ridge[None], tolerance, iterations)  # type: ignore[arg-type]
+            parameters = tuple(part[0] for part in parameters)  # type: ignore[assignment]
+        weights, means, covariances = parameters
+        alive = weights > _NO_WEIGHT
+        factor = torch.linalg.cholesky(self._root @ covariances[alive] @ self._root.T)
+        eye = torch.eye(len(self._root), dtype=factor.dtype, device=factor.device)
+        self.weights = weights[alive] / weights[alive].sum()
+        self.means = means[alive] @ self._root.T + self._centre
+        self.precisions = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT
+        self._white = self.part = self.means  # the points are not needed any more
+
+
+def _start(frames: list[_Frame], tolerance: float, iterations: int) -> list[_Parameters]:
+    """EM on the subsamples of clusters with equally many components, all in one batch, from k-means within each."""
+    m = frames[0].m
+    longest = max(len(frame.part) for frame in frames)
+    # Rows of zeros pad the shorter ones: a zero row adds nothing to any sum.
+    quadratic = torch.stack(
+        [torch.nn.functional.pad(_quadratic(frame.part), (0, 0, 0, longest - len(frame.part))) for frame in frames]
+    )
+    resp = torch.stack(
+        [
+            torch.nn.functional.pad(
+                torch.nn.functional.one_hot(frame.members, m).to(frame.part.dtype), (0, 0, 0, longest - len(frame.part))
+            )
+            for frame in frames
+        ]
+    )
+    ridge = torch.stack([frame.ridge for frame in frames])
+    parameters = _maximise(resp, quadratic, ridge)
+    if m > 1:
+        parameters = _climb(parameters, quadratic, ridge, tolerance, iterations)
+    return [(parameters[0][i], parameters[1][i], parameters[2][i]) for i in range(len(frames))]
 
 
 def _quadratic(x: Tensor) -> Tensor:
@@ -128,46 +163,53 @@ def _quadratic(x: Tensor) -> Tensor:
 
 
 _Parameters = tuple[Tensor, Tensor, Tensor]
+"""Weights (c, m), means (c, m, d) and covariances (c, m, d, d) of c mixtures."""
 
 
 def _maximise(resp: Tensor, quadratic: Tensor, ridge: Tensor) -> _Parameters:
-    """M step: weights (m,), means (m, d), covariances (m, d, d); components without points are dropped."""
-    sums = resp.T @ quadratic
-    mass = sums[:, 0]
-    alive = mass > 1e-10 * len(quadratic)
-    sums, mass = sums[alive] / mass[alive, None], mass[alive]
-    d = ridge.shape[0]
-    mean = sums[:, 1 : d + 1]
+    """M step from resp (c, n, m) and features (c, n, F); a component without points gets no weight."""
+    sums = resp.mT @ quadratic
+    mass = sums[..., 0]
+    weights = mass / mass.sum(1, keepdim=True)
+    dead = weights <= _NO_WEIGHT
+    sums = sums / mass.masked_fill(dead, 1.0)[..., None]
+    d = ridge.shape[1]
+    mean = sums[..., 1 : d + 1].masked_fill(dead[..., None], 0.0)
     row, column = torch.triu_indices(d, d, device=resp.device)
-    second = sums.new_empty(len(mass), d, d)
-    second[:, row, column] = second[:, column, row] = sums[:, d + 1 :]
-    covariance = second - mean[:, :, None] * mean[:, None, :] + ridge
-    return mass / mass.sum(), mean, covariance
+    second = sums.new_empty(*mass.shape, d, d)
+    second[..., row, column] = second[..., column, row] = sums[..., d + 1 :]
+    covariance = second - mean[..., :, None] * mean[..., None, :] + ridge[:, None]
+    if bool(dead.any()):
+        covariance = torch.where(dead[..., None, None], torch.eye(d, dtype=mean.dtype, device=mean.device), covariance)
+    return weights.masked_fill(dead, 0.0), mean, covariance
 
 
 def _log_joint(parameters: _Parameters, quadratic: Tensor) -> Tensor:
-    """(n, m): log of weight times density, linear in the quadratic features."""
+    """(c, n, m): log of weight times density, linear in the quadratic features."""
     weight, mean, covariance = parameters
-    d = mean.shape[1]
+    d = mean.shape[-1]
     factor = torch.linalg.cholesky(covariance)
     precision = torch.cholesky_inverse(factor)
-    linear = torch.einsum("mde,me->md", precision, mean)
-    constant = weight.log() - factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * d * _LOG_2PI
-    constant = constant - 0.5 * (linear * mean).sum(1)
+    linear = (precision @ mean[..., None])[..., 0]
+    constant = weight.log() - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * d * _LOG_2PI
+    constant = constant - 0.5 * (linear * mean).sum(-1)
     row, column = torch.triu_indices(d, d, device=mean.device)
-    square = torch.where(row == column, -0.5, -1.0) * precision[:, row, column]
-    return quadratic @ torch.cat([constant[:, None], linear, square], 1).T
+    square = torch.where(row == column, -0.5, -1.0) * precision[..., row, column]
+    # Padded rows of zeros give 0 for every component, weight or not: nan is kept away from the sums.
+    coefficients = torch.cat([constant.clamp(min=-1e30)[..., None], linear, square], -1)
+    return quadratic @ coefficients.mT
 
 
 def _climb(parameters: _Parameters, quadratic: Tensor, ridge: Tensor, tolerance: float, iterations: int) -> _Parameters:
-    """EM until the mean log-likelihood gains less than the tolerance."""
-    last = -math.inf
+    """EM until no mixture's mean log-likelihood gains more than the tolerance."""
+    counts = quadratic[..., 0].sum(1)
+    last = quadratic.new_full((len(quadratic),), -math.inf)
     for _ in range(iterations):
         joint = _log_joint(parameters, quadratic)
-        total = joint.logsumexp(1, keepdim=True)
-        now = float(total.mean())
+        total = joint.logsumexp(2, keepdim=True)
+        now = (total[..., 0] * quadratic[..., 0]).sum(1) / counts
         parameters = _maximise((joint - total).exp_(), quadratic, ridge)
-        if now - last < tolerance:
+        if bool((now - last < tolerance).all()):
             break
         last = now
     return parameters

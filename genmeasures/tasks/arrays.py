@@ -60,6 +60,8 @@ def load(spec: ArraySpec) -> Arrays:
         if array.ndim == 0 or len(array) != len(arrays[0]) or len(array) == 0:
             shapes = ", ".join(f"{n!r} {a.shape}" for n, a in zip(named, arrays, strict=True))
             raise DataError(f"{spec.npz}: arrays must have one entry an input, and as many each; shapes are {shapes}")
+    if arrays[0].ndim < 2:
+        raise DataError(f"{spec.npz}: array {spec.x!r} has shape {arrays[0].shape}: inputs need axes besides the first")
     x = _prepare(arrays[0], spec)
     if spec.y is None:
         return (x,)
@@ -96,24 +98,29 @@ def _prepare(x: NDArray[Any], spec: ArraySpec) -> NDArray[np.float32]:
             f"{spec.npz}: array {spec.x!r} has whole numbers ({x.dtype}): say what to divide them by with scale, as 255"
         )
     if spec.layout is not None:
-        x = _channels_first(x, spec.layout, spec)
-    channels = x.shape[1] if x.ndim > 1 else 1
-    # One pass writes the result in its type and order; what follows works in place.
-    if spec.scale is not None:
+        x = _channels_first(x, spec, spec.layout)
+    # The array is ours alone, so after one pass for type and order everything works in place.
+    if spec.scale is None:
+        out = np.ascontiguousarray(x, np.float32)
+    else:
         out = np.empty(x.shape, np.float32)
         np.divide(x, np.float32(spec.scale), out=out, dtype=np.float32, casting="unsafe")
-    elif spec.mean is None and spec.std is None:
-        return np.ascontiguousarray(x, np.float32)
-    else:
-        out = np.array(x, np.float32, order="C", copy=not _own_float32(x))
-    for option, values in (("mean", spec.mean), ("std", spec.std)):
-        if values is None:
-            continue
-        if len(values) not in (1, channels):
-            raise DataError(f"{spec.npz}: {option} has {len(values)} values, but {spec.x!r} has {channels} channels")
-        each = np.array(values, np.float32).reshape(-1, *[1] * (out.ndim - 2)) if out.ndim > 1 else np.float32(values[0])
-        if option == "mean":
-            out -= each
-        else:
-            out /= each
+    if spec.mean is not None:
+        out -= _per_channel(spec.mean, "mean", out, spec)
+    if spec.std is not None:
+        out /= _per_channel(spec.std, "std", out, spec)
     return out
+
+
+def _channels_first(x: NDArray[Any], spec: ArraySpec, layout: str) -> NDArray[Any]:
+    if x.ndim != len(layout):
+        raise DataError(f"{spec.npz}: layout {layout} names {len(layout)} axes, but {spec.x!r} has shape {x.shape}")
+    if "C" not in layout:
+        x, layout = x[..., np.newaxis], layout + "C"
+    return x.transpose([layout.index(axis) for axis in f"NC{_SPATIAL}" if axis in layout])
+
+
+def _per_channel(values: Sequence[float], option: str, x: NDArray[Any], spec: ArraySpec) -> NDArray[np.float32]:
+    if len(values) not in (1, x.shape[1]):
+        raise DataError(f"{spec.npz}: {option} has {len(values)} values, but {spec.x!r} has {x.shape[1]} channels")
+    return np.array(values, np.float32).reshape(-1, *[1] * (x.ndim - 2))

@@ -57,8 +57,10 @@ def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
     module: ModuleType | None = None
     for count in range(1, len(parts)):
         name = ".".join(parts[:count])
-        if module is not None and hasattr(module, parts[count - 1]) and not isinstance(
-            getattr(module, parts[count - 1]), ModuleType
+        if (
+            module is not None
+            and hasattr(module, parts[count - 1])
+            and not isinstance(getattr(module, parts[count - 1]), ModuleType)
         ):
             return module, parts[count - 1 :]
         try:

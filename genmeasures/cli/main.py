@@ -1,0 +1,67 @@
+"""Entry point of the command ``genmeasures``. Answers ``--help`` without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import genmeasures
+
+_RUN = """\
+genmeasures run [hydra overrides] [-m]
+
+Measure the models of a task, judge the measures, and keep the result.
+
+  genmeasures run                                   the digits task with its defaults
+  genmeasures run task=checkpoints task.path=nets/  your own checkpoints
+  genmeasures run measure=[roughness] seed=1        some measures, another seed
+  genmeasures run extractor=receptive_field,whole_tensor -m     one run for each
+  genmeasures run --cfg job                         show the whole configuration
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="genmeasures",
+        description="Generalization measures of trained networks, layer by layer.",
+        epilog="'genmeasures COMMAND --help' tells more of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"genmeasures {genmeasures.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser(
+        "run", help="measure the models of a task", description=_RUN, add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    run.add_argument("overrides", nargs=argparse.REMAINDER)
+    collect = commands.add_parser("collect", help="merge result files and compare them")
+    collect.add_argument("folder", help="folder with result files")
+    collect.add_argument("--output", help="folder for the merged files (default: FOLDER/collected)")
+    commands.add_parser("plugins", help="show the installed plugins and what they provide")
+    if given[:1] == ["run"]:
+        if given[1:2] in (["--help"], ["-h"]):
+            print(_RUN, end="")
+            return 0
+        from genmeasures.cli.run import run_command
+
+        return run_command(given[1:])
+    parsed = parser.parse_args(given)
+    from genmeasures.errors import GenmeasuresError
+
+    try:
+        if parsed.command == "collect":
+            from genmeasures.cli.collect import collect_command
+
+            return collect_command(parsed.folder, parsed.output)
+        from genmeasures.cli.plugins import plugins_command
+
+        return plugins_command()
+    except GenmeasuresError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

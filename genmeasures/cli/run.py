@@ -1,0 +1,186 @@
+"""``genmeasures run``: Hydra composes a run, the run is measured, judged, shown and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from genmeasures.api import aggregate, judge
+from genmeasures.errors import GenmeasuresError, OptionError, nearest
+from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
+from genmeasures.registry import registry
+from genmeasures.report import failures, plot_measures, render_table
+from genmeasures.results import load, save
+from genmeasures.running import Run
+
+log = logging.getLogger(__name__)
+
+_PRESENTATION = ("output", "force", "figures", "against", "aggregator")
+"""Settings that change no measured value, and so not the name of the result."""
+
+
+class _SearchPath(SearchPathPlugin):
+    """Adds the configs of plugins, and conf/ of the working folder with its experiments."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for package in registry().config_packages():
+            if package != "genmeasures.conf":
+                search_path.append("genmeasures-plugin", f"pkg://{package}")
+        folder = Path.cwd() / "conf"
+        if folder.is_dir():
+            search_path.append("working-folder", f"file://{folder}")
+
+
+def run_command(overrides: Sequence[str]) -> int:
+    """Run with Hydra overrides; returns the exit status."""
+    Plugins.instance().register(_SearchPath)
+    before = sys.argv
+    sys.argv = ["genmeasures", *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://genmeasures.conf", config_name="run")(job)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    finally:
+        sys.argv = before
+    return 0
+
+
+def job(config: DictConfig) -> None:
+    """One run. Errors of ours end without a traceback, and the other jobs of a multirun go on."""
+    try:
+        _job(config)
+    except GenmeasuresError as error:
+        log.error("%s", error)
+        raise CompactHydraException(f"error: {error}") from error
+
+
+def _job(config: DictConfig) -> None:
+    task = _make(config, "task", Task)
+    extractor = _make(config, "extractor", Extractor)
+    aggregator = _make(config, "aggregator", Aggregator)
+    if not config.get("measure"):
+        raise OptionError("measure: choose at least one, measure=[roughness] for example")
+    measures = [_make(config.measure, str(name), Measure, "measure.") for name in config.measure]
+    path = Path(config.output) / f"{_slug(task.name)}-{digest(config)}.nc"
+    console = Console()
+    if path.is_file() and not config.force:
+        console.print(f"The result is already there (force=true measures again): {path}", soft_wrap=True)
+        ds = load(path)
+    else:
+        keep = path.with_suffix(".parts")
+        run = Run(
+            task.models(),
+            task.data("train"),
+            task.data("test"),
+            measures,
+            extractor,
+            layers=None if config.layers is None else list(config.layers),
+            seed=int(config.seed),
+            device=config.device or "cpu",
+            batch_size=int(config.batch_size),
+            keep=keep,
+        )
+        if config.force:
+            _remove(keep)
+        attrs = {"task": task.name, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
+        with _progress() as progress:
+            ds = _measure(run, attrs, progress)
+        save(ds, path)
+        _remove(keep)
+    aggregated = aggregate(ds, aggregator)
+    for line in failures(ds):
+        console.print(line, style="yellow", markup=False)
+    try:
+        against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
+        render_table(judge(aggregated, against), console)
+    except GenmeasuresError as error:
+        console.print(f"The measures are not judged: {error}", style="yellow", markup=False)
+    console.print(f"result: {path}", soft_wrap=True)
+    if config.figures:
+        plot_measures(ds, aggregated, path.with_suffix(".png"))
+        console.print(f"figure: {path.with_suffix('.png')}", soft_wrap=True)
+
+
+def digest(config: DictConfig) -> str:
+    """A name for everything in the configuration that the values depend on."""
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    kept = OmegaConf.create({key: value for key, value in settings.items() if key not in _PRESENTATION})
+    return hashlib.blake2b(OmegaConf.to_yaml(kept, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> Any:
+    """The component that a part of the configuration describes, its options checked by name first."""
+    node = config.get(key)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise OptionError(f"{prefix}{key}: no component is configured")
+    try:
+        component = get_class(node["_target_"])
+    except Exception as error:
+        raise OptionError(f"{prefix}{key}: {node['_target_']} cannot be imported: {error}") from error
+    if not issubclass(component, base):
+        raise OptionError(f"{prefix}{key}: {node['_target_']} is no {base.__name__}")
+    if issubclass(component, Component):
+        known = component.option_names()
+        for option in node:
+            if str(option) not in known and not str(option).startswith("_"):
+                raise OptionError(f"{prefix}{key}.{option}: there is no such option{nearest(str(option), known)}")
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, GenmeasuresError):
+            raise type(cause)(f"{prefix}{key}: {cause}") from error
+        raise OptionError(f"{prefix}{key}: {error}") from error
+
+
+def _measure(run: Run, attrs: dict[str, Any], progress: Progress) -> Any:
+    models = progress.add_task("models", total=None)
+    passes = progress.add_task("", total=None)
+
+    def on_model(name: str, number: int, count: int) -> None:
+        progress.update(models, total=count, completed=number, description=f"model {name}")
+
+    def on_batch(split: str, done: int, total: int) -> None:
+        progress.update(passes, total=total, completed=done, description=f"  {split} data")
+
+    ds = run.measure(attrs, on_model, on_batch)
+    progress.update(models, completed=progress.tasks[0].total)
+    progress.remove_task(passes)
+    return ds
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _remove(folder: Path) -> None:
+    for part in folder.glob("*.nc"):
+        part.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w-]+", "_", text)

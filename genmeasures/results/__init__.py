@@ -1,0 +1,8 @@
+"""The result of a run: one xarray.Dataset, model × layer, and the file it is kept in."""
+
+from genmeasures.results.build import combine, model_dataset
+from genmeasures.results.collect import Collected, collect
+from genmeasures.results.schema import STATUS, measure_variables
+from genmeasures.results.store import SCHEMA_VERSION, load, save
+
+__all__ = ["SCHEMA_VERSION", "STATUS", "Collected", "collect", "combine", "load", "measure_variables", "model_dataset", "save"]

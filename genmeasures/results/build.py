@@ -1,0 +1,120 @@
+"""The result dataset, made from what the engine measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from genmeasures.engine import ModelResult
+from genmeasures.errors import ResultError
+from genmeasures.interfaces import Measure, TaskModel
+from genmeasures.results.schema import STATUS
+
+_LAYER_TEXTS = ("layer_name", "layer_type", "layer_tap")
+
+
+def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequence[Measure]) -> xr.Dataset:
+    """The dataset of one model: dims model (1) and layer; ``result`` is a message where measuring failed."""
+    failed = isinstance(result, str)
+    layers = [] if isinstance(result, str) else result.layers
+    outcomes = {} if isinstance(result, str) else result.outcomes
+    by_layer = ("model", "layer")
+    coords: dict[str, Any] = {
+        "model": ("model", _texts([model.name])),
+        "layer": ("layer", np.arange(len(layers)), {"long_name": "measured layer, in the order of the forward pass"}),
+        "layer_name": (by_layer, _texts([[layer.name for layer in layers]])),
+        "layer_type": (by_layer, _texts([[layer.kind for layer in layers]])),
+        "layer_tap": (by_layer, _texts([[layer.tap for layer in layers]]), {"long_name": "where the output is read"}),
+        "channels": (by_layer, np.array([[layer.channels for layer in layers]], dtype=np.float64)),
+        "positions": (
+            by_layer,
+            np.array([[layer.positions for layer in layers]], dtype=np.float64),
+            {"long_name": "output pixels of one input"},
+        ),
+        "weight_norm": (
+            by_layer,
+            np.array([[layer.weight_norm for layer in layers]], dtype=np.float64),
+            {"long_name": "Frobenius norm of the weight"},
+        ),
+        "model_status": ("model", _texts([f"failed: {result}" if failed else "ok"])),
+        "skipped_layers": (
+            "model",
+            _texts([json.dumps({} if isinstance(result, str) else dict(result.skipped))]),
+            {"long_name": "layers that were not measured, and why (JSON)"},
+        ),
+    }
+    for split in ("train", "test"):
+        counts = [] if isinstance(result, str) else result.vectors.get(split, [np.nan] * len(layers))
+        coords[f"vectors_{split}"] = (
+            by_layer,
+            np.array([counts], dtype=np.float64),
+            {"long_name": f"vectors sampled from the {split} data"},
+        )
+    variables: dict[str, Any] = {}
+    for measure in measures:
+        for variable in measure.variables:
+            found = outcomes.get(variable.name, [])
+            dims = ("model", *variable.dims)
+            values, status = [o.value for o in found], [o.status for o in found]
+            if failed and not variable.dims:
+                values, status = [np.nan], [f"failed: {result}"]
+            attrs = {
+                "long_name": variable.long_name,
+                "units": variable.units,
+                "direction": variable.direction,
+                "references": variable.references,
+                "measure": repr(measure),
+            }
+            shape = (1, len(layers)) if variable.dims else (1,)
+            variables[variable.name] = (dims, np.array(values, dtype=np.float64).reshape(shape), attrs)
+            variables[variable.name + STATUS] = (dims, _texts(status).reshape(shape))
+    taken = {*coords, *variables, "generalization_gap"}
+    for name, value in {**model.hparams, **model.metrics}.items():
+        if name in taken:
+            raise ResultError(f"model {model.name}: a hyper-parameter or metric cannot be called {name!r}: rename it")
+        coords[name] = ("model", _texts([value]) if isinstance(value, str) else np.array([value]))
+    metric = next((name.removeprefix("train_") for name in model.metrics if name.startswith("train_")), None)
+    if metric is not None and f"test_{metric}" in model.metrics:
+        gap = model.metrics[f"train_{metric}"] - model.metrics[f"test_{metric}"]
+        coords["generalization_gap"] = ("model", np.array([gap]), {"long_name": f"train − test {metric}"})
+    return xr.Dataset(variables, coords)
+
+
+def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Dataset:
+    """One dataset of all models, in the given order; layers and coordinates that a model lacks are NaN or ""."""
+    if not datasets:
+        raise ResultError("there is no result to combine")
+    names = [str(name) for ds in datasets for name in ds["model"].values]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ResultError(f"models with the same name: {', '.join(twice)}")
+    depth = max(ds.sizes["layer"] for ds in datasets)
+    wanted = {name: ds[name] for ds in reversed(datasets) for name in ds.variables}
+    padded = []
+    for ds in datasets:
+        fills = {name: _fill(ds[name]) for name in ds.variables if "layer" in ds[name].dims and name != "layer"}
+        ds = ds.reindex(layer=np.arange(depth), fill_value=fills)
+        lacking = {name: like for name, like in wanted.items() if name not in ds.variables}
+        for name, like in lacking.items():
+            shape = tuple(depth if dim == "layer" else ds.sizes[dim] for dim in like.dims)
+            empty = np.full(shape, _fill(like), dtype=object if like.dtype == object else np.float64)
+            made = xr.DataArray(empty, dims=like.dims, attrs=like.attrs)
+            ds = ds.assign_coords({name: made}) if name in like.coords else ds.assign({name: made})
+        padded.append(ds)
+    whole = xr.concat(
+        padded, "model", data_vars="all", coords="different", compat="equals", join="exact", combine_attrs="override"
+    )
+    whole.attrs = dict(attrs)
+    return whole
+
+
+def _fill(array: xr.DataArray) -> Any:
+    return "" if array.dtype.kind in "OUST" else np.nan
+
+
+def _texts(values: Sequence[Any]) -> np.ndarray:  # type: ignore[type-arg]
+    return np.array(values, dtype=object)

@@ -1,0 +1,148 @@
+"""A task from files: trained PyTorch weights, the code of their architecture, and a manifest."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError
+from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, one_of, require
+from genmeasures.tasks import arrays
+from genmeasures.tasks.imports import locate
+from genmeasures.tasks.manifest import DatasetSpec, ModelSpec, read_manifest
+from genmeasures.tasks.weights import load_weights, read_state_dict
+
+
+class Checkpoints(Task):
+    """A folder of PyTorch weights with a manifest; no Python is needed if the architecture can be imported.
+
+    ``path`` is the folder that has ``manifest.yaml``, or the path of a manifest::
+
+        factory: torchvision.models.resnet18   # dotted path of a callable that returns the architecture
+        factory_kwargs: {num_classes: 10}      # its arguments, for all models
+        python_path: .                         # folder, or list of folders, to find modules in
+        metric: accuracy                       # what models are judged by: accuracy (default), iou, …
+        data:
+          train:                               # arrays of an .npz file …
+            npz: cifar10_subset.npz
+            x: x_train                         # inputs
+            y: y_train                         # targets; left out for data without any
+            layout: NHWC                       # axes of x: N, C, and L or H, W or D, H, W; NHW has no channels
+            scale: 255                         # x is divided by it; needed for whole numbers
+            mean: [0.5, 0.5, 0.5]              # subtracted after that, a number or one a channel
+            std: [0.5, 0.5, 0.5]               # divided by after that
+          test:                                # … or what a callable returns: a torch Dataset or DataLoader
+            _target_: mypackage.MyDataset
+            root: /data/mine                   # its arguments, handed on as they stand
+        models:
+          net_0:
+            weights: net_0.pth                 # default: net_0 with .pt, .pth, .th or .safetensors
+            train_accuracy: 0.73
+            test_accuracy: 0.59
+            hparams: {width: 64}
+            factory_kwargs: {width: 64}        # added to those of all models
+            factory: mypackage.OtherNet        # in place of that of all models
+            key: model_state                   # entry of the file that has the state dict
+
+    Instead of one by one, models can be listed in a CSV file, ``models: {table: accuracies.csv}``. It
+    has a column ``model`` and, if wanted, ``weights``; ``train_x`` and ``test_x`` are metrics where
+    both are there or x is the manifest's metric, and every other column is a hyper-parameter. An
+    empty cell means not known.
+
+    Paths are relative to the manifest, those in the table too. Weights are read as data and never
+    run; what the manifest names under ``factory`` and ``_target_`` is imported, as if it were run.
+    """
+
+    name = "checkpoints"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        require(isinstance(path, str | os.PathLike), self, f"path={path!r} must be the path of a folder or manifest")
+        require(bool(os.fspath(path)), self, "path is empty: give the path of a folder or manifest")
+        self.path = os.fspath(path)
+
+    @property
+    def metric(self) -> str:  # type: ignore[override]  # a class variable of most tasks
+        """The metric that the manifest names."""
+        return read_manifest(self.path).metric
+
+    def models(self) -> Sequence[TaskModel]:
+        """The models of the manifest, none of them loaded; raises OptionError naming file and key."""
+        manifest = read_manifest(self.path)
+        return [
+            TaskModel(
+                name=spec.name,
+                build=functools.partial(build_model, spec, manifest.python_path),
+                hparams=spec.hparams,
+                metrics=spec.metrics,
+            )
+            for spec in manifest.models
+        ]
+
+    def data(self, split: Split) -> Any:
+        """Arrays (x,) or (x, y), with x float32 (N, C, *space) or (N, features), or what ``_target_`` returned.
+
+        Targets y keep their shape, as int64 or float32. Raises DataError naming file and array.
+        """
+        one_of(self, "split", split, SPLITS)
+        manifest = read_manifest(self.path)
+        if split not in manifest.data:
+            raise DataError(f"{manifest.path}: data.{split} is missing")
+        spec = manifest.data[split]
+        try:
+            return _dataset(spec, manifest.python_path) if isinstance(spec, DatasetSpec) else arrays.load(spec)
+        except GenmeasuresError as error:
+            raise DataError(f"{manifest.path}: data.{split}: {error}") from error
+
+
+def build_model(spec: ModelSpec, python_path: Sequence[Path] = ()) -> nn.Module:
+    """The architecture with its trained weights, float32, on the CPU and in evaluation mode.
+
+    Raises ModelError naming the model and the file or factory.
+    """
+    try:
+        model = _architecture(spec, python_path)
+        path = next((path for path in spec.weights if path.is_file()), spec.weights[0])
+        if not path.is_file() and len(spec.weights) > 1:
+            endings = ", ".join(other.suffix for other in spec.weights[1:])
+            raise ModelError(f"there is no file {path}, nor one that ends in {endings}")
+        load_weights(model, read_state_dict(path, spec.key), path)
+    except (ModelError, OptionError) as error:
+        raise ModelError(f"model {spec.name!r}: {error}") from error
+    return model.eval()
+
+
+def _architecture(spec: ModelSpec, python_path: Sequence[Path]) -> nn.Module:
+    factory = locate(spec.factory, python_path)
+    # Initial weights come from torch's global generator, whose state is not ours to change.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            model = factory(**copy.deepcopy(dict(spec.factory_kwargs)))
+        except Exception as error:  # the user's code can fail in any way
+            raise ModelError(_failed(spec.factory, spec.factory_kwargs, error)) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{spec.factory} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model.cpu()
+
+
+def _dataset(spec: DatasetSpec, python_path: Sequence[Path]) -> Any:
+    make = locate(spec.target, python_path)
+    try:
+        dataset = make(**copy.deepcopy(dict(spec.kwargs)))
+    except Exception as error:  # as above
+        raise DataError(_failed(spec.target, spec.kwargs, error)) from error
+    if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__iter__"):
+        raise DataError(f"{spec.target} returned a {type(dataset).__name__}, not a data set")
+    return dataset
+
+
+def _failed(path: str, kwargs: Any, error: Exception) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+    return f"{path}({arguments}) failed: {type(error).__name__}: {error}"

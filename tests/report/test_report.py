@@ -1,0 +1,196 @@
+"""Tables, lines about failures, and the figure."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from matplotlib.image import imread
+from rich.console import Console
+
+from genmeasures.aggregators import Mean, aggregate
+from genmeasures.errors import ResultError
+from genmeasures.judging import judge
+from genmeasures.report import failures, markdown_table, plot_measures, render_table
+
+
+def result(models: int = 20, layers: int = 4, measures: int = 2, metric: str = "accuracy") -> xr.Dataset:
+    rng = np.random.default_rng(0)
+    test = rng.uniform(0.7, 0.9, models)
+    both = ("model", "layer")
+    data: dict[str, object] = {}
+    for i in range(measures):
+        values = rng.normal(size=(models, layers)) - 10 * test[:, None]
+        data[f"m{i}"] = (both, values, {"long_name": f"measure number {i}", "units": "1", "direction": -1})
+        data[f"m{i}_status"] = (both, np.full(values.shape, "ok", dtype=object))
+    return xr.Dataset(
+        data,
+        coords={
+            "model": [f"model{i}" for i in range(models)],
+            "layer": np.arange(layers),
+            "layer_name": (both, np.array([[f"conv{i}" for i in range(layers)]] * models, dtype=object)),
+            "weight_norm": (both, np.ones((models, layers))),
+            "model_status": ("model", np.full(models, "ok", dtype=object)),
+            f"test_{metric}": ("model", test),
+            "generalization_gap": ("model", 0.95 - test + 0.01 * rng.normal(size=models)),
+        },
+        attrs={"task": "toy", "metric": metric},
+    )
+
+
+def rendered(judged: pd.DataFrame, width: int = 160) -> str:
+    out = io.StringIO()
+    render_table(judged, Console(file=out, width=width))
+    return out.getvalue()
+
+
+@pytest.fixture
+def judged() -> pd.DataFrame:
+    """Two measures, one of them without a value, against one target; the figures are made up."""
+    row = {"layer": pd.NA, "against": "test_accuracy", "n": 128, "excluded": 0, "status": "ok"}
+    given = {"pearson": (-0.714, -0.8, -0.58), "spearman": (0.5, 0.4, 0.6), "kendall": (-0.001, -0.2, 0.2)}
+    numbers = {f"{k}{end}": v for k, vs in given.items() for end, v in zip(("", "_low", "_high"), vs, strict=True)}
+    missing = {**dict.fromkeys(numbers, np.nan), "n": 1, "excluded": 127, "status": "undefined: too | few"}
+    frame = pd.DataFrame([{**row, "measure": "roughness", **numbers}, {**row, "measure": "db", **missing}])
+    frame = frame.astype({"layer": "Int64"})
+    frame.attrs = {"models": 128, "aggregator": "Frobenius()", "confidence": 0.95}
+    return frame
+
+
+def test_markdown(judged: pd.DataFrame) -> None:
+    assert markdown_table(judged) == (
+        "| measure | against | Pearson | Spearman | Kendall | n | excluded | status |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |\n"
+        "| roughness | test_accuracy | -0.71 [-0.80, -0.58] | 0.50 [0.40, 0.60] | 0.00 [-0.20, 0.20] | 128 | 0 | ok |\n"
+        "| db | test_accuracy | – | – | – | 1 | 127 | undefined: too \\| few |\n"
+    )
+    assert markdown_table(judged.iloc[:0]) == ""
+
+
+def test_table_shows_every_figure(judged: pd.DataFrame) -> None:
+    text = rendered(judged)
+    assert "Against test_accuracy, 128 models, Frobenius(), 95% bootstrap intervals" in text
+    assert [" ".join(line.split()) for line in text.splitlines() if "roughness" in line] == [
+        "roughness -0.71 [-0.80, -0.58] 0.50 [0.40, 0.60] 0.00 [-0.20, 0.20] 128 0 ok"
+    ]
+    assert "status" not in rendered(judged.iloc[:1])
+
+
+def test_a_narrow_table_keeps_its_intervals_whole(judged: pd.DataFrame) -> None:
+    text = rendered(judged.iloc[:1], width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    for whole in ("roughness", "-0.71", "[-0.80, -0.58]", "[0.40, 0.60]", "128"):
+        assert whole in text
+
+
+def test_one_table_a_target_and_layers_where_there_are_some() -> None:
+    ds = result()
+    aggregated = rendered(judge(aggregate(ds, Mean()), resamples=10))
+    assert aggregated.count("Against") == 2
+    assert aggregated.count("m0") == 2
+    assert "layer" not in aggregated
+    layered = judge(ds, "test_accuracy", resamples=10)
+    assert rendered(layered).count("m0") == 4
+    assert markdown_table(layered).splitlines()[3].startswith("| m0 | 1 | test_accuracy |")
+
+
+def test_no_failures_no_lines() -> None:
+    assert failures(result()) == []
+    assert failures(aggregate(result(), Mean())) == []
+
+
+def test_failures_are_grouped_and_counted() -> None:
+    ds = result()
+    ds["model_status"].values[:5] = [f"failed: out of memory at step {i}" for i in range(5)]
+    ds["m0_status"].values[:5] = "failed: out of memory"
+    ds["m0_status"].values[6:8, 1] = "undefined: one cluster"
+    ds["m0_status"].values[9, :2] = "undefined: one cluster"
+    ds["m0_status"].values[10, 0] = "note: slow"
+    ds["m1_status"].values[10, 3] = "failed: no\nkernel"
+    assert failures(ds) == [
+        "5 of 20 models failed (model0, model1, model2, …), for example: out of memory at step 0",
+        "m0: no value for 4 of 60 layers (layers conv0, conv1; 3 models: model6, model7, model9): one cluster",
+        "m1: no value for 1 of 60 layers (layers conv3; 1 model: model10): no kernel",
+    ]
+
+
+def test_failures_of_an_aggregated_result() -> None:
+    ds = result()
+    ds["m0"].values[3] = np.nan
+    ds["model_status"].values[4] = "failed: gone"
+    assert failures(aggregate(ds, Mean())) == [
+        "1 of 20 models failed (model4): gone",
+        "m0: no value for 1 of 19 models (model3): no layer has a value",
+    ]
+
+
+def test_many_reasons_stay_few_lines() -> None:
+    ds = result(models=100)
+    ds["m0_status"].values[:] = [[f"undefined: reason {'x' * (i % 30)}"] * 4 for i in range(100)]
+    lines = failures(ds)
+    assert len(lines) == 6
+    assert lines[-1] == "m0: no value for 320 more, for 25 other reasons"
+
+
+def test_all_models_failed() -> None:
+    ds = result(models=3)
+    ds["model_status"].values[:] = "failed: no file"
+    assert failures(ds) == ["3 of 3 models failed (model0, model1, model2): no file"]
+
+
+def picture(path: Path) -> tuple[int, int]:
+    """Height and width of a PNG that has something drawn on it."""
+    pixels = imread(path)
+    assert pixels[..., :3].std() > 0.01
+    return pixels.shape[0], pixels.shape[1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("models", [1, 2, 20])
+def test_figure_of_few_and_many_models(tmp_path: Path, models: int) -> None:
+    ds = result(models=models)
+    plot_measures(ds, aggregate(ds, Mean()), tmp_path / "a.png")
+    picture(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_figure_grows_with_the_measures(tmp_path: Path) -> None:
+    sizes = []
+    for measures in (1, 6):
+        ds = result(measures=measures, metric="iou")
+        plot_measures(ds, aggregate(ds, Mean()), tmp_path / "a.png")
+        sizes.append(picture(tmp_path / "a.png"))
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[0][1] < sizes[1][1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_figure_with_what_is_missing(tmp_path: Path) -> None:
+    """No value at all, some values, infinite ones, outliers, a value a model, some accuracies, none."""
+    ds = result(models=60, measures=4)
+    ds["m0"].values[:] = np.nan
+    ds["m1"].values[:10] = np.nan
+    ds["m2"].values[3, 2] = 1e9
+    ds["m2"].values[4, 2] = np.inf
+    ds["m3"].values[:] = 7.0
+    ds["t"] = ("model", np.arange(60.0))
+    ds["t_status"] = ("model", np.full(60, "ok", dtype=object))
+    ds["test_accuracy"].values[:20] = np.nan
+    plot_measures(ds, aggregate(ds, Mean()), tmp_path / "some.png")
+    picture(tmp_path / "some.png")
+    ds = ds.drop_vars("test_accuracy")
+    plot_measures(ds, aggregate(ds, Mean()), str(tmp_path / "none.png"))
+    picture(tmp_path / "none.png")
+
+
+def test_figure_that_cannot_be_written(tmp_path: Path) -> None:
+    ds = result()
+    with pytest.raises(ResultError, match=r"missing.a\.png: No such file"):
+        plot_measures(ds, aggregate(ds, Mean()), tmp_path / "missing" / "a.png")
+    bare = ds.drop_vars(["m0", "m1"])
+    with pytest.raises(ResultError, match="no measure variable"):
+        plot_measures(bare, aggregate(bare, Mean()), tmp_path / "a.png")
