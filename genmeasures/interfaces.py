@@ -14,6 +14,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
@@ -46,6 +47,12 @@ def is_count(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+@cache
+def _option_names(component: type[Component]) -> list[str]:
+    parameters = inspect.signature(component).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
 class Component:
     """What extractors, labelers, measures, aggregators and tasks have in common.
 
@@ -58,8 +65,7 @@ class Component:
     @classmethod
     def option_names(cls) -> list[str]:
         """Names of the arguments of ``__init__``."""
-        parameters = inspect.signature(cls).parameters.values()
-        return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        return _option_names(cls)
 
     def options(self) -> dict[str, Any]:
         """The arguments this component was made with, by name."""

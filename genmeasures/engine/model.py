@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -208,18 +209,38 @@ class _ModelRun:
     def run(self) -> None:
         """Make all passes: over the kept training sample where that will do, through the model where not."""
         while True:
-            for run in self.layers:
-                self._replay(run)
             if not self._fitted:
                 self._forward("train", record=True)
-                for run in self.layers:
-                    self._fit(run)
                 self._fitted = True
-                continue
+                self._each_layer(self._settle)
             split = next((s for s in self._data.sources if any(run.waiting(s) for run in self.layers)), None)
             if split is None:
                 return
             self._forward(split, record=False)
+
+    def _each_layer(self, work: Callable[[_LayerRun], None]) -> None:
+        """Do the layers' own work side by side: many small operations gain more from this than from threads inside each."""
+        threads = torch.get_num_threads()
+        if self._device.type != "cpu" or threads == 1:
+            for run in self.layers:
+                work(run)
+            return
+
+        @torch.inference_mode()  # holds in the thread that enters it
+        def alone(run: _LayerRun) -> None:
+            work(run)
+
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                # The widest first, so that none is left to run alone at the end.
+                list(pool.map(alone, sorted(self.layers, key=_size, reverse=True)))
+        finally:
+            torch.set_num_threads(threads)
+
+    def _settle(self, run: _LayerRun) -> None:
+        """Fit a layer, and make all passes that its kept training sample can feed."""
+        self._fit(run)
+        self._replay(run)
 
     def _ready(self, run: _LayerRun, split: Split) -> list[_Running]:
         return [r for r in run.waiting(split) if self._fitted or not _needs_fit(r.measure, r.remaining[0])]
@@ -375,6 +396,10 @@ class _ModelRun:
             rank = torch.arange(start, start + len(projected), device=projected.device)
             batch = FeatureBatch(run.layer, "train", rank, fields, labels)
             yield batch
+
+
+def _size(run: _LayerRun) -> int:
+    return len(run.samples["train"]) * run.layer.channels
 
 
 def measure_model(

@@ -43,16 +43,12 @@ def kmeans(points: Tensor, k: int, generator: torch.Generator, restarts: int = 1
 
 def assign(points: Tensor, centres: Tensor) -> Tensor:
     """int64 (n,): index of the nearest of centres (k, d) for points (n, d), both float64."""
-    return (_augment(points) @ _distance_weights(centres)).argmin(1)
+    return _relative_distances(points.T, centres).argmin(0)
 
 
-def _augment(points: Tensor) -> Tensor:
-    return torch.cat([points, points.new_ones(len(points), 1)], 1)
-
-
-def _distance_weights(centres: Tensor) -> Tensor:
-    """(d + 1, k): [x, 1] times this is ‖x − c‖² − ‖x‖²."""
-    return torch.cat([-2 * centres, centres.square().sum(-1, keepdim=True)], -1).reshape(-1, centres.shape[-1] + 1).T
+def _relative_distances(columns: Tensor, centres: Tensor) -> Tensor:
+    """(…, k, n): ‖x − c‖² − ‖x‖² for points as columns (d, n): clusters first, so that reductions run along n."""
+    return torch.matmul(-2 * centres, columns).add_(centres.square().sum(-1)[..., None])
 
 
 def _plus_plus(points: Tensor, k: int, restarts: int, generator: torch.Generator) -> Tensor:
@@ -62,12 +58,12 @@ def _plus_plus(points: Tensor, k: int, restarts: int, generator: torch.Generator
     first = torch.randint(n, (restarts,), generator=generator).to(points.device)
     centres = points.new_empty(restarts, k, d)
     centres[:, 0] = points[first]
-    closest = torch.cdist(centres[:, 0], points).square()
+    closest = _square_distances(points, centres[:, 0])
     for step in range(1, k):
         mass = closest.cumsum(1)
         draws = torch.rand(restarts, trials, generator=generator, dtype=torch.float64).to(points.device)
         candidates = torch.searchsorted(mass, draws * mass[:, -1:], right=True).clamp(max=n - 1)
-        distance = torch.cdist(points[candidates.flatten()], points).square().view(restarts, trials, n)
+        distance = _square_distances(points, points[candidates.flatten()]).view(restarts, trials, n)
         distance = torch.minimum(distance, closest[:, None])
         best = distance.sum(2).argmin(1)
         rows = torch.arange(restarts, device=points.device)
@@ -76,23 +72,25 @@ def _plus_plus(points: Tensor, k: int, restarts: int, generator: torch.Generator
     return centres
 
 
+def _square_distances(points: Tensor, centres: Tensor) -> Tensor:
+    return _relative_distances(points.T, centres).add_(points.square().sum(1)).clamp_(min=0)
+
+
 def _lloyd_batch(points: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations for all restarts at once: (restarts, k, d) centres and (restarts,) inertias."""
-    restarts, k, d = centres.shape
-    augmented = _augment(points)
-    norms = points.square().sum()
+    k = centres.shape[1]
+    columns = points.T.contiguous()
+    numbers = torch.arange(k, device=points.device)[:, None]
     previous = None
     for _ in range(iterations):
-        distance = (augmented @ _distance_weights(centres)).view(-1, restarts, k)
-        least, labels = distance.min(2)
+        least, labels = _relative_distances(columns, centres).min(1)
         if previous is not None and torch.equal(labels, previous):
             break
         previous = labels
-        member = torch.zeros_like(distance).scatter_(2, labels[:, :, None], 1.0).view(-1, restarts * k)
-        sums = (member.T @ augmented).view(restarts, k, d + 1)
-        counts = sums[..., d:]
-        centres = torch.where(counts > 0, sums[..., :d] / counts.clamp(min=1), centres)
-    return centres, least.sum(0) + norms
+        member = (labels[:, None] == numbers).to(points.dtype)
+        counts = member.sum(2, keepdim=True)
+        centres = torch.where(counts > 0, (member @ points) / counts.clamp(min=1), centres)
+    return centres, least.sum(1) + points.square().sum()
 
 
 def _distinct_best(centres: Tensor, inertias: Tensor) -> list[Tensor]:
@@ -106,29 +104,68 @@ def _distinct_best(centres: Tensor, inertias: Tensor) -> list[Tensor]:
 
 
 def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> Clusters:
-    augmented = _augment(points)
-    k, d = centres.shape
-    same_point = 1e-20 * float(points.square().sum(1).mean())
-    labels = previous = None
+    """Lloyd's iterations until no label changes, with Hamerly's bounds (2010).
+
+    A point keeps its label while its centre is surely nearer than any other; only the rest is
+    compared with all centres, and only points that change move the sums.
+    """
+    columns = points.T.contiguous()
+    squares = points.square().sum(1)
+    same_point = 1e-20 * float(squares.mean())
+    labels, own, other = _nearest_two(columns, squares, centres)
+    sums, counts = _sums(points, labels, len(centres))
     for _ in range(iterations):
-        labels = (augmented @ _distance_weights(centres)).argmin(1)
-        if previous is not None and torch.equal(labels, previous):
-            break
-        previous = labels
-        member = augmented.new_zeros(len(points), k).scatter_(1, labels[:, None], 1.0)
-        sums = member.T @ augmented
-        counts = sums[:, d:]
         if bool((counts == 0).any()):
-            # An empty cluster takes the point that its own centre serves worst, or goes when there is none.
-            error = (points - centres[labels]).square().sum(1)
-            farthest = int(error.argmax())
-            keep = counts[:, 0] > 0
-            centres = sums[keep, :d] / counts[keep]
-            if float(error[farthest]) > same_point:
-                centres = torch.cat([centres, points[farthest : farthest + 1]])
-            k, previous = len(centres), None
-        else:
-            centres = sums[:, :d] / counts
-    assert labels is not None
-    inertia = float((points - centres[labels]).square().sum())
-    return Clusters(centres, labels, inertia)
+            centres = _refill(points, labels, centres, sums, counts, same_point)
+            labels, own, other = _nearest_two(columns, squares, centres)
+            sums, counts = _sums(points, labels, len(centres))
+            if bool((counts == 0).any()):
+                continue
+        moved = sums / counts[:, None]
+        shift = (moved - centres).square().sum(1).sqrt()
+        centres = moved
+        own = own + shift[labels]
+        other = other - shift.max()
+        unsure = (own >= other).nonzero()[:, 0]
+        if not len(unsure):
+            break
+        nearest, own[unsure], other[unsure] = _nearest_two(columns[:, unsure], squares[unsure], centres)
+        before = labels[unsure]
+        changed = nearest != before
+        if not bool(changed.any()):
+            break
+        rows, now = unsure[changed], nearest[changed]
+        labels[rows] = now
+        gained, plus = _sums(points[rows], now, len(centres))
+        lost, minus = _sums(points[rows], before[changed], len(centres))
+        sums, counts = sums + gained - lost, counts + plus - minus
+    sums, counts = _sums(points, labels, len(centres))
+    centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+    return Clusters(centres, labels, float((points - centres[labels]).square().sum()))
+
+
+def _nearest_two(columns: Tensor, squares: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Label of the nearest centre, distance to it, and distance to the second nearest (∞ with one centre)."""
+    distance = _relative_distances(columns, centres)
+    least, labels = distance.min(0)
+    distance.scatter_(0, labels[None], math.inf)
+    second = distance.amin(0)
+    return labels, (least + squares).clamp_(min=0).sqrt_(), (second + squares).clamp_(min=0).sqrt_()
+
+
+def _sums(points: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    member = (labels == torch.arange(k, device=labels.device)[:, None]).to(points.dtype)
+    return member @ points, member.sum(1)
+
+
+def _refill(
+    points: Tensor, labels: Tensor, centres: Tensor, sums: Tensor, counts: Tensor, same_point: float
+) -> Tensor:
+    """Centres without the empty clusters: one of them takes the point worst served, the others go for now."""
+    full = counts > 0
+    error = (points - centres[labels]).square().sum(1)
+    farthest = int(error.argmax())
+    kept = sums[full] / counts[full][:, None]
+    if float(error[farthest]) <= same_point:
+        return kept
+    return torch.cat([kept, points[farthest : farthest + 1]])

@@ -35,11 +35,12 @@ class Mixtures:
     def component_log_densities(self, points: Tensor) -> Tensor:
         """float64 (n, g): log N(w; μ, Σ) of points float64 (n, d) under every component."""
         g, d = self.means.shape
-        flat = self.precisions.permute(1, 0, 2).reshape(d, g * d)
         shift = torch.einsum("gd,gde->ge", self.means, self.precisions)
         constant = self.precisions.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * d * _LOG_2PI
-        whitened = (points @ flat).view(-1, g, d) - shift
-        return constant - 0.5 * whitened.square().sum(2)
+        # Points along: the sums over d run over contiguous memory.
+        whitened = torch.matmul(self.precisions.mT.reshape(g * d, d), points.T).view(g, d, -1)
+        whitened.sub_(shift[:, :, None]).square_()
+        return (constant[:, None] - 0.5 * whitened.sum(1)).T
 
     def mixture_log_densities(self, points: Tensor) -> Tensor:
         """float64 (n, clusters): log density of each cluster's mixture."""
@@ -136,15 +137,14 @@ def _start(frames: list[_Frame], tolerance: float, iterations: int) -> list[_Par
     """EM on the subsamples of clusters with equally many components, all in one batch, from k-means within each."""
     m = frames[0].m
     longest = max(len(frame.part) for frame in frames)
-    # Rows of zeros pad the shorter ones: a zero row adds nothing to any sum.
+    # Columns of zeros pad the shorter ones: a zero column adds nothing to any sum.
     quadratic = torch.stack(
-        [torch.nn.functional.pad(_quadratic(frame.part), (0, 0, 0, longest - len(frame.part))) for frame in frames]
+        [torch.nn.functional.pad(_quadratic(frame.part), (0, longest - len(frame.part))) for frame in frames]
     )
+    numbers = torch.arange(m, device=quadratic.device)[:, None]
     resp = torch.stack(
         [
-            torch.nn.functional.pad(
-                torch.nn.functional.one_hot(frame.members, m).to(frame.part.dtype), (0, 0, 0, longest - len(frame.part))
-            )
+            torch.nn.functional.pad((frame.members == numbers).to(quadratic.dtype), (0, longest - len(frame.members)))
             for frame in frames
         ]
     )
@@ -156,10 +156,13 @@ def _start(frames: list[_Frame], tolerance: float, iterations: int) -> list[_Par
 
 
 def _quadratic(x: Tensor) -> Tensor:
-    """float64 (n, 1 + d + d(d+1)/2): 1, x and the upper triangle of x xᵀ, in which EM is two matrix products."""
-    d = x.shape[1]
-    row, column = torch.triu_indices(d, d, device=x.device)
-    return torch.cat([x.new_ones(len(x), 1), x, x[:, row] * x[:, column]], 1)
+    """float64 (F, n), F = 1 + d + d(d+1)/2: rows 1, x and the upper triangle of x xᵀ, in which EM is two products.
+
+    Features run down and points along, so that every step is one over contiguous memory.
+    """
+    columns = x.T.contiguous()
+    row, column = torch.triu_indices(len(columns), len(columns), device=x.device)
+    return torch.cat([columns.new_ones(1, len(x)), columns, columns[row] * columns[column]])
 
 
 _Parameters = tuple[Tensor, Tensor, Tensor]
@@ -167,8 +170,8 @@ _Parameters = tuple[Tensor, Tensor, Tensor]
 
 
 def _maximise(resp: Tensor, quadratic: Tensor, ridge: Tensor) -> _Parameters:
-    """M step from resp (c, n, m) and features (c, n, F); a component without points gets no weight."""
-    sums = resp.mT @ quadratic
+    """M step from resp (c, m, n) and features (c, F, n); a component without points gets no weight."""
+    sums = resp @ quadratic.mT
     mass = sums[..., 0]
     weights = mass / mass.sum(1, keepdim=True)
     dead = weights <= _NO_WEIGHT
@@ -185,7 +188,7 @@ def _maximise(resp: Tensor, quadratic: Tensor, ridge: Tensor) -> _Parameters:
 
 
 def _log_joint(parameters: _Parameters, quadratic: Tensor) -> Tensor:
-    """(c, n, m): log of weight times density, linear in the quadratic features."""
+    """(c, m, n): log of weight times density, linear in the quadratic features."""
     weight, mean, covariance = parameters
     d = mean.shape[-1]
     factor = torch.linalg.cholesky(covariance)
@@ -195,20 +198,24 @@ def _log_joint(parameters: _Parameters, quadratic: Tensor) -> Tensor:
     constant = constant - 0.5 * (linear * mean).sum(-1)
     row, column = torch.triu_indices(d, d, device=mean.device)
     square = torch.where(row == column, -0.5, -1.0) * precision[..., row, column]
-    # Padded rows of zeros give 0 for every component, weight or not: nan is kept away from the sums.
+    # log 0 of a component without weight would make 0 · −∞ of the padding.
     coefficients = torch.cat([constant.clamp(min=-1e30)[..., None], linear, square], -1)
-    return quadratic @ coefficients.mT
+    return coefficients @ quadratic
 
 
 def _climb(parameters: _Parameters, quadratic: Tensor, ridge: Tensor, tolerance: float, iterations: int) -> _Parameters:
     """EM until no mixture's mean log-likelihood gains more than the tolerance."""
-    counts = quadratic[..., 0].sum(1)
+    present = quadratic[:, 0]
+    counts = present.sum(1)
     last = quadratic.new_full((len(quadratic),), -math.inf)
     for _ in range(iterations):
         joint = _log_joint(parameters, quadratic)
-        total = joint.logsumexp(2, keepdim=True)
-        now = (total[..., 0] * quadratic[..., 0]).sum(1) / counts
-        parameters = _maximise((joint - total).exp_(), quadratic, ridge)
+        # logsumexp along a dimension of few components, written out: each step is one long loop.
+        peak = joint.amax(1, keepdim=True)
+        joint.sub_(peak).exp_()
+        total = joint.sum(1, keepdim=True)
+        now = ((total.log() + peak)[:, 0] * present).sum(1) / counts
+        parameters = _maximise(joint.div_(total), quadratic, ridge)
         if bool((now - last < tolerance).all()):
             break
         last = now

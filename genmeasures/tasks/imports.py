@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from genmeasures.errors import OptionError, nearest
+from genmeasures.errors import OptionError
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
@@ -37,11 +37,10 @@ def locate(path: str, folders: Sequence[Path] = ()) -> Callable[..., Any]:
     for attribute in attributes:
         if not hasattr(found, attribute):
             public = [name for name in vars(found) if not name.startswith("_")] if hasattr(found, "__dict__") else []
-            file = getattr(module, "__file__", None)
-            raise OptionError(
-                f"cannot import {path!r}: {done} has no {attribute!r}"
-                f"{f' in {file}' if file else ''}{nearest(attribute, public) if len(public) <= 40 else ''}"
-            )
+            close = difflib.get_close_matches(attribute, public, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            where = getattr(module, "__file__", None) or "no file"
+            raise OptionError(f"cannot import {path!r}: {done} ({where}) has no {attribute!r}{hint}")
         found = getattr(found, attribute)
         done += f".{attribute}"
     if not callable(found):
@@ -90,5 +89,5 @@ def _check_origin(module: ModuleType, folders: Sequence[Path]) -> None:
     holders = [folder for folder in folders if (folder / f"{top}.py").is_file() or (folder / top).is_dir()]
     if holders and not any(Path(place).resolve().is_relative_to(f.resolve()) for place in places for f in holders):
         raise OptionError(
-            f"the module {top!r} in {holders[0]} is hidden by another of that name, {places[0] or places[-1]}: rename it"
+            f"the module {top!r} in {holders[0]} is hidden by another, {places[0] or places[-1]}: rename it"
         )

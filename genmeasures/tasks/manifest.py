@@ -299,7 +299,7 @@ def _table(file: Path, manifest: Path, factory: str, kwargs: Mapping[str, Any], 
             factory_kwargs=kwargs,
             weights=_weights(manifest, name, row.get("weights") or None),
             key=None,
-            hparams={column: value for column in hparam_columns if (value := hparams[column][i]) is not None},
+            hparams={column: known for column in hparam_columns if (known := hparams[column][i]) is not None},
             metrics=metrics,
         )
     return tuple(models.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import multiprocessing
 import os
@@ -185,7 +186,7 @@ def _train(job: Job) -> tuple[nn.Module, dict[str, float]]:
     hparams, recipe = job.hparams, job.recipe
     x, y = (torch.from_numpy(array) for array in job.train)
     # Initial weights and dropout draw from the global generator, whose state must come back as it was.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(int.from_bytes(hashlib.sha256(hparams.name.encode()).digest()[:4]))
         model = architecture(hparams, recipe)
         optimizer = torch.optim.AdamW(
@@ -198,7 +199,7 @@ def _train(job: Job) -> tuple[nn.Module, dict[str, float]]:
         for batch in _batches(len(x), recipe.batch_size, recipe.steps):
             loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     model.eval()
@@ -209,9 +210,11 @@ def _batches(size: int, batch_size: int, steps: int) -> Iterator[Tensor]:
     """Indices, int64 (≤ batch_size,), of ``steps`` batches: each epoch in a new random order."""
     left = steps
     while left > 0:
-        epoch = torch.randperm(size).split(batch_size)[:left]
-        left -= len(epoch)
-        yield from epoch
+        order = torch.randperm(size)
+        starts = range(0, size, batch_size)[:left]
+        left -= len(starts)
+        for start in starts:
+            yield order[start : start + batch_size]
 
 
 def accuracy(model: nn.Module, data: Arrays) -> float:
@@ -240,10 +243,11 @@ def _cannot_write(path: Path, error: OSError) -> str:
 
 def _keep(path: Path, content: Mapping[str, Any]) -> None:
     """Write the file under another name and move it into place, so that it is there whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            torch.save(content, file)
+        part.write_bytes(buffer.getvalue())
         os.replace(part, path)
     except OSError as error:
         raise OptionError(_cannot_write(path, error)) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -76,10 +77,6 @@ def load_weights(model: nn.Module, state: StateDict, path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> StateDict:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise ModelError(f"{path}: to read it, install safetensors (pip install safetensors)") from None
     try:
         tensors: StateDict = load_file(path, device="cpu")
     except Exception as error:  # safetensors' own error type, and the system's
