@@ -1,4 +1,4 @@
-"""Generalization measures: numbers, computed layer by layer from a trained network, that tell how it will do on unseen data."""
+"""Generalization measures: numbers, computed layer by layer from a trained network, for unseen data."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import pandas as pd
 import torch
 import xarray as xr
 from torch import nn
@@ -63,7 +62,10 @@ def measure(
         task_models,
         train,
         test,
-        [_component("measure", one, Measure) for one in ([measures] if isinstance(measures, str | Measure) else measures)],
+        [
+            _component("measure", one, Measure)
+            for one in ([measures] if isinstance(measures, str | Measure) else measures)
+        ],
         _component("extractor", extractor, Extractor),
         layers=layers,
         seed=seed,
@@ -89,9 +91,9 @@ def load_task(name: str, **options: Any) -> Task:
 
 
 def _named(models: Mapping[str, nn.Module] | Sequence[nn.Module]) -> list[TaskModel]:
-    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList | nn.ModuleDict):
-        models = [models]
-    if isinstance(models, Mapping | nn.ModuleDict):
+    if isinstance(models, nn.Module):
+        raise ModelError("models is one module: give a list of models, [model], or a dict of names and models")
+    if isinstance(models, Mapping):
         named = [(str(name), model) for name, model in models.items()]
     else:
         named = [(f"model_{number}", model) for number, model in enumerate(models)]

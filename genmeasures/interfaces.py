@@ -14,7 +14,6 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
@@ -47,12 +46,6 @@ def is_count(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-@cache
-def _option_names(component: type[Component]) -> list[str]:
-    parameters = inspect.signature(component).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-
-
 class Component:
     """What extractors, labelers, measures, aggregators and tasks have in common.
 
@@ -61,11 +54,17 @@ class Component:
     """
 
     name: ClassVar[str]
+    _option_names: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def option_names(cls) -> list[str]:
         """Names of the arguments of ``__init__``."""
-        return _option_names(cls)
+        return list(cls._option_names)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        parameters = inspect.signature(cls).parameters.values()
+        cls._option_names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
     def options(self) -> dict[str, Any]:
         """The arguments this component was made with, by name."""
@@ -77,7 +76,9 @@ class Component:
 
     def clone(self) -> Self:
         """A component with the same options and no state."""
-        return type(self)(**{k: v.clone() if isinstance(v, Component) else copy.copy(v) for k, v in self.options().items()})
+        return type(self)(
+            **{k: v.clone() if isinstance(v, Component) else copy.copy(v) for k, v in self.options().items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -313,7 +314,7 @@ class FeatureMeasure(Measure, abc.ABC):
     """What ``batch.labels(self.labeler)`` uses. A measure with "labels" in a pass and no labeler of
     its own gets the one that fits the targets."""
 
-    def prepare(self, extractor: Extractor) -> None:  # noqa: B027 -- optional: most measures do not ask
+    def prepare(self, extractor: Extractor) -> None:
         """Learn the extractor before ``passes`` is read."""
 
     @property
@@ -329,7 +330,7 @@ class FeatureMeasure(Measure, abc.ABC):
     def update(self, batch: FeatureBatch) -> None:
         """See one batch of the current pass."""
 
-    def end_pass(self) -> None:  # noqa: B027 -- optional: most measures have one pass
+    def end_pass(self) -> None:
         """The current pass is over."""
 
     @abc.abstractmethod
@@ -341,7 +342,9 @@ class ModelMeasure(Measure, abc.ABC):
     """A measure that needs the model itself: gradients, trajectories, activation maximisation."""
 
     @abc.abstractmethod
-    def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, float | Value | Sequence[float | Value]]:
+    def measure(
+        self, model: nn.Module, layers: Sequence[Layer], data: ModelData
+    ) -> Mapping[str, float | Value | Sequence[float | Value]]:
         """Values by variable name: a number for a value a model, a sequence for one value a layer.
 
         The model comes in evaluation mode on ``data.device`` and must be left as it was.

@@ -106,7 +106,11 @@ class Run:
                 errors.append(type(error)(message))
                 datasets.append(model_dataset(model, str(error), self._measures))
         if len(errors) == len(self._models):
-            raise errors[0] if len(errors) == 1 else type(errors[0])(f"none of {len(errors)} models could be measured; {errors[0]}")
+            raise (
+                errors[0]
+                if len(errors) == 1
+                else type(errors[0])(f"none of {len(errors)} models could be measured; {errors[0]}")
+            )
         return combine(datasets, {**self._provenance(), **attrs})
 
     def _measure_one(self, task_model: TaskModel, on_batch: Progress | None) -> xr.Dataset:
@@ -146,7 +150,9 @@ class Run:
         _, data, measures = self._prepared[key]
         return data, measures
 
-    def _part(self, model: TaskModel, module: nn.Module, data: PreparedData, measures: Sequence[Measure]) -> Path | None:
+    def _part(
+        self, model: TaskModel, module: nn.Module, data: PreparedData, measures: Sequence[Measure]
+    ) -> Path | None:
         """Where the model's result is kept: named by everything that it depends on."""
         if self._keep is None:
             return None

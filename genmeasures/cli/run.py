@@ -136,15 +136,15 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
         raise OptionError(f"{prefix}{key}: {node['_target_']} is no {base.__name__}")
     if issubclass(component, Component):
         known = component.option_names()
-        for option in node:
-            if str(option) not in known and not str(option).startswith("_"):
-                raise OptionError(f"{prefix}{key}.{option}: there is no such option{nearest(str(option), known)}")
+        for option in map(str, node):
+            if option not in known and not option.startswith("_"):
+                raise OptionError(f"{prefix}{key}.{option}: there is no such option{nearest(option, known)}")
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, GenmeasuresError):
-            raise type(cause)(f"{prefix}{key}: {cause}") from error
+            raise type(cause)(f"{prefix}{key}: {cause!s}") from error
         raise OptionError(f"{prefix}{key}: {error}") from error
 
 

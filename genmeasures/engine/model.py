@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -144,9 +145,7 @@ class _LayerRun:
     def __init__(self, traced: TracedLayer, measures: Sequence[FeatureMeasure], data: PreparedData) -> None:
         self.traced = traced
         self.layer = traced.layer
-        self.samples: dict[Split, Sample] = {
-            split: data.sample(split, self.layer.positions) for split in data.sources
-        }
+        self.samples: dict[Split, Sample] = {split: data.sample(split, self.layer.positions) for split in data.sources}
         self.running = [_Running(copy.deepcopy(measure), self.layer, data.seed) for measure in measures]
         self.pca: PCA | None = None
         self.labelers: dict[str, FeatureLabeler | Undefined] = {}
@@ -203,7 +202,9 @@ class _ModelRun:
             if "labels" in one.fields and isinstance(measure.labeler, TargetLabeler)
         }
         self._feature_labelers = {
-            repr(measure.labeler): measure.labeler for measure in measures if isinstance(measure.labeler, FeatureLabeler)
+            repr(measure.labeler): measure.labeler
+            for measure in measures
+            if isinstance(measure.labeler, FeatureLabeler)
         }
 
     def run(self) -> None:
@@ -219,7 +220,7 @@ class _ModelRun:
             self._forward(split, record=False)
 
     def _each_layer(self, work: Callable[[_LayerRun], None]) -> None:
-        """Do the layers' own work side by side: many small operations gain more from this than from threads inside each."""
+        """Do the layers' own work side by side: small operations gain more from this than from threads inside each."""
         threads = torch.get_num_threads()
         if self._device.type != "cpu" or threads == 1:
             for run in self.layers:
@@ -260,9 +261,7 @@ class _ModelRun:
             if record:
                 self._record(run, batch)
             for running in active[traced.layer.index]:
-                if running.failure is None:
-                    with running.guarded():
-                        running.measure.update(batch)
+                self._update(running, batch)
 
         total = len(source.scan())
         with tapped(self._model, [run.traced for run in runs.values()], receive) as tap:
@@ -276,6 +275,12 @@ class _ModelRun:
                 self._end_pass(running)
 
     @staticmethod
+    def _update(running: _Running, batch: FeatureBatch) -> None:
+        if running.failure is None:
+            with running.guarded():
+                running.measure.update(batch)
+
+    @staticmethod
     def _end_pass(running: _Running) -> None:
         running.remaining.pop(0)
         if running.failure is None:
@@ -287,7 +292,11 @@ class _ModelRun:
     ) -> FeatureBatch:
         rows, positions, rank = run.rows(split, start, len(output), self._device)
         reader = LayerReader(run.traced.geometry, given, run.traced.channels_last)
-        by_channel = output.reshape(len(output), run.layer.positions, -1).transpose(1, 2) if run.traced.channels_last else output.flatten(2)
+        by_channel = (
+            output.reshape(len(output), run.layer.positions, -1).transpose(1, 2)
+            if run.traced.channels_last
+            else output.flatten(2)
+        )
 
         def vectors() -> Tensor:
             made = self._extractor.vectors(by_channel, rows, positions)
@@ -301,7 +310,7 @@ class _ModelRun:
 
         def labels(labeler: Labeler) -> Tensor:
             if isinstance(labeler, FeatureLabeler):
-                return self._feature_labels(run, labeler, batch)
+                return _feature_labels(run, labeler, batch.projected)
             size = self._extractor.label_size(run.layer.spatial)
             key = (repr(labeler), size)
             if key not in self._target_labels:
@@ -318,15 +327,8 @@ class _ModelRun:
         batch = FeatureBatch(run.layer, split, rank, fields, labels)
         return batch
 
-    @staticmethod
-    def _feature_labels(run: _LayerRun, labeler: Labeler, batch: FeatureBatch) -> Tensor:
-        fitted = run.labelers[repr(labeler)]
-        if isinstance(fitted, Undefined):
-            raise fitted
-        return fitted.label(batch.projected)
-
     def _record(self, run: _LayerRun, batch: FeatureBatch) -> None:
-        """Keep the training vectors, each at its rank: fits then see them in the same order whatever that of the data."""
+        """Keep the training vectors, each at its rank: fits see them in one order, whatever that of the data."""
         if any(running.failure is None for running in run.running):
             try:
                 if run.record is None:
@@ -367,35 +369,43 @@ class _ModelRun:
         record = run.record
         if record is None or record.projected is None:
             return
-        kept: set[Field] = {"projected", "labels"} | ({"vectors"} if record.vectors is not None else set())
+        kept: set[Field] = {"projected", "labels"}
+        if record.vectors is not None:
+            kept.add("vectors")
         for running in run.running:
             while running.failure is None and running.remaining:
                 if running.remaining[0].split != "train" or not running.remaining[0].fields <= kept:
                     break
                 for batch in self._kept_batches(run, record):
-                    with running.guarded():
-                        running.measure.update(batch)
-                    if running.failure is not None:
-                        break
+                    self._update(running, batch)
                 self._end_pass(running)
 
     def _kept_batches(self, run: _LayerRun, record: _Record) -> Iterator[FeatureBatch]:
         assert record.projected is not None
         for start in range(0, len(record.projected), _REPLAY_ROWS):
-            rows = slice(start, start + _REPLAY_ROWS)
-            projected = record.projected[rows]
-            fields: dict[Field, Callable[[], Tensor]] = {"projected": lambda projected=projected: projected}  # type: ignore[misc]
+            rows = slice(start, min(start + _REPLAY_ROWS, len(record.projected)))
+            rank = torch.arange(rows.start, rows.stop, device=record.projected.device)
+            fields: dict[Field, Callable[[], Tensor]] = {"projected": partial(_rows, record.projected, rows)}
             if record.vectors is not None:
-                fields["vectors"] = lambda vectors=record.vectors[rows]: vectors  # type: ignore[misc]
+                fields["vectors"] = partial(_rows, record.vectors, rows)
+            yield FeatureBatch(run.layer, "train", rank, fields, partial(self._kept_labels, run, record, rows))
 
-            def labels(labeler: Labeler, rows: slice = rows) -> Tensor:
-                if isinstance(labeler, FeatureLabeler):
-                    return self._feature_labels(run, labeler, batch)
-                return record.labels[repr(labeler)][rows]
+    def _kept_labels(self, run: _LayerRun, record: _Record, rows: slice, labeler: Labeler) -> Tensor:
+        if isinstance(labeler, FeatureLabeler):
+            assert record.projected is not None
+            return _feature_labels(run, labeler, record.projected[rows])
+        return record.labels[repr(labeler)][rows]
 
-            rank = torch.arange(start, start + len(projected), device=projected.device)
-            batch = FeatureBatch(run.layer, "train", rank, fields, labels)
-            yield batch
+
+def _rows(kept: Tensor, rows: slice) -> Tensor:
+    return kept[rows]
+
+
+def _feature_labels(run: _LayerRun, labeler: Labeler, projected: Tensor) -> Tensor:
+    fitted = run.labelers[repr(labeler)]
+    if isinstance(fitted, Undefined):
+        raise fitted
+    return fitted.label(projected)
 
 
 def _size(run: _LayerRun) -> int:
@@ -424,15 +434,17 @@ def measure_model(
         with torch.inference_mode():
             run.run()
         outcomes: dict[str, Sequence[Outcome]] = {}
-        for place, measure in enumerate(features):
+        for place, feature in enumerate(features):
             by_layer = [layer.running[place].outcomes() for layer in run.layers]
-            for variable in measure.variables:
+            for variable in feature.variables:
                 outcomes[variable.name] = [values[variable.name] for values in by_layer]
         described = tuple(layer.layer for layer in chosen)
         for measure in measures:
             if isinstance(measure, ModelMeasure):
                 outcomes.update(_model_measure(measure, model, described, data, device))
-    left_out = tuple((layer.layer.name, "not among the chosen layers") for layer in traced.layers if layer not in chosen)
+    left_out = tuple(
+        (layer.layer.name, "not among the chosen layers") for layer in traced.layers if layer not in chosen
+    )
     vectors = {split: [len(layer.samples[split]) for layer in run.layers] for split in data.sources}
     return ModelResult(described, traced.skipped + left_out, outcomes, vectors)
 
@@ -465,7 +477,9 @@ def _model_measure(
             value = values[variable.name]
             made[variable.name] = [outcome(v) for v in value] if isinstance(value, Sequence) else [outcome(value)]
             if len(made[variable.name]) != count(variable.dims):
-                raise ModelError(f"{variable.name} has {len(made[variable.name])} values, {count(variable.dims)} were due")
+                raise ModelError(
+                    f"{variable.name} has {len(made[variable.name])} values, {count(variable.dims)} were due"
+                )
         return made
     except Exception as error:  # the other measures go on
         log.debug("%s failed", measure, exc_info=error)

@@ -116,4 +116,3 @@ def prepare_data(
             names = " and ".join(sources)
             raise DataError(f"{names} data: inputs differ in shape, {first} against {shape}")
     return PreparedData(dict(sources), labelers, extractor, seed)
-

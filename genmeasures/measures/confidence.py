@@ -45,8 +45,8 @@ class Confidence(FeatureMeasure):
 
     name = "confidence"
     variables = (
-        Variable("confidence", "confidence, weighted by the norm of the vector", -1, references=_REFERENCES),
-        Variable("confidence_unweighted", "confidence, unweighted", -1, references=_REFERENCES),
+        Variable("confidence", "weighted confidence", -1, references=_REFERENCES),
+        Variable("confidence_unweighted", "unweighted confidence", -1, references=_REFERENCES),
     )
 
     def __init__(

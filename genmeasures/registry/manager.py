@@ -66,7 +66,9 @@ class Registry:
             info.components, info.config_packages = [], []
             info.error = f"{type(error).__name__}: {error}"
             if os.environ.get(STRICT, "0") not in ("", "0"):
-                raise GenmeasuresError(f"plugin {name} ({distribution} {version}) failed to load: {info.error}") from error
+                raise GenmeasuresError(
+                    f"plugin {name} ({distribution} {version}) failed to load: {info.error}"
+                ) from error
             return
         for kind, found in classes.items():
             self._classes[kind].update(found)

@@ -131,7 +131,7 @@ def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
     )
     for name in header:
         words = name in ("measure", "status")
-        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=name != "status")
     for cells in body:
         # Text, since a string with brackets would be read as markup.
         table.add_row(*(Text(cell) for cell in cells))
@@ -155,7 +155,7 @@ def _cells(rows: pd.DataFrame, target: bool = False) -> tuple[list[str], list[li
     layers = bool(rows["layer"].notna().any())
     remarks = bool((rows["status"] != "ok").any())
     header = ["measure"] + ["layer"] * layers + ["against"] * target
-    header += [str(name).capitalize() for name in STATISTICS] + ["n", "excluded"] + ["status"] * remarks
+    header += [str(name).capitalize() for name in STATISTICS] + ["models"] + ["status"] * remarks
     body = []
     for _, row in rows.iterrows():
         cells = [str(row["measure"])]
@@ -164,7 +164,8 @@ def _cells(rows: pd.DataFrame, target: bool = False) -> tuple[list[str], list[li
         if target:
             cells.append(str(row["against"]))
         cells += [_interval(row, name) for name in STATISTICS]
-        cells += [str(row["n"]), str(row["excluded"])] + [str(row["status"])] * remarks
+        cells.append(f"{row['n']} of {row['n'] + row['excluded']}" if row["excluded"] else str(row["n"]))
+        cells += [str(row["status"])] * remarks
         body.append(cells)
     return header, body
 

@@ -5,4 +5,14 @@ from genmeasures.results.collect import Collected, collect
 from genmeasures.results.schema import STATUS, measure_variables
 from genmeasures.results.store import SCHEMA_VERSION, load, save
 
-__all__ = ["SCHEMA_VERSION", "STATUS", "Collected", "collect", "combine", "load", "measure_variables", "model_dataset", "save"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "STATUS",
+    "Collected",
+    "collect",
+    "combine",
+    "load",
+    "measure_variables",
+    "model_dataset",
+    "save",
+]

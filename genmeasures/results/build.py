@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from genmeasures.engine import ModelResult
 from genmeasures.errors import ResultError
@@ -116,5 +117,5 @@ def _fill(array: xr.DataArray) -> Any:
     return "" if array.dtype.kind in "OUST" else np.nan
 
 
-def _texts(values: Sequence[Any]) -> np.ndarray:  # type: ignore[type-arg]
+def _texts(values: Sequence[Any]) -> NDArray[np.object_]:
     return np.array(values, dtype=object)

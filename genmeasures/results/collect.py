@@ -71,7 +71,9 @@ def collect(folder: Path, output: Path) -> Collected:
     for path, settings_ in known.items():
         others = [other for other in known.values() if other is not settings_]
         telling = [key for key in settings_ if any(other.get(key) != settings_[key] for other in others)]
-        collected.labels[path] = ", ".join(f"{key}={settings_[key]}" for key in telling or ["extractor"] if key in settings_)
+        collected.labels[path] = ", ".join(
+            f"{key}={settings_[key]}" for key in telling or ["extractor"] if key in settings_
+        )
     return collected
 
 

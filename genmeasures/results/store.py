@@ -32,7 +32,9 @@ def save(ds: xr.Dataset, path: str | Path) -> Path:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise ResultError(f"cannot write the result {path}: {error.strerror or error}; choose another output folder") from error
+        raise ResultError(
+            f"cannot write the result {path}: {error.strerror or error}; choose another output folder"
+        ) from error
     return path
 
 
@@ -47,7 +49,9 @@ def load(path: str | Path) -> xr.Dataset:
         raise ResultError(f"cannot read the result {path}: {error}") from error
     version = ds.attrs.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ResultError(f"{path} is no result of this version of genmeasures (schema {version}, expected {SCHEMA_VERSION})")
+        raise ResultError(
+            f"{path} is no result of this version of genmeasures (schema {version}, expected {SCHEMA_VERSION})"
+        )
     for name in ds.variables:
         if ds[name].dtype.kind in "UST":
             ds[name] = ds[name].astype(object)

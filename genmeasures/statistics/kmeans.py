@@ -158,9 +158,7 @@ def _sums(points: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return member @ points, member.sum(1)
 
 
-def _refill(
-    points: Tensor, labels: Tensor, centres: Tensor, sums: Tensor, counts: Tensor, same_point: float
-) -> Tensor:
+def _refill(points: Tensor, labels: Tensor, centres: Tensor, sums: Tensor, counts: Tensor, same_point: float) -> Tensor:
     """Centres without the empty clusters: one of them takes the point worst served, the others go for now."""
     full = counts > 0
     error = (points - centres[labels]).square().sum(1)

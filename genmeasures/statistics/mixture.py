@@ -72,7 +72,7 @@ def fit_mixtures(
 
     Raises Undefined if the points have no variance.
     """
-    n, d = points.shape
+    d = points.shape[1]
     scale = float(points.var(0, correction=0).mean())
     if not scale > 0:
         raise Undefined("constant features: the training sample has no variance")

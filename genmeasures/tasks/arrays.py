@@ -101,7 +101,8 @@ def _prepare(x: NDArray[Any], spec: ArraySpec) -> NDArray[np.float32]:
         x = _channels_first(x, spec, spec.layout)
     # The array is ours alone, so after one pass for type and order everything works in place.
     if spec.scale is None:
-        out = np.ascontiguousarray(x, np.float32)
+        # Flattened in between, as a single channel can have a stride by which torch takes it to come last.
+        out = np.ascontiguousarray(x, np.float32).ravel().reshape(x.shape)
     else:
         out = np.empty(x.shape, np.float32)
         np.divide(x, np.float32(spec.scale), out=out, dtype=np.float32, casting="unsafe")

@@ -25,7 +25,9 @@ def split_digits() -> tuple[Arrays, Arrays]:
     x = (digits.images / 16).astype(np.float32)[:, np.newaxis]
     y = digits.target.astype(np.int64)
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=TEST_SIZE, random_state=_SEED, stratify=y)
-    return (x_train, y_train), (x_test, y_test)
+    # Copies, because indexing leaves the single channel a stride by which torch takes it to come last and
+    # convolves by other kernels; arrays sent to another process do not keep it, and would round differently.
+    return (x_train.copy(), y_train), (x_test.copy(), y_test)
 
 
 def training_set(train: Arrays, size: int, label_noise: float) -> Arrays:

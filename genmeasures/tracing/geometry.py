@@ -67,15 +67,29 @@ class Geometry:
         return torch.where((index >= 0) & (index < size), index, -1)
 
     @cached_property
-    def field(self) -> Tensor:
-        """int64 (P, K): flattened input positions read for each flattened output position, −1 for zeros."""
-        index = torch.zeros(1, 1, dtype=torch.int64)
-        inside = torch.ones(1, 1, dtype=torch.bool)
-        for dimension, size in enumerate(self.input_spatial):
+    def _tables(self) -> tuple[Tensor, ...]:
+        """What :meth:`read` gives for each dimension, times its step in the flattened input."""
+        tables = []
+        for dimension in range(len(self.input_spatial)):
             read = self.read(dimension)
-            index = (index[:, None, :, None] * size + read.clamp(min=0)[None, :, None, :]).flatten(2).flatten(0, 1)
-            inside = (inside[:, None, :, None] & (read >= 0)[None, :, None, :]).flatten(2).flatten(0, 1)
-        return torch.where(inside, index, -1)
+            # A zero in one dimension outweighs the others: their sum is negative wherever a zero is read.
+            tables.append(
+                torch.where(
+                    read < 0, -math.prod(self.input_spatial), read * math.prod(self.input_spatial[dimension + 1 :])
+                )
+            )
+        return tuple(tables)
+
+    def field(self, positions: Tensor) -> Tensor:
+        """int64 (n, K): flattened input positions read for flattened output positions (n,), negative for zeros.
+
+        From a small table a dimension: one of all positions at once would take K times the layer's output.
+        """
+        index = positions.new_zeros(len(positions), 1)
+        for dimension, table in enumerate(self._tables):
+            place = positions // math.prod(self.output_spatial[dimension + 1 :]) % self.output_spatial[dimension]
+            index = (index[:, :, None] + table.to(positions.device)[place][:, None, :]).flatten(1)
+        return index
 
 
 def geometry_of(module: MeasuredModule, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Geometry:
@@ -106,6 +120,33 @@ def geometry_of(module: MeasuredModule, input_shape: tuple[int, ...], output_sha
     )
 
 
+def follows_geometry(module: MeasuredModule, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> bool:
+    """Whether the output (B, …) has the shape that the layer's options give for the input (B, …).
+
+    It has not where a subclass pads, crops or adds channels of its own accord.
+    """
+    if isinstance(module, nn.Linear):
+        return input_shape[-1] == module.in_features and output_shape == (*input_shape[:-1], module.out_features)
+    if len(input_shape) != len(module.kernel_size) + 2 or len(output_shape) != len(input_shape):
+        return False
+    if input_shape[1] != module.in_channels or output_shape[1] != module.out_channels:
+        return False
+    padding = (0,) * len(module.kernel_size) if isinstance(module.padding, str) else module.padding
+    options = zip(module.kernel_size, module.stride, module.dilation, padding, strict=True)
+    for size, out, (kernel, stride, dilation, pad) in zip(input_shape[2:], output_shape[2:], options, strict=True):
+        reach = dilation * (kernel - 1)
+        if isinstance(module, TRANSPOSED):
+            least = (size - 1) * stride - 2 * pad + reach + 1
+            fits = least <= out < least + max(stride, dilation)  # output_padding, or output_size in the call
+        elif module.padding == "same":
+            fits = out == size
+        else:
+            fits = out == (size + 2 * pad - reach - 1) // stride + 1
+        if not fits:
+            return False
+    return True
+
+
 class LayerReader(PatchReader):
     """Reads patches from the input tensor of one call of a layer."""
 
@@ -115,16 +156,14 @@ class LayerReader(PatchReader):
         self.input = layer_input
 
     def gather(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """float32 (n, D): for inputs ``rows`` (n,) of the batch and output ``positions`` (n,), in weight order (C, *kernel)."""
-        batch = len(self.input)
+        """float32 (n, D): for inputs ``rows`` (n,) and output ``positions`` (n,), in weight order (C, *kernel)."""
+        batch, channels = len(self.input), self._geometry.channels
         if self._channels_last:
-            flat = self.input.reshape(batch, -1, self._geometry.channels)
-            return flat[rows, positions]
-        flat = self.input.flatten(2) if self.input.dim() > 2 else self.input[:, :, None]
-        field = self._geometry.field.to(positions.device)[positions]
+            return self.input.reshape(batch, -1, channels)[rows, positions].float()
+        flat = self.input.flatten(2)
+        field = self._geometry.field(positions)
         # Channels last makes every element of a receptive field one contiguous run of channels.
-        pixels = flat.transpose(1, 2).reshape(-1, self._geometry.channels)
-        index = field.clamp(min=0) + rows[:, None] * flat.shape[2]
-        patches = pixels[index]
+        pixels = flat.transpose(1, 2).reshape(-1, channels)
+        patches = pixels[field.clamp(min=0) + rows[:, None] * flat.shape[2]]
         patches.masked_fill_((field < 0)[:, :, None], 0.0)
-        return patches.transpose(1, 2).reshape(len(rows), -1)
+        return patches.transpose(1, 2).reshape(len(rows), -1).float()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -255,13 +255,18 @@ def test_failure_in_a_worker_arrives_here(tmp_path: Path) -> None:
         training.train_all(jobs, 2, "Training")
 
 
-def script(body: str, cache: Path) -> str:
-    code = f"""
-        import sys
-        from genmeasures.tasks import DigitsCNN
-        task = DigitsCNN(cache={str(cache)!r}, workers=2, limit=40)
-    """
-    return textwrap.dedent(code) + textwrap.dedent(body)
+SCRIPT = """
+import sys
+from pathlib import Path
+import numpy as np
+from genmeasures.tasks.digits_cnn import grid
+from genmeasures.tasks.training import Job, Recipe, train_all
+
+if __name__ == "__main__":
+    data = np.zeros((320, 1, 8, 8), np.float32), np.zeros(320, np.int64)
+    jobs = [Job(Path(sys.argv[1]) / f"{h.name}.pt", h, Recipe(), data, data) for h in grid()]
+    train_all(jobs, 2, "Training")
+"""
 
 
 def children(pid: int) -> list[int]:
@@ -290,10 +295,9 @@ def until(condition: object, seconds: float) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> None:
-    main = tmp_path / "main.py"
-    main.write_text(script("if __name__ == '__main__':\n    task.models()", tmp_path))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, str(main)], env=environment, stderr=subprocess.DEVNULL)
+    (tmp_path / "main.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     try:
         assert until(lambda: len(list(tmp_path.rglob("*.pt"))) >= 1, 60), "no network was trained in a minute"
         workers = children(process.pid)
@@ -304,19 +308,15 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
     finally:
         process.kill()
         process.wait()
-    assert len(list(tmp_path.rglob("*.pt"))) < 40
+    assert len(list(tmp_path.rglob("*.pt"))) < len(grid())
 
 
-def test_script_without_main_guard_is_told(tmp_path: Path) -> None:
-    main = tmp_path / "main.py"
-    main.write_text(script("task.models()", tmp_path))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [sys.executable, str(main)], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode != 0
-    assert GenmeasuresError.__name__ in ended.stderr
-    assert 'if __name__ == "__main__"' in ended.stderr.splitlines()[-1]
+def test_workers_that_do_not_start_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_start_worker", functools.partial(os._exit, 3))
+    train, test = split_digits()
+    jobs = [training.Job(tmp_path / "network.pt", grid()[0], training.Recipe(), train, test)]
+    with pytest.raises(GenmeasuresError, match=r'if __name__ == "__main__".*workers=1'):
+        training.train_all(jobs, 2, "Training")
 
 
 # The options
