@@ -123,7 +123,7 @@ class FeatureBatch:
         split: Split,
         rank: Tensor,
         fields: Mapping[Field, Callable[[], Tensor]],
-        labels: Callable[[Labeler], Tensor],
+        labels: Callable[[Labeler, FeatureBatch], Tensor],
     ) -> None:
         self.layer = layer
         self.split: Split = split
@@ -156,14 +156,14 @@ class FeatureBatch:
 
     @property
     def patches(self) -> Tensor:
-        """float32 (n, D): what the layer read to make each vector, flattened like its weight."""
+        """float32 (n, D): what the layer read to make each vector, in the order (*kernel, channels)."""
         return self._get("patches")
 
     def labels(self, labeler: Labeler) -> Tensor:
         """int64 (n,): the labeler's label of each vector."""
         key = repr(labeler)
         if key not in self._labelled:
-            self._labelled[key] = self._labels(labeler)
+            self._labelled[key] = self._labels(labeler, self)
         return self._labelled[key]
 
 
@@ -225,7 +225,7 @@ class PatchReader(abc.ABC):
 
     @abc.abstractmethod
     def gather(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """(n, D): receptive fields of output positions, in the order of the layer's weight."""
+        """(n, D): receptive fields of output positions, in the order (*kernel, channels)."""
 
 
 class Labeler(Component, abc.ABC):

@@ -20,8 +20,7 @@ from torch import nn
 
 import genmeasures
 from genmeasures.data import DataSource
-from genmeasures.engine import ModelResult, PreparedData, measure_model, prepare_data, prepare_measures
-from genmeasures.engine.model import Progress
+from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
 from genmeasures.interfaces import Extractor, Measure, Split, TaskModel
 from genmeasures.results import SCHEMA_VERSION, combine, load, model_dataset, save

@@ -30,9 +30,10 @@ def content_keys(inputs: Tensor) -> NDArray[np.uint64]:
     flat = inputs.detach().reshape(len(inputs), -1)
     words = flat.contiguous().view(torch.int32) if flat.dtype == torch.float32 else flat
     words = words.to(torch.int64)
-    words = words ^ (words >> 15)  # floats of few digits differ in their high bits only
+    # Floats of few digits differ in their high bits only. Without the sign, x and −1 − x would be alike.
+    words = (words >> 15).bitwise_and_((1 << 49) - 1).bitwise_xor_(words)
     # Integer products wrap: the sum is the same in any order and on any device.
-    sums = (words * _multipliers(words.shape[1]).to(words.device)).sum(1)
+    sums = words.mul_(_multipliers(words.shape[1]).to(words.device)).sum(1)
     return mix(sums.cpu().numpy().view(np.uint64))
 
 
@@ -44,4 +45,4 @@ def distinct(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     first = np.maximum.accumulate(np.where(start, np.arange(len(keys)), 0))
     repeat = np.empty(len(keys), dtype=np.uint64)
     repeat[order] = (np.arange(len(keys)) - first).astype(np.uint64)
-    return np.where(repeat == 0, keys, mix(keys ^ mix(repeat)))
+    return np.where(repeat == 0, keys, mix(mix(keys) + repeat))

@@ -146,6 +146,8 @@ class DataSource:
         if inputs.is_complex():
             raise DataError(f"{self.name} data: complex inputs are not supported")
         inputs = inputs.float() if inputs.is_floating_point() else inputs.long()
+        # An axis of size 1 can carry a stride that looks like channels last, with other kernels and other rounding.
+        inputs = inputs.clone(memory_format=torch.contiguous_format)
         if targets is None:
             return inputs, None
         if not isinstance(targets, Tensor):

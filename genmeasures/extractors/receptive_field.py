@@ -9,8 +9,8 @@ from torch import Tensor
 from genmeasures.data.keys import mix
 from genmeasures.interfaces import Extractor, Layer, PatchReader, Sample, is_count, one_of, require
 
-_BLOCK = 1 << 22
-"""Position hashes made at a time."""
+_BLOCK = 1 << 21
+"""Positions drawn at a time."""
 
 
 class ReceptiveField(Extractor):
@@ -44,8 +44,8 @@ class ReceptiveField(Extractor):
             counts[np.argsort(mix(keys ^ salt))[:rest]] += 1
             chosen = np.concatenate(
                 [
-                    _choose(keys[start : start + rows] ^ salt, positions, counts[start : start + rows])
-                    for rows in [max(1, _BLOCK // positions)]
+                    _choose(keys[start : start + rows] ^ salt, positions, counts[start : start + rows], share)
+                    for rows in [max(1, _BLOCK // (share + 1))]
                     for start in range(0, n, rows)
                 ]
             )
@@ -63,7 +63,7 @@ class ReceptiveField(Extractor):
         return layer.patch_size
 
     def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        return output[rows, :, positions]
+        return output[rows, :, positions].float()
 
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> Tensor:
         return read.gather(rows, positions)
@@ -72,11 +72,34 @@ class ReceptiveField(Extractor):
         return spatial
 
 
-def _choose(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each input its count of positions, ascending: those with the smallest hashes."""
-    least = int(counts.min())
-    hashes = mix(keys[:, None] + mix(np.arange(positions, dtype=np.uint64)))
-    order = np.argpartition(hashes, min(least, positions - 1), axis=1)[:, : least + 1]
-    order = np.where(np.arange(order.shape[1]) < counts[:, None], order, positions)
-    order.sort(axis=1)
-    return order[order < positions]
+def _choose(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64], share: int) -> NDArray[np.int64]:
+    """For each input its count of positions, ``share`` or one more, ascending and none twice.
+
+    Takes work for the positions that are chosen, not for all that there are.
+    """
+    if 2 * share < positions:
+        return _draw(keys, positions, counts)
+    # Half of them or more: it is quicker to draw those that are left out.
+    out = positions - counts
+    chosen = np.ones((len(keys), positions), dtype=bool)
+    chosen[np.repeat(np.arange(len(keys)), out), _draw(keys, positions, out)] = False
+    return np.nonzero(chosen)[1]
+
+
+def _draw(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first different ones of a row of random numbers that is made of an input's key alone."""
+    width = int(counts.max() * 1.5) + 4
+    while True:
+        draws = mix(keys[:, None] + mix(np.arange(width, dtype=np.uint64))) % np.uint64(positions)
+        order = np.argsort(draws, axis=1, kind="stable")
+        draws = np.take_along_axis(draws, order, axis=1)
+        first = np.ones(draws.shape, dtype=bool)
+        first[:, 1:] = draws[:, 1:] != draws[:, :-1]
+        different = np.empty_like(first)
+        np.put_along_axis(different, order, first, axis=1)
+        number = np.cumsum(different, axis=1)
+        if bool((number[:, -1] >= counts).all()):
+            break
+        width *= 2
+    taken = different & (number <= counts[:, None])
+    return draws[np.take_along_axis(taken, order, axis=1)].astype(np.int64)

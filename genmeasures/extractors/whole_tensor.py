@@ -44,10 +44,10 @@ class WholeTensor(Extractor):
         return layer.input_size
 
     def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        return output.flatten(1)[rows]
+        return output.flatten(1)[rows].float()
 
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> Tensor:
-        return read.input.flatten(1)[rows]
+        return read.input.flatten(1)[rows].float()
 
     def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         return ()

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from genmeasures.errors import Undefined
 
-_ELEMENTS = 1 << 18
+_COINCIDE = 1e-6
+"""Centroids nearer than this share of their clusters' spreads differ by the rounding of float32 alone."""
+_ELEMENTS = 1 << 20
 """Elements of one block of differences: a block stays in cache between its few operations."""
 
 
@@ -22,9 +24,10 @@ def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
     # Differences, not the expansion into products: centroids may lie far from the origin.
     distance = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
     apart = ~torch.eye(len(centroids), dtype=torch.bool, device=centroids.device)
-    if bool((distance[apart] == 0).any()):
+    reach = spreads[:, None] + spreads
+    if bool((distance <= _COINCIDE * reach)[apart].any()):
         raise Undefined("constant features: clusters with the same centroid")
-    ratio = torch.where(apart, (spreads[:, None] + spreads) / distance, 0.0)
+    ratio = torch.where(apart, reach / distance, 0.0)
     return float(ratio.max(1).values.mean())
 
 
@@ -46,9 +49,10 @@ class ClusterSums:
         clusters = int(labels.max()) + 1
         if clusters > len(self._sums):
             self._sums = torch.cat([self._sums, self._sums.new_zeros(clusters - len(self._sums), self._sums.shape[1])])
+        numbers = torch.arange(clusters, device=labels.device)[:, None]
         for block, label in _blocks(vectors, labels):
-            member = torch.nn.functional.one_hot(label, clusters).to(block.dtype).T
-            self._sums[:clusters, :-1] += (member @ (block - self._origin)).double()
+            member = (label == numbers).to(block.dtype)
+            self._sums[:clusters, :-1] += member @ (block - self._origin)
             self._sums[:clusters, -1] += member.sum(1, dtype=torch.float64)
 
     def result(self) -> ClusterSpreads:
@@ -56,24 +60,25 @@ class ClusterSums:
         if self._origin is None or self._sums is None:
             raise Undefined("no vectors in the sample")
         counts = self._sums[:, -1]
-        return ClusterSpreads(self._origin, self._sums[:, :-1] / counts[:, None].clamp(min=1), counts)
+        return ClusterSpreads(self._origin + self._sums[:, :-1] / counts[:, None].clamp(min=1), counts)
 
 
 class ClusterSpreads:
     """Second pass: mean, or root mean square, distance of the vectors of each cluster to its centroid."""
 
-    def __init__(self, origin: Tensor, offsets: Tensor, counts: Tensor) -> None:
-        self._origin = origin
-        self._offsets = offsets
+    def __init__(self, centroids: Tensor, counts: Tensor) -> None:
+        self._centroids = centroids
         self._counts = counts
         self._distance = torch.zeros_like(counts)
         self._square = torch.zeros_like(counts)
 
     def add(self, vectors: Tensor, labels: Tensor) -> None:
         """Add the same vectors as in the first pass, in any order and any batches."""
-        offsets = self._offsets.to(vectors.dtype)
+        # Rounding a centroid to the vectors' type shifts it by a fraction of what the vectors resolve, and
+        # a shift about the mean moves mean distances in second order only.
+        centroids = self._centroids.to(vectors.dtype)
         for block, label in _blocks(vectors, labels):
-            square = (block - self._origin).sub_(offsets[label]).square_().sum(1, dtype=torch.float64)
+            square = centroids[label].sub_(block).square_().sum(1, dtype=torch.float64)
             self._distance.index_add_(0, label, square.sqrt())
             self._square.index_add_(0, label, square)
 
@@ -81,7 +86,7 @@ class ClusterSpreads:
         """The Davies–Bouldin index with ``spread`` "mean" or "rms"; empty clusters are left out."""
         used = self._counts > 0
         mean = (self._distance if spread == "mean" else self._square)[used] / self._counts[used]
-        return davies_bouldin(self._offsets[used], mean if spread == "mean" else mean.sqrt())
+        return davies_bouldin(self._centroids[used], mean if spread == "mean" else mean.sqrt())
 
 
 def _blocks(vectors: Tensor, labels: Tensor) -> zip[tuple[Tensor, Tensor]]:

@@ -12,7 +12,6 @@ from genmeasures.errors import Undefined
 from genmeasures.statistics.kmeans import kmeans
 
 _SUBSAMPLE = 2000
-_START_ITERATIONS = 20
 _NO_WEIGHT = 1e-10
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -112,9 +111,10 @@ class _Frame:
         inverse = torch.linalg.solve_triangular(self._root, eye, upper=False)
         self._white = centred @ inverse.T
         self.ridge = ridge * inverse @ inverse.T
-        chosen = torch.randperm(n, generator=generator)[:_SUBSAMPLE]
-        self.part = self._white[chosen.to(points.device)]
-        self.members = kmeans(self.part, m, generator, restarts=1, iterations=_START_ITERATIONS).labels
+        chosen = torch.randperm(n, generator=generator)[:_SUBSAMPLE].to(points.device)
+        self.part = self._white[chosen]
+        # In the points' own coordinates, where the directions that matter are the long ones.
+        self.members = kmeans(points[chosen], m, generator, restarts=1).labels
         self.weights = self.means = self.precisions = points
 
     def finish(self, parameters: _Parameters, tolerance: float, iterations: int) -> None:

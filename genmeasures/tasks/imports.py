@@ -44,7 +44,7 @@ def locate(path: str, folders: Sequence[Path] = ()) -> Callable[..., Any]:
         found = getattr(found, attribute)
         done += f".{attribute}"
     if not callable(found):
-        raise OptionError(f"{path!r} is a {type(found).__name__}, not a class or function")
+        raise OptionError(f"{path!r} is of type {type(found).__name__}, not a class or function")
     called: Callable[..., Any] = found
     return called
 

@@ -122,11 +122,11 @@ class _Section:
         self.file = file
         self.place = place
         if not isinstance(value, dict):
-            found = "empty" if value is None else f"a {type(value).__name__}"
-            raise OptionError(f"{file}: {place or 'the manifest'} must have keys and values, but is {found}")
+            found = "is empty" if value is None else f"is of type {type(value).__name__}"
+            raise OptionError(f"{file}: {place or 'the manifest'}: must have keys and values, but {found}")
         for key in value:
             if not isinstance(key, str):
-                self.fail(str(key), f"is read as a {type(key).__name__}: put the name in quotes")
+                self.fail(str(key), f"is read as {type(key).__name__}: put the name in quotes")
         self.values: dict[str, Any] = value
 
     def fail(self, key: str, fault: str) -> NoReturn:

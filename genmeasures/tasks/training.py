@@ -152,7 +152,7 @@ def _in_processes(jobs: Sequence[Job], workers: int, one_done: Callable[[], None
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole group; the parent answers it, and ends the workers after their current network.
+    # Ctrl-C reaches the whole group; the parent answers it, and workers end after the two or three networks in hand.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -43,7 +43,7 @@ def read_state_dict(path: Path, key: str | None = None) -> StateDict:
             raise ModelError(f"{path} has no entry {key!r}{nearest(key, map(str, entries))}")
         content = entries[key]
         if not _is_state_dict(content):
-            raise ModelError(f"{path}: the entry {key!r} is not a state dict but a {_describe(content)}")
+            raise ModelError(f"{path}: the entry {key!r} is not a state dict but of type {_describe(content)}")
     return _unwrap(content, path)
 
 
@@ -123,7 +123,7 @@ def _unwrap(content: Any, path: Path) -> StateDict:
         state: StateDict = content
         return state
     if not isinstance(content, Mapping):
-        raise ModelError(f"{path} has no state dict but a {_describe(content)}")
+        raise ModelError(f"{path} has no state dict: its content is of type {_describe(content)}")
     found = [name for name in _ENTRIES if _is_state_dict(content.get(name))]
     if len(found) == 1:
         state = content[found[0]]

@@ -156,14 +156,20 @@ class LayerReader(PatchReader):
         self.input = layer_input
 
     def gather(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """float32 (n, D): for inputs ``rows`` (n,) and output ``positions`` (n,), in weight order (C, *kernel)."""
-        batch, channels = len(self.input), self._geometry.channels
+        """float32 (n, D): for inputs ``rows`` (n,) and output ``positions`` (n,), in the order (*kernel, C)."""
+        channels = self._geometry.channels
         if self._channels_last:
-            return self.input.reshape(batch, -1, channels)[rows, positions].float()
-        flat = self.input.flatten(2)
+            return self.input.reshape(len(self.input), -1, channels)[rows, positions].float()
         field = self._geometry.field(positions)
-        # Channels last makes every element of a receptive field one contiguous run of channels.
-        pixels = flat.transpose(1, 2).reshape(-1, channels)
-        patches = pixels[field.clamp(min=0) + rows[:, None] * flat.shape[2]]
-        patches.masked_fill_((field < 0)[:, :, None], 0.0)
-        return patches.transpose(1, 2).reshape(len(rows), -1).float()
+        zeros = (field < 0).flatten().nonzero()[:, 0]
+        size = math.prod(self._geometry.input_spatial)
+        # A pixel's channels are copied in one run: with channels innermost nothing has to be transposed.
+        patches = self._pixels().index_select(0, (field.clamp_(min=0) + rows[:, None] * size).flatten())
+        patches.index_fill_(0, zeros, 0.0)
+        return patches.view(len(rows), -1).float()
+
+    def _pixels(self) -> Tensor:
+        """(B · positions, C): the input with channels innermost; a copy takes the input's place."""
+        pixels = self.input.flatten(2).transpose(1, 2).contiguous()
+        self.input = pixels.transpose(1, 2).unflatten(2, self._geometry.input_spatial)
+        return pixels.flatten(0, 1)

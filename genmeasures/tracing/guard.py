@@ -7,41 +7,54 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from genmeasures.errors import ModelError
 
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model in evaluation mode on the device; modes, buffers and devices are restored at the end.
+    """The model in evaluation mode on the device; at the end everything but the values of parameters is restored.
 
+    Modes, devices, buffers, ``requires_grad`` and gradients are as before, also after an exception.
     Raises ModelError naming the first parameter or buffer that is NaN or infinite, or not initialised.
     """
     _check_finite(model)
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    modules = [(module, module.training, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    # The tensors themselves are kept, so that nothing needs to come back from the device.
+    parameters = [
+        (parameter, parameter.data, parameter.requires_grad, parameter.grad) for parameter in model.parameters()
+    ]
+    contents = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
+        for parameter, _, _, _ in parameters:
+            parameter.grad = None
         model.eval()
-        if homes - {device}:
+        if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers())):
             model.to(device)
         yield
     finally:
-        if homes - {device} and len(homes) == 1:
-            model.to(homes.pop())
-        for module, training in modes:
+        for module, training, its_parameters, its_buffers in modules:
             module.training = training
+            module._parameters.clear()
+            module._parameters.update(its_parameters)
+            module._buffers.clear()
+            module._buffers.update(its_buffers)
+        for parameter, data, requires_grad, grad in parameters:
+            if parameter.device != data.device:
+                parameter.data = data
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
         with torch.no_grad():
-            for buffer, before in zip(model.buffers(), (before for _, before in buffers), strict=True):
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+            for buffer, content in contents:
+                if not torch.equal(buffer, content):
+                    buffer.copy_(content)
 
 
 def _check_finite(model: nn.Module) -> None:
-    named = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in named:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-            raise ModelError(f"{name} is not initialised: run the lazy model on one batch first")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor) or tensor.is_meta:
+            raise ModelError(f"{name} is not initialised: load its values, or run a lazy model on one batch first")
         if tensor.is_floating_point():
             bad = int(tensor.numel() - torch.isfinite(tensor).sum())
             if bad:

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from genmeasures.errors import ModelError
-from genmeasures.tracing.trace import TracedLayer, forward, is_followed, tensors_in
+from genmeasures.tracing.trace import OTHER_LAYERS, TracedLayer, forward, is_followed, tensors_in
 
 Receiver: TypeAlias = Callable[[TracedLayer, Tensor, Tensor], None]
 """Called with a layer, its input (B, …) and its output (B, …) as soon as the output is there."""
+
+
+class _AllDelivered(BaseException):
+    """Ends a forward pass of which no more is needed; no model's own handling of errors catches it."""
 
 
 class Tap(TorchFunctionMode):
@@ -24,34 +28,46 @@ class Tap(TorchFunctionMode):
     outlive their use.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[TracedLayer], receive: Receiver) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[TracedLayer], receive: Receiver, stop: bool) -> None:
         super().__init__()
+        self._stop = stop
         self._model = model
         self._layers = {(id(traced.module), traced.call): traced for traced in layers}
         self._receive = receive
-        self._pending: dict[int, tuple[TracedLayer, Tensor, Tensor, int]] = {}
+        self._pending: dict[int, list[tuple[TracedLayer, Tensor, Tensor, int]]] = {}
+        """By the id of an output so far: the layers that made it, their inputs, that output, functions followed."""
         self._calls: Counter[int] = Counter()
+        self._batch = 0
         self._delivered = 0
         self._busy = False
         self._failure: Exception | None = None
 
     def run(self, inputs: Tensor) -> None:
-        """One forward pass of a batch (B, …)."""
+        """One forward pass of a batch (B, …).
+
+        An error of the receiver is raised as itself, one of the model as ModelError.
+        """
         self._pending.clear()
         self._calls.clear()
-        self._delivered = 0
+        self._batch, self._delivered, self._failure = len(inputs), 0, None
+        ended = False
         try:
             with self:
                 forward(self._model, inputs)
+        except _AllDelivered:
+            ended = True
         except ModelError:
-            if self._failure is not None:
-                raise self._failure from None  # the receiver's error, not the model's
-            raise
-        if self._delivered != len(self._layers):
-            raise ModelError(
-                "the model ran other layers for this batch than for the first one: "
-                "forward passes that depend on the data cannot be measured"
-            )
+            if self._failure is None:
+                raise
+        finally:
+            self._pending.clear()
+        if self._failure is not None:  # raised in the model's forward pass, which may even have caught it
+            raise self._failure from None
+        if ended:
+            return
+        ran = all(self._calls[id(traced.module)] == traced.calls for traced in self._layers.values())
+        if not ran or self._delivered != len(self._layers):
+            raise ModelError(OTHER_LAYERS)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the tapped modules."""
@@ -60,10 +76,11 @@ class Tap(TorchFunctionMode):
         if traced is None:
             return
         given = next(tensors_in([*args, *kwargs.values()]))
-        if traced.steps == 0:
-            self._deliver(traced, given, output)
+        if traced.follow:
+            waiting = self._pending.setdefault(id(output), [])  # several where a layer calls another
+            waiting.append((traced, given.clone() if traced.copy_input else given, output, 0))
         else:
-            self._pending[id(output)] = (traced, given.clone() if traced.copy_input else given, output, traced.steps)
+            self._deliver(traced, given, output)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -72,20 +89,28 @@ class Tap(TorchFunctionMode):
         if self._busy or not self._pending or not is_followed(func):
             return result
         used = next(tensors_in([*args, *(kwargs or {}).values()]), None)
-        waiting = self._pending.pop(id(used), None)
-        if waiting is not None:
-            traced, given, _, steps = waiting
-            if steps == 1:
+        for traced, given, _, step in self._pending.pop(id(used), ()):
+            if func is not traced.follow[step]:
+                self._failure = ModelError(OTHER_LAYERS)
+                raise self._failure
+            if step + 1 == len(traced.follow):
                 self._deliver(traced, given, result)
             else:
-                self._pending[id(result)] = (traced, given, result, steps - 1)
+                self._pending.setdefault(id(result), []).append((traced, given, result, step + 1))
         return result
 
     def _deliver(self, traced: TracedLayer, given: Tensor, output: Tensor) -> None:
-        self._delivered += 1
-        self._busy = True  # the receiver's own tensor functions are none of the model's
+        self._busy = True  # tensor functions called from here on are none of the model's
         try:
+            due = traced.output_shape(self._batch)
+            if output.shape != due or len(given) != self._batch:
+                raise ModelError(
+                    f"the output of {traced.layer.name} for this batch is of shape {tuple(output.shape)}, {due} was due"
+                )
+            self._delivered += 1
             self._receive(traced, given, output)
+            if self._stop and self._delivered == len(self._layers):
+                raise _AllDelivered
         except Exception as error:
             self._failure = error
             raise
@@ -94,9 +119,9 @@ class Tap(TorchFunctionMode):
 
 
 @contextmanager
-def tapped(model: nn.Module, layers: Sequence[TracedLayer], receive: Receiver) -> Iterator[Tap]:
-    """A :class:`Tap` on the layers, its hooks removed at the end."""
-    tap = Tap(model, layers, receive)
+def tapped(model: nn.Module, layers: Sequence[TracedLayer], receive: Receiver, stop: bool = False) -> Iterator[Tap]:
+    """A :class:`Tap` on the layers, its hooks removed at the end; ``stop`` ends each pass after the last of them."""
+    tap = Tap(model, layers, receive, stop)
     modules = {id(traced.module): traced.module for traced in layers}
     handles = [module.register_forward_hook(tap.hook, with_kwargs=True) for module in modules.values()]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import Layer
-from genmeasures.tracing.geometry import MEASURED, Geometry, MeasuredModule, geometry_of
+from genmeasures.tracing.geometry import MEASURED, Geometry, MeasuredModule, follows_geometry, geometry_of
+
+OTHER_LAYERS = (
+    "the model ran other layers for this batch than for the first one: "
+    "forward passes that depend on the data cannot be measured"
+)
 
 _NORMALISATIONS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -26,13 +33,14 @@ _ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
         F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6,
         F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.selu, F.selu_, torch.selu, torch.selu_,
         F.celu, F.celu_, torch.celu, torch.celu_, F.prelu, torch.prelu, Tensor.prelu, F.rrelu, F.rrelu_,
-        F.gelu, F.silu, F.mish, F.softplus, F.softsign, F.tanhshrink, F.softshrink, F.hardshrink, F.threshold,
-        F.threshold_, F.logsigmoid, F.hardtanh, F.hardtanh_, F.hardsigmoid, F.hardswish,
+        torch.rrelu, torch.rrelu_, F.gelu, F.silu, F.mish, F.softplus, F.softsign, F.tanhshrink, F.softshrink,
+        F.hardshrink, Tensor.hardshrink, F.threshold, torch.threshold, torch.threshold_, F.logsigmoid,
+        F.hardtanh, F.hardtanh_, F.hardsigmoid, F.hardswish,
         F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_,
         F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_,
         torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_min_,
-        torch.clamp_min, torch.clamp_min_, torch.clip, Tensor.clip,
-        F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
+        torch.clamp_min, torch.clamp_min_, torch.clip, torch.clip_, Tensor.clip, Tensor.clip_,
+        F.softmax, F.softmin, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
     }
 )  # fmt: skip
 _DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
@@ -70,12 +78,19 @@ class TracedLayer:
     module: nn.Module
     call: int
     """Which call of the module this is, from 0."""
+    calls: int
+    """How often the module is called in one forward pass."""
     geometry: Geometry
     channels_last: bool
-    steps: int
-    """Number of followed functions (:func:`is_followed`) after which the output is read."""
+    follow: tuple[Callable[..., Any], ...]
+    """The functions (:func:`is_followed`) after which the output is read, in running order."""
     copy_input: bool
     """Whether the model overwrites the layer's input before the output can be read."""
+
+    def output_shape(self, batch: int) -> tuple[int, ...]:
+        """The shape of the layer's output for that many inputs."""
+        channels, spatial = self.layer.channels, self.layer.spatial
+        return (batch, *spatial, channels) if self.channels_last else (batch, channels, *spatial)
 
 
 @dataclass(frozen=True)
@@ -99,9 +114,9 @@ class _Call:
     name: str
     module: nn.Module
     count: int
-    input: Tensor
+    input: Tensor | None
     input_version: int
-    output: Tensor
+    output: Any
 
 
 class _Observer(TorchFunctionMode):
@@ -119,7 +134,7 @@ class _Observer(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         made = next(tensors_in([result]), None)
         if made is not None:
-            versions = {id(call.input): call.input._version for call in self.calls}
+            versions = {id(call.input): _version(call.input) for call in self.calls} if func in _FOLLOWED else {}
             for place, used in enumerate(tensors_in([*args, *(kwargs or {}).values()])):
                 # Kept alive, so that no later tensor can take over the id.
                 self._kept += [used, made]
@@ -129,19 +144,17 @@ class _Observer(TorchFunctionMode):
     def watch(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             count = sum(call.module is module for call in self.calls)
-            given = next(tensors_in([*args, *kwargs.values()]))
-            version = given._version
-            self.calls.append(_Call(name, module, count, given, version, output))
+            given = next(tensors_in([*args, *kwargs.values()]), None)
+            self.calls.append(_Call(name, module, count, given, _version(given), output))
 
         return hook
 
-    def follow(self, call: _Call) -> tuple[list[str], int, bool]:
-        """Names and number of the functions between a layer and its tap, and whether its input is lost by then."""
-        names: list[str] = []
-        normalised = activated = False
+    def follow(self, call: _Call) -> tuple[tuple[Callable[..., Any], ...], bool]:
+        """The functions between a layer and its tap, and whether its input is overwritten by then."""
+        taken: list[Callable[..., Any]] = []
+        steps = 0
+        normalised = activated = changed = False
         current, uses = call.output, self.uses.get(id(call.output), [])
-        steps = taken = 0
-        changed = False
         while uses:
             use = uses[0]
             in_place = use.result is current
@@ -157,14 +170,19 @@ class _Observer(TorchFunctionMode):
                 if activated:
                     break
                 activated = True
-            taken += 1
+            taken.append(use.function)
             if use.function not in _DROPOUTS:
-                names.append(use.function.__name__.rstrip("_"))
-                steps = taken
-                changed = use.input_versions.get(id(call.input), call.input_version) != call.input_version
+                steps = len(taken)
+                version = use.input_versions[id(call.input)]
+                changed = version < 0 or version != call.input_version
             uses = uses[1:] if in_place else self.uses.get(id(use.result), [])
             current = use.result
-        return names, steps, changed
+        return tuple(taken[:steps]), changed
+
+
+def _version(tensor: Tensor | None) -> int:
+    """How often a tensor was written to; −1 where that is not counted: a forward pass under inference_mode."""
+    return -1 if tensor is None or tensor.is_inference() else int(tensor._version)
 
 
 def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
@@ -175,6 +193,42 @@ def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
     bare output. Raises ModelError if the forward pass fails or no layer can be measured.
     """
     observer = _Observer()
+    _observe(model, example, observer)
+    fewer = [-1] * len(observer.calls)
+    if len(example) > 1:
+        # Only the batch dimension is shorter for fewer inputs: another may happen to be as long.
+        again = _Observer()
+        _observe(model, example[:-1], again)
+        if [(call.module, call.count) for call in again.calls] != [
+            (call.module, call.count) for call in observer.calls
+        ]:
+            raise ModelError(OTHER_LAYERS)
+        fewer = [
+            call.output.shape[0] if isinstance(call.output, Tensor) and call.output.dim() else 0 for call in again.calls
+        ]
+    layers: list[TracedLayer] = []
+    skipped: list[tuple[str, str]] = []
+    calls = Counter(id(call.module) for call in observer.calls)
+    for call, rows in zip(observer.calls, fewer, strict=True):
+        name = call.name or "(model)"
+        name = name if call.count == 0 else f"{name}#{call.count + 1}"
+        reason = _unmeasurable(call, len(example), rows)
+        if reason:
+            skipped.append((name, reason))
+            continue
+        follow, changed = observer.follow(call) if tap == "activation" else ((), False)
+        layers.append(_describe(call, name, len(layers), calls[id(call.module)], follow, changed))
+    skipped += _not_measured(model, set(calls))
+    if not layers:
+        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+        raise ModelError(
+            "no layer can be measured: convolutions and linear layers are, the model has "
+            f"{', '.join(kinds) or 'no modules'}" + "".join(f"; {name}: {reason}" for name, reason in skipped)
+        )
+    return Trace(tuple(layers), tuple(skipped))
+
+
+def _observe(model: nn.Module, example: Tensor, observer: _Observer) -> None:
     handles = [
         module.register_forward_hook(observer.watch(name), with_kwargs=True)
         for name, module in model.named_modules()
@@ -186,74 +240,78 @@ def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    layers: list[TracedLayer] = []
-    skipped: list[tuple[str, str]] = []
-    for call in observer.calls:
-        name = call.name if call.count == 0 else f"{call.name}#{call.count + 1}"
-        reason = _unmeasurable(call, len(example))
-        if reason:
-            skipped.append((name, reason))
-            continue
-        follow, steps, changed = observer.follow(call) if tap == "activation" else ([], 0, False)
-        layers.append(_describe(call, name, len(layers), follow, steps, changed))
-    called = {id(call.module) for call in observer.calls}
-    skipped += _not_measured(model, called)
-    if not layers:
-        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
-        raise ModelError(
-            "no layer can be measured: convolutions and linear layers are, the model has "
-            f"{', '.join(kinds) or 'no modules'}" + "".join(f"; {name}: {reason}" for name, reason in skipped)
-        )
-    return Trace(tuple(layers), tuple(skipped))
 
 
 def forward(model: nn.Module, inputs: Tensor) -> None:
     """Run the model for its side effects, with errors that say what went in."""
     try:
         model(inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError, KeyError) as error:
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"the model refuses a batch of shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}: {what}"
-        ) from error
+    except Exception as error:  # whatever a user's model raises
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        dtype = str(inputs.dtype).removeprefix("torch.")
+        raise ModelError(f"the model refuses a batch of shape {tuple(inputs.shape)}, {dtype}: {kind}{what}") from error
 
 
-def _unmeasurable(call: _Call, batch: int) -> str:
+def _unmeasurable(call: _Call, batch: int, fewer: int) -> str:
+    """Why a layer's tensors cannot be read, if so; ``fewer``: length of its output for one input less, or −1."""
+    module: MeasuredModule = call.module  # type: ignore[assignment]
+    if call.input is None:
+        return "it was called without a tensor"
     if not isinstance(call.output, Tensor) or not call.output.is_floating_point():
         return "its output is not a floating-point tensor"
-    channels_last = isinstance(call.module, nn.Linear)
-    if call.output.dim() < 2 or call.input.shape[0] != batch or call.output.shape[0] != batch:
-        return f"its output of shape {tuple(call.output.shape)} does not have the batch of {batch} inputs first"
-    if not channels_last and call.output.dim() != len(call.module.kernel_size) + 2:  # type: ignore[arg-type]
-        return f"it was called without a batch dimension (output of shape {tuple(call.output.shape)})"
+    given, made = tuple(call.input.shape), tuple(call.output.shape)
+    if not isinstance(module, nn.Linear) and len(made) == len(module.kernel_size) + 1:
+        return f"it was called without a batch dimension (output of shape {made})"
+    if len(made) < 2 or given[:1] != (batch,) or made[0] != batch or fewer not in (-1, batch - 1):
+        return f"its output of shape {made} does not have the batch of {batch} inputs first"
+    if not follows_geometry(module, given, made):
+        return (
+            f"its output of shape {made} does not follow from its input of shape {given} by its own kernel and padding"
+        )
     return ""
 
 
-def _describe(call: _Call, name: str, index: int, follow: list[str], steps: int, copy_input: bool) -> TracedLayer:
+def _describe(
+    call: _Call, name: str, index: int, calls: int, follow: tuple[Callable[..., Any], ...], copy_input: bool
+) -> TracedLayer:
+    assert call.input is not None
     module: MeasuredModule = call.module  # type: ignore[assignment]
     linear = isinstance(module, nn.Linear)
     input_shape, output_shape = tuple(call.input.shape), tuple(call.output.shape)
     geometry = geometry_of(module, input_shape, output_shape)
+    kind = parametrize.type_before_parametrizations(module).__name__
     layer = Layer(
         index=index,
-        name=name or "(model)",
-        kind=type(module).__name__,
+        name=name,
+        kind=kind,
         channels=output_shape[-1] if linear else output_shape[1],
         spatial=output_shape[1:-1] if linear else output_shape[2:],
         patch_size=geometry.patch_size,
         input_size=call.input[0].numel(),
         weight_norm=float(torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64)),
-        tap=" > ".join([type(module).__name__, *follow]),
+        tap=" > ".join([kind, *(step.__name__.strip("_") for step in follow if step not in _DROPOUTS)]),
     )
-    return TracedLayer(layer, call.module, call.count, geometry, linear, steps, copy_input)
+    return TracedLayer(layer, call.module, call.count, calls, geometry, linear, follow, copy_input)
 
 
 def _not_measured(model: nn.Module, called: set[int]) -> Iterator[tuple[str, str]]:
+    inner = {
+        id(part)
+        for module in model.modules()
+        if isinstance(module, parametrize.ParametrizationList)
+        for part in module.modules()
+    }
     for name, module in model.named_modules():
+        if id(module) in inner:
+            continue  # part of the layer whose weight it makes
         own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
+        if parametrize.is_parametrized(module):
+            own = [*module.parametrizations, *own]
         if isinstance(module, MEASURED):
             if id(module) not in called:
                 yield name or "(model)", "it was never called in the forward pass"
         elif own and not isinstance(module, _NORMALISATION_MODULES):
             what = f"parameters {', '.join(own[:3])}{', …' if len(own) > 3 else ''}"
-            yield name or "(model)", f"layers of type {type(module).__name__} are not measured ({what})"
+            kind = parametrize.type_before_parametrizations(module).__name__
+            yield name or "(model)", f"layers of type {kind} are not measured ({what})"

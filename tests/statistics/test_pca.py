@@ -17,8 +17,8 @@ from genmeasures.statistics.pca import fit_pca
 def vectors(n: int, k: int, offset: float = 0.0, rank: int | None = None, seed: int = 0) -> torch.Tensor:
     """float32 (n, k) whose dimensions have different variances and are correlated."""
     rng = np.random.default_rng(seed)
-    r = k if rank is None else rank
-    mixing = np.diag(1.1 ** -np.arange(r)) @ rng.normal(size=(r, k)) / np.sqrt(k)
+    r = min(k, 60) if rank is None else rank
+    mixing = 1.1 ** -np.arange(r)[:, None] * rng.normal(size=(r, k)) / np.sqrt(r)
     return torch.from_numpy((rng.normal(size=(n, r)) @ mixing + offset).astype(np.float32))
 
 
@@ -28,7 +28,7 @@ CASES = {
     "dual": (20, 300, 7, 0.0),
     "dual, more columns than one block": (15, 20_000, 5, 0.0),
     "n = k": (30, 30, 10, 0.0),
-    "n = k + 1, all components": (31, 30, 30, 0.0),
+    "all components": (60, 30, 30, 0.0),
     "mean 1e4, spread 1": (500, 8, 4, 1e4),
     "dual, mean 1e4, spread 1": (20, 100, 4, 1e4),
     "d > k": (50, 4, 10, 0.0),
@@ -47,7 +47,8 @@ def test_components_variances_and_projections_are_those_of_sklearn(case: str) ->
     assert found.components.shape == (expected_d, k)
     assert found.components.dtype == found.mean.dtype == found.variance.dtype == torch.float64
     np.testing.assert_allclose(found.mean.numpy(), reference.mean_, rtol=1e-12)
-    np.testing.assert_allclose(found.variance.numpy(), reference.explained_variance_, rtol=1e-9)
+    rounding = 1e-14 * found.total_variance  # of a symmetric eigenproblem: relative to the largest eigenvalue
+    np.testing.assert_allclose(found.variance.numpy(), reference.explained_variance_, rtol=1e-9, atol=rounding)
     np.testing.assert_allclose(found.total_variance, x.double().var(0).sum().item(), rtol=1e-9)
     sign = np.sign((found.components.numpy() * reference.components_).sum(1))
     np.testing.assert_allclose(found.components.numpy(), sign[:, None] * reference.components_, atol=1e-8)

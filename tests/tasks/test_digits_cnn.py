@@ -89,6 +89,8 @@ def test_architecture_has_the_layers_asked_for(depth: int, batch_norm: bool) -> 
 def test_split_has_every_digit_once_and_each_class_in_proportion() -> None:
     (x_train, y_train), (x_test, y_test) = split_digits()
     assert x_test.shape == (600, 1, 8, 8)
+    # Otherwise torch takes the channel to come last, and rounds differently from arrays that were copied.
+    assert all(torch.from_numpy(x).stride() == (64, 64, 8, 1) for x in (x_train, x_test))
     assert x_train.dtype == np.float32
     assert y_train.dtype == np.int64
     source = load_digits()
@@ -249,8 +251,7 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_failure_in_a_worker_arrives_here(tmp_path: Path) -> None:
     train, test = split_digits()
-    hparams = grid()[:2]
-    jobs = [training.Job(tmp_path / "absent" / h.name, h, training.Recipe(steps=11), train, test) for h in hparams]
+    jobs = [training.Job(tmp_path / "absent" / "network.pt", grid()[0], training.Recipe(steps=11), train, test)]
     with pytest.raises(OptionError, match=r"cannot write .*absent"):
         training.train_all(jobs, 2, "Training")
 
@@ -260,12 +261,12 @@ import sys
 from pathlib import Path
 import numpy as np
 from genmeasures.tasks.digits_cnn import grid
-from genmeasures.tasks.training import Job, Recipe, train_all
+from genmeasures.tasks.training import Job, Recipe, _in_processes
 
 if __name__ == "__main__":
     data = np.zeros((320, 1, 8, 8), np.float32), np.zeros(320, np.int64)
     jobs = [Job(Path(sys.argv[1]) / f"{h.name}.pt", h, Recipe(), data, data) for h in grid()]
-    train_all(jobs, 2, "Training")
+    _in_processes(jobs, 1, lambda: None)
 """
 
 
@@ -297,17 +298,23 @@ def until(condition: object, seconds: float) -> bool:
 def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    messages = (tmp_path / "stderr").open("w")
+    process = subprocess.Popen(command, env=environment, stderr=messages, start_new_session=True)
     try:
         assert until(lambda: len(list(tmp_path.rglob("*.pt"))) >= 1, 60), "no network was trained in a minute"
         workers = children(process.pid)
-        assert len(workers) >= 2
-        process.send_signal(how)
-        process.wait(20)
+        assert workers
+        # Ctrl-C reaches parent and workers alike; of a killed parent the workers are told nothing.
+        os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
+        process.wait(60)
         assert until(lambda: not any(map(is_running, workers)), 10)
     finally:
         process.kill()
         process.wait()
+        messages.close()
+    interrupts = [line for line in (tmp_path / "stderr").read_text().splitlines() if line == "KeyboardInterrupt"]
+    assert len(interrupts) == (how == signal.SIGINT)
     assert len(list(tmp_path.rglob("*.pt"))) < len(grid())
 
 

@@ -1,0 +1,208 @@
+"""What a run keeps of one layer: its samples, its fitted projection and labelers, its measures."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genmeasures.engine.prepared import PreparedData
+from genmeasures.engine.running import Running, status_of
+from genmeasures.engine.seeds import generator_for
+from genmeasures.errors import Undefined
+from genmeasures.interfaces import (
+    FeatureBatch,
+    FeatureLabeler,
+    FeatureMeasure,
+    Field,
+    Labeler,
+    Sample,
+    Split,
+    TargetLabeler,
+)
+from genmeasures.statistics.pca import PCA, fit_pca
+from genmeasures.tracing import TracedLayer
+
+KEPT_FIELDS: frozenset[Field] = frozenset({"patches", "labels"})
+_REPLAY_ROWS = 16_384
+
+
+@dataclass
+class _Record:
+    """The training sample, kept so that later passes over it need no forward pass."""
+
+    vectors: Tensor | None
+    projected: Tensor | None = None
+    labels: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Some vectors of a split, kept for the next pass: their labels, and how to read their patches again."""
+
+    rank: Tensor
+    labels: Mapping[str, Tensor]
+    patches: Callable[[], Tensor]
+
+    def label(self, labeler: Labeler, batch: FeatureBatch) -> Tensor:
+        """The labels that were kept."""
+        return self.labels[repr(labeler)]
+
+
+class LayerRun:
+    """One layer in the course of a run."""
+
+    def __init__(self, traced: TracedLayer, measures: Sequence[FeatureMeasure], data: PreparedData) -> None:
+        self.traced = traced
+        self.layer = traced.layer
+        self.samples: dict[Split, Sample] = {split: data.sample(split, self.layer.positions) for split in data.sources}
+        self.running = [Running(copy.deepcopy(measure), self.layer, data.seed) for measure in measures]
+        self.pca: PCA | None = None
+        self.kept: list[Kept] = []
+        self.kept_split: Split = "test"
+        self._components = data.extractor.components
+        self._seed = data.seed
+        self._record: _Record | None = None
+        self._fitted: dict[str, FeatureLabeler | Undefined] = {}
+        self._feature_labelers: dict[str, FeatureLabeler] = {}
+        self._recorded_labelers: dict[str, TargetLabeler] = {}
+        self._keep_vectors = False
+        for measure in measures:
+            if isinstance(measure.labeler, FeatureLabeler):
+                self._feature_labelers[repr(measure.labeler)] = measure.labeler
+            for one in measure.passes:
+                if one.split == "train":
+                    self._keep_vectors |= "vectors" in one.fields
+                    if "labels" in one.fields and isinstance(measure.labeler, TargetLabeler):
+                        self._recorded_labelers[repr(measure.labeler)] = measure.labeler
+
+    def fail(self, status: str) -> None:
+        """The layer has no features: none of its measures has a value."""
+        for running in self.running:
+            running.failure = running.failure or status
+
+    def waiting(self, split: Split) -> list[Running]:
+        """The measures whose next pass is over that split."""
+        return [r for r in self.running if r.failure is None and r.remaining and r.remaining[0].split == split]
+
+    def rows(self, split: Split, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Row in the batch, position and rank of the sampled vectors of inputs start … start + count."""
+        sample = self.samples[split]
+        low, high = np.searchsorted(sample.inputs, [start, start + count])
+        rows, positions, rank = (
+            torch.from_numpy(array[low:high]) for array in (sample.inputs, sample.positions, sample.rank)
+        )
+        return rows - start, positions, rank
+
+    def record(self, batch: FeatureBatch) -> None:
+        """Keep training vectors, each at its rank: fits see them in one order, whatever that of the data."""
+        if all(running.failure is not None for running in self.running):
+            return
+        try:
+            vectors, size = batch.vectors, len(self.samples["train"])
+            if self._record is None:
+                labels = {key: batch.rank.new_zeros(size) for key in self._recorded_labelers}
+                self._record = _Record(vectors.new_empty(size, vectors.shape[1]), None, labels)
+            assert self._record.vectors is not None
+            self._record.vectors[batch.rank] = vectors
+            for key, labeler in self._recorded_labelers.items():
+                self._record.labels[key][batch.rank] = batch.labels(labeler)
+        except Exception as error:  # a labeler may be a plugin's: its layer has no value, the others go on
+            self.fail(status_of(error))
+
+    def fit(self) -> None:
+        """Fit the projection and the labelers on the kept training sample."""
+        if self._record is None or self._record.vectors is None:
+            return
+        try:
+            self.pca = fit_pca(self._record.vectors, self._components)
+            self._record.projected = self.pca.project(self._record.vectors)
+        except Undefined as error:
+            for running in self.running:
+                if running.needs_fit():
+                    running.failure = running.failure or status_of(error)
+            return
+        for key, labeler in self._feature_labelers.items():
+            fresh = copy.deepcopy(labeler)
+            try:
+                fresh.fit(self._record.projected, generator_for(self._seed, "labeler", key, self.layer.index))
+                self._fitted[key] = fresh
+            except Undefined as error:
+                self._fitted[key] = error
+        if not self._keep_vectors:
+            self._record.vectors = None
+
+    def feature_labels(self, labeler: Labeler, projected: Tensor) -> Tensor:
+        """Labels by a labeler fitted on this layer; raises Undefined if it could not be."""
+        fitted = self._fitted[repr(labeler)]
+        if isinstance(fitted, Undefined):
+            raise fitted
+        return fitted.label(projected)
+
+    def replay(self) -> None:
+        """Make all passes that need no forward pass."""
+        if self._record is not None and self._record.projected is not None:
+            readable: frozenset[Field] = frozenset({"projected", "labels"})
+            if self._record.vectors is not None:
+                readable |= {"vectors"}
+            self._replay("train", readable, partial(self._recorded, self._record))
+        if self.kept:
+            self._replay(self.kept_split, KEPT_FIELDS, self._kept)
+            self.kept = []
+
+    def _replay(self, split: Split, readable: frozenset[Field], batches: Callable[[], Iterator[FeatureBatch]]) -> None:
+        while True:
+            able = [r for r in self.waiting(split) if r.remaining[0].fields <= readable]
+            if not able:
+                return
+            for batch in batches():
+                for running in able:
+                    running.update(batch)
+            for running in able:
+                running.end_pass()
+
+    def _recorded(self, record: _Record) -> Iterator[FeatureBatch]:
+        assert record.projected is not None
+        for start in range(0, len(record.projected), _REPLAY_ROWS):
+            rows = slice(start, min(start + _REPLAY_ROWS, len(record.projected)))
+            rank = torch.arange(rows.start, rows.stop, device=record.projected.device)
+            fields: dict[Field, Callable[[], Tensor]] = {"projected": partial(_part, record.projected, rows)}
+            if record.vectors is not None:
+                fields["vectors"] = partial(_part, record.vectors, rows)
+            labels = partial(self._recorded_labels, record.labels, rows)
+            yield FeatureBatch(self.layer, "train", rank, fields, labels)
+
+    def _recorded_labels(
+        self, recorded: Mapping[str, Tensor], rows: slice, labeler: Labeler, batch: FeatureBatch
+    ) -> Tensor:
+        if isinstance(labeler, FeatureLabeler):
+            return self.feature_labels(labeler, batch.projected)
+        return recorded[repr(labeler)][rows]
+
+    def _kept(self) -> Iterator[FeatureBatch]:
+        for kept in self.kept:
+            yield FeatureBatch(self.layer, self.kept_split, kept.rank, {"patches": kept.patches}, kept.label)
+
+    def keep(self, batch: FeatureBatch, patches: Callable[[], Tensor]) -> None:
+        """Keep a batch for the next pass of the measures that it was just given to."""
+        self.kept_split = batch.split
+        labels = {}
+        for running in self.waiting(batch.split):
+            labeler = running.measure.labeler
+            if labeler is not None and "labels" in running.remaining[0].fields:
+                labels[repr(labeler)] = batch.labels(labeler)
+        self.kept.append(Kept(batch.rank, labels, patches))
+
+    def keeps(self, split: Split) -> bool:
+        """Whether the pass after the next can be made from kept patches and labels, for every measure that has one."""
+        second = [r.remaining[1] for r in self.waiting(split) if len(r.remaining) > 1 and r.remaining[1].split == split]
+        return bool(second) and all(one.fields <= KEPT_FIELDS for one in second)
+
+
+def _part(kept: Tensor, rows: slice) -> Tensor:
+    return kept[rows]

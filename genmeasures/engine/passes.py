@@ -1,0 +1,259 @@
+"""The passes of one model: as few runs of the model as the measures of all layers together allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from genmeasures.engine.layer import LayerRun
+from genmeasures.engine.prepared import PreparedData
+from genmeasures.engine.running import Running
+from genmeasures.errors import Undefined
+from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Labeler, Split
+from genmeasures.tracing import LayerReader, TracedLayer, tapped
+
+_KEPT_BYTES = 1 << 30
+"""Memory for training samples at a time, and then for layer inputs kept for a second pass."""
+_CHUNK_BYTES = 1 << 23
+"""Patches gathered at a time: they stay in cache between gathering and use."""
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being done, how many inputs of how many are through."""
+
+
+class ModelRun:
+    """All passes of all feature measures over one model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        traced: Sequence[TracedLayer],
+        data: PreparedData,
+        measures: Sequence[FeatureMeasure],
+        device: torch.device,
+        progress: Progress | None,
+    ) -> None:
+        self._model = model
+        self._data = data
+        self._extractor = data.extractor
+        self._device = device
+        self._progress = progress
+        self._target_labels: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self.layers = [LayerRun(layer, measures, data) for layer in traced]
+
+    def run(self) -> None:
+        """Make all passes."""
+        if any(running.needs_fit() for run in self.layers for running in run.running):
+            for group in self._groups():
+                self._fit(group)
+        while True:
+            split = next((s for s in self._data.sources if any(run.waiting(s) for run in self.layers)), None)
+            if split is None:
+                return
+            self._score(split)
+
+    def _groups(self) -> Iterator[list[LayerRun]]:
+        """Consecutive layers whose training samples fit into memory together."""
+        group: list[LayerRun] = []
+        used = 0
+        for run in self.layers:
+            size = 4 * len(run.samples["train"]) * self._extractor.vector_size(run.layer)
+            if group and used + size > _KEPT_BYTES:
+                yield group
+                group, used = [], 0
+            group.append(run)
+            used += size
+        yield group
+
+    def _fit(self, group: Sequence[LayerRun]) -> None:
+        """One pass over the training data: sample the layers, fit them, and feed the measures that need no fit."""
+        active = {run.layer.index: [r for r in run.waiting("train") if not r.needs_fit_next()] for run in group}
+
+        def receive(run: LayerRun, batch: FeatureBatch) -> None:
+            run.record(batch)
+            for running in active[run.layer.index]:
+                running.update(batch)
+
+        self._forward("train", group, active, receive, keep=frozenset())
+        self._each(group, _settle)
+
+    def _score(self, split: Split) -> None:
+        """One pass over a split for every measure that waits for it."""
+        active = {run.layer.index: run.waiting(split) for run in self.layers}
+        waiting = [run for run in self.layers if active[run.layer.index]]
+        keep = self._keepers(split, waiting)
+
+        def receive(run: LayerRun, batch: FeatureBatch) -> None:
+            for running in active[run.layer.index]:
+                running.update(batch)
+
+        self._forward(split, waiting, active, receive, keep)
+        self._each([run for run in waiting if run.layer.index in keep], LayerRun.replay)
+
+    def _keepers(self, split: Split, waiting: Sequence[LayerRun]) -> frozenset[int]:
+        """The layers, from the last one backwards, that are kept for the pass after this one.
+
+        Then that pass needs the model only as far as the last layer that is not kept.
+        """
+        keep = set()
+        free = _KEPT_BYTES
+        for run in reversed(waiting):
+            if run.keeps(split):
+                free -= self._kept_bytes(run, split)
+                if free < 0:
+                    break
+                keep.add(run.layer.index)
+        return frozenset(keep)
+
+    def _forward(
+        self,
+        split: Split,
+        runs: Sequence[LayerRun],
+        active: Mapping[int, Sequence[Running]],
+        receive: Callable[[LayerRun, FeatureBatch], None],
+        keep: frozenset[int],
+    ) -> None:
+        """Run the split through the model as far as the last of the layers, and end the pass of the active measures."""
+        source = self._data.sources[split]
+        by_index = {run.layer.index: run for run in runs}
+        patched = {index for index, these in active.items() if any("patches" in r.remaining[0].fields for r in these)}
+        start, targets = 0, None
+
+        def tap(traced: TracedLayer, given: Tensor, output: Tensor) -> None:
+            run = by_index[traced.layer.index]
+            kept = traced.layer.index in keep
+            # A kept input is copied: the model may overwrite it, or it may be part of something larger.
+            reader = LayerReader(traced.geometry, given.clone() if kept else given, traced.channels_last)
+            size = 4 * self._extractor.patch_size(run.layer) if traced.layer.index in patched else 0
+            for batch, again in self._live(run, split, start, reader, output, targets, size):
+                receive(run, batch)
+                if kept and run.waiting(split):
+                    run.keep(batch, partial(_same, batch.patches) if self._keeps_patches(run, split) else again)
+
+        total = len(source.scan())
+        with tapped(self._model, [run.traced for run in runs], tap, stop=len(runs) < len(self.layers)) as taps:
+            for start, inputs, targets in source.checked():  # noqa: B007 -- the tap reads them
+                self._target_labels.clear()
+                taps.run(inputs.to(self._device))
+                if self._progress is not None:
+                    self._progress(split, start + len(inputs), total)
+        for these in active.values():
+            for running in these:
+                running.end_pass()
+
+    def _live(
+        self,
+        run: LayerRun,
+        split: Split,
+        start: int,
+        reader: LayerReader,
+        output: Tensor,
+        targets: Tensor | None,
+        patch_bytes: int,
+    ) -> Iterator[tuple[FeatureBatch, Callable[[], Tensor]]]:
+        """The sampled vectors of a batch of inputs, few at a time where patches are read, and how to gather these."""
+        sampled = run.rows(split, start, len(output))
+        by_channel = (
+            output.reshape(len(output), run.layer.positions, -1).transpose(1, 2)
+            if run.traced.channels_last
+            else output.flatten(2)
+        )
+        chunk = max(1, _CHUNK_BYTES // patch_bytes) if patch_bytes else max(1, len(sampled[0]))
+        for rows, positions, rank in zip(*(torch.split(part.to(self._device), chunk) for part in sampled), strict=True):
+            if len(rows):
+                patches = partial(self._extractor.patches, reader, rows, positions)
+                vectors = partial(self._vectors, by_channel, rows, positions)
+                labels = partial(self._labels, run, targets, rows, positions)
+                yield _batch(run, split, rank, vectors, patches, labels), patches
+
+    def _vectors(self, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        made = self._extractor.vectors(by_channel, rows, positions)
+        # The sum shows any NaN or infinity; only then is it worth looking whether finite numbers overflowed it.
+        if not bool(torch.isfinite(made.sum())) and not bool(torch.isfinite(made).all()):
+            raise Undefined("NaN or infinite activations")
+        return made
+
+    def _labels(
+        self,
+        run: LayerRun,
+        targets: Tensor | None,
+        rows: Tensor,
+        positions: Tensor,
+        labeler: Labeler,
+        batch: FeatureBatch,
+    ) -> Tensor:
+        if isinstance(labeler, FeatureLabeler):
+            return run.feature_labels(labeler, batch.projected)
+        size = self._extractor.label_size(run.layer.spatial)
+        key = (repr(labeler), size)
+        if key not in self._target_labels:
+            assert targets is not None
+            self._target_labels[key] = self._data.labelers[repr(labeler)].label(targets.to(self._device), size)
+        made = self._target_labels[key]
+        return made[rows, positions if made.shape[1] > 1 else 0]
+
+    def _keeps_patches(self, run: LayerRun, split: Split) -> bool:
+        """Whether the sampled patches take less memory than the inputs they are read from."""
+        return len(run.samples[split]) * self._extractor.patch_size(run.layer) < self._inputs(run, split)
+
+    def _kept_bytes(self, run: LayerRun, split: Split) -> int:
+        patches = len(run.samples[split]) * self._extractor.patch_size(run.layer)
+        return 4 * min(self._inputs(run, split), patches)
+
+    def _inputs(self, run: LayerRun, split: Split) -> int:
+        return len(self._data.sources[split].scan()) * run.layer.input_size
+
+    def _each(self, runs: Sequence[LayerRun], work: Callable[[LayerRun], None]) -> None:
+        """Do the layers' own work side by side: small operations gain more from this than from threads inside each."""
+        threads = torch.get_num_threads()
+        if self._device.type != "cpu" or threads == 1 or len(runs) < 2:
+            for run in runs:
+                work(run)
+            return
+
+        @torch.inference_mode()  # holds in the thread that enters it
+        def alone(run: LayerRun) -> None:
+            work(run)
+
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                # The widest first, so that none is left to run alone at the end.
+                list(pool.map(alone, sorted(runs, key=_width, reverse=True)))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _batch(
+    run: LayerRun,
+    split: Split,
+    rank: Tensor,
+    vectors: Callable[[], Tensor],
+    patches: Callable[[], Tensor],
+    labels: Callable[[Labeler, FeatureBatch], Tensor],
+) -> FeatureBatch:
+    def projected() -> Tensor:
+        assert run.pca is not None
+        return run.pca.project(batch.vectors)
+
+    batch = FeatureBatch(
+        run.layer, split, rank, {"vectors": vectors, "patches": patches, "projected": projected}, labels
+    )
+    return batch
+
+
+def _settle(run: LayerRun) -> None:
+    run.fit()
+    run.replay()
+
+
+def _width(run: LayerRun) -> int:
+    return run.layer.patch_size
+
+
+def _same(patches: Tensor) -> Tensor:
+    return patches

@@ -1,0 +1,106 @@
+"""One measure on one layer, and what becomes of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from genmeasures.engine.seeds import generator_for
+from genmeasures.errors import GenmeasuresError, Undefined
+from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Layer, Pass, Value, Values
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A value with its status: "ok", "note: …" (valid, with a remark), or NaN with "undefined: …" or "failed: …"."""
+
+    value: float
+    status: str
+
+
+def outcome(value: float | Value) -> Outcome:
+    """The outcome of a value as a measure returned it: a number that is not finite is none."""
+    note = value.note if isinstance(value, Value) else ""
+    number = float(value.value if isinstance(value, Value) else value)
+    if not np.isfinite(number):
+        return Outcome(float("nan"), f"undefined: the measure gave {number}")
+    return Outcome(number, f"note: {note}" if note else "ok")
+
+
+def status_of(error: Exception) -> str:
+    """The status that an exception leaves behind."""
+    if isinstance(error, Undefined):
+        return f"undefined: {error}"
+    return f"failed: {error}" if isinstance(error, GenmeasuresError) else f"failed: {type(error).__name__}: {error}"
+
+
+class Running:
+    """A measure on a layer: its passes to come, and its failure if it has failed."""
+
+    def __init__(self, measure: FeatureMeasure, layer: Layer, seed: int) -> None:
+        self.measure = measure
+        self.remaining = list(measure.passes)
+        self.failure: str | None = None
+        with _Guard(self):
+            measure.start(layer, generator_for(seed, "measure", measure, layer.index))
+
+    def needs_fit(self) -> bool:
+        """Whether any pass to come needs the projection or the labeler of its layer."""
+        return any(self._on_fit(one) for one in self.remaining)
+
+    def needs_fit_next(self) -> bool:
+        """Whether the next pass does."""
+        return bool(self.remaining) and self._on_fit(self.remaining[0])
+
+    def _on_fit(self, one: Pass) -> bool:
+        by_features = isinstance(self.measure.labeler, FeatureLabeler)
+        return "projected" in one.fields or ("labels" in one.fields and by_features)
+
+    def update(self, batch: FeatureBatch) -> None:
+        """See a batch of the current pass."""
+        if self.failure is None:
+            with _Guard(self):
+                self.measure.update(batch)
+
+    def end_pass(self) -> None:
+        """Go on to the next pass."""
+        self.remaining.pop(0)
+        if self.failure is None:
+            with _Guard(self):
+                self.measure.end_pass()
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """The measure's variables, with values or with the reason why not."""
+        names = [variable.name for variable in self.measure.variables]
+        made: dict[str, Outcome] = {}
+        if self.failure is None:
+            with _Guard(self):
+                values: Values = self.measure.compute()
+                by_name = values if isinstance(values, Mapping) else {names[0]: values}
+                made = {name: outcome(by_name[name]) for name in names}
+        if self.failure is None:
+            return made
+        return {name: Outcome(float("nan"), self.failure) for name in names}
+
+
+class _Guard:
+    """Turns an exception of a measure into its status: the other measures go on."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._running.failure = status_of(error)
+        if not isinstance(error, GenmeasuresError):
+            log.debug("%s failed", self._running.measure, exc_info=error)
+        return True

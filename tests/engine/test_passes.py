@@ -1,0 +1,186 @@
+"""How often a model runs: once a pass over a split, for all measures and layers together, and once to be traced."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import genmeasures
+from genmeasures.extractors import WholeTensor
+from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
+from genmeasures.labelers import KMeans
+from genmeasures.measures import Confidence, DaviesBouldin, Roughness
+
+TRAIN, TEST, BATCH = 130, 70, 32
+TRAIN_BATCHES, TEST_BATCHES = 5, 3
+
+
+class Counted(nn.Module):
+    """Counts the inputs of every call."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(len(x))
+        return self.net(x)
+
+
+def reader(name_: str, *passes_: Pass, labeler_: Any = None) -> FeatureMeasure:
+    """A measure that reads everything that it declares, and counts what it was given."""
+
+    class Reader(FeatureMeasure):
+        name = name_
+        variables = (Variable(name_, "vectors seen in all passes", 0),)
+        passes = passes_
+        labeler = labeler_
+
+        def start(self, layer: Layer, generator: torch.Generator) -> None:
+            self._seen, self._pass = 0, 0
+
+        def update(self, batch: FeatureBatch) -> None:
+            one = self.passes[self._pass]
+            assert batch.split == one.split
+            for field in one.fields - {"labels"}:
+                assert len(getattr(batch, field)) == len(batch)
+            if "labels" in one.fields:
+                assert len(batch.labels(self.labeler)) == len(batch)
+            self._seen += len(batch)
+
+        def end_pass(self) -> None:
+            self._pass += 1
+
+        def compute(self) -> float:
+            assert self._pass == len(self.passes)
+            return float(self._seen)
+
+    return Reader()
+
+
+@pytest.fixture
+def calls(digits_net: nn.Module, digits: Any) -> Callable[..., tuple[list[int], Any]]:
+    """Inputs of every forward call of a run, and the run's result."""
+
+    def run(*measures: str | Measure, **options: Any) -> tuple[list[int], Any]:
+        net = Counted(copy.deepcopy(digits_net))
+        (x, y), (x_test, y_test) = digits
+        train, test = options.pop("train", (x[:TRAIN], y[:TRAIN])), (x_test[:TEST], y_test[:TEST])
+        if measures:
+            options["measures"] = measures
+        ds = genmeasures.measure({"net": net}, train, test, batch_size=BATCH, **options)
+        for name in ds.data_vars:
+            if str(name).endswith("_status"):
+                assert not any(s.startswith("failed") for s in ds[name].values.flat), ds[name].values
+        return net.calls, ds
+
+    return run
+
+
+def passes(train: int, test: int) -> list[int]:
+    """Sizes of the calls: the trace of three inputs, and the batches of so many passes, sorted."""
+    calls = train * ([BATCH] * (TRAIN_BATCHES - 1) + [TRAIN - BATCH * (TRAIN_BATCHES - 1)])
+    calls += test * ([BATCH] * (TEST_BATCHES - 1) + [TEST - BATCH * (TEST_BATCHES - 1)])
+    return sorted([3, *calls])
+
+
+EVERYTHING = ("vectors", "projected", "patches", "labels")
+TRAIN_ONLY = [
+    Pass("train", "projected", "labels"),
+    Pass("train", "vectors"),
+    Pass("train", "vectors", "projected", "labels"),
+]
+
+
+@pytest.mark.parametrize(
+    ("measures", "train", "test"),
+    [
+        # The default three: one pass that fits everything, two for roughness, confidence in the first of them.
+        ((), 1, 2),
+        ((DaviesBouldin(),), 1, 0),
+        ((DaviesBouldin(space="pixel"),), 1, 0),
+        ((DaviesBouldin(KMeans()),), 1, 0),
+        # Patches are not kept: two passes over them.
+        ((DaviesBouldin(space="patch"),), 2, 0),
+        ((Roughness(),), 1, 2),
+        ((Roughness(split="train"),), 3, 0),
+        # The patches' own projection is fitted in the pass that fits the pixels'.
+        ((Roughness(input_pca=4),), 1, 2),
+        ((Confidence(),), 1, 1),
+        ((Confidence(split="train"),), 1, 0),
+        # As many passes as the measure with most of them.
+        ((Confidence(), DaviesBouldin()), 1, 1),
+        ((Confidence(), DaviesBouldin(), Roughness(input_pca=4)), 1, 2),
+        ((DaviesBouldin(space="patch"), Roughness(input_pca=4), Confidence()), 2, 2),
+        (tuple(reader(f"r{i}", *TRAIN_ONLY, labeler_=KMeans()) for i in range(5)), 1, 0),
+        (tuple(reader(f"r{i}", Pass("test", *EVERYTHING), labeler_=KMeans(k=2 + i)) for i in range(5)), 1, 1),
+        ((reader("needs no fit", Pass("test", "vectors", "patches")),), 0, 1),
+        ((reader("targets", Pass("train", "vectors", "patches", "labels")),), 1, 0),
+        ((reader("to and fro", *[Pass("test", "vectors"), Pass("train", "projected")] * 2),), 1, 2),
+        ((*[reader(f"r{i}", Pass("test", "vectors")) for i in range(3)], Roughness(), Confidence(), DaviesBouldin()), 1, 2),
+    ],
+    ids=lambda value: "+".join(m.name for m in value) or "default" if isinstance(value, tuple) else str(value),
+)  # fmt: skip
+def test_forward_calls(
+    calls: Callable[..., tuple[list[int], Any]], measures: tuple[Measure, ...], train: int, test: int
+) -> None:
+    found, ds = calls(*measures)
+    assert sorted(found) == passes(train, test)
+    for measure in measures:
+        if measure.name.startswith(("r0", "r1", "needs", "targets", "to")):
+            seen = {"train": ds["vectors_train"].values, "test": ds["vectors_test"].values}
+            expected = sum(seen[one.split] for one in measure.passes)
+            assert (ds[measure.name].values == expected).all()
+
+
+def test_the_trace_comes_first(calls: Callable[..., tuple[list[int], Any]]) -> None:
+    found, _ = calls()
+    assert found == [3, *[32] * 4, 2, *[32, 32, 6] * 2]
+
+
+def test_whole_tensors_project_patches_in_the_pass_that_is_there(calls: Callable[..., tuple[list[int], Any]]) -> None:
+    found, _ = calls(extractor=WholeTensor())
+    assert sorted(found) == passes(1, 2)
+
+
+def test_one_layer_takes_as_many_passes_as_all(calls: Callable[..., tuple[list[int], Any]]) -> None:
+    found, _ = calls(layers=["net.conv2"])
+    assert sorted(found) == passes(1, 2)
+
+
+def test_every_model_runs_as_often(digits_net: nn.Module, digits: Any) -> None:
+    nets = {str(i): Counted(copy.deepcopy(digits_net)) for i in range(3)}
+    genmeasures.measure(nets, *((x[:TEST], y[:TEST]) for x, y in digits), batch_size=BATCH)
+    assert {len(net.calls) for net in nets.values()} == {1 + 3 * TEST_BATCHES}
+
+
+def test_a_data_set_smaller_than_the_trace(calls: Callable[..., tuple[list[int], Any]], digits: Any) -> None:
+    (x, y), _ = digits
+    found, _ = calls(DaviesBouldin(space="pixel"), train=(x[:2], y[:2]))
+    assert found == [2, 2]
+
+
+def test_inputs_are_read_once_a_pass(digits_net: nn.Module, digits: Any) -> None:
+    """Besides once for their check, and the first batch for the trace."""
+    (x, y), (x_test, y_test) = digits
+
+    class Reads(torch.utils.data.Dataset[tuple[Tensor, int]]):
+        def __init__(self) -> None:
+            self.count = 0
+
+        def __len__(self) -> int:
+            return TEST
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            self.count += 1
+            return torch.from_numpy(x_test[index]), int(y_test[index])
+
+    test = Reads()
+    genmeasures.measure({"net": digits_net}, (x[:TRAIN], y[:TRAIN]), test, batch_size=BATCH)
+    assert test.count <= 3 * TEST + 2 * BATCH

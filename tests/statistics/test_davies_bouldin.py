@@ -1,0 +1,163 @@
+"""The Davies–Bouldin index from a stream of vectors, against scikit-learn's from all at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import davies_bouldin_score
+
+from genmeasures.errors import Undefined
+from genmeasures.statistics.davies_bouldin import ClusterSums, davies_bouldin
+
+Vectors = NDArray[np.floating]
+Labels = NDArray[np.int64]
+
+
+def streamed(
+    vectors: Vectors, labels: Labels, spread: str = "mean", batch: int = 10_000, seed: int | None = None
+) -> float:
+    """The index from batches of a size, of the vectors in another order in each of the two passes."""
+    rng = np.random.default_rng(seed)
+
+    def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        order = np.arange(len(vectors)) if seed is None else rng.permutation(len(vectors))
+        parts = [order[start : start + batch] for start in range(0, len(order), batch)]
+        return [(torch.from_numpy(vectors[part]), torch.from_numpy(labels[part])) for part in parts]
+
+    first = ClusterSums()
+    for part in batches():
+        first.add(*part)
+    second = first.result()
+    for part in batches():
+        second.add(*part)
+    return second.index(spread)
+
+
+def brute_force(vectors: Vectors, labels: Labels, spread: str) -> float:
+    groups = [vectors[labels == label].astype(np.float64) for label in np.unique(labels)]
+    centroids = [group.mean(0) for group in groups]
+    spreads = []
+    for group, centroid in zip(groups, centroids, strict=True):
+        distances = np.array([np.sqrt(((row - centroid) ** 2).sum()) for row in group])
+        spreads.append(distances.mean() if spread == "mean" else np.sqrt((distances**2).mean()))
+    worst = [
+        max(
+            (spreads[i] + spreads[j]) / np.linalg.norm(centroids[i] - centroids[j])
+            for j in range(len(groups))
+            if j != i
+        )
+        for i in range(len(groups))
+    ]
+    return float(np.mean(worst))
+
+
+def sample(n: int, d: int, k: int, offset: float = 0.0, seed: int = 0) -> tuple[NDArray[np.float64], Labels]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(k, size=n)
+    labels[:2] = [0, k - 1]
+    return rng.normal(offset, 1, (n, d)) + 0.5 * rng.normal(size=(k, d))[labels], labels
+
+
+def test_worked_by_hand() -> None:
+    """Two clusters of spread 1 and a third of spread 0, at distances 4, 3 and 5."""
+    centroids = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
+    spreads = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    # First: max(2/4, 1/3); second: max(2/4, 1/5); third: max(1/3, 1/5).
+    assert davies_bouldin(centroids, spreads) == pytest.approx((0.5 + 0.5 + 1 / 3) / 3, rel=1e-15)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.integers(3, 80), st.integers(1, 12), st.integers(2, 7), st.sampled_from([0.0, 1e4]), st.integers(1, 90),
+    st.integers(0, 10_000),
+)  # fmt: skip
+def test_any_stream_gives_what_sklearn_gives(n: int, d: int, k: int, offset: float, batch: int, seed: int) -> None:
+    vectors, labels = sample(n, d, k, offset, seed)
+    assume(2 <= len(np.unique(labels)) < n)
+    found = streamed(vectors, labels, "mean", batch, seed)
+    np.testing.assert_allclose(found, brute_force(vectors, labels, "mean"), rtol=1e-9)
+    # scikit-learn's distances are good to the root of the rounding error alone, and to less far from the origin.
+    np.testing.assert_allclose(found, davies_bouldin_score(vectors - offset, labels), rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(3, 60), st.integers(1, 6), st.integers(2, 5), st.integers(1, 70), st.integers(0, 10_000))
+def test_the_rms_variant_is_that_of_brute_force(n: int, d: int, k: int, batch: int, seed: int) -> None:
+    vectors, labels = sample(n, d, k, seed=seed)
+    found = streamed(vectors, labels, "rms", batch, seed)
+    np.testing.assert_allclose(found, brute_force(vectors, labels, "rms"), rtol=1e-9, atol=1e-12)
+    assert found >= streamed(vectors, labels, "mean") * (1 - 1e-12) - 1e-12
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
+def test_moving_turning_and_scaling_change_nothing(seed: int, scale: float, shift: float) -> None:
+    vectors, labels = sample(50, 4, 3, seed=seed)
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(4, 4)))[0]
+    found = streamed(vectors @ turn * scale + shift, labels)
+    np.testing.assert_allclose(found, streamed(vectors, labels), rtol=1e-7)
+
+
+@pytest.mark.parametrize("spread", ["mean", "rms"])
+@pytest.mark.parametrize(("n", "d"), [(3000, 5), (500, 2000)])
+def test_float32_far_from_the_origin_loses_nothing(spread: str, n: int, d: int) -> None:
+    """Mean 1e4, spread 1: squares are 1e8 where float32 has seven digits. The reference is of the same float32 data."""
+    vectors, labels = sample(n, d, 4, offset=1e4)
+    data = vectors.astype(np.float32)
+    expected = brute_force(data, labels, spread)
+    np.testing.assert_allclose(streamed(data, labels, spread, 64, seed=1), expected, rtol=1e-5)
+    # The first batch holds one cluster alone, far from the others.
+    order = np.argsort(labels, kind="stable")
+    data[labels == 3] += 100
+    expected = brute_force(data, labels, spread)
+    np.testing.assert_allclose(streamed(data[order[::-1]], labels[order[::-1]], spread, 50), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", ["mean", "rms"])
+def test_empty_clusters_are_left_out(spread: str) -> None:
+    vectors, labels = sample(60, 3, 4)
+    spaced = np.array([2, 3, 9, 40])[labels]
+    np.testing.assert_allclose(streamed(vectors, spaced, spread, 7), streamed(vectors, labels, spread, 7), rtol=1e-12)
+
+
+def test_empty_batches_change_nothing() -> None:
+    vectors, labels = (torch.from_numpy(array) for array in sample(40, 3, 3))
+    first = ClusterSums()
+    for rows in (slice(0, 0), slice(0, 25), slice(25, 25), slice(25, None)):
+        first.add(vectors[rows], labels[rows])
+    second = first.result()
+    for rows in (slice(0, 0), slice(0, None)):
+        second.add(vectors[rows], labels[rows])
+    np.testing.assert_allclose(second.index("mean"), davies_bouldin_score(vectors, labels), rtol=1e-9)
+
+
+def test_a_sample_in_one_cluster_is_undefined() -> None:
+    vectors, _ = sample(20, 3, 2)
+    with pytest.raises(Undefined, match="1 cluster"):
+        streamed(vectors, np.full(20, 5))
+
+
+def test_a_sample_without_vectors_is_undefined() -> None:
+    with pytest.raises(Undefined, match="no vectors"):
+        streamed(np.zeros((0, 3)), np.zeros(0, np.int64))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4 + 1 / 3])
+def test_clusters_of_the_same_constant_are_undefined(dtype: type[np.floating], value: float) -> None:
+    with pytest.raises(Undefined, match="same centroid"):
+        streamed(np.full((30, 4), value, dtype), np.arange(30) % 3, batch=7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_centroids_that_differ_by_rounding_alone_coincide(dtype: type[np.floating], seed: int) -> None:
+    """Both clusters have the same members: the index is infinite, not 1e16."""
+    half = np.random.default_rng(seed).normal(3, 1, (50, 4)).astype(dtype)
+    vectors = np.concatenate([half, np.random.default_rng(seed + 1).permutation(half)])
+    with pytest.raises(Undefined, match="same centroid"):
+        streamed(vectors, np.repeat([0, 1], 50), batch=7)
