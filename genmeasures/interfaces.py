@@ -26,6 +26,8 @@ from genmeasures.errors import GenmeasuresError, OptionError, Undefined, nearest
 Split: TypeAlias = Literal["train", "test"]
 Field: TypeAlias = Literal["vectors", "projected", "patches", "labels"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+Over: TypeAlias = Literal["fit", "train", "test"]
+"""What a pass goes over: a split's sample, or the part of the training sample that things are fitted on."""
 
 
 def require(condition: bool, component: object, message: str) -> None:
@@ -120,13 +122,13 @@ class FeatureBatch:
     def __init__(
         self,
         layer: Layer,
-        split: Split,
+        split: Over,
         rank: Tensor,
         fields: Mapping[Field, Callable[[], Tensor]],
         labels: Callable[[Labeler, FeatureBatch], Tensor],
     ) -> None:
         self.layer = layer
-        self.split: Split = split
+        self.split: Over = split
         self.rank = rank
         """int64 (n,): each vector's place in the sample, whatever the order of the data."""
         self._fields = fields
@@ -192,9 +194,15 @@ class Extractor(Component, abc.ABC):
     projects_patches: ClassVar[bool] = False
     """Whether a patch is so long that roughness reduces it by PCA unless told otherwise."""
 
+    fit_cap: int
+    """Vectors a layer that projections, labelers and mixtures are fitted on, at most."""
+
     @abc.abstractmethod
-    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int) -> Sample:
-        """Draw the vectors of a layer with P positions; keys (N,) uint64 stand for the inputs' contents."""
+    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int, fit: bool = False) -> Sample:
+        """Draw the vectors of a layer with P positions; keys (N,) uint64 stand for the inputs' contents.
+
+        ``fit``: no more than ``fit_cap``. Where the cap is no larger, the sample is the same either way.
+        """
 
     @abc.abstractmethod
     def vector_size(self, layer: Layer) -> int:
@@ -285,12 +293,16 @@ Values: TypeAlias = float | Value | Mapping[str, float | Value]
 
 @dataclass(frozen=True, init=False)
 class Pass:
-    """One pass over a split, and which fields of each batch are read in it ("labels" for ``batch.labels``)."""
+    """One pass over a sample, and which fields of each batch are read in it ("labels" for ``batch.labels``).
 
-    split: Split
+    split: "train" or "test" for the sample of that split, "fit" for the part of the training
+    sample to fit on.
+    """
+
+    split: Over
     fields: frozenset[Field]
 
-    def __init__(self, split: Split, *fields: Field) -> None:
+    def __init__(self, split: Over, *fields: Field) -> None:
         object.__setattr__(self, "split", split)
         object.__setattr__(self, "fields", frozenset(fields))
 

@@ -151,7 +151,9 @@ class DataSource:
         if targets is None:
             return inputs, None
         if not isinstance(targets, Tensor):
-            raise DataError(f"{self.name} data: a target is of type {type(targets).__name__}, a number or tensor is expected")
+            raise DataError(
+                f"{self.name} data: a target is of type {type(targets).__name__}, a number or tensor is expected"
+            )
         targets = targets.float() if targets.is_floating_point() else targets.long()
         dense = inputs.dim() - 2
         # One-dimensional signals: (N, X) is dense where X is the signal's length, else a vector an input.

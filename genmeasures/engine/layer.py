@@ -21,8 +21,8 @@ from genmeasures.interfaces import (
     FeatureMeasure,
     Field,
     Labeler,
+    Over,
     Sample,
-    Split,
     TargetLabeler,
 )
 from genmeasures.statistics.pca import PCA, fit_pca
@@ -60,11 +60,16 @@ class LayerRun:
     def __init__(self, traced: TracedLayer, measures: Sequence[FeatureMeasure], data: PreparedData) -> None:
         self.traced = traced
         self.layer = traced.layer
-        self.samples: dict[Split, Sample] = {split: data.sample(split, self.layer.positions) for split in data.sources}
+        overs: list[Over] = ["fit", "train"] if "train" in data.sources else []
+        if "test" in data.sources:
+            overs.append("test")
+        self.samples: dict[Over, Sample] = {over: data.sample(over, self.layer.positions) for over in overs}
+        one_sample = "train" in self.samples and self.samples["fit"] is self.samples["train"]
+        self._recorded_overs: frozenset[Over] = frozenset({"fit", "train"} if one_sample else {"fit"})
         self.running = [Running(copy.deepcopy(measure), self.layer, data.seed) for measure in measures]
         self.pca: PCA | None = None
         self.kept: list[Kept] = []
-        self.kept_split: Split = "test"
+        self.kept_over: Over = "test"
         self._components = data.extractor.components
         self._seed = data.seed
         self._record: _Record | None = None
@@ -76,7 +81,7 @@ class LayerRun:
             if isinstance(measure.labeler, FeatureLabeler):
                 self._feature_labelers[repr(measure.labeler)] = measure.labeler
             for one in measure.passes:
-                if one.split == "train":
+                if one.split in self._recorded_overs:
                     self._keep_vectors |= "vectors" in one.fields
                     if "labels" in one.fields and isinstance(measure.labeler, TargetLabeler):
                         self._recorded_labelers[repr(measure.labeler)] = measure.labeler
@@ -86,13 +91,17 @@ class LayerRun:
         for running in self.running:
             running.failure = running.failure or status
 
-    def waiting(self, split: Split) -> list[Running]:
-        """The measures whose next pass is over that split."""
-        return [r for r in self.running if r.failure is None and r.remaining and r.remaining[0].split == split]
+    def waiting(self, *overs: Over) -> list[Running]:
+        """The measures whose next pass is over one of these samples."""
+        return [r for r in self.running if r.failure is None and r.remaining and r.remaining[0].split in overs]
 
-    def rows(self, split: Split, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def ready_to_record(self) -> list[Running]:
+        """The measures that can be fed while the training sample is recorded."""
+        return [r for r in self.waiting(*self._recorded_overs) if not r.needs_fit_next()]
+
+    def rows(self, over: Over, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row in the batch, position and rank of the sampled vectors of inputs start … start + count."""
-        sample = self.samples[split]
+        sample = self.samples[over]
         low, high = np.searchsorted(sample.inputs, [start, start + count])
         rows, positions, rank = (
             torch.from_numpy(array[low:high]) for array in (sample.inputs, sample.positions, sample.rank)
@@ -104,7 +113,7 @@ class LayerRun:
         if all(running.failure is not None for running in self.running):
             return
         try:
-            vectors, size = batch.vectors, len(self.samples["train"])
+            vectors, size = batch.vectors, len(self.samples["fit"])
             if self._record is None:
                 labels = {key: batch.rank.new_zeros(size) for key in self._recorded_labelers}
                 self._record = _Record(vectors.new_empty(size, vectors.shape[1]), None, labels)
@@ -150,14 +159,16 @@ class LayerRun:
             readable: frozenset[Field] = frozenset({"projected", "labels"})
             if self._record.vectors is not None:
                 readable |= {"vectors"}
-            self._replay("train", readable, partial(self._recorded, self._record))
+            self._replay(self._recorded_overs, readable, partial(self._recorded, self._record))
         if self.kept:
-            self._replay(self.kept_split, KEPT_FIELDS, self._kept)
+            self._replay(frozenset({self.kept_over}), KEPT_FIELDS, self._kept)
             self.kept = []
 
-    def _replay(self, split: Split, readable: frozenset[Field], batches: Callable[[], Iterator[FeatureBatch]]) -> None:
+    def _replay(
+        self, overs: frozenset[Over], readable: frozenset[Field], batches: Callable[[], Iterator[FeatureBatch]]
+    ) -> None:
         while True:
-            able = [r for r in self.waiting(split) if r.remaining[0].fields <= readable]
+            able = [r for r in self.waiting(*overs) if r.remaining[0].fields <= readable]
             if not able:
                 return
             for batch in batches():
@@ -175,7 +186,7 @@ class LayerRun:
             if record.vectors is not None:
                 fields["vectors"] = partial(_part, record.vectors, rows)
             labels = partial(self._recorded_labels, record.labels, rows)
-            yield FeatureBatch(self.layer, "train", rank, fields, labels)
+            yield FeatureBatch(self.layer, "fit", rank, fields, labels)
 
     def _recorded_labels(
         self, recorded: Mapping[str, Tensor], rows: slice, labeler: Labeler, batch: FeatureBatch
@@ -186,11 +197,11 @@ class LayerRun:
 
     def _kept(self) -> Iterator[FeatureBatch]:
         for kept in self.kept:
-            yield FeatureBatch(self.layer, self.kept_split, kept.rank, {"patches": kept.patches}, kept.label)
+            yield FeatureBatch(self.layer, self.kept_over, kept.rank, {"patches": kept.patches}, kept.label)
 
     def keep(self, batch: FeatureBatch, patches: Callable[[], Tensor]) -> None:
         """Keep a batch for the next pass of the measures that it was just given to."""
-        self.kept_split = batch.split
+        self.kept_over = batch.split
         labels = {}
         for running in self.waiting(batch.split):
             labeler = running.measure.labeler
@@ -198,9 +209,9 @@ class LayerRun:
                 labels[repr(labeler)] = batch.labels(labeler)
         self.kept.append(Kept(batch.rank, labels, patches))
 
-    def keeps(self, split: Split) -> bool:
+    def keeps(self, over: Over) -> bool:
         """Whether the pass after the next can be made from kept patches and labels, for every measure that has one."""
-        second = [r.remaining[1] for r in self.waiting(split) if len(r.remaining) > 1 and r.remaining[1].split == split]
+        second = [r.remaining[1] for r in self.waiting(over) if len(r.remaining) > 1 and r.remaining[1].split == over]
         return bool(second) and all(one.fields <= KEPT_FIELDS for one in second)
 
 

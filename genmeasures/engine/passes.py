@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from genmeasures.engine.layer import LayerRun
-from genmeasures.engine.prepared import PreparedData
+from genmeasures.engine.prepared import PreparedData, split_of
 from genmeasures.engine.running import Running
 from genmeasures.errors import Undefined
-from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Labeler, Split
+from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Labeler, Over
 from genmeasures.tracing import LayerReader, TracedLayer, tapped
 
 _KEPT_BYTES = 1 << 30
 """Memory for training samples at a time, and then for layer inputs kept for a second pass."""
 _CHUNK_BYTES = 1 << 23
 """Patches gathered at a time: they stay in cache between gathering and use."""
+
+_OVERS: tuple[Over, ...] = ("fit", "train", "test")
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how many inputs of how many are through."""
@@ -52,17 +54,17 @@ class ModelRun:
             for group in self._groups():
                 self._fit(group)
         while True:
-            split = next((s for s in self._data.sources if any(run.waiting(s) for run in self.layers)), None)
-            if split is None:
+            over = next((o for o in _OVERS if any(run.waiting(o) for run in self.layers)), None)
+            if over is None:
                 return
-            self._score(split)
+            self._score(over)
 
     def _groups(self) -> Iterator[list[LayerRun]]:
         """Consecutive layers whose training samples fit into memory together."""
         group: list[LayerRun] = []
         used = 0
         for run in self.layers:
-            size = 4 * len(run.samples["train"]) * self._extractor.vector_size(run.layer)
+            size = 4 * len(run.samples["fit"]) * self._extractor.vector_size(run.layer)
             if group and used + size > _KEPT_BYTES:
                 yield group
                 group, used = [], 0
@@ -72,30 +74,30 @@ class ModelRun:
 
     def _fit(self, group: Sequence[LayerRun]) -> None:
         """One pass over the training data: sample the layers, fit them, and feed the measures that need no fit."""
-        active = {run.layer.index: [r for r in run.waiting("train") if not r.needs_fit_next()] for run in group}
+        active = {run.layer.index: run.ready_to_record() for run in group}
 
         def receive(run: LayerRun, batch: FeatureBatch) -> None:
             run.record(batch)
             for running in active[run.layer.index]:
                 running.update(batch)
 
-        self._forward("train", group, active, receive, keep=frozenset())
+        self._forward("fit", group, active, receive, keep=frozenset())
         self._each(group, _settle)
 
-    def _score(self, split: Split) -> None:
-        """One pass over a split for every measure that waits for it."""
-        active = {run.layer.index: run.waiting(split) for run in self.layers}
+    def _score(self, over: Over) -> None:
+        """One pass over a sample for every measure that waits for it."""
+        active = {run.layer.index: run.waiting(over) for run in self.layers}
         waiting = [run for run in self.layers if active[run.layer.index]]
-        keep = self._keepers(split, waiting)
+        keep = self._keepers(over, waiting)
 
         def receive(run: LayerRun, batch: FeatureBatch) -> None:
             for running in active[run.layer.index]:
                 running.update(batch)
 
-        self._forward(split, waiting, active, receive, keep)
+        self._forward(over, waiting, active, receive, keep)
         self._each([run for run in waiting if run.layer.index in keep], LayerRun.replay)
 
-    def _keepers(self, split: Split, waiting: Sequence[LayerRun]) -> frozenset[int]:
+    def _keepers(self, over: Over, waiting: Sequence[LayerRun]) -> frozenset[int]:
         """The layers, from the last one backwards, that are kept for the pass after this one.
 
         Then that pass needs the model only as far as the last layer that is not kept.
@@ -103,8 +105,8 @@ class ModelRun:
         keep = set()
         free = _KEPT_BYTES
         for run in reversed(waiting):
-            if run.keeps(split):
-                free -= self._kept_bytes(run, split)
+            if run.keeps(over):
+                free -= self._kept_bytes(run, over)
                 if free < 0:
                     break
                 keep.add(run.layer.index)
@@ -112,14 +114,14 @@ class ModelRun:
 
     def _forward(
         self,
-        split: Split,
+        over: Over,
         runs: Sequence[LayerRun],
         active: Mapping[int, Sequence[Running]],
         receive: Callable[[LayerRun, FeatureBatch], None],
         keep: frozenset[int],
     ) -> None:
-        """Run the split through the model as far as the last of the layers, and end the pass of the active measures."""
-        source = self._data.sources[split]
+        """Run a split through the model as far as the last of the layers, and end the pass of the active measures."""
+        source = self._data.sources[split_of(over)]
         by_index = {run.layer.index: run for run in runs}
         patched = {index for index, these in active.items() if any("patches" in r.remaining[0].fields for r in these)}
         start, targets = 0, None
@@ -130,10 +132,10 @@ class ModelRun:
             # A kept input is copied: the model may overwrite it, or it may be part of something larger.
             reader = LayerReader(traced.geometry, given.clone() if kept else given, traced.channels_last)
             size = 4 * self._extractor.patch_size(run.layer) if traced.layer.index in patched else 0
-            for batch, again in self._live(run, split, start, reader, output, targets, size):
+            for batch, again in self._live(run, over, start, reader, output, targets, size):
                 receive(run, batch)
-                if kept and run.waiting(split):
-                    run.keep(batch, partial(_same, batch.patches) if self._keeps_patches(run, split) else again)
+                if kept and run.waiting(over):
+                    run.keep(batch, partial(_same, batch.patches) if self._keeps_patches(run, over) else again)
 
         total = len(source.scan())
         with tapped(self._model, [run.traced for run in runs], tap, stop=len(runs) < len(self.layers)) as taps:
@@ -141,7 +143,7 @@ class ModelRun:
                 self._target_labels.clear()
                 taps.run(inputs.to(self._device))
                 if self._progress is not None:
-                    self._progress(split, start + len(inputs), total)
+                    self._progress(split_of(over), start + len(inputs), total)
         for these in active.values():
             for running in these:
                 running.end_pass()
@@ -149,7 +151,7 @@ class ModelRun:
     def _live(
         self,
         run: LayerRun,
-        split: Split,
+        over: Over,
         start: int,
         reader: LayerReader,
         output: Tensor,
@@ -157,7 +159,7 @@ class ModelRun:
         patch_bytes: int,
     ) -> Iterator[tuple[FeatureBatch, Callable[[], Tensor]]]:
         """The sampled vectors of a batch of inputs, few at a time where patches are read, and how to gather these."""
-        sampled = run.rows(split, start, len(output))
+        sampled = run.rows(over, start, len(output))
         by_channel = (
             output.reshape(len(output), run.layer.positions, -1).transpose(1, 2)
             if run.traced.channels_last
@@ -169,7 +171,7 @@ class ModelRun:
                 patches = partial(self._extractor.patches, reader, rows, positions)
                 vectors = partial(self._vectors, by_channel, rows, positions)
                 labels = partial(self._labels, run, targets, rows, positions)
-                yield _batch(run, split, rank, vectors, patches, labels), patches
+                yield _batch(run, over, rank, vectors, patches, labels), patches
 
     def _vectors(self, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         made = self._extractor.vectors(by_channel, rows, positions)
@@ -197,16 +199,16 @@ class ModelRun:
         made = self._target_labels[key]
         return made[rows, positions if made.shape[1] > 1 else 0]
 
-    def _keeps_patches(self, run: LayerRun, split: Split) -> bool:
+    def _keeps_patches(self, run: LayerRun, over: Over) -> bool:
         """Whether the sampled patches take less memory than the inputs they are read from."""
-        return len(run.samples[split]) * self._extractor.patch_size(run.layer) < self._inputs(run, split)
+        return len(run.samples[over]) * self._extractor.patch_size(run.layer) < self._inputs(run, over)
 
-    def _kept_bytes(self, run: LayerRun, split: Split) -> int:
-        patches = len(run.samples[split]) * self._extractor.patch_size(run.layer)
-        return 4 * min(self._inputs(run, split), patches)
+    def _kept_bytes(self, run: LayerRun, over: Over) -> int:
+        patches = len(run.samples[over]) * self._extractor.patch_size(run.layer)
+        return 4 * min(self._inputs(run, over), patches)
 
-    def _inputs(self, run: LayerRun, split: Split) -> int:
-        return len(self._data.sources[split].scan()) * run.layer.input_size
+    def _inputs(self, run: LayerRun, over: Over) -> int:
+        return len(self._data.sources[split_of(over)].scan()) * run.layer.input_size
 
     def _each(self, runs: Sequence[LayerRun], work: Callable[[LayerRun], None]) -> None:
         """Do the layers' own work side by side: small operations gain more from this than from threads inside each."""
@@ -230,7 +232,7 @@ class ModelRun:
 
 def _batch(
     run: LayerRun,
-    split: Split,
+    over: Over,
     rank: Tensor,
     vectors: Callable[[], Tensor],
     patches: Callable[[], Tensor],
@@ -241,7 +243,7 @@ def _batch(
         return run.pca.project(batch.vectors)
 
     batch = FeatureBatch(
-        run.layer, split, rank, {"vectors": vectors, "patches": patches, "projected": projected}, labels
+        run.layer, over, rank, {"vectors": vectors, "patches": patches, "projected": projected}, labels
     )
     return batch
 

@@ -10,9 +10,11 @@ from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import DataError
 from genmeasures.interfaces import (
     Extractor,
+    FeatureLabeler,
     FeatureMeasure,
     Labeler,
     Measure,
+    Over,
     Sample,
     Split,
     TargetLabeler,
@@ -29,15 +31,24 @@ class PreparedData:
     """By representation."""
     extractor: Extractor
     seed: int
-    _samples: dict[tuple[Split, int], Sample] = field(default_factory=dict)
+    _samples: dict[tuple[Over, int], Sample] = field(default_factory=dict)
 
-    def sample(self, split: Split, positions: int) -> Sample:
+    def sample(self, over: Over, positions: int) -> Sample:
         """The sample of a layer with P positions: the same for all such layers and models."""
-        key = (split, positions)
+        key = (over, positions)
         if key not in self._samples:
+            split = split_of(over)
             salt = generator_for(self.seed, "sample", split, positions).initial_seed()
-            self._samples[key] = self.extractor.sample(positions, self.sources[split].scan().keys, salt)
+            made = self.extractor.sample(positions, self.sources[split].scan().keys, salt, over == "fit")
+            if over == "fit" and len(made) == len(self.sample("train", positions)):
+                made = self.sample("train", positions)  # one object says that one record serves both
+            self._samples[key] = made
         return self._samples[key]
+
+
+def split_of(over: Over) -> Split:
+    """The split that a pass reads."""
+    return "test" if over == "test" else "train"
 
 
 def labeler_for(targets: TargetInfo) -> TargetLabeler:
@@ -60,13 +71,15 @@ def prepare_measures(
         if isinstance(measure, FeatureMeasure):
             measure.prepare(extractor)
             for one in measure.passes:
-                if one.split not in sources:
-                    raise DataError(f"{measure.name} needs {one.split} data, and none are given")
-            labelled = {one.split for one in measure.passes if "labels" in one.fields}
+                fitted = "projected" in one.fields or isinstance(measure.labeler, FeatureLabeler)
+                for split in ("train", split_of(one.split)) if fitted else (split_of(one.split),):
+                    if split not in sources:
+                        raise DataError(f"{measure.name} needs {split} data, and none are given")
+            labelled = {split_of(one.split) for one in measure.passes if "labels" in one.fields}
             if labelled and measure.labeler is None:
                 measure.labeler = _default_labeler(measure, labelled.pop(), sources)
             if isinstance(measure.labeler, TargetLabeler):
-                for split in {one.split for one in measure.passes if "labels" in one.fields}:
+                for split in {split_of(one.split) for one in measure.passes if "labels" in one.fields}:
                     _check_labels(measure, measure.labeler, sources[split])
         ready.append(measure)
     return ready

@@ -17,29 +17,35 @@ class ReceptiveField(Extractor):
     """Pixels x_ℓ[:, p] of the output and their receptive fields (Rajagopal et al. 2021, section 2.1).
 
     cap: pixels sampled a layer, uniformly over all positions of all inputs and equally many from
-    each input (the paper: 80 000); None takes all. components: d of the PCA of pixels.
+    each input (the paper: 80 000); None takes all. fit_cap: those that projections, clusters and
+    mixtures are fitted on, where ``cap`` is larger. components: d of the PCA of pixels.
     tap: "activation" reads the output after the normalisation and activation that follow
     directly, "linear" before.
     """
 
     name = "receptive_field"
 
-    def __init__(self, cap: int | None = 80_000, components: int = 10, tap: str = "activation") -> None:
+    def __init__(
+        self, cap: int | None = 80_000, components: int = 10, tap: str = "activation", fit_cap: int = 80_000
+    ) -> None:
         require(cap is None or is_count(cap), self, f"cap must be a whole number ≥ 1 or null, not {cap!r}")
+        require(is_count(fit_cap), self, f"fit_cap must be a whole number ≥ 1, not {fit_cap!r}")
         require(is_count(components), self, f"components must be a whole number ≥ 1, not {components!r}")
         one_of(self, "tap", tap, ("activation", "linear"))
         self.cap = cap
         self.components = components
         self.tap = tap
+        self.fit_cap = fit_cap
 
-    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int) -> Sample:
+    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int, fit: bool = False) -> Sample:
+        cap = self.fit_cap if fit and (self.cap is None or self.cap > self.fit_cap) else self.cap
         n = len(keys)
         salt = mix(np.array([seed], dtype=np.uint64))
-        if self.cap is None or n * positions <= self.cap:
+        if cap is None or n * positions <= cap:
             counts = np.full(n, positions)
             chosen = np.tile(np.arange(positions), n)
         else:
-            share, rest = divmod(self.cap, n)
+            share, rest = divmod(cap, n)
             counts = np.full(n, share)
             counts[np.argsort(mix(keys ^ salt))[:rest]] += 1
             chosen = np.concatenate(

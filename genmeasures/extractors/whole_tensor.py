@@ -14,25 +14,30 @@ class WholeTensor(Extractor):
     """The flattened tensor x_ℓ of each input; its "patch" is the layer's whole input tensor.
 
     The "original PCA method" of Rajagopal et al. 2021, Table 1. cap: inputs sampled; None takes
-    all. components: d of the PCA. tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
+    all. fit_cap: those that fits see, where ``cap`` is larger. components: d of the PCA. tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
     """
 
     name = "whole_tensor"
     projects_patches = True
 
-    def __init__(self, cap: int | None = 80_000, components: int = 10, tap: str = "activation") -> None:
+    def __init__(
+        self, cap: int | None = 80_000, components: int = 10, tap: str = "activation", fit_cap: int = 80_000
+    ) -> None:
         require(cap is None or is_count(cap), self, f"cap must be a whole number ≥ 1 or null, not {cap!r}")
+        require(is_count(fit_cap), self, f"fit_cap must be a whole number ≥ 1, not {fit_cap!r}")
         require(is_count(components), self, f"components must be a whole number ≥ 1, not {components!r}")
         one_of(self, "tap", tap, ("activation", "linear"))
         self.cap = cap
         self.components = components
         self.tap = tap
+        self.fit_cap = fit_cap
 
-    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int) -> Sample:
+    def sample(self, positions: int, keys: NDArray[np.uint64], seed: int, fit: bool = False) -> Sample:
+        cap = self.fit_cap if fit and (self.cap is None or self.cap > self.fit_cap) else self.cap
         inputs = np.arange(len(keys))
-        if self.cap is not None and self.cap < len(keys):
+        if cap is not None and cap < len(keys):
             salt = mix(np.array([seed], dtype=np.uint64))
-            inputs = np.sort(np.argsort(mix(keys ^ salt))[: self.cap])
+            inputs = np.sort(np.argsort(mix(keys ^ salt))[:cap])
         rank = np.empty(len(inputs), dtype=np.int64)
         rank[np.argsort(keys[inputs])] = np.arange(len(inputs))
         return Sample(inputs, np.zeros(len(inputs), dtype=np.int64), rank)

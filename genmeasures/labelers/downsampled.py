@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,9 @@ _MOST_CLASSES = 256
 class Downsampled(TargetLabeler):
     """A segmentation mask, averaged over the area of each output position and quantised.
 
-    Under the whole-tensor extractor the area is the whole picture. From the share (coverage) of
-    each class in the area, ``rounding`` takes
+    The area is made of all voxels that the output position overlaps, be it in part, as in adaptive
+    average pooling; under the whole-tensor extractor it is the whole picture. From the share
+    (coverage) of each class in the area, ``rounding`` takes
 
     - "ceil" (Rajagopal et al. 2021, section 2.1): the highest-numbered class with coverage > 0;
       for a binary mask this is the ceiling of the average, and any voxel that touches foreground
@@ -72,7 +75,7 @@ def resized(dimensions: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
 
 def pool(dense: Tensor, size: tuple[int, ...], how: str) -> Tensor:
     """(B, C, *size): average or maximum of dense (B, C, *S) over the area of each cell."""
-    pools = {
+    pools: dict[tuple[str, int], Callable[..., Tensor]] = {
         ("avg", 1): torch.nn.functional.adaptive_avg_pool1d,
         ("avg", 2): torch.nn.functional.adaptive_avg_pool2d,
         ("avg", 3): torch.nn.functional.adaptive_avg_pool3d,
@@ -80,5 +83,6 @@ def pool(dense: Tensor, size: tuple[int, ...], how: str) -> Tensor:
         ("max", 2): torch.nn.functional.adaptive_max_pool2d,
         ("max", 3): torch.nn.functional.adaptive_max_pool3d,
     }
-    pooled: Tensor = pools[how, len(size)](dense, size)
-    return pooled
+    if (how, len(size)) not in pools:
+        raise DataError(f"dense targets with {len(size)} spatial dimensions cannot be averaged: at most 3 are expected")
+    return pools[how, len(size)](dense, size)

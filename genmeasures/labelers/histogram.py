@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genmeasures.data.keys import mix
 from genmeasures.errors import DataError
 from genmeasures.interfaces import TargetLabeler, is_count, one_of, require
 from genmeasures.labelers.downsampled import pool, resized
@@ -32,6 +33,7 @@ class Histogram(TargetLabeler):
         self.bins = bins
         self.edges = edges
         self._seen: list[Tensor] = []
+        self._kept = _VALUES_AN_INPUT
         self._low = float("inf")
         self._high = float("-inf")
         self._inner: Tensor | None = None
@@ -42,11 +44,11 @@ class Histogram(TargetLabeler):
         self._low = min(self._low, float(values.min()))
         self._high = max(self._high, float(values.max()))
         if self.edges == "quantile" or values.shape[1] > 1:
-            step = -(-values.shape[2] // _VALUES_AN_INPUT)
-            self._seen.append(values[:, :, ::step].cpu())
+            self._seen.append(values[:, :, _spread(values.shape[2], self._kept).to(values.device)].cpu())
             # Thinned alike in every input, so that the order of the data does not matter.
-            while sum(seen.numel() for seen in self._seen) > _MOST_VALUES and self._seen[0].shape[2] > 1:
-                self._seen = [seen[:, :, ::2].clone() for seen in self._seen]
+            while self._kept > 1 and sum(seen.numel() for seen in self._seen) > _MOST_VALUES:
+                self._kept //= 2
+                self._seen = [seen[:, :, : self._kept].clone() for seen in self._seen]
 
     def fit(self, generator: torch.Generator) -> None:
         if self._seen and self._seen[0].shape[1] > 1:
@@ -55,10 +57,9 @@ class Histogram(TargetLabeler):
             self._centres = kmeans(points, self.bins, generator).centres
         elif self._seen:
             values = torch.cat([seen.flatten() for seen in self._seen]).numpy()
-            inner = np.unique(np.quantile(values, np.linspace(0, 1, self.bins + 1)[1:-1]))
-            self._inner = torch.from_numpy(inner)
-        else:
-            self._inner = torch.linspace(self._low, self._high, self.bins + 1, dtype=torch.float64)[1:-1].unique()
+            self._inner = torch.from_numpy(np.unique(np.quantile(values, np.linspace(0, 1, self.bins + 1)[1:-1])))
+        elif self._low <= self._high:
+            self._inner = torch.from_numpy(np.histogram_bin_edges([self._low, self._high], self.bins)[1:-1])
         self._seen = []
 
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
@@ -74,3 +75,9 @@ class Histogram(TargetLabeler):
             return assign(points.flatten(0, 1), self._centres.to(values.device)).view(points.shape[:2])
         assert self._inner is not None
         return torch.bucketize(values[:, 0].contiguous(), self._inner.to(values.device), right=True)
+
+
+def _spread(size: int, most: int) -> Tensor:
+    """At most that many of the positions, the first ones of an order without any pattern."""
+    order = np.argsort(mix(np.arange(size, dtype=np.uint64)), kind="stable")
+    return torch.from_numpy(order[:most])

@@ -69,7 +69,7 @@ class Confidence(FeatureMeasure):
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        return (Pass("train", "projected", "labels"), Pass(self.split, "projected", "vectors"))
+        return (Pass("fit", "projected", "labels"), Pass(self.split, "projected", "vectors"))
 
     def start(self, layer: Layer, generator: torch.Generator) -> None:
         self._generator = generator

@@ -139,7 +139,7 @@ class Roughness(_ClusterIndex):
     @property
     def passes(self) -> tuple[Pass, ...]:
         scored = Pass(self.split, "patches", "labels")
-        return (scored, scored) if self._components is None else (Pass("train", "patches"), scored, scored)
+        return (scored, scored) if self._components is None else (Pass("fit", "patches"), scored, scored)
 
     def start(self, layer: Layer, generator: torch.Generator) -> None:
         super().start(layer, generator)

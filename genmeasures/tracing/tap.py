@@ -112,7 +112,7 @@ class Tap(TorchFunctionMode):
             if self._stop and self._delivered == len(self._layers):
                 raise _AllDelivered
         except Exception as error:
-            self._failure = error
+            self._failure = self._failure or error  # what follows an error that the model caught is its consequence
             raise
         finally:
             self._busy = False

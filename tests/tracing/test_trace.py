@@ -800,11 +800,12 @@ def test_a_pass_can_end_with_the_last_layer_asked_for() -> None:
                 same(output, whole[name][1])
 
 
+@pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("tap", ["activation", "linear"])
-def test_an_error_of_the_receiver_is_not_lost_where_the_pass_ends_early(tap: str) -> None:
-    """The model goes on after the error in its first layer, and the pass ends with its second."""
+def test_an_error_of_the_receiver_is_not_lost_where_the_pass_ends_early(tap: str, size: int) -> None:
+    """The model goes on after the error in its first layer, and the pass ends with its second, if not by its shape."""
     model = nn.Sequential(Careful(), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)).eval()
-    model[0].conv = nn.Conv2d(2, 2, 3)
+    model[0].conv = nn.Conv2d(2, 2, size)
     chosen = trace(model, INPUTS[:3], tap).layers[:2]
     error = ZeroDivisionError()
 
