@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(filter-out plugins/template/pyproject.toml,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test lint types bench clean
 
 setup: .venv/ready
 
@@ -32,3 +32,6 @@ types: setup
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+bench: setup
+	$(BIN)/python -m benchmarks.run

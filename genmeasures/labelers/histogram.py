@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,7 +46,8 @@ class Histogram(TargetLabeler):
         self._low = min(self._low, float(values.min()))
         self._high = max(self._high, float(values.max()))
         if self.edges == "quantile" or values.shape[1] > 1:
-            self._seen.append(values[:, :, _spread(values.shape[2], self._kept).to(values.device)].cpu())
+            positions = _spread(values.shape[2])[: self._kept]
+            self._seen.append(values[:, :, positions.to(values.device)].cpu())
             # Thinned alike in every input, so that the order of the data does not matter.
             while self._kept > 1 and sum(seen.numel() for seen in self._seen) > _MOST_VALUES:
                 self._kept //= 2
@@ -57,7 +60,7 @@ class Histogram(TargetLabeler):
             self._centres = kmeans(points, self.bins, generator).centres
         elif self._seen:
             values = torch.cat([seen.flatten() for seen in self._seen]).numpy()
-            self._inner = torch.from_numpy(np.unique(np.quantile(values, np.linspace(0, 1, self.bins + 1)[1:-1])))
+            self._inner = torch.from_numpy(np.unique(np.quantile(values, np.arange(1, self.bins) / self.bins)))
         elif self._low <= self._high:
             self._inner = torch.from_numpy(np.histogram_bin_edges([self._low, self._high], self.bins)[1:-1])
         self._seen = []
@@ -77,7 +80,7 @@ class Histogram(TargetLabeler):
         return torch.bucketize(values[:, 0].contiguous(), self._inner.to(values.device), right=True)
 
 
-def _spread(size: int, most: int) -> Tensor:
-    """At most that many of the positions, the first ones of an order without any pattern."""
-    order = np.argsort(mix(np.arange(size, dtype=np.uint64)), kind="stable")
-    return torch.from_numpy(order[:most])
+@lru_cache(maxsize=8)
+def _spread(size: int) -> Tensor:
+    """Positions for an estimate of all of them, in an order without any pattern."""
+    return torch.from_numpy(np.argsort(mix(np.arange(size, dtype=np.uint64)))[:_VALUES_AN_INPUT].copy())

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SUBSAMPLE = 3000
+_SUBSAMPLE = 2000
+_LITTLE = 1e-3
 _FINALISTS = 2
 """Restarts continued on all points: the order on the subsample can differ from that on the whole."""
 
@@ -77,20 +78,24 @@ def _square_distances(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def _lloyd_batch(points: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's iterations for all restarts at once: (restarts, k, d) centres and (restarts,) inertias."""
+    """Lloyd's iterations for all restarts at once: (restarts, k, d) centres and (restarts,) inertias.
+
+    They end when no restart gains much: the best are carried to the end on all points.
+    """
     k = centres.shape[1]
     columns = points.T.contiguous()
     numbers = torch.arange(k, device=points.device)[:, None]
-    previous = None
+    total = points.square().sum()
+    inertias = total.new_full((len(centres),), math.inf)
     for _ in range(iterations):
         least, labels = _relative_distances(columns, centres).min(1)
-        if previous is not None and torch.equal(labels, previous):
+        before, inertias = inertias, least.sum(1) + total
+        if bool((inertias >= (1 - _LITTLE) * before).all()):
             break
-        previous = labels
         member = (labels[:, None] == numbers).to(points.dtype)
         counts = member.sum(2, keepdim=True)
         centres = torch.where(counts > 0, (member @ points) / counts.clamp(min=1), centres)
-    return centres, least.sum(1) + points.square().sum()
+    return centres, inertias
 
 
 def _distinct_best(centres: Tensor, inertias: Tensor) -> list[Tensor]:

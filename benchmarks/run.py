@@ -1,0 +1,203 @@
+"""The speed and memory targets, each a ratio inside one run: ``make bench``.
+
+Every row runs in a process of its own, so that its peak memory is its own, and prints one line of
+JSON; the table and ``benchmarks/results.json`` are made from these lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import genmeasures
+from benchmarks.baseline import pipeline
+from benchmarks.models import Pictures, UNet3D, tensors, vgg
+from genmeasures.plugin import Extractor
+
+_BATCH = 64
+_PICTURE = (3, 32, 32)
+
+
+def peak() -> float:
+    """Peak resident memory of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def bare(model: nn.Module, *splits: torch.utils.data.Dataset[tuple[Tensor, Tensor]], batch: int = _BATCH) -> float:
+    """Seconds of the bare forward passes, loading included, as whoever measured features would have to make them."""
+    loaders = [torch.utils.data.DataLoader(split, batch_size=batch) for split in splits]
+    with torch.inference_mode():
+        model(next(iter(loaders[0]))[0])
+        begin = time.perf_counter()
+        for loader in loaders:
+            for inputs, _ in loader:
+                model(inputs)
+    return time.perf_counter() - begin
+
+
+def ours(model: nn.Module, train: object, test: object, extractor: Extractor | str, batch: int = _BATCH) -> float:
+    """Seconds of the three measures."""
+    begin = time.perf_counter()
+    ds = genmeasures.measure([model], train, test, extractor=extractor, batch_size=batch)
+    seconds = time.perf_counter() - begin
+    for name in ("davies_bouldin", "roughness", "confidence"):
+        assert bool(ds[name].notnull().all()), ds[f"{name}_status"].values
+    return seconds
+
+
+def against_bare(
+    model: nn.Module, count: int, shape: tuple[int, ...], extractor: str | Extractor, batch: int = _BATCH
+) -> dict[str, float]:
+    """Our time and memory against those of the bare forward passes over the same pictures."""
+    train, test = (torch.utils.data.TensorDataset(*tensors(count, shape, seed)) for seed in (1, 2))
+    return _compare(model, train, test, extractor, batch)
+
+
+def _compare(model: nn.Module, train, test, extractor: str | Extractor, batch: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    # One small run first: compiled code is loaded and the allocator is warm for both sides.
+    genmeasures.measure([vgg()], tensors(8, _PICTURE, 3), tensors(8, _PICTURE, 4))
+    floor = bare(model, train, test, batch=batch)
+    before = peak()
+    seconds = ours(model, train, test, extractor, batch)
+    return {"bare": floor, "seconds": seconds, "ratio": seconds / floor, "memory": peak() - before}
+
+
+def vgg_small() -> dict[str, float]:
+    return against_bare(vgg(), 1000, _PICTURE, "receptive_field")
+
+
+def vgg_large() -> dict[str, float]:
+    # Made as they are read, as from a disk: what grows with the data is then ours alone.
+    return _compare(vgg(), Pictures(10_000, _PICTURE, 1), Pictures(10_000, _PICTURE, 2), "receptive_field", _BATCH)
+
+
+def vgg_all() -> dict[str, float]:
+    from genmeasures.extractors import ReceptiveField
+
+    return against_bare(vgg(), 1000, _PICTURE, ReceptiveField(cap=None))
+
+
+def unet() -> dict[str, float]:
+    return against_bare(UNet3D().eval(), 200, (1, 64, 64, 16), "receptive_field", 8)
+
+
+def whole_tensor() -> dict[str, float]:
+    return against_bare(vgg(), 1000, _PICTURE, "whole_tensor")
+
+
+def sklearn() -> dict[str, float]:
+    model = vgg()
+    train, test = tensors(1000, _PICTURE, 1), tensors(1000, _PICTURE, 2)
+    genmeasures.measure([vgg()], tensors(8, _PICTURE, 3), tensors(8, _PICTURE, 4))
+    floor = bare(model, torch.utils.data.TensorDataset(*train), torch.utils.data.TensorDataset(*test))
+    seconds = ours(model, train, test, "receptive_field")
+    theirs = pipeline(model, train, test, _BATCH)
+    return {
+        "bare": floor,
+        "seconds": seconds,
+        "sklearn": theirs["seconds"],
+        "end_to_end": theirs["seconds"] / seconds,
+        "beside_forward": (theirs["seconds"] - theirs["forward"]) / max(1e-9, seconds - floor),
+    }
+
+
+def clustering(seeds: int = 20) -> dict[str, float]:
+    """k-means and mixtures of one layer, 80 000 × 10, against scikit-learn's: medians over seeds."""
+    import numpy as np
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
+    from genmeasures.statistics.kmeans import kmeans
+    from genmeasures.statistics.mixture import fit_mixtures
+
+    model = vgg()
+    with torch.inference_mode():
+        output = model[:4](tensors(400, _PICTURE, 1)[0]).flatten(2).transpose(1, 2).flatten(0, 1)
+    pixels = output[torch.randperm(len(output), generator=torch.Generator().manual_seed(0))[:80_000]].double().numpy()
+    points = np.ascontiguousarray(PCA(10).fit_transform(pixels))
+    given = torch.from_numpy(points)
+    rows = []
+    for seed in range(seeds):
+        begin = time.perf_counter()
+        clusters = kmeans(given, 5, torch.Generator().manual_seed(seed))
+        mixtures = fit_mixtures(given, clusters.labels, 3, torch.Generator().manual_seed(seed))
+        seconds = time.perf_counter() - begin
+        begin = time.perf_counter()
+        reference = KMeans(5, n_init=10, random_state=seed).fit(points)
+        fitted = [GaussianMixture(3, random_state=seed).fit(points[reference.labels_ == k]) for k in range(5)]
+        theirs = time.perf_counter() - begin
+        own = mixtures.mixture_log_densities(given).gather(1, clusters.labels[:, None]).mean()
+        score = np.mean([fitted[k].score(points[reference.labels_ == k]) * (reference.labels_ == k).mean() * 5 for k in range(5)])
+        rows.append((theirs / seconds, clusters.inertia / reference.inertia_, float(own) - score))
+    speed, inertia, likelihood = np.median(np.array(rows), axis=0)
+    return {"faster": float(speed), "inertia_ratio": float(inertia), "log_likelihood_gain": float(likelihood)}
+
+
+Check = tuple[str, str, str, float, bool]
+"""Row, what is measured, key, target, and whether less is better."""
+CHECKS: list[Check] = [
+    ("vgg_small", "three measures, 1,000 + 1,000 pictures, × bare forward", "ratio", 2.0, True),
+    ("vgg_small", "the same, memory above the bare forward pass, GB", "memory", 1.5, True),
+    ("sklearn", "the same, × faster than scikit-learn end to end", "end_to_end", 2.5, False),
+    ("sklearn", "the same, × faster beside the forward passes", "beside_forward", 6.0, False),
+    ("vgg_large", "10,000 + 10,000 pictures, × bare forward", "ratio", 1.6, True),
+    ("vgg_large", "the same, memory above the bare forward pass, GB", "memory", 1.5, True),
+    ("vgg_all", "every patch (cap: null), × bare forward", "ratio", 2.5, True),
+    ("unet", "3D residual UNet, 200 + 200 patches of 64×64×16, × bare forward", "ratio", 2.5, True),
+    ("whole_tensor", "whole tensors, 1,000 pictures, up to 65,536 dimensions, × bare forward", "ratio", 2.0, True),
+    ("clustering", "k-means and mixtures of a layer, × faster than scikit-learn", "faster", 6.0, False),
+    ("clustering", "the same, inertia / scikit-learn's", "inertia_ratio", 1.0005, True),
+    ("clustering", "the same, log-likelihood − scikit-learn's", "log_likelihood_gain", -0.005, False),
+]
+ROWS: dict[str, Callable[[], dict[str, float]]] = {
+    row.__name__: row for row in (vgg_small, sklearn, vgg_large, vgg_all, unet, whole_tensor, clustering)
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help="rows to run (default: all)")
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
+    parser.add_argument("--output", default="benchmarks/results.json")
+    given = parser.parse_args()
+    if given.row:
+        print(json.dumps(ROWS[given.row]()))
+        return 0
+    found: dict[str, dict[str, float]] = {}
+    for name in given.rows or ROWS:
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "benchmarks.run", "--row", name], stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            print(f"{name}: failed")
+            continue
+        found[name] = json.loads(done.stdout.decode().splitlines()[-1])
+        print(f"{name}: {time.perf_counter() - begin:.0f} s  {found[name]}", file=sys.stderr)
+    missed = 0
+    print(f"{'':<72} {'target':>9} {'figure':>8}")
+    for row, what, key, target, less in CHECKS:
+        if row in found:
+            figure = found[row][key]
+            good = figure <= target if less else figure >= target
+            missed += not good
+            print(f"{what:<72} {'≤' if less else '≥'} {target:<7} {figure:>8.3f}  {'met' if good else 'MISSED'}")
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
+    output = Path(given.output)
+    known = json.loads(output.read_text())["rows"] if output.is_file() else {}
+    output.write_text(json.dumps({"machine": machine, "rows": {**known, **found}}, indent=1) + "\n")
+    return missed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
