@@ -30,6 +30,11 @@ Over: TypeAlias = Literal["fit", "train", "test"]
 """What a pass goes over: a split's sample, or the part of the training sample that things are fitted on."""
 
 
+def split_of(over: Over) -> Split:
+    """The split that a pass reads."""
+    return "test" if over == "test" else "train"
+
+
 def require(condition: bool, component: object, message: str) -> None:
     """Raise :class:`OptionError` naming the component unless the condition holds."""
     if not condition:
@@ -122,13 +127,13 @@ class FeatureBatch:
     def __init__(
         self,
         layer: Layer,
-        split: Over,
+        split: Split,
         rank: Tensor,
         fields: Mapping[Field, Callable[[], Tensor]],
         labels: Callable[[Labeler, FeatureBatch], Tensor],
     ) -> None:
         self.layer = layer
-        self.split: Over = split
+        self.split: Split = split
         self.rank = rank
         """int64 (n,): each vector's place in the sample, whatever the order of the data."""
         self._fields = fields
@@ -444,4 +449,5 @@ __all__ = [
     "is_count",
     "one_of",
     "require",
+    "split_of",
 ]

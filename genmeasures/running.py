@@ -22,7 +22,7 @@ import genmeasures
 from genmeasures.data import DataSource
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
-from genmeasures.interfaces import Extractor, Measure, Split, TaskModel
+from genmeasures.interfaces import Extractor, Measure, Split, TaskModel, is_count
 from genmeasures.results import SCHEMA_VERSION, combine, load, model_dataset, save
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,10 @@ class Run:
             raise OptionError(f"two measures write the variable {repeated[0]!r}: give them in runs of their own")
         if not measures:
             raise OptionError("there are no measures to compute")
-        if batch_size < 1:
+        if not is_count(batch_size):
             raise OptionError(f"batch_size must be a whole number ≥ 1, not {batch_size!r}")
+        if not is_count(seed, 0):
+            raise OptionError(f"seed must be a whole number ≥ 0, not {seed!r}")
         self._models = models
         self._measures = measures
         self._extractor = extractor

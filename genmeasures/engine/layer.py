@@ -14,7 +14,6 @@ from torch import Tensor
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running, status_of
 from genmeasures.engine.seeds import generator_for
-from genmeasures.errors import Undefined
 from genmeasures.interfaces import (
     FeatureBatch,
     FeatureLabeler,
@@ -24,6 +23,7 @@ from genmeasures.interfaces import (
     Over,
     Sample,
     TargetLabeler,
+    split_of,
 )
 from genmeasures.statistics.pca import PCA, fit_pca
 from genmeasures.tracing import TracedLayer
@@ -38,7 +38,8 @@ class _Record:
 
     vectors: Tensor | None
     projected: Tensor | None = None
-    labels: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Tensor | Exception] = field(default_factory=dict)
+    """By labeler: the labels, or what the labeler raised."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class LayerRun:
         self._components = data.extractor.components
         self._seed = data.seed
         self._record: _Record | None = None
-        self._fitted: dict[str, FeatureLabeler | Undefined] = {}
+        self._fitted: dict[str, FeatureLabeler | Exception] = {}
         self._feature_labelers: dict[str, FeatureLabeler] = {}
         self._recorded_labelers: dict[str, TargetLabeler] = {}
         self._keep_vectors = False
@@ -115,14 +116,20 @@ class LayerRun:
         try:
             vectors, size = batch.vectors, len(self.samples["fit"])
             if self._record is None:
-                labels = {key: batch.rank.new_zeros(size) for key in self._recorded_labelers}
-                self._record = _Record(vectors.new_empty(size, vectors.shape[1]), None, labels)
+                self._record = _Record(vectors.new_empty(size, vectors.shape[1]))
+                self._record.labels.update((key, batch.rank.new_zeros(size)) for key in self._recorded_labelers)
             assert self._record.vectors is not None
             self._record.vectors[batch.rank] = vectors
-            for key, labeler in self._recorded_labelers.items():
-                self._record.labels[key][batch.rank] = batch.labels(labeler)
-        except Exception as error:  # a labeler may be a plugin's: its layer has no value, the others go on
+        except Exception as error:  # whatever it is, this layer has no value and the others go on
             self.fail(status_of(error))
+            return
+        for key, labeler in self._recorded_labelers.items():
+            labels = self._record.labels[key]
+            if isinstance(labels, Tensor):
+                try:
+                    labels[batch.rank] = batch.labels(labeler)
+                except Exception as error:
+                    self._record.labels[key] = error
 
     def fit(self) -> None:
         """Fit the projection and the labelers on the kept training sample."""
@@ -131,7 +138,7 @@ class LayerRun:
         try:
             self.pca = fit_pca(self._record.vectors, self._components)
             self._record.projected = self.pca.project(self._record.vectors)
-        except Undefined as error:
+        except Exception as error:  # whatever it is, this layer has no value and the others go on
             for running in self.running:
                 if running.needs_fit():
                     running.failure = running.failure or status_of(error)
@@ -141,15 +148,15 @@ class LayerRun:
             try:
                 fresh.fit(self._record.projected, generator_for(self._seed, "labeler", key, self.layer.index))
                 self._fitted[key] = fresh
-            except Undefined as error:
+            except Exception as error:
                 self._fitted[key] = error
         if not self._keep_vectors:
             self._record.vectors = None
 
     def feature_labels(self, labeler: Labeler, projected: Tensor) -> Tensor:
-        """Labels by a labeler fitted on this layer; raises Undefined if it could not be."""
+        """Labels by a labeler fitted on this layer; raises what its fit raised."""
         fitted = self._fitted[repr(labeler)]
-        if isinstance(fitted, Undefined):
+        if isinstance(fitted, Exception):
             raise fitted
         return fitted.label(projected)
 
@@ -186,24 +193,27 @@ class LayerRun:
             if record.vectors is not None:
                 fields["vectors"] = partial(_part, record.vectors, rows)
             labels = partial(self._recorded_labels, record.labels, rows)
-            yield FeatureBatch(self.layer, "fit", rank, fields, labels)
+            yield FeatureBatch(self.layer, "train", rank, fields, labels)
 
     def _recorded_labels(
-        self, recorded: Mapping[str, Tensor], rows: slice, labeler: Labeler, batch: FeatureBatch
+        self, recorded: Mapping[str, Tensor | Exception], rows: slice, labeler: Labeler, batch: FeatureBatch
     ) -> Tensor:
         if isinstance(labeler, FeatureLabeler):
             return self.feature_labels(labeler, batch.projected)
-        return recorded[repr(labeler)][rows]
+        labels = recorded[repr(labeler)]
+        if isinstance(labels, Exception):
+            raise labels
+        return labels[rows]
 
     def _kept(self) -> Iterator[FeatureBatch]:
         for kept in self.kept:
-            yield FeatureBatch(self.layer, self.kept_over, kept.rank, {"patches": kept.patches}, kept.label)
+            yield FeatureBatch(self.layer, split_of(self.kept_over), kept.rank, {"patches": kept.patches}, kept.label)
 
-    def keep(self, batch: FeatureBatch, patches: Callable[[], Tensor]) -> None:
+    def keep(self, over: Over, batch: FeatureBatch, patches: Callable[[], Tensor]) -> None:
         """Keep a batch for the next pass of the measures that it was just given to."""
-        self.kept_over = batch.split
+        self.kept_over = over
         labels = {}
-        for running in self.waiting(batch.split):
+        for running in self.waiting(over):
             labeler = running.measure.labeler
             if labeler is not None and "labels" in running.remaining[0].fields:
                 labels[repr(labeler)] = batch.labels(labeler)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from genmeasures.engine.layer import LayerRun
-from genmeasures.engine.prepared import PreparedData, split_of
+from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running
 from genmeasures.errors import Undefined
-from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Labeler, Over
+from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Labeler, Over, split_of
 from genmeasures.tracing import LayerReader, TracedLayer, tapped
 
 _KEPT_BYTES = 1 << 30
@@ -135,7 +135,7 @@ class ModelRun:
             for batch, again in self._live(run, over, start, reader, output, targets, size):
                 receive(run, batch)
                 if kept and run.waiting(over):
-                    run.keep(batch, partial(_same, batch.patches) if self._keeps_patches(run, over) else again)
+                    run.keep(over, batch, partial(_same, batch.patches) if self._keeps_patches(run, over) else again)
 
         total = len(source.scan())
         with tapped(self._model, [run.traced for run in runs], tap, stop=len(runs) < len(self.layers)) as taps:
@@ -243,7 +243,7 @@ def _batch(
         return run.pca.project(batch.vectors)
 
     batch = FeatureBatch(
-        run.layer, over, rank, {"vectors": vectors, "patches": patches, "projected": projected}, labels
+        run.layer, split_of(over), rank, {"vectors": vectors, "patches": patches, "projected": projected}, labels
     )
     return batch
 

@@ -18,6 +18,7 @@ from genmeasures.interfaces import (
     Sample,
     Split,
     TargetLabeler,
+    split_of,
 )
 from genmeasures.labelers import Downsampled, Histogram, Image
 
@@ -44,11 +45,6 @@ class PreparedData:
                 made = self.sample("train", positions)  # one object says that one record serves both
             self._samples[key] = made
         return self._samples[key]
-
-
-def split_of(over: Over) -> Split:
-    """The split that a pass reads."""
-    return "test" if over == "test" else "train"
 
 
 def labeler_for(targets: TargetInfo) -> TargetLabeler:

@@ -13,8 +13,10 @@ from genmeasures.interfaces import Extractor, Layer, PatchReader, Sample, is_cou
 class WholeTensor(Extractor):
     """The flattened tensor x_ℓ of each input; its "patch" is the layer's whole input tensor.
 
-    The "original PCA method" of Rajagopal et al. 2021, Table 1. cap: inputs sampled; None takes
-    all. fit_cap: those that fits see, where ``cap`` is larger. components: d of the PCA. tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
+    The "original PCA method" of Rajagopal et al. 2021, Table 1.
+
+    cap: inputs sampled; None takes all. fit_cap: those that fits see, where ``cap`` is larger.
+    components: d of the PCA. tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
     """
 
     name = "whole_tensor"

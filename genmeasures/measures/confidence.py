@@ -57,6 +57,8 @@ class Confidence(FeatureMeasure):
         over: str = "component",
         split: Split = "test",
     ) -> None:
+        valid = labeler is None or isinstance(labeler, Labeler)
+        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), not {labeler!r}")
         require(is_count(components), self, f"components must be a whole number ≥ 1, not {components!r}")
         one_of(self, "density", density, ("log", "linear"))
         one_of(self, "over", over, ("component", "mixture"))

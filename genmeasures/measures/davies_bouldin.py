@@ -75,6 +75,8 @@ class DaviesBouldin(_ClusterIndex):
     def __init__(
         self, labeler: Labeler | None = None, space: str = "pca", spread: str = "mean", split: Split = "train"
     ) -> None:
+        valid = labeler is None or isinstance(labeler, Labeler)
+        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), not {labeler!r}")
         one_of(self, "space", space, ("pca", "pixel", "patch"))
         one_of(self, "spread", spread, ("mean", "rms"))
         one_of(self, "split", split, SPLITS)
@@ -122,6 +124,8 @@ class Roughness(_ClusterIndex):
         spread: str = "mean",
         split: Split = "test",
     ) -> None:
+        valid = labeler is None or isinstance(labeler, Labeler)
+        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), not {labeler!r}")
         valid = input_pca in (None, "auto") or is_count(input_pca)
         require(valid, self, f'input_pca must be "auto", null or a whole number ≥ 1, not {input_pca!r}')
         one_of(self, "spread", spread, ("mean", "rms"))

@@ -32,41 +32,44 @@ def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
 
 
 class ClusterSums:
-    """First pass: sums of the vectors of each cluster. Clusters are numbered by their labels, 0 and up."""
+    """First pass: sums of the vectors of each cluster. Labels may be any integers."""
 
     def __init__(self) -> None:
         self._origin: Tensor | None = None
-        self._sums: Tensor | None = None
+        self._sums: dict[int, Tensor] = {}
 
     def add(self, vectors: Tensor, labels: Tensor) -> None:
-        """Add vectors (n, D), float32 or float64, with labels int64 (n,) ≥ 0."""
+        """Add vectors (n, D), float32 or float64, with labels int64 (n,)."""
         if not len(vectors):
             return
-        if self._origin is None or self._sums is None:
+        if self._origin is None:
             # Sums are taken from a point amid the data: float32 products far from the origin cancel.
             self._origin = vectors.mean(0, dtype=torch.float64).to(vectors.dtype)
-            self._sums = vectors.new_zeros((0, vectors.shape[1] + 1), dtype=torch.float64)
-        clusters = int(labels.max()) + 1
-        if clusters > len(self._sums):
-            self._sums = torch.cat([self._sums, self._sums.new_zeros(clusters - len(self._sums), self._sums.shape[1])])
-        numbers = torch.arange(clusters, device=labels.device)[:, None]
+        known = labels.unique()
+        sums = vectors.new_zeros((len(known), vectors.shape[1] + 1), dtype=torch.float64)
         for block, label in _blocks(vectors, labels):
-            member = (label == numbers).to(block.dtype)
-            self._sums[:clusters, :-1] += member @ (block - self._origin)
-            self._sums[:clusters, -1] += member.sum(1, dtype=torch.float64)
+            member = (label == known[:, None]).to(block.dtype)
+            sums[:, :-1] += member @ (block - self._origin)
+            sums[:, -1] += member.sum(1, dtype=torch.float64)
+        for number, total in zip(known.tolist(), sums, strict=True):
+            self._sums[number] = self._sums[number] + total if number in self._sums else total
 
     def result(self) -> ClusterSpreads:
         """The second pass, about the centroids found in the first."""
-        if self._origin is None or self._sums is None:
+        if self._origin is None:
             raise Undefined("no vectors in the sample")
-        counts = self._sums[:, -1]
-        return ClusterSpreads(self._origin + self._sums[:, :-1] / counts[:, None].clamp(min=1), counts)
+        numbers = sorted(self._sums)
+        sums = torch.stack([self._sums[number] for number in numbers])
+        counts = sums[:, -1]
+        centroids = self._origin + sums[:, :-1] / counts[:, None]
+        return ClusterSpreads(torch.tensor(numbers, device=sums.device), centroids, counts)
 
 
 class ClusterSpreads:
     """Second pass: mean, or root mean square, distance of the vectors of each cluster to its centroid."""
 
-    def __init__(self, centroids: Tensor, counts: Tensor) -> None:
+    def __init__(self, numbers: Tensor, centroids: Tensor, counts: Tensor) -> None:
+        self._numbers = numbers
         self._centroids = centroids
         self._counts = counts
         self._distance = torch.zeros_like(counts)
@@ -77,16 +80,15 @@ class ClusterSpreads:
         # Rounding a centroid to the vectors' type shifts it by a fraction of what the vectors resolve, and
         # a shift about the mean moves mean distances in second order only.
         centroids = self._centroids.to(vectors.dtype)
-        for block, label in _blocks(vectors, labels):
+        for block, label in _blocks(vectors, torch.searchsorted(self._numbers, labels)):
             square = centroids[label].sub_(block).square_().sum(1, dtype=torch.float64)
             self._distance.index_add_(0, label, square.sqrt())
             self._square.index_add_(0, label, square)
 
     def index(self, spread: str) -> float:
-        """The Davies–Bouldin index with ``spread`` "mean" or "rms"; empty clusters are left out."""
-        used = self._counts > 0
-        mean = (self._distance if spread == "mean" else self._square)[used] / self._counts[used]
-        return davies_bouldin(self._centroids[used], mean if spread == "mean" else mean.sqrt())
+        """The Davies–Bouldin index with ``spread`` "mean" or "rms", of the clusters that have vectors."""
+        mean = (self._distance if spread == "mean" else self._square) / self._counts
+        return davies_bouldin(self._centroids, mean if spread == "mean" else mean.sqrt())
 
 
 def _blocks(vectors: Tensor, labels: Tensor) -> zip[tuple[Tensor, Tensor]]:

@@ -28,7 +28,7 @@ from genmeasures.measures import Confidence, DaviesBouldin, Roughness
 
 VALUES = ("davies_bouldin", "roughness", "confidence", "confidence_unweighted")
 EXTRACTORS: dict[str, Extractor] = {
-    "receptive_field": ReceptiveField(cap=3000),
+    "receptive_field": ReceptiveField(cap=3000, fit_cap=1500),
     "whole_tensor": WholeTensor(cap=200, components=5),
 }
 """Caps below the number of pixels and inputs, so that a sample is drawn."""

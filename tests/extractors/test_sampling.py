@@ -168,6 +168,23 @@ def test_another_seed_gives_another_sample(extractor: Extractor) -> None:
     assert scipy.stats.binomtest(common, 500, share).pvalue > SIGNIFICANT
 
 
+@settings(max_examples=100, deadline=None)
+@given(sizes, caps, st.integers(1, 400), seeds)
+def test_fits_see_a_sample_of_no_more_than_their_cap(
+    size: tuple[int, int], cap: int | None, fit_cap: int, seed: int
+) -> None:
+    n, positions = size
+    keys = keys_of(np.arange(n))
+    for make in (ReceptiveField, WholeTensor):
+        for_fits = make(cap, fit_cap=fit_cap).sample(positions, keys, seed, True)
+        expected = make(fit_cap if cap is None else min(cap, fit_cap)).sample(positions, keys, seed)
+        assert len(for_fits) <= fit_cap
+        for left, right in zip(vars(for_fits).values(), vars(expected).values(), strict=True):
+            np.testing.assert_array_equal(left, right)
+        whole = make(cap, fit_cap=fit_cap).sample(positions, keys, seed)
+        assert len(whole) == len(make(cap).sample(positions, keys, seed))
+
+
 @pytest.mark.parametrize("cap", [None, 12, 13])
 def test_all_there_is(cap: int | None) -> None:
     sample = ReceptiveField(cap).sample(4, keys_of(np.arange(3)), 0)
@@ -249,6 +266,8 @@ def test_patches_are_what_the_layer_read() -> None:
         {"components": 0},
         {"components": "3"},
         {"tap": "activations"},
+        {"fit_cap": 0},
+        {"fit_cap": None},
     ],
 )
 def test_options_out_of_range_are_refused(make: Callable[..., Extractor], options: dict[str, Any]) -> None:
