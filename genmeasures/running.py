@@ -95,14 +95,17 @@ class Run:
         datasets: list[xr.Dataset] = []
         errors: list[GenmeasuresError] = []
         for model in self._models:
-            self._prepare(model)  # data and options are checked for all before any model runs
+            # Data, options and names are checked for all before any model runs.
+            self._prepare(model)
+            model_dataset(model, "not measured yet", self._measures)
         for number, model in enumerate(self._models):
             if on_model is not None:
                 on_model(model.name, number, len(self._models))
             try:
                 datasets.append(self._measure_one(model, on_batch))
             except (ModelError, OptionError) as error:
-                message = f"model {model.name}: {error}" if model.name not in str(error) else str(error)
+                named = str(error).startswith((f"model {model.name}: ", f"model {model.name!r}: "))
+                message = str(error) if named else f"model {model.name}: {error}"
                 log.warning("%s", message)
                 errors.append(type(error)(message))
                 datasets.append(model_dataset(model, str(error), self._measures))
@@ -116,7 +119,12 @@ class Run:
 
     def _measure_one(self, task_model: TaskModel, on_batch: Progress | None) -> xr.Dataset:
         data, measures = self._prepare(task_model)
-        model = task_model.build()
+        try:
+            model = task_model.build()
+        except GenmeasuresError:
+            raise
+        except Exception as error:  # a task's own code can fail in any way
+            raise ModelError(f"it cannot be built: {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
             raise ModelError(f"a model is a torch.nn.Module, not {type(model).__name__}")
         part = self._part(task_model, model, data, measures)

@@ -77,6 +77,11 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
     for name, value in {**model.hparams, **model.metrics}.items():
         if name in taken:
             raise ResultError(f"model {model.name}: a hyper-parameter or metric cannot be called {name!r}: rename it")
+        if not isinstance(value, str | bool | int | float | np.number | np.bool_):
+            raise ResultError(
+                f"model {model.name}: the hyper-parameter {name!r} must be a number, a text, true or false, not "
+                f"{value!r}: leave it out where there is none"
+            )
         coords[name] = ("model", _texts([value]) if isinstance(value, str) else np.array([value]))
     metric = next((name.removeprefix("train_") for name in model.metrics if name.startswith("train_")), None)
     if metric is not None and f"test_{metric}" in model.metrics:
@@ -93,6 +98,7 @@ def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Data
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ResultError(f"models with the same name: {', '.join(twice)}")
+    datasets = _alike(datasets)
     depth = max(ds.sizes["layer"] for ds in datasets)
     wanted = {name: ds[name] for ds in reversed(datasets) for name in ds.variables}
     padded = []
@@ -111,6 +117,17 @@ def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Data
     )
     whole.attrs = dict(attrs)
     return whole
+
+
+def _alike(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """A hyper-parameter that is a text for one model is one for all."""
+    texts = {name for ds in datasets for name in ds.coords if ds[name].dtype.kind in "OUST"}
+    made = []
+    for ds in datasets:
+        numbers = [name for name in texts & set(ds.coords) if ds[name].dtype.kind not in "OUST"]
+        as_text = {name: (ds[name].dims, _texts([str(value) for value in ds[name].values])) for name in numbers}
+        made.append(ds.assign_coords(as_text))
+    return made
 
 
 def _fill(array: xr.DataArray) -> Any:

@@ -204,9 +204,10 @@ def _log_joint(parameters: _Parameters, quadratic: Tensor) -> Tensor:
 
 
 def _climb(parameters: _Parameters, quadratic: Tensor, ridge: Tensor, tolerance: float, iterations: int) -> _Parameters:
-    """EM until no mixture's mean log-likelihood gains more than the tolerance."""
+    """EM on each mixture until its mean log-likelihood gains less than the tolerance."""
+    ended = [part.clone() for part in parameters]
+    running = torch.arange(len(quadratic), device=quadratic.device)
     present = quadratic[:, 0]
-    counts = present.sum(1)
     last = quadratic.new_full((len(quadratic),), -math.inf)
     for _ in range(iterations):
         joint = _log_joint(parameters, quadratic)
@@ -214,9 +215,16 @@ def _climb(parameters: _Parameters, quadratic: Tensor, ridge: Tensor, tolerance:
         peak = joint.amax(1, keepdim=True)
         joint.sub_(peak).exp_()
         total = joint.sum(1, keepdim=True)
-        now = ((total.log() + peak)[:, 0] * present).sum(1) / counts
+        now = ((total.log() + peak)[:, 0] * present).sum(1) / present.sum(1)
         parameters = _maximise(joint.div_(total), quadratic, ridge)
-        if bool((now - last < tolerance).all()):
-            break
+        for kept, part in zip(ended, parameters, strict=True):
+            kept[running] = part
+        rising = now - last >= tolerance
+        if not bool(rising.all()):
+            if not bool(rising.any()):
+                break
+            running, quadratic, ridge, present = running[rising], quadratic[rising], ridge[rising], present[rising]
+            parameters = (parameters[0][rising], parameters[1][rising], parameters[2][rising])
+            now = now[rising]
         last = now
-    return parameters
+    return ended[0], ended[1], ended[2]

@@ -118,6 +118,33 @@ def test_a_checkpoint_that_cannot_be_read_is_left_out(net: nn.Module, digits: An
     assert list(ds["test_accuracy"].values) == [0.5] * 3
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, KeyError, ZeroDivisionError])
+def test_a_model_that_cannot_be_built(net: nn.Module, digits: Any, error: type[Exception]) -> None:
+    def build() -> nn.Module:
+        raise error("by my own fault")
+
+    class Built(Task):
+        name = "built"
+
+        def models(self) -> Sequence[TaskModel]:
+            return [TaskModel("a", lambda: net), TaskModel("b", build), TaskModel("c", lambda: "no model")]  # type: ignore[return-value, arg-type]
+
+        def data(self, split: Any) -> Any:
+            return digits[0][0][:80], digits[0][1][:80]
+
+    ds = genmeasures.measure(Built(), extractor=SMALL)
+    assert error.__name__ in str(ds["model_status"].values[1])
+    assert "by my own fault" in str(ds["model_status"].values[1])
+    assert "not str" in str(ds["model_status"].values[2])
+    assert np.isfinite(ds["roughness"].values[0]).all()
+
+
+@pytest.mark.parametrize("name", ["a", "1", "of", "model"])
+def test_the_name_of_a_model_stands_in_its_error(measured: Callable[..., xr.Dataset], name: str) -> None:
+    with pytest.raises(ModelError, match=f"^model {name}: no layer can be measured"):
+        measured({name: nn.Flatten()})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("parameter", ["conv2.weight", "fc1.bias"])
 def test_weights_that_are_not_finite(
