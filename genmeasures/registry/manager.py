@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class Registry:
                 getattr(manager.hook, hook)(register=self._registrar(kind, base, classes[kind], info))
             for packages in manager.hook.genmeasures_config_packages():
                 info.config_packages += [packages] if isinstance(packages, str) else list(packages)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             info.components, info.config_packages = [], []
             info.error = f"{type(error).__name__}: {error}"
             if os.environ.get(STRICT, "0") not in ("", "0"):
@@ -100,12 +101,16 @@ class Registry:
         return self._classes[kind][name]
 
     def make(self, kind: str, name: str, options: dict[str, Any]) -> Component:
-        """A component with options. Raises OptionError for an option that it does not have."""
+        """A component with options. Raises OptionError for one that it does not have, and for one that is missing."""
         component = self.get(kind, name)
         known = component.option_names()
         for option in options:
             if option not in known:
                 raise OptionError(f"the {kind} {name!r} has no option {option!r}{nearest(option, known)}")
+        parameters = inspect.signature(component).parameters
+        for option in known:
+            if option not in options and parameters[option].default is inspect.Parameter.empty:
+                raise OptionError(f"the {kind} {name!r} needs the option {option!r}")
         return component(**options)
 
     def config_packages(self) -> Sequence[str]:

@@ -1,0 +1,33 @@
+"""Every recipe in conf/experiment composes with the packaged configuration."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from genmeasures.cli.run import _SearchPath
+from genmeasures.registry import registry
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "genmeasures" / "conf"
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_recipes_compose(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    Plugins.instance().register(_SearchPath)
+    with initialize_config_module("genmeasures.conf", version_base="1.3"):
+        config = compose("run", [f"experiment={recipe}"], return_hydra_config=True)
+    assert config.measure
+
+
+@pytest.mark.parametrize("kind", ["extractor", "labeler", "measure", "aggregator", "task"])
+def test_every_component_has_a_config_with_all_its_options_and_defaults(kind: str) -> None:
+    assert {path.stem for path in (CONF / kind).glob("*.yaml")} == set(registry().names(kind))
+    for name in registry().names(kind):
+        component = registry().get(kind, name)
+        node = OmegaConf.load(CONF / kind / f"{name}.yaml")
+        assert node["_target_"] == f"{component.__module__.rsplit('.', 1)[0]}.{component.__qualname__}"
+        assert {str(key) for key in node} - {"_target_"} == set(component.option_names()), name

@@ -1,0 +1,256 @@
+"""Finding components by name: the core's, and those of plugins, good and bad."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import genmeasures
+from genmeasures import aggregators, extractors, labelers, measures, tasks
+from genmeasures.cli.main import main
+from genmeasures.errors import GenmeasuresError, OptionError
+from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
+from genmeasures.registry import Registry, registry
+from genmeasures.registry.manager import STRICT
+
+BUILTIN = {
+    "extractor": {"receptive_field", "whole_tensor"},
+    "labeler": {"image", "downsampled", "histogram", "kmeans"},
+    "measure": {"davies_bouldin", "roughness", "confidence"},
+    "aggregator": {"frobenius", "mean", "max", "last_k", "explicit", "single"},
+    "task": {"digits_cnn", "checkpoints"},
+}
+
+SPARSITY = '''
+from genmeasures.plugin import FeatureMeasure, Pass, Variable, hookimpl
+
+class Sparsity(FeatureMeasure):
+    """Share of zero activations."""
+
+    name = "sparsity"
+    variables = (Variable("sparsity", "share of zero activations", direction=0),)
+    passes = (Pass("test", "vectors"),)
+
+    def __init__(self, threshold=0.0):
+        self.threshold = threshold
+
+    def start(self, layer, generator):
+        self.zeros = self.total = 0
+
+    def update(self, batch):
+        self.zeros += int((batch.vectors <= self.threshold).sum())
+        self.total += batch.vectors.numel()
+
+    def compute(self):
+        return self.zeros / self.total
+
+@hookimpl
+def genmeasures_register_measures(register):
+    register(Sparsity)
+'''
+BAD = {
+    "failing_import": ("import genmeasures_no_such_module\n", "ModuleNotFoundError: No module named 'genmeasures_no"),
+    "syntax_error": ("def broken(:\n", "SyntaxError"),
+    "exits": ("raise SystemExit(3)\n", "SystemExit"),
+    "misspelt_hook": (
+        "from genmeasures.plugin import hookimpl\n@hookimpl\ndef genmeasures_register_measure(register):\n    pass\n",
+        "unknown hook 'genmeasures_register_measure'",
+    ),
+    "extra_argument": (
+        "from genmeasures.plugin import hookimpl\n"
+        "@hookimpl\ndef genmeasures_register_measures(register, config):\n    pass\n",
+        "config",
+    ),
+    "name_taken": (SPARSITY.replace('"sparsity"', '"roughness"'), "the measure name 'roughness' is already taken"),
+    "twice": (SPARSITY + "    register(Sparsity)\n", "the measure name 'sparsity' is already taken"),
+    "no_name": (SPARSITY.replace('    name = "sparsity"\n', ""), "Sparsity has no name"),
+    "wrong_kind": (
+        SPARSITY.replace("genmeasures_register_measures", "genmeasures_register_extractors"),
+        "is registered as extractor but is no subclass of Extractor",
+    ),
+    "an_object": (SPARSITY.replace("register(Sparsity)", "register(Sparsity())"), "is no subclass of Measure"),
+    "raises": (SPARSITY.replace("    register(Sparsity)\n", "    1 / 0\n"), "ZeroDivisionError"),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A registry of its own for each test, without the plugins that happen to be installed."""
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    monkeypatch.delenv(STRICT, raising=False)
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``install(name=source, …)``: modules that entry points of the group ``genmeasures`` point to."""
+    points: list[importlib.metadata.EntryPoint] = []
+
+    def entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
+        return points if group == "genmeasures" else []
+
+    def add(**sources: str) -> None:
+        for name, source in sources.items():
+            module = f"{tmp_path.name.replace('-', '_')}_{name}"
+            (tmp_path / f"{module}.py").write_text(source)
+            points.append(importlib.metadata.EntryPoint(name, module, "genmeasures"))
+        registry.cache_clear()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    return add
+
+
+def test_the_core_registers_itself_through_the_hooks() -> None:
+    bases = {
+        "extractor": Extractor, "labeler": Labeler, "measure": Measure, "aggregator": Aggregator, "task": Task,
+    }  # fmt: skip
+    for kind, names in BUILTIN.items():
+        assert set(registry().names(kind)) == names
+        for name in names:
+            component = registry().get(kind, name)
+            assert issubclass(component, bases[kind])
+            assert component.name == name
+    (info,) = registry().plugins
+    assert (info.name, info.distribution, info.error) == ("genmeasures", "genmeasures", "")
+    assert info.version == importlib.metadata.version("genmeasures")
+    assert registry().config_packages() == ["genmeasures.conf"]
+
+
+@pytest.mark.parametrize("package", [extractors, labelers, measures, aggregators, tasks])
+def test_every_component_of_a_package_is_registered(package: Any) -> None:
+    registered = {component for info in registry().plugins for _, component in info.components}
+    public = {getattr(package, name) for name in package.__all__}
+    components = {value for value in public if isinstance(value, type) and issubclass(value, Component)}
+    assert components
+    assert components <= registered
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "suggested"),
+    [
+        ("measure", "roughnes", "roughness"),
+        ("extractor", "whole-tensor", "whole_tensor"),
+        ("labeler", "k_means", "kmeans"),
+        ("aggregator", "frobenious", "frobenius"),
+        ("task", "checkpoint", "checkpoints"),
+    ],
+)
+def test_unknown_names_suggest_the_nearest(kind: str, name: str, suggested: str) -> None:
+    with pytest.raises(OptionError, match=rf"there is no {kind} '{name}' \(did you mean '{suggested}'\? known: "):
+        registry().make(kind, name, {})
+
+
+def test_names_like_no_other_list_all() -> None:
+    with pytest.raises(OptionError, match=r"\(known: confidence, davies_bouldin, roughness\)"):
+        registry().get("measure", "zzz")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "option", "suggested"),
+    [("measure", "roughness", "spred", "spread"), ("extractor", "receptive_field", "component", "components")],
+)
+def test_unknown_options_suggest_the_nearest(kind: str, name: str, option: str, suggested: str) -> None:
+    with pytest.raises(OptionError, match=f"the {kind} '{name}' has no option '{option}'.*did you mean '{suggested}'"):
+        registry().make(kind, name, {option: 1})
+
+
+def test_options_are_handed_on() -> None:
+    made = registry().make("measure", "davies_bouldin", {"spread": "rms"})
+    assert made.options() == {"labeler": None, "space": "pca", "spread": "rms", "split": "train"}
+    with pytest.raises(OptionError, match="path"):
+        genmeasures.load_task("checkpoints", pth="nets/")
+
+
+def test_options_without_a_default_are_named() -> None:
+    with pytest.raises(OptionError, match="the task 'checkpoints' needs the option 'path'"):
+        genmeasures.load_task("checkpoints")
+    with pytest.raises(OptionError, match="the aggregator 'explicit' needs the option 'weights'"):
+        registry().make("aggregator", "explicit", {})
+
+
+def test_a_plugin_is_used_by_name(install: Callable[..., None], digits: Any, digits_net: nn.Module) -> None:
+    install(sparsity=SPARSITY)
+    (x, y), (x_test, _) = digits
+    ds = genmeasures.measure({"net": digits_net}, (x[:60], y[:60]), (x_test[:40],), measures=["sparsity", "roughness"])
+    with torch.no_grad():
+        hidden = torch.relu(digits_net.conv1(torch.from_numpy(x_test[:40])))
+    np.testing.assert_allclose(ds["sparsity"].values[0, 0], float((hidden == 0).float().mean()), rtol=1e-6)
+    assert ds["sparsity"].attrs["long_name"] == "share of zero activations"
+    assert np.isfinite(ds["roughness"].values).all()
+
+
+def test_a_plugin_is_listed(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    install(sparsity=SPARSITY, broken=BAD["failing_import"][0])
+    assert main(["plugins"]) == 0
+    out = capsys.readouterr().out
+    assert "sparsity(threshold=0.0)" in out
+    assert "davies_bouldin(labeler=None, space='pca', spread='mean', split='train')" in out
+    assert "failed to load: ModuleNotFoundError" in out
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_plugin_is_reported_and_takes_no_other_with_it(install: Callable[..., None], fault: str) -> None:
+    source, reason = BAD[fault]
+    install(**{"a_good_one": SPARSITY.replace("sparsity", "first"), fault: source, "z_good": SPARSITY})
+    if fault == "twice":
+        install(z_good=SPARSITY.replace("sparsity", "other"))
+    infos = {info.name: info for info in registry().plugins}
+    assert reason in infos[fault].error
+    assert infos[fault].components == []
+    assert infos[fault].config_packages == []
+    assert infos["a_good_one"].error == ""
+    assert {"first", *BUILTIN["measure"]} < set(registry().names("measure"))
+    for kind, names in BUILTIN.items():
+        assert names <= set(registry().names(kind))
+    assert registry().get("measure", "roughness") is measures.Roughness
+    if fault != "twice":
+        assert infos["z_good"].error == ""
+        assert "sparsity" in registry().names("measure")
+
+
+def test_of_two_plugins_with_one_name_the_first_counts(install: Callable[..., None]) -> None:
+    install(one=SPARSITY, two=SPARSITY)
+    one, two = registry().plugins[1:]
+    assert [component.name for _, component in one.components] == ["sparsity"]
+    assert "already taken" in two.error
+
+
+def test_names_of_two_kinds_may_be_alike(install: Callable[..., None]) -> None:
+    install(one=SPARSITY.replace('name = "sparsity"', 'name = "kmeans"'))
+    assert registry().plugins[1].error == ""
+    assert registry().get("labeler", "kmeans") is labelers.KMeans
+
+
+@pytest.mark.parametrize("fault", ["failing_import", "misspelt_hook", "extra_argument", "name_taken"])
+def test_strict_makes_a_bad_plugin_an_error(
+    install: Callable[..., None], fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(**{fault: BAD[fault][0]})
+    monkeypatch.setenv(STRICT, "1")
+    with pytest.raises(GenmeasuresError, match=f"plugin {fault} .*failed to load: "):
+        registry()
+    assert main(["plugins"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: plugin {fault}")
+    monkeypatch.setenv(STRICT, "0")
+    assert registry().plugins[1].error
+
+
+def test_config_packages_come_from_plugins(install: Callable[..., None]) -> None:
+    hook = "from genmeasures.plugin import hookimpl\n@hookimpl\ndef genmeasures_config_packages():\n    return "
+    install(one=hook + "['one.conf', 'one.more']\n", two=hook + "'two.conf'\n")
+    assert registry().config_packages() == ["genmeasures.conf", "one.conf", "one.more", "two.conf"]
+
+
+def test_a_registry_is_made_once() -> None:
+    assert registry() is registry()
+    assert isinstance(registry(), Registry)
