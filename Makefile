@@ -17,7 +17,7 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	$(BIN)/genmeasures run
+	$(BIN)/genmeasures run task.limit=64
 
 # One thread a process: the tests run in as many processes as there are cores.
 test: setup

@@ -34,7 +34,9 @@ def activations(model: nn.Module, pictures: Tensor, batch: int) -> tuple[list[Te
     return [torch.cat(given[layer]) for layer in layers], [torch.cat(made[layer]) for layer in layers]
 
 
-def pipeline(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], batch: int) -> dict[str, float]:
+def pipeline(
+    model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], batch: int
+) -> dict[str, float]:
     """DB, roughness and confidence of every layer; seconds in all, and in the forward passes."""
     begin = time.perf_counter()
     _, train_outputs = activations(model, train[0], batch)

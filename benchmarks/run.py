@@ -139,7 +139,9 @@ def clustering(seeds: int = 20) -> dict[str, float]:
         fitted = [GaussianMixture(3, random_state=seed).fit(points[reference.labels_ == k]) for k in range(5)]
         theirs = time.perf_counter() - begin
         own = mixtures.mixture_log_densities(given).gather(1, clusters.labels[:, None]).mean()
-        score = np.mean([fitted[k].score(points[reference.labels_ == k]) * (reference.labels_ == k).mean() * 5 for k in range(5)])
+        score = np.mean(
+            [fitted[k].score(points[reference.labels_ == k]) * (reference.labels_ == k).mean() * 5 for k in range(5)]
+        )
         rows.append((theirs / seconds, clusters.inertia / reference.inertia_, float(own) - score))
     speed, inertia, likelihood = np.median(np.array(rows), axis=0)
     return {"faster": float(speed), "inertia_ratio": float(inertia), "log_likelihood_gain": float(likelihood)}
@@ -178,7 +180,9 @@ def main() -> int:
     found: dict[str, dict[str, float]] = {}
     for name in given.rows or ROWS:
         begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "benchmarks.run", "--row", name], stdout=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.run", "--row", name], stdout=subprocess.PIPE, check=False
+        )
         if done.returncode:
             print(f"{name}: failed")
             continue

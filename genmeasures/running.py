@@ -103,7 +103,11 @@ class Run:
                 on_model(model.name, number, len(self._models))
             try:
                 datasets.append(self._measure_one(model, on_batch))
-            except (ModelError, OptionError) as error:
+            except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
+                error = (
+                    caught if isinstance(caught, GenmeasuresError) else ModelError(f"{type(caught).__name__}: {caught}")
+                )
+                log.debug("model %s failed", model.name, exc_info=caught)
                 named = str(error).startswith((f"model {model.name}: ", f"model {model.name!r}: "))
                 message = str(error) if named else f"model {model.name}: {error}"
                 log.warning("%s", message)
@@ -139,7 +143,10 @@ class Run:
         result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch)
         made = model_dataset(task_model, result, measures)
         if part is not None:
-            save(made.assign_attrs(schema_version=SCHEMA_VERSION), part)
+            try:
+                save(made.assign_attrs(schema_version=SCHEMA_VERSION), part)
+            except ResultError as error:
+                log.warning("%s; the model's result is kept in memory only", error)
         return made
 
     def _prepare(self, model: TaskModel) -> tuple[PreparedData, list[Measure]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -52,12 +54,48 @@ def run_command(overrides: Sequence[str]) -> int:
     before = sys.argv
     sys.argv = ["genmeasures", *overrides]
     try:
+        _check_output(overrides)
         hydra.main(version_base="1.3", config_path="pkg://genmeasures.conf", config_name="run")(job)()
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+        status = stop.code if isinstance(stop.code, int) else 1
+        if status:
+            _suggest(overrides)
+        return status
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     finally:
         sys.argv = before
     return 0
+
+
+def _check_output(overrides: Sequence[str]) -> None:
+    """Hydra makes its log folder before anything of ours runs, and shows a traceback where it cannot."""
+    given = [value for key, _, value in (override.partition("=") for override in overrides) if key == "output"]
+    output = Path(given[-1] if given else "results")
+    there = next((folder for folder in (output, *output.parents) if folder.exists()), Path())
+    if not there.is_dir():
+        raise OptionError(f"output={output}: {there} is a file: choose another output folder")
+    if not os.access(there, os.W_OK):
+        raise OptionError(f"output={output}: {there} cannot be written: choose another output folder")
+
+
+def _suggest(overrides: Sequence[str]) -> None:
+    """Of a name in a list, Hydra says that it is not there, but not which ones are."""
+    for override in overrides:
+        group, _, value = override.lstrip("+").partition("=")
+        names = _choices(group) if re.fullmatch(r"\w+", group) else []
+        for name in re.findall(r"[\w.-]+", value) if names and value.startswith("[") else []:
+            if name not in names:
+                print(f"error: there is no {group} {name!r}{nearest(name, names)}", file=sys.stderr)
+
+
+def _choices(group: str) -> list[str]:
+    """What can be chosen of a config group: the files of all packages and of the working folder."""
+    folders = [importlib.resources.files(package) / group for package in registry().config_packages()]
+    folders.append(Path.cwd() / "conf" / group)
+    files = [file.name for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    return [name.removesuffix(".yaml") for name in files if name.endswith(".yaml")]
 
 
 def job(config: DictConfig) -> None:
@@ -90,9 +128,9 @@ def _job(config: DictConfig) -> None:
             measures,
             extractor,
             layers=None if config.layers is None else list(config.layers),
-            seed=int(config.seed),
+            seed=config.seed,
             device=config.device or "cpu",
-            batch_size=int(config.batch_size),
+            batch_size=config.batch_size,
             keep=keep,
         )
         if config.force:
@@ -108,6 +146,8 @@ def _job(config: DictConfig) -> None:
     try:
         against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
         render_table(judge(aggregated, against), console)
+    except OptionError:
+        raise  # the user has named what is not there
     except GenmeasuresError as error:
         console.print(f"The measures are not judged: {error}", style="yellow", markup=False)
     console.print(f"result: {path}", soft_wrap=True)
@@ -134,6 +174,9 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
         raise OptionError(f"{prefix}{key}: {node['_target_']} cannot be imported: {error}") from error
     if not issubclass(component, base):
         raise OptionError(f"{prefix}{key}: {node['_target_']} is no {base.__name__}")
+    for option in map(str, node):
+        if OmegaConf.is_missing(node, option):
+            raise OptionError(f"{prefix}{key}.{option}: a value is needed, {prefix}{key}.{option}=…")
     if issubclass(component, Component):
         known = component.option_names()
         for option in map(str, node):

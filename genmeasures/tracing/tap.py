@@ -39,7 +39,6 @@ class Tap(TorchFunctionMode):
         self._calls: Counter[int] = Counter()
         self._batch = 0
         self._delivered = 0
-        self._busy = False
         self._failure: Exception | None = None
 
     def run(self, inputs: Tensor) -> None:
@@ -86,7 +85,7 @@ class Tap(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self._busy or not self._pending or not is_followed(func):
+        if not self._pending or not is_followed(func):
             return result
         used = next(tensors_in([*args, *(kwargs or {}).values()]), None)
         for traced, given, _, step in self._pending.pop(id(used), ()):
@@ -100,7 +99,6 @@ class Tap(TorchFunctionMode):
         return result
 
     def _deliver(self, traced: TracedLayer, given: Tensor, output: Tensor) -> None:
-        self._busy = True  # tensor functions called from here on are none of the model's
         try:
             due = traced.output_shape(self._batch)
             if output.shape != due or len(given) != self._batch:
@@ -114,8 +112,6 @@ class Tap(TorchFunctionMode):
         except Exception as error:
             self._failure = self._failure or error  # what follows an error that the model caught is its consequence
             raise
-        finally:
-            self._busy = False
 
 
 @contextmanager

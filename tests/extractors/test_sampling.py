@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
@@ -77,6 +77,8 @@ def test_the_order_of_the_data_does_not_matter(
 
 
 @settings(max_examples=100, deadline=None)
+@example((20, 7), 20 * 3 + 9, 0, 1)  # one position more is more than half of them
+@example((20, 7), 20 * 3 + 9, 0, 30)
 @given(sizes, st.integers(1, 800), seeds, st.integers(1, 100))
 def test_how_many_are_drawn_at_a_time_does_not_matter(size: tuple[int, int], cap: int, seed: int, block: int) -> None:
     n, positions = size
@@ -327,6 +329,13 @@ def test_exchanged_elements_are_another_key() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 def test_no_collisions_among_pictures_of_two_levels(dtype: torch.dtype) -> None:
     pictures = torch.randint(2, (100_000, 64), generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert len(np.unique(content_keys(pictures))) == len(pictures)
+
+
+def test_no_collisions_among_pictures_whose_numbers_have_one_bit() -> None:
+    """The float 2.0 is the bit 30 alone: multiplied and summed as it is, it would leave 34 bits for a key."""
+    numbers = torch.randint(1 << 40, (300_000,), generator=torch.Generator().manual_seed(0)).unique()
+    pictures = 2.0 * (numbers[:, None] >> torch.arange(40) & 1).float()
     assert len(np.unique(content_keys(pictures))) == len(pictures)
 
 

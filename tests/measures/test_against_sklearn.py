@@ -72,11 +72,14 @@ class Spy(FeatureMeasure):
         return tuple(Pass(over, "vectors", "projected", "patches", "labels") for over in SAMPLES)
 
     def start(self, layer: Layer, generator: torch.Generator) -> None:
-        self._layer, self._parts = layer.name, {over: [] for over in SAMPLES}
+        self._layer, self._pass, self._parts = layer.name, 0, {over: [] for over in SAMPLES}
 
     def update(self, batch: FeatureBatch) -> None:
         fields = (batch.rank, batch.vectors, batch.projected, batch.patches, batch.labels(self.labeler))
-        self._parts[batch.split].append([field.numpy().copy() for field in fields])
+        self._parts[SAMPLES[self._pass]].append([field.numpy().copy() for field in fields])
+
+    def end_pass(self) -> None:
+        self._pass += 1
 
     def compute(self) -> float:
         for over, parts in self._parts.items():

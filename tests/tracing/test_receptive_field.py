@@ -19,6 +19,7 @@ from genmeasures.tracing.geometry import follows_geometry
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH = 2
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 many = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 
 

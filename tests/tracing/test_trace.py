@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -225,7 +226,11 @@ def concatenated_rectifier(x: Tensor) -> Tensor:
 
 
 def as_limit(x: Tensor) -> Tensor:
-    return torch.clamp(torch.zeros_like(x), min=x)
+    return torch.clamp(torch.zeros(1), min=x)
+
+
+def widened(x: Tensor) -> Tensor:
+    return torch.clamp(x, min=torch.zeros(2, 1, 1, 1, 1)).sum(0)
 
 
 def flattened(x: Tensor) -> Tensor:
@@ -237,7 +242,7 @@ def through_a_view(x: Tensor) -> Tensor:
     return x
 
 
-ELSEWHERE = [swish, residual, added_in_place, branch, used_again, concatenated_rectifier, as_limit, flattened]
+ELSEWHERE = [swish, residual, added_in_place, branch, used_again, concatenated_rectifier, as_limit, widened, flattened]
 
 
 @pytest.mark.parametrize(
@@ -632,6 +637,28 @@ def test_a_wrapped_model(wrap: Callable[[nn.Module], nn.Module]) -> None:
     same(got["module.merge"][1], hooked(inner, ["merge_relu"])[0])
 
 
+def test_a_compiled_model_runs_as_it_was_written() -> None:
+    compilations: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compilations.append(1)
+        return graph
+
+    inner = UNet().eval()
+    expected = hooked(copy.deepcopy(inner), ["merge_relu"])
+    model = torch.compile(inner, backend=backend)
+    for compiled in (False, True):
+        if compiled:
+            with torch.no_grad():
+                model(INPUTS)
+            assert compilations
+        before = len(compilations)
+        got = read(model)
+        assert list(got) == [f"_orig_mod.{name}" for name in ("down", "strided", "up", "merge", "out")]
+        same(got["_orig_mod.merge"][1], expected[0])
+        assert len(compilations) == before
+
+
 class ByKeyword(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -708,13 +735,23 @@ class Data(nn.Module):
     [
         lambda model, x: torch.relu(model.conv(x)),
         lambda model, x: model.more(torch.relu(model.conv(model.conv(x)))),
+        lambda model, x: model.more(model.more(torch.relu(model.conv(x)))),
         lambda model, x: model.more(torch.tanh(model.conv(x))),
         lambda model, x: model.more(model.conv(x)),
         lambda model, x: model.more(torch.relu(model.conv(x[:, :, 1:]))),
         lambda model, x: model.more(torch.relu(model.conv(x[1:]))),
         lambda model, x: x,
     ],
-    ids=["a layer less", "a call more", "other activation", "no activation", "other size", "other batch", "nothing"],
+    ids=[
+        "a layer less",
+        "a call between",
+        "a call more",
+        "other activation",
+        "no activation",
+        "other size",
+        "other batch",
+        "nothing",
+    ],
 )
 def test_a_forward_pass_that_depends_on_the_data_is_an_error(otherwise: Callable[[Data, Tensor], Tensor]) -> None:
     model = Data(otherwise).eval()
@@ -925,6 +962,19 @@ def test_tensors_of_a_layer_do_not_outlive_their_use() -> None:
         running.run(INPUTS)
     assert len(alive) == 6
     assert most <= 2
+
+
+def test_nor_where_the_model_fails_before_their_use() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), norm(nn.BatchNorm2d(2)), nn.Flatten(), nn.Linear(128, 2))
+    made: list[weakref.ref[Tensor]] = []
+    model[0].register_forward_hook(lambda *given: made.append(weakref.ref(given[-1])))
+    traced = trace(model, INPUTS[:3], "activation")
+    model[1].register_forward_pre_hook(lambda *_: torch.zeros(1).view(2))
+    with tapped(model, traced.layers, lambda *_: None) as running:
+        with torch.no_grad(), pytest.raises(ModelError, match="refuses"):
+            running.run(INPUTS)
+        gc.collect()
+        assert made[-1]() is None
 
 
 def test_attention_is_reported_and_the_layers_around_it_measured() -> None:
