@@ -23,7 +23,7 @@ from genmeasures.data import DataSource
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
 from genmeasures.interfaces import Extractor, Measure, Split, TaskModel, is_count
-from genmeasures.results import SCHEMA_VERSION, combine, load, model_dataset, save
+from genmeasures.results import SCHEMA_VERSION, combine, load, model_dataset, save, writable
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Run:
         self._seed = seed
         self._device = _device(device)
         self._batch_size = batch_size
-        self._keep = keep
+        self._keep = None if keep is None else writable(keep)
         self._train = train
         self._test = None if test is None else DataSource(test, "test", batch_size)
         self._prepared: dict[int | None, tuple[Any, PreparedData, list[Measure]]] = {}

@@ -3,7 +3,7 @@
 from genmeasures.results.build import combine, model_dataset
 from genmeasures.results.collect import Collected, collect
 from genmeasures.results.schema import STATUS, measure_variables
-from genmeasures.results.store import SCHEMA_VERSION, load, save
+from genmeasures.results.store import SCHEMA_VERSION, load, save, writable
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -15,4 +15,5 @@ __all__ = [
     "measure_variables",
     "model_dataset",
     "save",
+    "writable",
 ]

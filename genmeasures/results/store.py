@@ -14,6 +14,16 @@ from genmeasures.errors import ResultError
 SCHEMA_VERSION = 1
 
 
+def writable(folder: Path) -> Path:
+    """The folder, made if it is not there. Raises ResultError if nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ResultError(f"cannot write in {folder}: {error.strerror or error}; choose another folder") from error
+
+
 def save(ds: xr.Dataset, path: str | Path) -> Path:
     """Write a result as netCDF 4, so that the file is either whole or not there.
 

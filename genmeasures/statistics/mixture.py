@@ -85,7 +85,7 @@ def fit_mixtures(
         frames.append(_Frame(label, m, members, ridge, generator))
     for m in {frame.m for frame in frames}:
         together = [frame for frame in frames if frame.m == m]
-        for frame, start in zip(together, _start(together, tolerance, iterations), strict=True):
+        for frame, start in zip(together, _start(together, tolerance / 10, iterations), strict=True):
             frame.finish(start, tolerance, iterations)
     note = f"fewer than {components} mixture components for {', '.join(reduced)}" if reduced else ""
     return Mixtures(

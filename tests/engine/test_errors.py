@@ -510,8 +510,19 @@ def test_a_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     keep = tmp_path / "file" / "results" if place == "below a file" else tmp_path / "file"
-    with pytest.raises(ResultError, match=r"cannot write the result .*file.*choose another output folder"):
+    with pytest.raises(ResultError, match=r"cannot write in .*file.*choose another folder"):
         measured({"net": net}, keep=keep)
+
+
+def test_a_full_disk_loses_nothing_measured(
+    net: nn.Module, measured: Callable[..., xr.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise ResultError("cannot write the result: No space left on device")
+
+    monkeypatch.setattr("genmeasures.running.save", full)
+    kept = measured({"net": net}, keep=tmp_path)
+    np.testing.assert_array_equal(kept.roughness, measured({"net": net}).roughness)
 
 
 # Measures and labelers of others ----------------------------------------------------------------------------
