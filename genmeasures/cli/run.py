@@ -116,9 +116,11 @@ def _job(config: DictConfig) -> None:
     measures = [_make(config.measure, str(name), Measure, "measure.") for name in config.measure]
     path = Path(config.output) / f"{_slug(task.name)}-{digest(config)}.nc"
     console = Console()
-    if path.is_file() and not config.force:
+    there = load(path) if path.is_file() and not config.force else None
+    # Models that failed are tried again: their files may have been mended since.
+    if there is not None and bool((there["model_status"] == "ok").all()):
         console.print(f"The result is already there (force=true measures again): {path}", soft_wrap=True)
-        ds = load(path)
+        ds = there
     else:
         keep = path.with_suffix(".parts")
         run = Run(
@@ -139,7 +141,8 @@ def _job(config: DictConfig) -> None:
         with _progress() as progress:
             ds = _measure(run, attrs, progress)
         save(ds, path)
-        _remove(keep)
+        if bool((ds["model_status"] == "ok").all()):
+            _remove(keep)
     aggregated = aggregate(ds, aggregator)
     for line in failures(ds):
         console.print(line, style="yellow", markup=False)

@@ -207,6 +207,16 @@ def test_a_model_that_fails_is_named_and_the_others_are_measured(
     assert np.isfinite(ds["roughness"].sel(model=["net_0", "net_2"]).values).all()
     assert "net_1.pt" in str(ds["model_status"].sel(model="net_1").values)
 
+    (broken / "net_1.pt").write_bytes((checkpoints / "net_1.pt").read_bytes())
+    status, out, _ = run(task=str(broken))
+    assert status == 0
+    assert "failed" not in out
+    assert "already there" not in out
+    mended = load(results(tmp_path)[0])
+    assert np.isfinite(mended["roughness"].values).all()
+    np.testing.assert_array_equal(mended["roughness"].sel(model="net_0"), ds["roughness"].sel(model="net_0"))
+    assert not list(tmp_path.glob("results/*.parts"))
+
 
 ERRORS = {
     "measure=[roughness,confidnce]": "error: there is no measure 'confidnce' (did you mean 'confidence'? known: ",
