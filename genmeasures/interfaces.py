@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from genmeasures.errors import GenmeasuresError, OptionError, Undefined, nearest
 
 Split: TypeAlias = Literal["train", "test"]
-Field: TypeAlias = Literal["vectors", "projected", "patches", "labels"]
+Field: TypeAlias = Literal["vectors", "projected", "patches", "patch_set", "labels"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 Over: TypeAlias = Literal["fit", "train", "test"]
 """What a pass goes over: a split's sample, or the part of the training sample that things are fitted on."""
@@ -88,6 +88,25 @@ class Component:
         )
 
 
+class PatchSet(abc.ABC):
+    """The patches of n vectors, each of length D: summed by cluster and compared with centroids.
+
+    None of this needs them unfolded where it is cheaper to do without.
+    """
+
+    @abc.abstractmethod
+    def unfold(self) -> Tensor:
+        """float32 (n, D): all patches, in the order (*kernel, channels)."""
+
+    @abc.abstractmethod
+    def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
+        """float64 (k, D): sums of the patches by label int64 (n,) in 0 … k − 1."""
+
+    @abc.abstractmethod
+    def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:
+        """float64 (n,): squared distance of each patch to the centroid of its label, of float64 (k, D)."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """What is known of one measured layer of one model before any feature is computed."""
@@ -129,7 +148,7 @@ class FeatureBatch:
         layer: Layer,
         split: Split,
         rank: Tensor,
-        fields: Mapping[Field, Callable[[], Tensor]],
+        fields: Mapping[Field, Callable[[], Tensor | PatchSet]],
         labels: Callable[[Labeler, FeatureBatch], Tensor],
     ) -> None:
         self.layer = layer
@@ -138,13 +157,13 @@ class FeatureBatch:
         """int64 (n,): each vector's place in the sample, whatever the order of the data."""
         self._fields = fields
         self._labels = labels
-        self._made: dict[Field, Tensor] = {}
+        self._made: dict[Field, Any] = {}
         self._labelled: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.rank)
 
-    def _get(self, name: Field) -> Tensor:
+    def _get(self, name: Field) -> Any:
         if name not in self._made:
             if name not in self._fields:
                 raise GenmeasuresError(f"the field {name!r} was not declared for this pass: add it to Pass(...)")
@@ -154,17 +173,26 @@ class FeatureBatch:
     @property
     def vectors(self) -> Tensor:
         """float32 (n, k): output pixels x_ℓ[:, p], or whole flattened outputs."""
-        return self._get("vectors")
+        made: Tensor = self._get("vectors")
+        return made
 
     @property
     def projected(self) -> Tensor:
         """float64 (n, d): the vectors under the PCA fitted on the training sample."""
-        return self._get("projected")
+        made: Tensor = self._get("projected")
+        return made
 
     @property
     def patches(self) -> Tensor:
         """float32 (n, D): what the layer read to make each vector, in the order (*kernel, channels)."""
-        return self._get("patches")
+        made: Tensor = self._get("patches")
+        return made
+
+    @property
+    def patch_set(self) -> PatchSet:
+        """The same patches, to be summed and compared without being unfolded."""
+        made: PatchSet = self._get("patch_set")
+        return made
 
     def labels(self, labeler: Labeler) -> Tensor:
         """int64 (n,): the labeler's label of each vector."""
@@ -174,19 +202,20 @@ class FeatureBatch:
         return self._labelled[key]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Which vectors of a split stand for a layer, sorted by input; drawn by an extractor."""
+class Sample(abc.ABC):
+    """Which vectors of a split stand for a layer, sorted by input; made by an extractor."""
 
-    inputs: NDArray[np.int64]
-    """(n,): index of the input in its data set, ascending."""
-    positions: NDArray[np.int64]
-    """(n,): flattened position in the layer's output; 0 for whole tensors."""
-    rank: NDArray[np.int64]
-    """(n,): place in an order that depends on the inputs' contents, not on their order."""
-
+    @abc.abstractmethod
     def __len__(self) -> int:
-        return len(self.inputs)
+        """Number of vectors."""
+
+    @abc.abstractmethod
+    def part(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Of the inputs start … stop − 1, for each vector: input, ascending; position; rank.
+
+        position: flattened position in the layer's output, 0 for whole tensors. rank: place in an
+        order of all vectors that depends on the inputs' contents, not on their order.
+        """
 
 
 class Extractor(Component, abc.ABC):
@@ -222,8 +251,8 @@ class Extractor(Component, abc.ABC):
         """float32 (n, ·) from the output (B, k, P), for vectors ``rows`` (n,) of the batch at ``positions`` (n,)."""
 
     @abc.abstractmethod
-    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> Tensor:
-        """float32 (n, ·) of what the layer read."""
+    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
+        """What the layer read to make these vectors."""
 
     @abc.abstractmethod
     def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
@@ -233,12 +262,13 @@ class Extractor(Component, abc.ABC):
 class PatchReader(abc.ABC):
     """A layer's input tensor, with the geometry by which the layer reads it."""
 
-    input: Tensor
-    """(B, …): the tensor that the layer was called with."""
+    @abc.abstractmethod
+    def receptive_fields(self, rows: Tensor, positions: Tensor) -> PatchSet:
+        """Receptive fields of output positions (n,) of the inputs ``rows`` (n,), ascending, of the batch."""
 
     @abc.abstractmethod
-    def gather(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """(n, D): receptive fields of output positions, in the order (*kernel, channels)."""
+    def whole(self, rows: Tensor) -> PatchSet:
+        """Everything the layer read for the inputs ``rows`` (n,), flattened."""
 
 
 class Labeler(Component, abc.ABC):
@@ -437,6 +467,7 @@ __all__ = [
     "ModelMeasure",
     "Pass",
     "PatchReader",
+    "PatchSet",
     "Sample",
     "Split",
     "TargetLabeler",

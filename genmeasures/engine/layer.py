@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from genmeasures.interfaces import (
     Field,
     Labeler,
     Over,
+    PatchSet,
     Sample,
     TargetLabeler,
     split_of,
@@ -28,7 +28,7 @@ from genmeasures.interfaces import (
 from genmeasures.statistics.pca import PCA, fit_pca
 from genmeasures.tracing import TracedLayer
 
-KEPT_FIELDS: frozenset[Field] = frozenset({"patches", "labels"})
+KEPT_FIELDS: frozenset[Field] = frozenset({"patches", "patch_set", "labels"})
 _REPLAY_ROWS = 16_384
 
 
@@ -48,7 +48,7 @@ class Kept:
 
     rank: Tensor
     labels: Mapping[str, Tensor]
-    patches: Callable[[], Tensor]
+    patches: PatchSet
 
     def label(self, labeler: Labeler, batch: FeatureBatch) -> Tensor:
         """The labels that were kept."""
@@ -102,11 +102,7 @@ class LayerRun:
 
     def rows(self, over: Over, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row in the batch, position and rank of the sampled vectors of inputs start … start + count."""
-        sample = self.samples[over]
-        low, high = np.searchsorted(sample.inputs, [start, start + count])
-        rows, positions, rank = (
-            torch.from_numpy(array[low:high]) for array in (sample.inputs, sample.positions, sample.rank)
-        )
+        rows, positions, rank = map(torch.from_numpy, self.samples[over].part(start, start + count))
         return rows - start, positions, rank
 
     def record(self, batch: FeatureBatch) -> None:
@@ -189,7 +185,7 @@ class LayerRun:
         for start in range(0, len(record.projected), _REPLAY_ROWS):
             rows = slice(start, min(start + _REPLAY_ROWS, len(record.projected)))
             rank = torch.arange(rows.start, rows.stop, device=record.projected.device)
-            fields: dict[Field, Callable[[], Tensor]] = {"projected": partial(_part, record.projected, rows)}
+            fields: dict[Field, Callable[[], Tensor | PatchSet]] = {"projected": partial(_part, record.projected, rows)}
             if record.vectors is not None:
                 fields["vectors"] = partial(_part, record.vectors, rows)
             labels = partial(self._recorded_labels, record.labels, rows)
@@ -207,9 +203,13 @@ class LayerRun:
 
     def _kept(self) -> Iterator[FeatureBatch]:
         for kept in self.kept:
-            yield FeatureBatch(self.layer, split_of(self.kept_over), kept.rank, {"patches": kept.patches}, kept.label)
+            fields: dict[Field, Callable[[], Tensor | PatchSet]] = {
+                "patch_set": partial(_same, kept.patches),
+                "patches": kept.patches.unfold,
+            }
+            yield FeatureBatch(self.layer, split_of(self.kept_over), kept.rank, fields, kept.label)
 
-    def keep(self, over: Over, batch: FeatureBatch, patches: Callable[[], Tensor]) -> None:
+    def keep(self, over: Over, batch: FeatureBatch) -> None:
         """Keep a batch for the next pass of the measures that it was just given to."""
         self.kept_over = over
         labels = {}
@@ -217,7 +217,7 @@ class LayerRun:
             labeler = running.measure.labeler
             if labeler is not None and "labels" in running.remaining[0].fields:
                 labels[repr(labeler)] = batch.labels(labeler)
-        self.kept.append(Kept(batch.rank, labels, patches))
+        self.kept.append(Kept(batch.rank, labels, batch.patch_set))
 
     def keeps(self, over: Over) -> bool:
         """Whether the pass after the next can be made from kept patches and labels, for every measure that has one."""
@@ -227,3 +227,7 @@ class LayerRun:
 
 def _part(kept: Tensor, rows: slice) -> Tensor:
     return kept[rows]
+
+
+def _same(patches: PatchSet) -> PatchSet:
+    return patches

@@ -16,7 +16,7 @@ from genmeasures.engine.running import Outcome, outcome, status_of
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import ModelError, OptionError, nearest
 from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelData, ModelMeasure, Split
-from genmeasures.tracing import TracedLayer, trace
+from genmeasures.tracing import TracedLayer, fastest_layout, trace
 from genmeasures.tracing.guard import undisturbed
 
 log = logging.getLogger(__name__)
@@ -52,10 +52,12 @@ def measure_model(
     """
     first = next(iter(data.sources.values()))
     with undisturbed(model, device):
-        traced = trace(model, first.example(_EXAMPLES).to(device), data.extractor.tap)
+        example = first.example(_EXAMPLES).to(device)
+        layout = fastest_layout(model, example)
+        traced = trace(model, example.contiguous(memory_format=layout), data.extractor.tap)
         chosen = _choose(traced.layers, layers)
         features = [measure for measure in measures if isinstance(measure, FeatureMeasure)]
-        run = ModelRun(model, chosen, data, features, device, progress)
+        run = ModelRun(model, chosen, data, features, device, layout, progress)
         with torch.inference_mode():
             run.run()
         outcomes: dict[str, Sequence[Outcome]] = {}

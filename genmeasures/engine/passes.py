@@ -14,8 +14,17 @@ from genmeasures.engine.layer import LayerRun
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running
 from genmeasures.errors import Undefined
-from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Labeler, Over, split_of
-from genmeasures.tracing import LayerReader, TracedLayer, tapped
+from genmeasures.interfaces import (
+    FeatureBatch,
+    FeatureLabeler,
+    FeatureMeasure,
+    Field,
+    Labeler,
+    Over,
+    PatchSet,
+    split_of,
+)
+from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer, tapped
 
 _KEPT_BYTES = 1 << 30
 """Memory for training samples at a time, and then for layer inputs kept for a second pass."""
@@ -38,9 +47,11 @@ class ModelRun:
         data: PreparedData,
         measures: Sequence[FeatureMeasure],
         device: torch.device,
+        layout: torch.memory_format,
         progress: Progress | None,
     ) -> None:
         self._model = model
+        self._layout = layout
         self._data = data
         self._extractor = data.extractor
         self._device = device
@@ -123,25 +134,26 @@ class ModelRun:
         """Run a split through the model as far as the last of the layers, and end the pass of the active measures."""
         source = self._data.sources[split_of(over)]
         by_index = {run.layer.index: run for run in runs}
-        patched = {index for index, these in active.items() if any("patches" in r.remaining[0].fields for r in these)}
+        unfolded = {index for index, these in active.items() if any("patches" in r.remaining[0].fields for r in these)}
         start, targets = 0, None
 
         def tap(traced: TracedLayer, given: Tensor, output: Tensor) -> None:
-            run = by_index[traced.layer.index]
-            kept = traced.layer.index in keep
+            index = traced.layer.index
+            run = by_index[index]
+            stored = index in keep and self._stores_patches(run, over)
             # A kept input is copied: the model may overwrite it, or it may be part of something larger.
-            reader = LayerReader(traced.geometry, given.clone() if kept else given, traced.channels_last)
-            size = 4 * self._extractor.patch_size(run.layer) if traced.layer.index in patched else 0
-            for batch, again in self._live(run, over, start, reader, output, targets, size):
+            given = given.clone() if index in keep and not stored else given
+            reader = LayerReader(traced.geometry, given, traced.channels_last)
+            for batch in self._live(run, over, start, reader, output, targets, index in unfolded or stored, stored):
                 receive(run, batch)
-                if kept and run.waiting(over):
-                    run.keep(over, batch, partial(_same, batch.patches) if self._keeps_patches(run, over) else again)
+                if index in keep and run.waiting(over):
+                    run.keep(over, batch)
 
         total = len(source.scan())
         with tapped(self._model, [run.traced for run in runs], tap, stop=len(runs) < len(self.layers)) as taps:
             for start, inputs, targets in source.checked():  # noqa: B007 -- the tap reads them
                 self._target_labels.clear()
-                taps.run(inputs.to(self._device))
+                taps.run(inputs.to(self._device).contiguous(memory_format=self._layout))
                 if self._progress is not None:
                     self._progress(split_of(over), start + len(inputs), total)
         for these in active.values():
@@ -156,22 +168,26 @@ class ModelRun:
         reader: LayerReader,
         output: Tensor,
         targets: Tensor | None,
-        patch_bytes: int,
-    ) -> Iterator[tuple[FeatureBatch, Callable[[], Tensor]]]:
-        """The sampled vectors of a batch of inputs, few at a time where patches are read, and how to gather these."""
+        unfolds: bool,
+        stores: bool,
+    ) -> Iterator[FeatureBatch]:
+        """The sampled vectors of a batch of inputs, few at a time where patches are unfolded."""
         sampled = run.rows(over, start, len(output))
         by_channel = (
             output.reshape(len(output), run.layer.positions, -1).transpose(1, 2)
             if run.traced.channels_last
             else output.flatten(2)
         )
-        chunk = max(1, _CHUNK_BYTES // patch_bytes) if patch_bytes else max(1, len(sampled[0]))
+        size = 4 * self._extractor.patch_size(run.layer)
+        chunk = max(1, _CHUNK_BYTES // size if unfolds else len(sampled[0]))
         for rows, positions, rank in zip(*(torch.split(part.to(self._device), chunk) for part in sampled), strict=True):
             if len(rows):
-                patches = partial(self._extractor.patches, reader, rows, positions)
+                patches = self._extractor.patches(reader, rows, positions)
+                if stores:
+                    patches = StoredPatches(patches.unfold())
                 vectors = partial(self._vectors, by_channel, rows, positions)
                 labels = partial(self._labels, run, targets, rows, positions)
-                yield _batch(run, over, rank, vectors, patches, labels), patches
+                yield _batch(run, over, rank, vectors, patches, labels)
 
     def _vectors(self, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         made = self._extractor.vectors(by_channel, rows, positions)
@@ -199,7 +215,7 @@ class ModelRun:
         made = self._target_labels[key]
         return made[rows, positions if made.shape[1] > 1 else 0]
 
-    def _keeps_patches(self, run: LayerRun, over: Over) -> bool:
+    def _stores_patches(self, run: LayerRun, over: Over) -> bool:
         """Whether the sampled patches take less memory than the inputs they are read from."""
         return len(run.samples[over]) * self._extractor.patch_size(run.layer) < self._inputs(run, over)
 
@@ -235,16 +251,20 @@ def _batch(
     over: Over,
     rank: Tensor,
     vectors: Callable[[], Tensor],
-    patches: Callable[[], Tensor],
+    patches: PatchSet,
     labels: Callable[[Labeler, FeatureBatch], Tensor],
 ) -> FeatureBatch:
     def projected() -> Tensor:
         assert run.pca is not None
         return run.pca.project(batch.vectors)
 
-    batch = FeatureBatch(
-        run.layer, split_of(over), rank, {"vectors": vectors, "patches": patches, "projected": projected}, labels
-    )
+    fields: dict[Field, Callable[[], Tensor | PatchSet]] = {
+        "vectors": vectors,
+        "projected": projected,
+        "patches": patches.unfold,
+        "patch_set": lambda: patches,
+    }
+    batch = FeatureBatch(run.layer, split_of(over), rank, fields, labels)
     return batch
 
 
@@ -255,7 +275,3 @@ def _settle(run: LayerRun) -> None:
 
 def _width(run: LayerRun) -> int:
     return run.layer.patch_size
-
-
-def _same(patches: Tensor) -> Tensor:
-    return patches

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genmeasures.data.keys import mix
-from genmeasures.interfaces import Extractor, Layer, PatchReader, Sample, is_count, one_of, require
+from genmeasures.extractors.samples import Drawn, Every, places
+from genmeasures.interfaces import Extractor, Layer, PatchReader, PatchSet, Sample, is_count, one_of, require
 
 _BLOCK = 1 << 21
 """Positions drawn at a time."""
@@ -42,25 +43,22 @@ class ReceptiveField(Extractor):
         n = len(keys)
         salt = mix(np.array([seed], dtype=np.uint64))
         if cap is None or n * positions <= cap:
-            counts = np.full(n, positions)
-            chosen = np.tile(np.arange(positions), n)
-        else:
-            share, rest = divmod(cap, n)
-            counts = np.full(n, share)
-            counts[np.argsort(mix(keys ^ salt))[:rest]] += 1
-            chosen = np.concatenate(
-                [
-                    _choose(keys[start : start + rows] ^ salt, positions, counts[start : start + rows], share)
-                    for rows in [max(1, _BLOCK // (share + 1))]
-                    for start in range(0, n, rows)
-                ]
-            )
-        inputs = np.repeat(np.arange(n), counts)
+            return Every(places(keys), positions)
+        share, rest = divmod(cap, n)
+        counts = np.full(n, share)
+        counts[np.argsort(mix(keys ^ salt))[:rest]] += 1
+        chosen = np.concatenate(
+            [
+                _choose(keys[start : start + rows] ^ salt, positions, counts[start : start + rows], share)
+                for rows in [max(1, _BLOCK // (share + 1))]
+                for start in range(0, n, rows)
+            ]
+        )
         order = np.argsort(keys)
         starts = np.empty(n, dtype=np.int64)
         starts[order] = np.cumsum(counts[order]) - counts[order]
-        within = np.arange(len(inputs)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return Sample(inputs, chosen, np.repeat(starts, counts) + within)
+        within = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return Drawn(np.repeat(np.arange(n), counts), chosen, np.repeat(starts, counts) + within)
 
     def vector_size(self, layer: Layer) -> int:
         return layer.channels
@@ -71,8 +69,8 @@ class ReceptiveField(Extractor):
     def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         return output[rows, :, positions].float()
 
-    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> Tensor:
-        return read.gather(rows, positions)
+    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
+        return read.receptive_fields(rows, positions)
 
     def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         return spatial

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genmeasures.data.keys import mix
-from genmeasures.interfaces import Extractor, Layer, PatchReader, Sample, is_count, one_of, require
+from genmeasures.extractors.samples import Drawn, Every, places
+from genmeasures.interfaces import Extractor, Layer, PatchReader, PatchSet, Sample, is_count, one_of, require
 
 
 class WholeTensor(Extractor):
@@ -36,13 +37,11 @@ class WholeTensor(Extractor):
 
     def sample(self, positions: int, keys: NDArray[np.uint64], seed: int, fit: bool = False) -> Sample:
         cap = self.fit_cap if fit and (self.cap is None or self.cap > self.fit_cap) else self.cap
-        inputs = np.arange(len(keys))
-        if cap is not None and cap < len(keys):
-            salt = mix(np.array([seed], dtype=np.uint64))
-            inputs = np.sort(np.argsort(mix(keys ^ salt))[:cap])
-        rank = np.empty(len(inputs), dtype=np.int64)
-        rank[np.argsort(keys[inputs])] = np.arange(len(inputs))
-        return Sample(inputs, np.zeros(len(inputs), dtype=np.int64), rank)
+        if cap is None or cap >= len(keys):
+            return Every(places(keys), 1)
+        salt = mix(np.array([seed], dtype=np.uint64))
+        inputs = np.sort(np.argsort(mix(keys ^ salt))[:cap])
+        return Drawn(inputs, np.zeros(len(inputs), dtype=np.int64), places(keys[inputs]))
 
     def vector_size(self, layer: Layer) -> int:
         return layer.channels * layer.positions
@@ -53,8 +52,8 @@ class WholeTensor(Extractor):
     def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         return output.flatten(1)[rows].float()
 
-    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> Tensor:
-        return read.input.flatten(1)[rows].float()
+    def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
+        return read.whole(rows)
 
     def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         return ()

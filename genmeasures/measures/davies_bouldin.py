@@ -15,6 +15,7 @@ from genmeasures.interfaces import (
     Labeler,
     Layer,
     Pass,
+    PatchSet,
     Split,
     Variable,
     is_count,
@@ -36,7 +37,7 @@ class _ClusterIndex(FeatureMeasure):
     def start(self, layer: Layer, generator: torch.Generator) -> None:
         self._state: ClusterSums | ClusterSpreads | None = None
 
-    def _add(self, vectors: Tensor, batch: FeatureBatch) -> None:
+    def _add(self, vectors: Tensor | PatchSet, batch: FeatureBatch) -> None:
         assert self.labeler is not None
         if self._state is None:
             self._state = ClusterSums()
@@ -87,7 +88,7 @@ class DaviesBouldin(_ClusterIndex):
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        fields: dict[str, Field] = {"pca": "projected", "pixel": "vectors", "patch": "patches"}
+        fields: dict[str, Field] = {"pca": "projected", "pixel": "vectors", "patch": "patch_set"}
         one = Pass(self.split, fields[self.space], "labels")
         return (one, one)
 
@@ -95,7 +96,7 @@ class DaviesBouldin(_ClusterIndex):
         if self.space == "pca":
             self._add(batch.projected, batch)
         else:
-            self._add(batch.vectors if self.space == "pixel" else batch.patches, batch)
+            self._add(batch.vectors if self.space == "pixel" else batch.patch_set, batch)
 
 
 class Roughness(_ClusterIndex):
@@ -142,8 +143,11 @@ class Roughness(_ClusterIndex):
 
     @property
     def passes(self) -> tuple[Pass, ...]:
+        if self._components is None:
+            scored = Pass(self.split, "patch_set", "labels")
+            return (scored, scored)
         scored = Pass(self.split, "patches", "labels")
-        return (scored, scored) if self._components is None else (Pass("fit", "patches"), scored, scored)
+        return (Pass("fit", "patches"), scored, scored)
 
     def start(self, layer: Layer, generator: torch.Generator) -> None:
         super().start(layer, generator)
@@ -152,7 +156,7 @@ class Roughness(_ClusterIndex):
 
     def update(self, batch: FeatureBatch) -> None:
         if self._components is None:
-            self._add(batch.patches, batch)
+            self._add(batch.patch_set, batch)
         elif self._pca is None:
             self._training.append((batch.rank, batch.patches))
         else:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from genmeasures.errors import Undefined
+from genmeasures.interfaces import PatchSet
+from genmeasures.statistics.clusters import cluster_sums, square_distances
 
 _COINCIDE = 1e-6
 """Centroids nearer than this share of their clusters' spreads differ by the rounding of float32 alone."""
-_ELEMENTS = 1 << 20
-"""Elements of one block of differences: a block stays in cache between its few operations."""
+_ROUNDING = 1e-13
+"""Share of their length by which equal centroids may differ: they are sums divided by counts."""
 
 
 def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
@@ -25,7 +27,8 @@ def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
     distance = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
     apart = ~torch.eye(len(centroids), dtype=torch.bool, device=centroids.device)
     reach = spreads[:, None] + spreads
-    if bool((distance <= _COINCIDE * reach)[apart].any()):
+    least = torch.maximum(_COINCIDE * reach, _ROUNDING * centroids.norm(dim=1).max())
+    if bool((distance <= least)[apart].any()):
         raise Undefined("constant features: clusters with the same centroid")
     ratio = torch.where(apart, reach / distance, 0.0)
     return float(ratio.max(1).values.mean())
@@ -35,34 +38,30 @@ class ClusterSums:
     """First pass: sums of the vectors of each cluster. Labels may be any integers."""
 
     def __init__(self) -> None:
-        self._origin: Tensor | None = None
         self._sums: dict[int, Tensor] = {}
+        self._counts: dict[int, int] = {}
 
-    def add(self, vectors: Tensor, labels: Tensor) -> None:
-        """Add vectors (n, D), float32 or float64, with labels int64 (n,)."""
-        if not len(vectors):
+    def add(self, vectors: Tensor | PatchSet, labels: Tensor) -> None:
+        """Add n vectors of length D, float32 or float64, with labels int64 (n,)."""
+        if not len(labels):
             return
-        if self._origin is None:
-            # Sums are taken from a point amid the data: float32 products far from the origin cancel.
-            self._origin = vectors.mean(0, dtype=torch.float64).to(vectors.dtype)
-        known = labels.unique()
-        sums = vectors.new_zeros((len(known), vectors.shape[1] + 1), dtype=torch.float64)
-        for block, label in _blocks(vectors, labels):
-            member = (label == known[:, None]).to(block.dtype)
-            sums[:, :-1] += member @ (block - self._origin)
-            sums[:, -1] += member.sum(1, dtype=torch.float64)
-        for number, total in zip(known.tolist(), sums, strict=True):
+        known, index, counts = labels.unique(return_inverse=True, return_counts=True)
+        if isinstance(vectors, PatchSet):
+            sums = vectors.cluster_sums(index, len(known))
+        else:
+            sums = cluster_sums(vectors, index, len(known))
+        for number, total, count in zip(known.tolist(), sums, counts.tolist(), strict=True):
             self._sums[number] = self._sums[number] + total if number in self._sums else total
+            self._counts[number] = self._counts.get(number, 0) + count
 
     def result(self) -> ClusterSpreads:
         """The second pass, about the centroids found in the first."""
-        if self._origin is None:
+        if not self._sums:
             raise Undefined("no vectors in the sample")
         numbers = sorted(self._sums)
         sums = torch.stack([self._sums[number] for number in numbers])
-        counts = sums[:, -1]
-        centroids = self._origin + sums[:, :-1] / counts[:, None]
-        return ClusterSpreads(torch.tensor(numbers, device=sums.device), centroids, counts)
+        counts = sums.new_tensor([self._counts[number] for number in numbers])
+        return ClusterSpreads(torch.tensor(numbers, device=sums.device), sums / counts[:, None], counts)
 
 
 class ClusterSpreads:
@@ -75,22 +74,19 @@ class ClusterSpreads:
         self._distance = torch.zeros_like(counts)
         self._square = torch.zeros_like(counts)
 
-    def add(self, vectors: Tensor, labels: Tensor) -> None:
+    def add(self, vectors: Tensor | PatchSet, labels: Tensor) -> None:
         """Add the same vectors as in the first pass, in any order and any batches."""
-        # Rounding a centroid to the vectors' type shifts it by a fraction of what the vectors resolve, and
-        # a shift about the mean moves mean distances in second order only.
-        centroids = self._centroids.to(vectors.dtype)
-        for block, label in _blocks(vectors, torch.searchsorted(self._numbers, labels)):
-            square = centroids[label].sub_(block).square_().sum(1, dtype=torch.float64)
-            self._distance.index_add_(0, label, square.sqrt())
-            self._square.index_add_(0, label, square)
+        if not len(labels):
+            return
+        index = torch.searchsorted(self._numbers, labels)
+        if isinstance(vectors, PatchSet):
+            square = vectors.square_distances(self._centroids, index)
+        else:
+            square = square_distances(vectors, self._centroids, index)
+        self._distance.index_add_(0, index, square.sqrt())
+        self._square.index_add_(0, index, square)
 
     def index(self, spread: str) -> float:
         """The Davies–Bouldin index with ``spread`` "mean" or "rms", of the clusters that have vectors."""
         mean = (self._distance if spread == "mean" else self._square) / self._counts
         return davies_bouldin(self._centroids, mean if spread == "mean" else mean.sqrt())
-
-
-def _blocks(vectors: Tensor, labels: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    rows = max(1, _ELEMENTS // max(1, vectors.shape[1]))
-    return zip(vectors.split(rows), labels.split(rows), strict=True)

@@ -10,8 +10,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from genmeasures.interfaces import PatchReader
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MEASURED: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
@@ -43,6 +41,16 @@ class Geometry:
     def patch_size(self) -> int:
         """D: input channels times kernel elements."""
         return self.channels * math.prod(self.kernel)
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """Padding behind the last element of each dimension that a convolution reads, at least 0."""
+        sizes = zip(self.output_spatial, self.stride, self.kernel, self.dilation, strict=True)
+        reach = [(out - 1) * stride + dilation * (kernel - 1) + 1 for out, stride, kernel, dilation in sizes]
+        return tuple(
+            max(0, end - before - size)
+            for end, before, size in zip(reach, self.before, self.input_spatial, strict=True)
+        )
 
     def read(self, dimension: int) -> Tensor:
         """int64 (output size, kernel size): input index read along a dimension, −1 where it reads a zero."""
@@ -145,31 +153,3 @@ def follows_geometry(module: MeasuredModule, input_shape: tuple[int, ...], outpu
         if not fits:
             return False
     return True
-
-
-class LayerReader(PatchReader):
-    """Reads patches from the input tensor of one call of a layer."""
-
-    def __init__(self, geometry: Geometry, layer_input: Tensor, channels_last: bool) -> None:
-        self._geometry = geometry
-        self._channels_last = channels_last
-        self.input = layer_input
-
-    def gather(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """float32 (n, D): for inputs ``rows`` (n,) and output ``positions`` (n,), in the order (*kernel, C)."""
-        channels = self._geometry.channels
-        if self._channels_last:
-            return self.input.reshape(len(self.input), -1, channels)[rows, positions].float()
-        field = self._geometry.field(positions)
-        zeros = (field < 0).flatten().nonzero()[:, 0]
-        size = math.prod(self._geometry.input_spatial)
-        # A pixel's channels are copied in one run: with channels innermost nothing has to be transposed.
-        patches = self._pixels().index_select(0, (field.clamp_(min=0) + rows[:, None] * size).flatten())
-        patches.index_fill_(0, zeros, 0.0)
-        return patches.view(len(rows), -1).float()
-
-    def _pixels(self) -> Tensor:
-        """(B · positions, C): the input with channels innermost; a copy takes the input's place."""
-        pixels = self.input.flatten(2).transpose(1, 2).contiguous()
-        self.input = pixels.transpose(1, 2).unflatten(2, self._geometry.input_spatial)
-        return pixels.flatten(0, 1)

@@ -16,7 +16,7 @@ from genmeasures.errors import ModelError
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model in evaluation mode on the device; at the end everything but the values of parameters is restored.
 
-    Modes, devices, buffers, ``requires_grad`` and gradients are as before, also after an exception.
+    Modes, devices, memory layouts, buffers, ``requires_grad`` and gradients are as before, also after an exception.
     Raises ModelError naming the first parameter or buffer that is NaN or infinite, or not initialised.
     """
     _check_finite(model)
@@ -41,7 +41,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
             module._buffers.clear()
             module._buffers.update(its_buffers)
         for parameter, data, requires_grad, grad in parameters:
-            if parameter.device != data.device:
+            if parameter.data_ptr() != data.data_ptr():
                 parameter.data = data
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad

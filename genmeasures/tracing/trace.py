@@ -244,13 +244,13 @@ def _observe(model: nn.Module, example: Tensor, observer: _Observer) -> None:
             handle.remove()
 
 
-def forward(model: nn.Module, inputs: Tensor) -> None:
-    """Run the model for its side effects, with errors that say what went in."""
+def forward(model: nn.Module, inputs: Tensor) -> Any:
+    """Run the model, with errors that say what went in."""
     # A compiled model has no calls to see. It cannot exist where the compiler was never imported.
     compiler = "torch._dynamo" in sys.modules
     try:
         with torch.compiler.set_stance("force_eager") if compiler else nullcontext():
-            model(inputs)
+            return model(inputs)
     except Exception as error:  # whatever a user's model raises
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -14,13 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 from genmeasures.data import content_keys
 from genmeasures.data.keys import distinct, mix
 from genmeasures.errors import OptionError
 from genmeasures.extractors import ReceptiveField, WholeTensor, receptive_field
-from genmeasures.interfaces import Extractor, Layer, PatchReader, Sample
+from genmeasures.extractors.samples import Drawn
+from genmeasures.interfaces import Extractor, Layer, Sample
 from genmeasures.tracing import LayerReader, geometry_of
 
 SIGNIFICANT = 1e-3
@@ -31,12 +31,19 @@ def keys_of(contents: NDArray[Any]) -> NDArray[np.uint64]:
     return distinct(content_keys(torch.as_tensor(contents)[:, None]))
 
 
-def canonical(sample: Sample, contents: NDArray[Any]) -> list[tuple[Any, int]]:
+def canonical(sample: Drawn, contents: NDArray[Any]) -> list[tuple[Any, int]]:
     """(content, position) of each vector in the order of the ranks."""
     pairs: list[tuple[Any, int]] = [(None, -1)] * len(sample)
     for place, one, position in zip(sample.rank, sample.inputs, sample.positions, strict=True):
         pairs[place] = (contents[one], int(position))
     return pairs
+
+
+def listed(sample: Sample) -> Drawn:
+    """The vectors of a sample of either kind."""
+    made = Drawn(*sample.part(0, 1 << 40))
+    assert len(made) == len(sample)
+    return made
 
 
 sizes = st.tuples(st.integers(1, 25), st.integers(1, 30))
@@ -48,7 +55,7 @@ seeds = st.integers(0, 2**63 - 1)
 @given(sizes, caps, seeds)
 def test_as_many_vectors_as_asked_for_and_none_twice(size: tuple[int, int], cap: int | None, seed: int) -> None:
     n, positions = size
-    sample = ReceptiveField(cap).sample(positions, keys_of(np.arange(n)), seed)
+    sample = listed(ReceptiveField(cap).sample(positions, keys_of(np.arange(n)), seed))
     total = n * positions if cap is None else min(cap, n * positions)
     assert len(sample) == len(sample.positions) == len(sample.rank) == total
     assert len(set(zip(sample.inputs, sample.positions, strict=True))) == total
@@ -71,8 +78,8 @@ def test_the_order_of_the_data_does_not_matter(
     here = np.array(contents)
     there = np.array(data.draw(st.permutations(contents)))
     for extractor in (ReceptiveField(cap), WholeTensor(cap)):
-        one = extractor.sample(positions, keys_of(here), seed)
-        other = extractor.sample(positions, keys_of(there), seed)
+        one = listed(extractor.sample(positions, keys_of(here), seed))
+        other = listed(extractor.sample(positions, keys_of(there), seed))
         assert canonical(one, here) == canonical(other, there)
 
 
@@ -83,9 +90,9 @@ def test_the_order_of_the_data_does_not_matter(
 def test_how_many_are_drawn_at_a_time_does_not_matter(size: tuple[int, int], cap: int, seed: int, block: int) -> None:
     n, positions = size
     keys = keys_of(np.arange(n))
-    one = ReceptiveField(cap).sample(positions, keys, seed)
+    one = listed(ReceptiveField(cap).sample(positions, keys, seed))
     with mock.patch.object(receptive_field, "_BLOCK", block):
-        other = ReceptiveField(cap).sample(positions, keys, seed)
+        other = listed(ReceptiveField(cap).sample(positions, keys, seed))
     for left, right in zip(vars(one).values(), vars(other).values(), strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -94,8 +101,8 @@ def test_how_many_are_drawn_at_a_time_does_not_matter(size: tuple[int, int], cap
 def test_the_positions_of_an_input_are_its_own(share: int) -> None:
     """They do not depend on the other inputs, where each gives as many."""
     keys, positions = keys_of(np.arange(40)), 21
-    all_of_them = ReceptiveField(40 * share).sample(positions, keys, 5)
-    some = ReceptiveField(15 * share).sample(positions, keys[10:25], 5)
+    all_of_them = listed(ReceptiveField(40 * share).sample(positions, keys, 5))
+    some = listed(ReceptiveField(15 * share).sample(positions, keys[10:25], 5))
     kept = (all_of_them.inputs >= 10) & (all_of_them.inputs < 25)
     np.testing.assert_array_equal(all_of_them.inputs[kept] - 10, some.inputs)
     np.testing.assert_array_equal(all_of_them.positions[kept], some.positions)
@@ -112,7 +119,7 @@ def p_value(observed: NDArray[np.int64]) -> float:
 )
 def test_every_position_is_as_likely(per_input: float, make: Callable[[int], NDArray[Any]]) -> None:
     n, positions = 4000, 20
-    sample = ReceptiveField(int(n * per_input)).sample(positions, keys_of(make(n)), 1)
+    sample = listed(ReceptiveField(int(n * per_input)).sample(positions, keys_of(make(n)), 1))
     observed = np.bincount(sample.positions, minlength=positions)
     # Drawn without repeats, counts vary less than independent ones: chi-square shrinks by the share left out.
     left_out = 1 - per_input / positions
@@ -127,7 +134,7 @@ def test_every_position_is_as_likely(per_input: float, make: Callable[[int], NDA
 def test_every_pair_of_positions_is_as_likely(chosen: int) -> None:
     """Of six positions two are chosen, or two are left out: each of 15 pairs as often."""
     n = 6000
-    sample = ReceptiveField(n * chosen).sample(6, keys_of(np.arange(n)), 2)
+    sample = listed(ReceptiveField(n * chosen).sample(6, keys_of(np.arange(n)), 2))
     member = np.zeros((n, 6), dtype=bool)
     member[sample.inputs, sample.positions] = True
     pairs, observed = np.unique(member, axis=0, return_counts=True)
@@ -138,7 +145,7 @@ def test_every_pair_of_positions_is_as_likely(chosen: int) -> None:
 def test_positions_of_two_inputs_and_under_two_seeds_are_independent() -> None:
     n, positions = 9000, 6
     keys = keys_of(np.arange(n))
-    one, other = (ReceptiveField(n).sample(positions, keys, seed).positions for seed in (0, 1))
+    one, other = (listed(ReceptiveField(n).sample(positions, keys, seed)).positions for seed in (0, 1))
     for left, right in [(one, other), (one[:-1], one[1:])]:
         together = np.bincount(left * positions + right, minlength=36).reshape(6, 6)
         assert scipy.stats.chi2_contingency(together).pvalue > SIGNIFICANT
@@ -150,7 +157,7 @@ def test_every_input_is_as_likely_where_not_all_are_used(make: Callable[[int], E
     keys = keys_of(np.arange(n))
     observed = np.zeros(n, dtype=np.int64)
     for seed in range(runs):
-        observed += np.bincount(make(10).sample(5, keys, seed).inputs, minlength=n)
+        observed += np.bincount(listed(make(10).sample(5, keys, seed)).inputs, minlength=n)
     expected = runs * 10 / n
     statistic = ((observed - expected) ** 2 / expected).sum() / (2 / 3) * (n - 1) / n
     assert SIGNIFICANT < scipy.stats.chi2.cdf(statistic, n - 1) < 1 - SIGNIFICANT
@@ -160,7 +167,7 @@ def test_every_input_is_as_likely_where_not_all_are_used(make: Callable[[int], E
 def test_another_seed_gives_another_sample(extractor: Extractor) -> None:
     n = 1000
     keys = keys_of(np.arange(n))
-    one, again, other = (extractor.sample(30, keys, seed) for seed in (3, 3, 4))
+    one, again, other = (listed(extractor.sample(30, keys, seed)) for seed in (3, 3, 4))
     pairs = [set(zip(sample.inputs, sample.positions, strict=True)) for sample in (one, again, other)]
     assert pairs[0] == pairs[1]
     np.testing.assert_array_equal(one.rank, again.rank)
@@ -178,25 +185,25 @@ def test_fits_see_a_sample_of_no_more_than_their_cap(
     n, positions = size
     keys = keys_of(np.arange(n))
     for make in (ReceptiveField, WholeTensor):
-        for_fits = make(cap, fit_cap=fit_cap).sample(positions, keys, seed, True)
-        expected = make(fit_cap if cap is None else min(cap, fit_cap)).sample(positions, keys, seed)
+        for_fits = listed(make(cap, fit_cap=fit_cap).sample(positions, keys, seed, True))
+        expected = listed(make(fit_cap if cap is None else min(cap, fit_cap)).sample(positions, keys, seed))
         assert len(for_fits) <= fit_cap
         for left, right in zip(vars(for_fits).values(), vars(expected).values(), strict=True):
             np.testing.assert_array_equal(left, right)
-        whole = make(cap, fit_cap=fit_cap).sample(positions, keys, seed)
-        assert len(whole) == len(make(cap).sample(positions, keys, seed))
+        whole = listed(make(cap, fit_cap=fit_cap).sample(positions, keys, seed))
+        assert len(whole) == len(listed(make(cap).sample(positions, keys, seed)))
 
 
 @pytest.mark.parametrize("cap", [None, 12, 13])
 def test_all_there_is(cap: int | None) -> None:
-    sample = ReceptiveField(cap).sample(4, keys_of(np.arange(3)), 0)
+    sample = listed(ReceptiveField(cap).sample(4, keys_of(np.arange(3)), 0))
     assert list(zip(sample.inputs, sample.positions, strict=True)) == [(i, p) for i in range(3) for p in range(4)]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 40), st.one_of(st.none(), st.integers(1, 50)), seeds)
 def test_whole_tensors(n: int, cap: int | None, seed: int) -> None:
-    sample = WholeTensor(cap).sample(7, keys_of(np.arange(n)), seed)
+    sample = listed(WholeTensor(cap).sample(7, keys_of(np.arange(n)), seed))
     total = n if cap is None else min(cap, n)
     assert len(sample) == total
     assert (np.diff(sample.inputs) > 0).all()
@@ -209,14 +216,6 @@ def test_whole_tensors(n: int, cap: int | None, seed: int) -> None:
 # What is extracted.
 
 LAYER = Layer(0, "conv", "Conv2d", 4, (3, 5), 2 * 9, 2 * 5 * 7, 1.0, "Conv2d")
-
-
-class Reader(PatchReader):
-    def __init__(self, given: Tensor) -> None:
-        self.input = given
-
-    def gather(self, rows: Tensor, positions: Tensor) -> Tensor:
-        raise AssertionError("not asked for")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -236,7 +235,8 @@ def test_whole_tensors_are_flattened(dtype: torch.dtype) -> None:
     output, given = torch.arange(6.0 * 4 * 15).view(6, 4, 15).to(dtype), torch.randn(6, 2, 5, 7).to(dtype)
     rows, positions = torch.tensor([5, 0, 3]), torch.tensor([0, 0, 0])
     made = WholeTensor().vectors(output, rows, positions)
-    patches = WholeTensor().patches(Reader(given), rows, positions)
+    reader = LayerReader(geometry_of(torch.nn.Conv2d(2, 4, 3), (6, 2, 5, 7), (6, 4, 3, 5)), given, False)
+    patches = WholeTensor().patches(reader, rows, positions).unfold()
     assert made.dtype == patches.dtype == torch.float32
     assert torch.equal(made, torch.stack([output[row].flatten() for row in rows]).float())
     assert torch.equal(patches, torch.stack([given[row].flatten() for row in rows]).float())
@@ -251,7 +251,7 @@ def test_patches_are_what_the_layer_read() -> None:
     output = conv(given)
     reader = LayerReader(geometry_of(conv, tuple(given.shape), tuple(output.shape)), given, False)
     rows, positions = torch.tensor([5, 0, 0, 3]), torch.tensor([14, 0, 7, 2])
-    patches = ReceptiveField().patches(reader, rows, positions)
+    patches = ReceptiveField().patches(reader, rows, positions).unfold()
     assert patches.shape[1] == ReceptiveField().patch_size(LAYER) == 18
     expected = torch.nn.functional.unfold(given, 3)[rows, :, positions].view(4, 2, 9).transpose(1, 2)
     assert torch.equal(patches, expected.flatten(1))

@@ -223,9 +223,9 @@ class Case:
             for over in SAMPLES:
                 split = "test" if over == "test" else "train"
                 output, unfolded = hooked[split][name]
-                sample = prepared.sample(over, output.shape[2])
-                order = np.argsort(sample.rank)
-                inputs, positions = sample.inputs[order], sample.positions[order]
+                inputs, positions, rank = prepared.sample(over, output.shape[2]).part(0, len(output))
+                order = np.argsort(rank)
+                inputs, positions = inputs[order], positions[order]
                 if isinstance(self.extractor, WholeTensor):
                     made[name]["vectors"][over] = output.flatten(1)[inputs].numpy()
                     made[name]["patches"][over] = self.whole_input(name, self.data[split][0])[inputs]
