@@ -140,7 +140,8 @@ class FeatureBatch:
     """Some vectors of one layer's sample, with everything that can be asked of them.
 
     Fields are computed when first asked for, and only once for all consumers. Tensors lie on the
-    run's device and belong to the engine: read them, never write.
+    run's device and belong to the engine: read them, never write, and copy what you keep: the model
+    may write over them later.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running, status_of
 from genmeasures.engine.seeds import generator_for
 from genmeasures.interfaces import (
+    Extractor,
     FeatureBatch,
     FeatureLabeler,
     FeatureMeasure,
@@ -28,7 +30,9 @@ from genmeasures.interfaces import (
 from genmeasures.statistics.pca import PCA, fit_pca
 from genmeasures.tracing import TracedLayer
 
-KEPT_FIELDS: frozenset[Field] = frozenset({"patches", "patch_set", "labels"})
+PATCH_FIELDS: frozenset[Field] = frozenset({"patches", "patch_set"})
+_KEPT_FIELDS: frozenset[Field] = PATCH_FIELDS | {"projected", "labels"}
+_Kept = TypeVar("_Kept", Tensor, PatchSet)
 _REPLAY_ROWS = 16_384
 
 
@@ -37,6 +41,7 @@ class _Record:
     """The training sample, kept so that later passes over it need no forward pass."""
 
     vectors: Tensor | None
+    patches: Tensor | None = None
     projected: Tensor | None = None
     labels: dict[str, Tensor | Exception] = field(default_factory=dict)
     """By labeler: the labels, or what the labeler raised."""
@@ -44,11 +49,11 @@ class _Record:
 
 @dataclass(frozen=True)
 class Kept:
-    """Some vectors of a split, kept for the next pass: their labels, and how to read their patches again."""
+    """Some vectors of a split, kept for the next pass with the fields that it reads."""
 
     rank: Tensor
     labels: Mapping[str, Tensor]
-    patches: PatchSet
+    fields: Mapping[Field, Callable[[], Tensor | PatchSet]]
 
     def label(self, labeler: Labeler, batch: FeatureBatch) -> Tensor:
         """The labels that were kept."""
@@ -78,12 +83,15 @@ class LayerRun:
         self._feature_labelers: dict[str, FeatureLabeler] = {}
         self._recorded_labelers: dict[str, TargetLabeler] = {}
         self._keep_vectors = False
+        self._record_patches = False
         for measure in measures:
             if isinstance(measure.labeler, FeatureLabeler):
                 self._feature_labelers[repr(measure.labeler)] = measure.labeler
             for one in measure.passes:
                 if one.split in self._recorded_overs:
                     self._keep_vectors |= "vectors" in one.fields
+                    # Whoever fits on patches needs them all at once.
+                    self._record_patches |= one.split == "fit" and "patches" in one.fields
                     if "labels" in one.fields and isinstance(measure.labeler, TargetLabeler):
                         self._recorded_labelers[repr(measure.labeler)] = measure.labeler
 
@@ -98,7 +106,13 @@ class LayerRun:
 
     def ready_to_record(self) -> list[Running]:
         """The measures that can be fed while the training sample is recorded."""
-        return [r for r in self.waiting(*self._recorded_overs) if not r.needs_fit_next()]
+        waiting = [r for r in self.waiting(*self._recorded_overs) if not r.needs_fit_next()]
+        return [r for r in waiting if not (self._record_patches and r.remaining[0].split == "fit")]
+
+    def recorded_bytes(self, extractor: Extractor) -> int:
+        """Memory that the training sample takes while it is recorded."""
+        patch = extractor.patch_size(self.layer) if self._record_patches else 0
+        return 4 * len(self.samples["fit"]) * (extractor.vector_size(self.layer) + patch)
 
     def rows(self, over: Over, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row in the batch, position and rank of the sampled vectors of inputs start … start + count."""
@@ -115,7 +129,12 @@ class LayerRun:
                 self._record = _Record(vectors.new_empty(size, vectors.shape[1]))
                 self._record.labels.update((key, batch.rank.new_zeros(size)) for key in self._recorded_labelers)
             assert self._record.vectors is not None
-            self._record.vectors[batch.rank] = vectors
+            self._record.vectors.index_copy_(0, batch.rank, vectors)
+            if self._record_patches:
+                patches = batch.patches
+                if self._record.patches is None:
+                    self._record.patches = patches.new_empty(size, patches.shape[1])
+                self._record.patches.index_copy_(0, batch.rank, patches)
         except Exception as error:  # whatever it is, this layer has no value and the others go on
             self.fail(status_of(error))
             return
@@ -132,8 +151,7 @@ class LayerRun:
         if self._record is None or self._record.vectors is None:
             return
         try:
-            self.pca = fit_pca(self._record.vectors, self._components)
-            self._record.projected = self.pca.project(self._record.vectors)
+            self.pca, self._record.projected = fit_pca(self._record.vectors, self._components)
         except Exception as error:  # whatever it is, this layer has no value and the others go on
             for running in self.running:
                 if running.needs_fit():
@@ -162,9 +180,12 @@ class LayerRun:
             readable: frozenset[Field] = frozenset({"projected", "labels"})
             if self._record.vectors is not None:
                 readable |= {"vectors"}
+            if self._record.patches is not None:
+                readable |= {"patches"}
             self._replay(self._recorded_overs, readable, partial(self._recorded, self._record))
+            self._record.patches = None
         if self.kept:
-            self._replay(frozenset({self.kept_over}), KEPT_FIELDS, self._kept)
+            self._replay(frozenset({self.kept_over}), _KEPT_FIELDS, self._kept)
             self.kept = []
 
     def _replay(
@@ -188,6 +209,8 @@ class LayerRun:
             fields: dict[Field, Callable[[], Tensor | PatchSet]] = {"projected": partial(_part, record.projected, rows)}
             if record.vectors is not None:
                 fields["vectors"] = partial(_part, record.vectors, rows)
+            if record.patches is not None:
+                fields["patches"] = partial(_part, record.patches, rows)
             labels = partial(self._recorded_labels, record.labels, rows)
             yield FeatureBatch(self.layer, "train", rank, fields, labels)
 
@@ -203,11 +226,7 @@ class LayerRun:
 
     def _kept(self) -> Iterator[FeatureBatch]:
         for kept in self.kept:
-            fields: dict[Field, Callable[[], Tensor | PatchSet]] = {
-                "patch_set": partial(_same, kept.patches),
-                "patches": kept.patches.unfold,
-            }
-            yield FeatureBatch(self.layer, split_of(self.kept_over), kept.rank, fields, kept.label)
+            yield FeatureBatch(self.layer, split_of(self.kept_over), kept.rank, kept.fields, kept.label)
 
     def keep(self, over: Over, batch: FeatureBatch) -> None:
         """Keep a batch for the next pass of the measures that it was just given to."""
@@ -217,17 +236,25 @@ class LayerRun:
             labeler = running.measure.labeler
             if labeler is not None and "labels" in running.remaining[0].fields:
                 labels[repr(labeler)] = batch.labels(labeler)
-        self.kept.append(Kept(batch.rank, labels, batch.patch_set))
+        wanted = self.second_pass(over)
+        fields: dict[Field, Callable[[], Tensor | PatchSet]] = {}
+        if wanted & PATCH_FIELDS:
+            fields["patch_set"] = partial(_same, batch.patch_set)
+            fields["patches"] = batch.patch_set.unfold
+        if "projected" in wanted:
+            fields["projected"] = partial(_same, batch.projected)
+        self.kept.append(Kept(batch.rank, labels, fields))
 
-    def keeps(self, over: Over) -> bool:
-        """Whether the pass after the next can be made from kept patches and labels, for every measure that has one."""
+    def second_pass(self, over: Over) -> frozenset[Field]:
+        """The fields of the pass after the next, if all of them can be kept for it; else none."""
         second = [r.remaining[1] for r in self.waiting(over) if len(r.remaining) > 1 and r.remaining[1].split == over]
-        return bool(second) and all(one.fields <= KEPT_FIELDS for one in second)
+        fields: frozenset[Field] = frozenset().union(*(one.fields for one in second))
+        return fields if fields <= _KEPT_FIELDS else frozenset()
 
 
 def _part(kept: Tensor, rows: slice) -> Tensor:
     return kept[rows]
 
 
-def _same(patches: PatchSet) -> PatchSet:
-    return patches
+def _same(kept: _Kept) -> _Kept:
+    return kept

@@ -8,9 +8,10 @@ from functools import partial
 from typing import TypeAlias
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from genmeasures.engine.layer import LayerRun
+from genmeasures.engine.layer import PATCH_FIELDS, LayerRun
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running
 from genmeasures.errors import Undefined
@@ -75,7 +76,7 @@ class ModelRun:
         group: list[LayerRun] = []
         used = 0
         for run in self.layers:
-            size = 4 * len(run.samples["fit"]) * self._extractor.vector_size(run.layer)
+            size = run.recorded_bytes(self._extractor)
             if group and used + size > _KEPT_BYTES:
                 yield group
                 group, used = [], 0
@@ -116,7 +117,7 @@ class ModelRun:
         keep = set()
         free = _KEPT_BYTES
         for run in reversed(waiting):
-            if run.keeps(over):
+            if run.second_pass(over):
                 free -= self._kept_bytes(run, over)
                 if free < 0:
                     break
@@ -140,9 +141,10 @@ class ModelRun:
         def tap(traced: TracedLayer, given: Tensor, output: Tensor) -> None:
             index = traced.layer.index
             run = by_index[index]
-            stored = index in keep and self._stores_patches(run, over)
+            keeps_patches = index in keep and bool(run.second_pass(over) & PATCH_FIELDS)
+            stored = keeps_patches and self._stores_patches(run, over)
             # A kept input is copied: the model may overwrite it, or it may be part of something larger.
-            given = given.clone() if index in keep and not stored else given
+            given = given.clone() if keeps_patches and not stored else given
             reader = LayerReader(traced.geometry, given, traced.channels_last)
             for batch in self._live(run, over, start, reader, output, targets, index in unfolded or stored, stored):
                 receive(run, batch)
@@ -220,8 +222,13 @@ class ModelRun:
         return len(run.samples[over]) * self._extractor.patch_size(run.layer) < self._inputs(run, over)
 
     def _kept_bytes(self, run: LayerRun, over: Over) -> int:
-        patches = len(run.samples[over]) * self._extractor.patch_size(run.layer)
-        return 4 * min(self._inputs(run, over), patches)
+        vectors, fields = len(run.samples[over]), run.second_pass(over)
+        projected = 8 * vectors * self._extractor.components if "projected" in fields else 0
+        inputs = 4 * min(self._inputs(run, over), vectors * self._extractor.patch_size(run.layer))
+        return projected + (inputs if fields & PATCH_FIELDS else 0)
+
+    def _width(self, run: LayerRun) -> int:
+        return self._extractor.vector_size(run.layer) + self._extractor.patch_size(run.layer)
 
     def _inputs(self, run: LayerRun, over: Over) -> int:
         return len(self._data.sources[split_of(over)].scan()) * run.layer.input_size
@@ -239,9 +246,12 @@ class ModelRun:
             work(run)
 
         try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            with (
+                threadpool_limits(1, "blas"),
+                ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            ):
                 # The widest first, so that none is left to run alone at the end.
-                list(pool.map(alone, sorted(runs, key=_width, reverse=True)))
+                list(pool.map(alone, sorted(runs, key=self._width, reverse=True)))
         finally:
             torch.set_num_threads(threads)
 
@@ -271,7 +281,3 @@ def _batch(
 def _settle(run: LayerRun) -> None:
     run.fit()
     run.replay()
-
-
-def _width(run: LayerRun) -> int:
-    return run.layer.patch_size

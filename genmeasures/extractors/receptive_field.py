@@ -67,7 +67,10 @@ class ReceptiveField(Extractor):
         return layer.patch_size
 
     def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        return output[rows, :, positions].float()
+        by_position = output.transpose(1, 2)
+        if len(rows) == len(output) * output.shape[2]:  # every pixel: nothing to look up
+            return by_position.reshape(-1, output.shape[1]).float()
+        return by_position[rows, positions].float()
 
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
         return read.receptive_fields(rows, positions)

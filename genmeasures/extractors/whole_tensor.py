@@ -14,7 +14,7 @@ from genmeasures.interfaces import Extractor, Layer, PatchReader, PatchSet, Samp
 class WholeTensor(Extractor):
     """The flattened tensor x_ℓ of each input; its "patch" is the layer's whole input tensor.
 
-    The "original PCA method" of Rajagopal et al. 2021, Table 1.
+    Both in the order (*spatial, channels). The "original PCA method" of Rajagopal et al. 2021, Table 1.
 
     cap: inputs sampled; None takes all. fit_cap: those that fits see, where ``cap`` is larger.
     components: d of the PCA. tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
@@ -50,7 +50,8 @@ class WholeTensor(Extractor):
         return layer.input_size
 
     def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        return output.flatten(1)[rows].float()
+        whole = output.transpose(1, 2).flatten(1)
+        return (whole if len(rows) == len(whole) else whole.index_select(0, rows)).float()
 
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
         return read.whole(rows)

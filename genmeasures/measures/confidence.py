@@ -23,6 +23,7 @@ from genmeasures.interfaces import (
     require,
 )
 from genmeasures.labelers import KMeans
+from genmeasures.statistics.clusters import row_norms
 from genmeasures.statistics.mixture import Mixtures, fit_mixtures
 
 _REFERENCES = "Rajagopal et al. 2021, section 2.3.2"
@@ -92,7 +93,7 @@ class Confidence(FeatureMeasure):
         confidence = densities.amax(1)
         if self.density == "linear":
             confidence = confidence.exp()
-        norms = torch.linalg.vector_norm(batch.vectors, dim=1, dtype=torch.float64)
+        norms = row_norms(batch.vectors)
         self._count += len(batch)
         self._sum += float(confidence.sum())
         self._weighted += float(confidence @ norms)

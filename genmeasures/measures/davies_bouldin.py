@@ -136,10 +136,13 @@ class Roughness(_ClusterIndex):
         self.spread = spread
         self.split = split
         self._components = input_pca if isinstance(input_pca, int) else None
+        self._stores = False
 
     def prepare(self, extractor: Extractor) -> None:
         if self.input_pca == "auto" and extractor.projects_patches:
             self._components = extractor.components
+        # One short vector an input: what is stored of the first pass takes the place of the second.
+        self._stores = extractor.projects_patches and self._components is not None
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -147,11 +150,12 @@ class Roughness(_ClusterIndex):
             scored = Pass(self.split, "patch_set", "labels")
             return (scored, scored)
         scored = Pass(self.split, "patches", "labels")
-        return (Pass("fit", "patches"), scored, scored)
+        return (Pass("fit", "patches"), scored) if self._stores else (Pass("fit", "patches"), scored, scored)
 
     def start(self, layer: Layer, generator: torch.Generator) -> None:
         super().start(layer, generator)
         self._training: list[tuple[Tensor, Tensor]] = []
+        self._stored: list[tuple[Tensor, Tensor]] = []
         self._pca: PCA | None = None
 
     def update(self, batch: FeatureBatch) -> None:
@@ -160,17 +164,25 @@ class Roughness(_ClusterIndex):
         elif self._pca is None:
             self._training.append((batch.rank, batch.patches))
         else:
-            self._add(self._pca.project(batch.patches), batch)
+            assert self.labeler is not None
+            projected = self._pca.project(batch.patches)
+            self._add(projected, batch)
+            if self._stores:
+                self._stored.append((projected, batch.labels(self.labeler)))
 
     def end_pass(self) -> None:
         super().end_pass()
         if self._components is not None and self._pca is None:
-            rank = torch.cat([rank for rank, _ in self._training]) if self._training else torch.empty(0)
-            if not len(rank):
+            if not self._training:
                 raise Undefined("no vectors in the training sample")
-            # Filled by rank, so that rounding does not depend on the order of the data.
-            patches = self._training[0][1].new_empty(len(rank), self._training[0][1].shape[1])
-            for place, rows in self._training:
-                patches[place] = rows
+            rank, patches = (
+                torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*self._training, strict=True)
+            )
+            if not torch.equal(rank, torch.arange(len(rank), device=rank.device)):
+                patches = patches[rank.argsort()]  # so that rounding does not depend on the order of the data
             self._training = []
-            self._pca = fit_pca(patches, self._components)
+            self._pca, _ = fit_pca(patches, self._components)
+        elif self._stored and isinstance(self._state, ClusterSpreads):
+            for projected, labels in self._stored:
+                self._state.add(projected, labels)
+            self._stored = []

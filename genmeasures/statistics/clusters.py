@@ -7,6 +7,8 @@ from torch import Tensor
 
 _ELEMENTS = 1 << 20
 """Elements of one block: a block stays in cache between its few operations."""
+_CONVERTED = 1 << 18
+"""Elements of one block that is converted to float64."""
 _NEAR = 1e-2
 """A squared distance below this share of the squared norms is taken from differences: expanded, it loses digits."""
 _FAR = 10.0
@@ -47,6 +49,15 @@ def square_distances(vectors: Tensor, centroids: Tensor, labels: Tensor) -> Tens
         near = nearly_zero(made, norms).nonzero()[:, 0]
         if len(near):
             made[near] = (centred[near] - about[label[near]]).square_().sum(1, dtype=torch.float64)
+    return out
+
+
+def row_norms(vectors: Tensor) -> Tensor:
+    """float64 (n,): Euclidean norms of vectors (n, D)."""
+    out = vectors.new_empty(len(vectors), dtype=torch.float64)
+    rows = max(1, _CONVERTED // max(1, vectors.shape[1]))
+    for block, made in zip(vectors.split(rows), out.split(rows), strict=True):
+        torch.linalg.vector_norm(block, dim=1, dtype=torch.float64, out=made)
     return out
 
 

@@ -117,45 +117,51 @@ def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> Clusters:
     columns = points.T.contiguous()
     squares = points.square().sum(1)
     same_point = 1e-20 * float(squares.mean())
-    labels, own, other = _nearest_two(columns, squares, centres)
+    # By how much a point's own centre was nearer than the next one, as of the beginning: what its centre,
+    # and the one that moves most, have moved since then is compared with it.
+    labels, slack = _nearest_two(columns, squares, centres)
+    moved = slack.new_zeros(len(centres))
     sums, counts = _sums(points, labels, len(centres))
     for _ in range(iterations):
         if bool((counts == 0).any()):
             centres = _refill(points, labels, centres, sums, counts, same_point)
-            labels, own, other = _nearest_two(columns, squares, centres)
+            labels, slack = _nearest_two(columns, squares, centres)
+            moved = slack.new_zeros(len(centres))
             sums, counts = _sums(points, labels, len(centres))
             if bool((counts == 0).any()):
                 continue
-        moved = sums / counts[:, None]
-        shift = (moved - centres).square().sum(1).sqrt()
-        centres = moved
-        own = own + shift[labels]
-        other = other - shift.max()
-        unsure = (own >= other).nonzero()[:, 0]
+        means = sums / counts[:, None]
+        shift = (means - centres).square().sum(1).sqrt()
+        centres = means
+        moved = moved + shift + shift.max()
+        unsure = (slack <= moved.index_select(0, labels)).nonzero()[:, 0]
         if not len(unsure):
             break
-        nearest, own[unsure], other[unsure] = _nearest_two(columns[:, unsure], squares[unsure], centres)
-        before = labels[unsure]
-        changed = nearest != before
-        if not bool(changed.any()):
+        before = labels.index_select(0, unsure)
+        some = points.index_select(0, unsure)
+        nearest, now = _nearest_two(some.T, squares.index_select(0, unsure), centres)
+        slack.index_copy_(0, unsure, now + moved.index_select(0, nearest))
+        which = (nearest != before).nonzero()[:, 0]
+        if not len(which):
             break
-        rows, now = unsure[changed], nearest[changed]
-        labels[rows] = now
-        gained, plus = _sums(points[rows], now, len(centres))
-        lost, minus = _sums(points[rows], before[changed], len(centres))
+        movers, to = some.index_select(0, which), nearest.index_select(0, which)
+        labels.index_copy_(0, unsure.index_select(0, which), to)
+        gained, plus = _sums(movers, to, len(centres))
+        lost, minus = _sums(movers, before.index_select(0, which), len(centres))
         sums, counts = sums + gained - lost, counts + plus - minus
     sums, counts = _sums(points, labels, len(centres))
     centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
     return Clusters(centres, labels, float((points - centres[labels]).square().sum()))
 
 
-def _nearest_two(columns: Tensor, squares: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Label of the nearest centre, distance to it, and distance to the second nearest (∞ with one centre)."""
+def _nearest_two(columns: Tensor, squares: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Label of the nearest centre, and how much farther the second nearest is (∞ with one centre)."""
     distance = _relative_distances(columns, centres)
     least, labels = distance.min(0)
     distance.scatter_(0, labels[None], math.inf)
     second = distance.amin(0)
-    return labels, (least + squares).clamp_(min=0).sqrt_(), (second + squares).clamp_(min=0).sqrt_()
+    own = (least + squares).clamp_(min=0).sqrt_()
+    return labels, (second + squares).clamp_(min=0).sqrt_() - own
 
 
 def _sums(points: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:

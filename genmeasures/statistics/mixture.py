@@ -13,6 +13,8 @@ from genmeasures.statistics.kmeans import kmeans
 
 _SUBSAMPLE = 2000
 _NO_WEIGHT = 1e-10
+_BLOCK = 2048
+"""Points whose densities are computed at a time: what is computed of them stays in cache."""
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -34,12 +36,15 @@ class Mixtures:
     def component_log_densities(self, points: Tensor) -> Tensor:
         """float64 (n, g): log N(w; μ, Σ) of points float64 (n, d) under every component."""
         g, d = self.means.shape
-        shift = torch.einsum("gd,gde->ge", self.means, self.precisions)
         constant = self.precisions.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * d * _LOG_2PI
-        # Points along: the sums over d run over contiguous memory.
-        whitened = torch.matmul(self.precisions.mT.reshape(g * d, d), points.T).view(g, d, -1)
-        whitened.sub_(shift[:, :, None]).square_()
-        return (constant[:, None] - 0.5 * whitened.sum(1)).T
+        shift = -torch.einsum("gd,gde->ge", self.means, self.precisions).reshape(g * d, 1)
+        whitening = self.precisions.mT.reshape(g * d, d)
+        made = points.new_empty(g, len(points))
+        for part, out in zip(points.split(_BLOCK), made.split(_BLOCK, 1), strict=True):
+            # Points along: the sums over d run over contiguous memory.
+            square = torch.addmm(shift, whitening, part.T).view(g, d, -1).square_().sum(1)
+            torch.add(constant[:, None], square, alpha=-0.5, out=out)
+        return made.T
 
     def mixture_log_densities(self, points: Tensor) -> Tensor:
         """float64 (n, clusters): log density of each cluster's mixture."""

@@ -1,17 +1,23 @@
-"""Principal components of a sample, by whichever of the two covariance matrices is smaller."""
+"""Principal components, by whichever of the two covariance matrices is smaller."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
 from genmeasures.errors import Undefined
 
-_ROWS = 4096
-"""Rows converted to float64 at a time, so that a wide sample is never copied whole."""
-_COLUMNS = 8192
+_ELEMENTS = 1 << 18
+"""Elements converted to float64 at a time: they stay in cache, and a wide sample is never copied whole."""
+_WIDE = 4096
+"""Dimensions beyond which the rows of a block would be too few."""
+_MORE = 6
+"""Directions of the dual form beyond those asked for, refined with them."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,19 @@ class PCA:
 
     def project(self, vectors: Tensor) -> Tensor:
         """float64 (n, d) from float32 vectors (n, k)."""
-        out = vectors.new_empty((len(vectors), len(self.components)), dtype=torch.float64)
         basis = self.components.T
-        for start in range(0, len(vectors), _ROWS):
-            torch.mm(vectors[start : start + _ROWS].double() - self.mean, basis, out=out[start : start + _ROWS])
+        out = (-self.mean @ basis).repeat(len(vectors), 1)
+        if vectors.shape[1] > _WIDE:
+            for columns in _column_blocks(vectors):
+                out.addmm_(vectors[:, columns].double(), basis[columns])
+        else:
+            for rows in _row_blocks(vectors):
+                out[rows].addmm_(vectors[rows].double(), basis)
         return out
 
 
-def fit_pca(vectors: Tensor, components: int) -> PCA:
-    """Fit min(components, k, n − 1) principal components to vectors float32 (n, k).
+def fit_pca(vectors: Tensor, components: int) -> tuple[PCA, Tensor]:
+    """Fit min(components, k, n − 1) = d principal components to vectors float32 (n, k), and project these: (n, d).
 
     The k × k covariance is formed when k ≤ n, else the n × n one (the dual form), so a sample of
     few long vectors never makes a k × k matrix.
@@ -50,41 +60,115 @@ def fit_pca(vectors: Tensor, components: int) -> PCA:
         raise Undefined(f"{n} vectors are too few for a PCA")
     mean = _mean(vectors)
     d = min(components, k, n - 1)
-    if k <= n:
-        matrix = vectors.new_zeros((k, k), dtype=torch.float64)
-        for rows in vectors.split(_ROWS):
-            centred = rows.double() - mean
-            matrix.addmm_(centred.T, centred)
+    values, basis, total, scores = (_primal if k <= n else _dual)(vectors, mean, d)
+    signs = _signs(basis)
+    pca = PCA(mean, (basis * signs).T.contiguous(), values / (n - 1), total / (n - 1))
+    return pca, pca.project(vectors) if scores is None else scores * signs
+
+
+_Fit: TypeAlias = tuple[Tensor, Tensor, float, Tensor | None]
+"""Of the scatter matrix (k, k): the d largest eigenvalues (d,), their eigenvectors (k, d), and its trace; of the
+vectors, their projections (n, d) if these came with it."""
+
+
+def _primal(vectors: Tensor, mean: Tensor, d: int) -> _Fit:
+    scatter = vectors.new_zeros((vectors.shape[1], vectors.shape[1]), dtype=torch.float64)
+    for centred in _centred(vectors, mean, torch.float64, list(_row_blocks(vectors, 4 * _ELEMENTS)), None):
+        scatter += _gram(centred.T)
+    total = _positive(scatter)
+    return *_leading(scatter, d), total, None
+
+
+def _dual(vectors: Tensor, mean: Tensor, d: int) -> _Fit:
+    """From the n × n products of the vectors, without the scatter matrix.
+
+    The products come from float32 multiplications; a step of subspace iteration in float64, on
+    more directions than are asked for, then leaves of their rounding what float64 would.
+    """
+    n, k = vectors.shape
+    products = vectors.new_zeros((n, n), dtype=torch.float64)
+    for centred in _centred(vectors, mean, vectors.dtype, None, list(_column_blocks(vectors, 4 * _ELEMENTS))):
+        products += _gram(centred)
+    _positive(products)
+    _, left = _leading(products, min(n - 1, d + _MORE))
+    del products
+    blocks = list(_column_blocks(vectors))
+    total = 0.0
+    image = vectors.new_empty((left.shape[1], k), dtype=torch.float64)
+    for columns, centred in zip(blocks, _centred(vectors, mean, torch.float64, None, blocks), strict=True):
+        image[:, columns] = left.T @ centred
+        total += float(torch.linalg.vector_norm(centred)) ** 2
+    # A direction without variance has no image under the dual map: QR completes the basis.
+    basis, _ = torch.linalg.qr(image.T)
+    scores = vectors.new_zeros((n, left.shape[1]), dtype=torch.float64)
+    for columns, centred in zip(blocks, _centred(vectors, mean, torch.float64, None, blocks), strict=True):
+        scores.addmm_(centred, basis[columns])
+    values, turn = _leading(scores.T @ scores, d)
+    return values, basis @ turn, total, scores @ turn
+
+
+def _centred(
+    vectors: Tensor, mean: Tensor, dtype: torch.dtype, rows: list[slice] | None, columns: list[slice] | None
+) -> Iterator[Tensor]:
+    """Blocks of rows or of columns minus the mean, one after another in the same memory.
+
+    New memory for each would cost more than what is computed, above all in several threads.
+    """
+    parts = [(part, slice(None)) for part in rows or ()] + [(slice(None), part) for part in columns or ()]
+    memory = vectors.new_empty(max(vectors[part].numel() for part in parts), dtype=dtype)
+    mean = mean.to(dtype)
+    for part in parts:
+        block = vectors[part]
+        yield memory[: block.numel()].view(block.shape).copy_(block).sub_(mean[part[1]])
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """matrix · matrixᵀ. NumPy's takes half the time: it knows that the product is symmetric."""
+    if matrix.device.type == "cpu":
+        array = matrix.numpy()
+        return torch.from_numpy(array @ array.T)
+    return matrix @ matrix.T
+
+
+def _leading(symmetric: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """The d largest eigenvalues, descending and at least 0, and their eigenvectors as columns."""
+    k = len(symmetric)
+    if symmetric.device.type == "cpu":
+        found = scipy.linalg.eigh(symmetric.numpy(), subset_by_index=[k - d, k - 1], check_finite=False)
+        values, vectors = (torch.from_numpy(array) for array in found)
     else:
-        matrix = vectors.new_zeros((n, n), dtype=torch.float64)
-        for columns, centre in zip(vectors.split(_COLUMNS, 1), mean.split(_COLUMNS), strict=True):
-            centred = columns.double() - centre
-            matrix.addmm_(centred, centred.T)
-    matrix /= n - 1
-    total = float(matrix.trace())
-    if not total > 0:
+        values, vectors = (part[..., -d:] for part in torch.linalg.eigh(symmetric))
+    return values.flip(0).clamp(min=0), vectors.flip(1)
+
+
+def _positive(symmetric: Tensor) -> float:
+    """The trace. Raises Undefined where there is no variance."""
+    trace = float(symmetric.trace())
+    if not trace > 0:
         raise Undefined("constant features: every vector of the training sample is the same")
-    values, basis = torch.linalg.eigh(matrix)
-    values, basis = values.flip(0)[:d].clamp(min=0), basis.flip(1)[:, :d]
-    if k > n:
-        columns = [
-            (block.double() - centre).T @ basis
-            for block, centre in zip(vectors.split(_COLUMNS, 1), mean.split(_COLUMNS), strict=True)
-        ]
-        basis = torch.cat(columns)
-        # A direction without variance has no image under the dual map: QR completes the basis.
-        basis, _ = torch.linalg.qr(basis / (values * (n - 1)).clamp(min=1e-300).sqrt())
-    return PCA(mean, _fix_signs(basis.T), values, total)
+    return trace
 
 
 def _mean(vectors: Tensor) -> Tensor:
     total = vectors.new_zeros(vectors.shape[1], dtype=torch.float64)
-    for rows in vectors.split(_ROWS):
-        total += rows.sum(0, dtype=torch.float64)
+    for rows in _row_blocks(vectors):
+        total += vectors[rows].sum(0, dtype=torch.float64)
     return total / len(vectors)
 
 
-def _fix_signs(components: Tensor) -> Tensor:
-    """Make the largest entry of each row positive: eigenvectors come with either sign."""
-    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
-    return (components * torch.where(largest < 0, -1.0, 1.0)).contiguous()
+def _row_blocks(vectors: Tensor, elements: int = _ELEMENTS) -> Iterator[slice]:
+    return _slices(len(vectors), max(1, elements // vectors.shape[1]))
+
+
+def _column_blocks(vectors: Tensor, elements: int = _ELEMENTS) -> Iterator[slice]:
+    return _slices(vectors.shape[1], max(1, elements // len(vectors)))
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _signs(basis: Tensor) -> Tensor:
+    """(d,): ±1 that make the largest entry of each column of (k, d) positive: eigenvectors come with either sign."""
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))[0]
+    return torch.where(largest < 0, -1.0, 1.0).double()

@@ -75,14 +75,16 @@ class StoredPatches(PatchSet):
 
 
 class WholeInputs(PatchSet):
-    """Whole inputs of a layer, flattened."""
+    """Whole inputs of a layer, flattened in the order (*spatial, channels)."""
 
     def __init__(self, reader: LayerReader, rows: Tensor) -> None:
         self._reader = reader
         self._rows = rows
 
     def unfold(self) -> Tensor:
-        return self._reader.input.flatten(1)[self._rows].float()
+        given = self._reader.input
+        whole = (given if self._reader.channels_last else given.movedim(1, -1)).flatten(1)
+        return (whole if len(self._rows) == len(whole) else whole.index_select(0, self._rows)).float()
 
     def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
         return cluster_sums(self.unfold(), labels, k)

@@ -85,7 +85,7 @@ def calls(digits_net: nn.Module, digits: Any) -> Callable[..., tuple[list[int], 
 
 
 def passes(train: int, test: int) -> list[int]:
-    """Sizes of the calls: the choice of a layout with three inputs, twice, the traces of three and of two, and the batches of so many passes, sorted."""
+    """Sizes of the calls: two of three inputs to choose a layout, the traces of three and of two, and the passes."""
     calls = train * ([BATCH] * (TRAIN_BATCHES - 1) + [TRAIN - BATCH * (TRAIN_BATCHES - 1)])
     calls += test * ([BATCH] * (TEST_BATCHES - 1) + [TEST - BATCH * (TEST_BATCHES - 1)])
     return sorted([3, 3, 3, 2, *calls])

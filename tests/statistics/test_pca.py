@@ -40,7 +40,7 @@ CASES = {
 def test_components_variances_and_projections_are_those_of_sklearn(case: str) -> None:
     n, k, d, offset = CASES[case]
     x = vectors(n, k, offset)
-    found = fit_pca(x, d)
+    found = fit_pca(x, d)[0]
     expected_d = min(d, k, n - 1)
     reference = PCA(expected_d, svd_solver="full").fit(x.double().numpy())
 
@@ -64,7 +64,7 @@ def test_directions_without_variance_complete_the_basis(n: int, k: int) -> None:
     x = vectors(n, k, rank=3)
     x[:, 5:] = 0  # exactly of rank ≤ 5 with zero dimensions, and in float32 as well
     x[:, 3:5] = 0
-    found = fit_pca(x, 5)
+    found = fit_pca(x, 5)[0]
     reference = PCA(3, svd_solver="full").fit(x.double().numpy())
     np.testing.assert_allclose(found.variance[:3].numpy(), reference.explained_variance_, rtol=1e-9)
     assert float(found.variance[3:].max()) <= 1e-12 * found.total_variance
@@ -82,7 +82,7 @@ def test_projections_are_uncorrelated_and_lose_no_more_than_they_must(
     n: int, k: int, d: int, offset: float, seed: int
 ) -> None:
     x = vectors(n, k, offset, seed=seed)
-    found = fit_pca(x, d)
+    found = fit_pca(x, d)[0]
     projected = found.project(x)
     covariance = (projected.T @ projected / (n - 1)).numpy()
     scale = found.total_variance
@@ -105,7 +105,7 @@ def test_long_vectors_never_make_a_square_matrix_of_their_length() -> None:
     """400 000 × 400 000 in float64 would take 1.2 TB."""
     x = torch.zeros(6, 400_000)
     x[:, ::7] = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 57143)).astype(np.float32))
-    found = fit_pca(x, 3)
+    found = fit_pca(x, 3)[0]
     gram = (x.double() - x.double().mean(0)) @ (x.double() - x.double().mean(0)).T
     np.testing.assert_allclose(found.variance.numpy(), np.linalg.eigvalsh(gram.numpy())[::-1][:3] / 5, rtol=1e-9)
 
@@ -128,5 +128,5 @@ def test_nothing_to_project_on_is_undefined(given_: torch.Tensor, reason: str) -
 def test_the_sample_is_not_changed() -> None:
     x = vectors(50, 6, 3.0)
     before: NDArray[np.float32] = x.numpy().copy()
-    fit_pca(x, 3).project(x)
+    fit_pca(x, 3)[0].project(x)
     np.testing.assert_array_equal(x.numpy(), before)
