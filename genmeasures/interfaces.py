@@ -149,7 +149,7 @@ class FeatureBatch:
         layer: Layer,
         split: Split,
         rank: Tensor,
-        fields: Mapping[Field, Callable[[], Tensor | PatchSet]],
+        fields: Mapping[Field, Callable[[FeatureBatch], Tensor | PatchSet]],
         labels: Callable[[Labeler, FeatureBatch], Tensor],
     ) -> None:
         self.layer = layer
@@ -168,7 +168,7 @@ class FeatureBatch:
         if name not in self._made:
             if name not in self._fields:
                 raise GenmeasuresError(f"the field {name!r} was not declared for this pass: add it to Pass(...)")
-            self._made[name] = self._fields[name]()
+            self._made[name] = self._fields[name](self)  # not a closure over it: a cycle would outlive its use
         return self._made[name]
 
     @property

@@ -53,7 +53,7 @@ class Kept:
 
     rank: Tensor
     labels: Mapping[str, Tensor]
-    fields: Mapping[Field, Callable[[], Tensor | PatchSet]]
+    fields: Mapping[Field, Callable[[FeatureBatch], Tensor | PatchSet]]
 
     def label(self, labeler: Labeler, batch: FeatureBatch) -> Tensor:
         """The labels that were kept."""
@@ -75,6 +75,8 @@ class LayerRun:
         self.running = [Running(copy.deepcopy(measure), self.layer, data.seed) for measure in measures]
         self.pca: PCA | None = None
         self.kept: list[Kept] = []
+        self._memory: Tensor | None = None
+        self._filled = 0
         self.kept_over: Over = "test"
         self._components = data.extractor.components
         self._seed = data.seed
@@ -187,6 +189,7 @@ class LayerRun:
         if self.kept:
             self._replay(frozenset({self.kept_over}), _KEPT_FIELDS, self._kept)
             self.kept = []
+        self._memory = None
 
     def _replay(
         self, overs: frozenset[Over], readable: frozenset[Field], batches: Callable[[], Iterator[FeatureBatch]]
@@ -206,7 +209,9 @@ class LayerRun:
         for start in range(0, len(record.projected), _REPLAY_ROWS):
             rows = slice(start, min(start + _REPLAY_ROWS, len(record.projected)))
             rank = torch.arange(rows.start, rows.stop, device=record.projected.device)
-            fields: dict[Field, Callable[[], Tensor | PatchSet]] = {"projected": partial(_part, record.projected, rows)}
+            fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {
+                "projected": partial(_part, record.projected, rows)
+            }
             if record.vectors is not None:
                 fields["vectors"] = partial(_part, record.vectors, rows)
             if record.patches is not None:
@@ -237,13 +242,26 @@ class LayerRun:
             if labeler is not None and "labels" in running.remaining[0].fields:
                 labels[repr(labeler)] = batch.labels(labeler)
         wanted = self.second_pass(over)
-        fields: dict[Field, Callable[[], Tensor | PatchSet]] = {}
+        fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {}
         if wanted & PATCH_FIELDS:
             fields["patch_set"] = partial(_same, batch.patch_set)
-            fields["patches"] = batch.patch_set.unfold
+            fields["patches"] = _unfolded
         if "projected" in wanted:
             fields["projected"] = partial(_same, batch.projected)
         self.kept.append(Kept(batch.rank, labels, fields))
+
+    def keep_tensor(self, part: Tensor, total: int) -> Tensor:
+        """A copy of a part (n, …), channels innermost, that is kept: the next n of ``total`` rows.
+
+        All parts of a layer lie in one piece of memory: many small ones would leave holes between them.
+        """
+        inner = part.movedim(1, -1)
+        if self._memory is None:
+            self._memory = inner.new_empty((total, *inner.shape[1:]))
+            self._filled = 0
+        start = self._filled
+        self._filled += len(part)
+        return self._memory[start : self._filled].copy_(inner).movedim(-1, 1)
 
     def second_pass(self, over: Over) -> frozenset[Field]:
         """The fields of the pass after the next, if all of them can be kept for it; else none."""
@@ -252,9 +270,13 @@ class LayerRun:
         return fields if fields <= _KEPT_FIELDS else frozenset()
 
 
-def _part(kept: Tensor, rows: slice) -> Tensor:
+def _part(kept: Tensor, rows: slice, batch: FeatureBatch) -> Tensor:
     return kept[rows]
 
 
-def _same(kept: _Kept) -> _Kept:
+def _same(kept: _Kept, batch: FeatureBatch) -> _Kept:
     return kept
+
+
+def _unfolded(batch: FeatureBatch) -> Tensor:
+    return batch.patch_set.unfold()

@@ -27,10 +27,15 @@ from genmeasures.interfaces import (
 )
 from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer, tapped
 
-_KEPT_BYTES = 1 << 30
+_KEPT_BYTES = 3 << 28
 """Memory for training samples at a time, and then for layer inputs kept for a second pass."""
 _CHUNK_BYTES = 1 << 23
 """Patches gathered at a time: they stay in cache between gathering and use."""
+
+_BATCH_BYTES = 1 << 28
+"""Activations of a batch, by a rough estimate: larger batches are split."""
+_ALIVE = 4
+"""How many tensors of the largest layer's size are alive at a time, its own included: skip connections, workspaces."""
 
 _OVERS: tuple[Over, ...] = ("fit", "train", "test")
 
@@ -59,6 +64,8 @@ class ModelRun:
         self._progress = progress
         self._target_labels: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self.layers = [LayerRun(layer, measures, data) for layer in traced]
+        largest = max(layer.layer.input_size + layer.layer.channels * layer.layer.positions for layer in traced)
+        self._rows = max(1, _BATCH_BYTES // (4 * _ALIVE * largest))
 
     def run(self) -> None:
         """Make all passes."""
@@ -136,28 +143,32 @@ class ModelRun:
         source = self._data.sources[split_of(over)]
         by_index = {run.layer.index: run for run in runs}
         unfolded = {index for index, these in active.items() if any("patches" in r.remaining[0].fields for r in these)}
+        # Settled before the pass: a measure that fails in the midst of it changes what the others need.
+        patched = {run.layer.index for run in runs if run.layer.index in keep and run.second_pass(over) & PATCH_FIELDS}
+        stored = {run.layer.index for run in runs if run.layer.index in patched and self._stores_patches(run, over)}
         start, targets = 0, None
 
         def tap(traced: TracedLayer, given: Tensor, output: Tensor) -> None:
             index = traced.layer.index
             run = by_index[index]
-            keeps_patches = index in keep and bool(run.second_pass(over) & PATCH_FIELDS)
-            stored = keeps_patches and self._stores_patches(run, over)
             # A kept input is copied: the model may overwrite it, or it may be part of something larger.
-            given = given.clone() if keeps_patches and not stored else given
+            given = run.keep_tensor(given, total) if index in patched - stored else given
             reader = LayerReader(traced.geometry, given, traced.channels_last)
-            for batch in self._live(run, over, start, reader, output, targets, index in unfolded or stored, stored):
+            stores = index in stored
+            for batch in self._live(run, over, start, reader, output, targets, index in unfolded or stores, stores):
                 receive(run, batch)
                 if index in keep and run.waiting(over):
                     run.keep(over, batch)
 
         total = len(source.scan())
         with tapped(self._model, [run.traced for run in runs], tap, stop=len(runs) < len(self.layers)) as taps:
-            for start, inputs, targets in source.checked():  # noqa: B007 -- the tap reads them
-                self._target_labels.clear()
-                taps.run(inputs.to(self._device).contiguous(memory_format=self._layout))
-                if self._progress is not None:
-                    self._progress(split_of(over), start + len(inputs), total)
+            for first, inputs, all_targets in source.checked():
+                for rows in (slice(row, row + self._rows) for row in range(0, len(inputs), self._rows)):
+                    start, targets = first + rows.start, None if all_targets is None else all_targets[rows]
+                    self._target_labels.clear()
+                    taps.run(inputs[rows].to(self._device).contiguous(memory_format=self._layout))
+                    if self._progress is not None:
+                        self._progress(split_of(over), min(first + rows.stop, first + len(inputs)), total)
         for these in active.values():
             for running in these:
                 running.end_pass()
@@ -186,7 +197,7 @@ class ModelRun:
             if len(rows):
                 patches = self._extractor.patches(reader, rows, positions)
                 if stores:
-                    patches = StoredPatches(patches.unfold())
+                    patches = StoredPatches(run.keep_tensor(patches.unfold(), len(run.samples[over])))
                 vectors = partial(self._vectors, by_channel, rows, positions)
                 labels = partial(self._labels, run, targets, rows, positions)
                 yield _batch(run, over, rank, vectors, patches, labels)
@@ -264,18 +275,17 @@ def _batch(
     patches: PatchSet,
     labels: Callable[[Labeler, FeatureBatch], Tensor],
 ) -> FeatureBatch:
-    def projected() -> Tensor:
+    def projected(batch: FeatureBatch) -> Tensor:
         assert run.pca is not None
         return run.pca.project(batch.vectors)
 
-    fields: dict[Field, Callable[[], Tensor | PatchSet]] = {
-        "vectors": vectors,
+    fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {
+        "vectors": lambda _: vectors(),
         "projected": projected,
-        "patches": patches.unfold,
-        "patch_set": lambda: patches,
+        "patches": lambda _: patches.unfold(),
+        "patch_set": lambda _: patches,
     }
-    batch = FeatureBatch(run.layer, split_of(over), rank, fields, labels)
-    return batch
+    return FeatureBatch(run.layer, split_of(over), rank, fields, labels)
 
 
 def _settle(run: LayerRun) -> None:

@@ -232,14 +232,15 @@ def test_vectors_are_the_pixels_at_their_positions(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_whole_tensors_are_flattened(dtype: torch.dtype) -> None:
+    """In the order (*spatial, channels)."""
     output, given = torch.arange(6.0 * 4 * 15).view(6, 4, 15).to(dtype), torch.randn(6, 2, 5, 7).to(dtype)
     rows, positions = torch.tensor([5, 0, 3]), torch.tensor([0, 0, 0])
     made = WholeTensor().vectors(output, rows, positions)
     reader = LayerReader(geometry_of(torch.nn.Conv2d(2, 4, 3), (6, 2, 5, 7), (6, 4, 3, 5)), given, False)
     patches = WholeTensor().patches(reader, rows, positions).unfold()
     assert made.dtype == patches.dtype == torch.float32
-    assert torch.equal(made, torch.stack([output[row].flatten() for row in rows]).float())
-    assert torch.equal(patches, torch.stack([given[row].flatten() for row in rows]).float())
+    assert torch.equal(made, torch.stack([output[row].T.flatten() for row in rows]).float())
+    assert torch.equal(patches, torch.stack([given[row].movedim(0, -1).flatten() for row in rows]).float())
     assert made.shape[1] == WholeTensor().vector_size(LAYER) == 60
     assert patches.shape[1] == WholeTensor().patch_size(LAYER) == 70
     assert WholeTensor().label_size((3, 5)) == ()

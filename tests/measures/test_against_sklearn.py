@@ -227,7 +227,7 @@ class Case:
                 order = np.argsort(rank)
                 inputs, positions = inputs[order], positions[order]
                 if isinstance(self.extractor, WholeTensor):
-                    made[name]["vectors"][over] = output.flatten(1)[inputs].numpy()
+                    made[name]["vectors"][over] = output.transpose(1, 2).flatten(1)[inputs].numpy()
                     made[name]["patches"][over] = self.whole_input(name, self.data[split][0])[inputs]
                 else:
                     made[name]["vectors"][over] = output[inputs, :, positions].numpy()
@@ -252,7 +252,7 @@ class Case:
     def whole_input(self, name: str, x: NDArray[np.float32]) -> Floats:
         kept = []
         handle = dict(self.net.named_modules())[name].register_forward_hook(
-            lambda layer, args, output: kept.append(args[0].flatten(1).numpy())
+            lambda layer, args, output: kept.append(args[0].movedim(1, -1).flatten(1).numpy())
         )
         with torch.no_grad():
             self.net(torch.from_numpy(x))

@@ -1,0 +1,100 @@
+"""How the cost grows with pictures, their size, channels, layers and models: ``python -m benchmarks.growth``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import genmeasures
+from benchmarks.models import tensors
+
+_BASE = {"pictures": 1000, "size": 16, "channels": 32, "layers": 4, "models": 1}
+_AXES = {
+    "pictures": [250, 500, 1000, 2000, 4000, 8000],
+    "size": [8, 16, 32, 64],
+    "channels": [8, 16, 32, 64, 128],
+    "layers": [1, 2, 4, 8, 16],
+    "models": [1, 2, 4, 8],
+}
+_UNITS = {
+    "pictures": "training and test pictures",
+    "size": "width and height of a picture",
+    "channels": "channels of each layer",
+    "layers": "convolutions",
+    "models": "models",
+}
+
+
+def network(channels: int, layers: int) -> nn.Module:
+    """Convolutions 3×3 with ReLU, all of one width."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for number in range(layers):
+        convolution = nn.Conv2d(3 if number == 0 else channels, channels, 3, padding=1)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        parts += [convolution, nn.ReLU()]
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+
+def measured(pictures: int, size: int, channels: int, layers: int, models: int) -> dict[str, float]:
+    """Seconds of the three measures, and of the bare forward passes."""
+    nets = [network(channels, layers) for _ in range(models)]
+    train, test = (tensors(pictures, (3, size, size), seed) for seed in (1, 2))
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        for net in nets:
+            for inputs, _ in (train, test):
+                for batch in inputs.split(64):
+                    net(batch)
+    bare = time.perf_counter() - begin
+    begin = time.perf_counter()
+    genmeasures.measure(nets, train, test, batch_size=64)
+    return {"bare": bare, "seconds": time.perf_counter() - begin}
+
+
+def figure(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """One panel an axis: seconds of ours and of the bare forward passes, doubly logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels, axes = plt.subplots(1, len(found), figsize=(3.1 * len(found), 3.2), sharey=True, layout="constrained")
+    for panel, (axis, points) in zip(axes, found.items(), strict=True):
+        at = [int(value) for value in points]
+        for name, label, style in (("seconds", "three measures", "o-"), ("bare", "bare forward passes", "s--")):
+            panel.loglog(at, [point[name] for point in points.values()], style, label=label, markersize=4)
+        panel.set_xlabel(_UNITS[axis])
+        panel.set_xticks(at, [str(value) for value in at], minor=False)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds")
+    axes[0].legend(frameon=False)
+    panels.savefig(path, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--figure", default="docs/growth.png")
+    parser.add_argument("--output", default="benchmarks/growth.json")
+    given = parser.parse_args()
+    measured(**{**_BASE, "pictures": 100})
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for axis, values in _AXES.items():
+        found[axis] = {}
+        for value in values:
+            found[axis][str(value)] = measured(**{**_BASE, axis: value})
+            print(axis, value, found[axis][str(value)], file=sys.stderr)
+    Path(given.output).write_text(json.dumps({"base": _BASE, "seconds": found}, indent=1) + "\n")
+    figure(found, Path(given.figure))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

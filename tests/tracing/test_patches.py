@@ -1,0 +1,145 @@
+"""Sums of patches and their distances, by convolutions and by gathering, against unfolding everything in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from genmeasures.tracing import LayerReader, StoredPatches, geometry_of, patches
+
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[Any, Tensor]:
+    """A convolution and an input for it, with whatever kernel, stride, dilation and padding."""
+    dims = draw(st.integers(1, 3))
+    kernel = [draw(st.integers(1, 3)) for _ in range(dims)]
+    dilation = [draw(st.integers(1, 2)) for _ in range(dims)]
+    mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
+    same = draw(st.booleans())
+    stride = [1] * dims if same else [draw(st.integers(1, 3)) for _ in range(dims)]
+    padding = "same" if same else [draw(st.integers(0, 2 if mode == "zeros" else 1)) for _ in range(dims)]
+    sizes = [d * (k - 1) + draw(st.integers(3, 6)) for k, d in zip(kernel, dilation, strict=True)]
+    channels = draw(st.integers(1, 3))
+    conv = CONVOLUTIONS[dims](channels, 2, kernel, stride, padding, dilation, padding_mode=mode)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    offset = draw(st.sampled_from([0.0, 1e4])) * torch.rand(channels, *(1,) * dims, generator=generator)
+    inputs = torch.randn(draw(st.integers(1, 4)), channels, *sizes, generator=generator) + offset
+    return conv, inputs
+
+
+def unfolded(conv: Any, inputs: Tensor) -> Tensor:
+    """float64 (B · P, D) in the order (*kernel, channels), element by element with one-hot kernels."""
+    channels = inputs.shape[1]
+    elements = channels * int(np.prod(conv.kernel_size))
+    probe = CONVOLUTIONS[inputs.dim() - 2](
+        channels, elements, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=False,
+        padding_mode=conv.padding_mode, dtype=torch.float64,
+    )  # fmt: skip
+    with torch.no_grad():
+        one_hot = torch.eye(elements, dtype=torch.float64).view(elements, *conv.kernel_size, channels)
+        probe.weight.copy_(one_hot.movedim(-1, 1))
+        return probe(inputs.double()).flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def fields(conv: Any, inputs: Tensor, chosen: Tensor) -> Any:
+    """The receptive fields of these of all positions of all inputs."""
+    with torch.no_grad():
+        shape = tuple(conv(inputs).shape)
+    positions = int(np.prod(shape[2:]))
+    layout = {3: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}[inputs.dim()]
+    given_ = inputs.contiguous(memory_format=layout)
+    reader = LayerReader(geometry_of(conv, tuple(inputs.shape), shape), given_, False)
+    return reader.receptive_fields(chosen // positions, chosen % positions)
+
+
+def check(conv: Any, inputs: Tensor, k: int, share: float, seed: int, cost: float) -> None:
+    rng = np.random.default_rng(seed)
+    reference = unfolded(conv, inputs)
+    chosen = torch.from_numpy(np.sort(rng.permutation(len(reference))[: max(1, int(share * len(reference)))]))
+    labels = torch.from_numpy(rng.integers(k, size=len(chosen)))
+    reference = reference[chosen]
+    with mock.patch.object(patches, "_GATHER_COST", cost):
+        found = fields(conv, inputs, chosen)
+        sums = found.cluster_sums(labels, k)
+        expected = torch.zeros_like(sums).index_add_(0, labels, reference)
+        # Centroids are what the sums are for: these must be right to a fraction of the spread of the patches.
+        counts = labels.bincount(minlength=k).clamp(min=1)[:, None]
+        spread = float((reference - reference.mean(0)).square().sum(1).mean().sqrt()) + 1e-12
+        rounding = 1e-7 * float(reference.abs().max())
+        np.testing.assert_allclose((sums / counts).numpy(), (expected / counts).numpy(), atol=1e-5 * spread + rounding)
+        centroids = expected / counts
+        distances = found.square_distances(centroids, labels).sqrt()
+        direct = (reference - centroids[labels]).square().sum(1).sqrt()
+        # What float32 resolves of the inputs bounds what can be known of a distance.
+        tolerance = 1e-6 * spread + 2 * rounding * reference.shape[1] ** 0.5
+        np.testing.assert_allclose(distances.numpy(), direct.numpy(), rtol=1e-5, atol=tolerance)
+    torch.testing.assert_close(found.unfold().double(), reference, rtol=1e-12, atol=0)
+
+
+@settings(deadline=None, max_examples=150)
+@given(layers(), st.integers(1, 11), st.floats(0.05, 1), st.integers(0, 1000))
+def test_convolutions_give_what_unfolding_gives(layer: Any, k: int, share: float, seed: int) -> None:
+    check(*layer, k, share, seed, cost=1e9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(layers(), st.integers(1, 11), st.floats(0.05, 1), st.integers(0, 1000))
+def test_gathering_gives_what_unfolding_gives(layer: Any, k: int, share: float, seed: int) -> None:
+    with mock.patch.object(patches, "_BLOCK_BYTES", 500):
+        check(*layer, k, share, seed, cost=0)
+
+
+@pytest.mark.parametrize("cost", [0, 1e9])
+def test_far_from_the_origin(cost: float) -> None:
+    """Mean 1e4, spread 1, where float32 products keep no digit of a distance; also with zeros around the picture."""
+    torch.manual_seed(0)
+    for padding in (0, 1):
+        check(nn.Conv2d(16, 3, 3, padding=padding), 1e4 + torch.randn(6, 16, 12, 12), 5, 1.0, 0, cost)
+
+
+@pytest.mark.parametrize("cost", [0, 1e9])
+def test_clusters_far_tighter_than_they_lie_apart(cost: float) -> None:
+    """Distances within clusters are a millionth of the patches' lengths: an expansion would show noise alone."""
+    torch.manual_seed(0)
+    level = torch.randn(8, 4, 1, 1).expand(-1, -1, 9, 9)
+    inputs = level + 1e-6 * torch.randn(8, 4, 9, 9)
+    conv = nn.Conv2d(4, 2, 3)
+    reference = unfolded(conv, inputs)
+    labels = torch.arange(8).repeat_interleave(49)
+    centroids = reference.view(8, 49, -1).mean(1)
+    with mock.patch.object(patches, "_GATHER_COST", cost):
+        found = fields(conv, inputs, torch.arange(8 * 49)).square_distances(centroids, labels).sqrt()
+    direct = (reference - centroids[labels]).square().sum(1).sqrt()
+    # Inputs of size one resolve 6e-8, about a centroid rounded as much.
+    np.testing.assert_allclose(found.view(8, 49).mean(1).numpy(), direct.view(8, 49).mean(1).numpy(), rtol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stored_patches(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    vectors, labels = torch.randn(50, 7).to(dtype), torch.randint(3, (50,))
+    stored = StoredPatches(vectors)
+    expected = torch.stack([vectors[labels == i].double().sum(0) for i in range(3)])
+    torch.testing.assert_close(stored.cluster_sums(labels, 3), expected, rtol=1e-5, atol=1e-5)
+    distances = (vectors.double() - expected[labels]).square().sum(1)
+    torch.testing.assert_close(stored.square_distances(expected, labels), distances, rtol=1e-5, atol=1e-5)
+    assert stored.unfold() is vectors
+
+
+def test_few_positions_are_gathered_and_most_are_not() -> None:
+    conv, inputs = nn.Conv2d(8, 8, 3, padding=1), torch.randn(4, 8, 32, 32)
+    for count, dense in ((40, False), (4096, True)):
+        chosen = torch.arange(0, 4096, 4096 // count)
+        found = fields(conv, inputs, chosen)
+        with mock.patch.object(patches, "_Dense", wraps=patches._Dense) as made:
+            found.cluster_sums(torch.zeros_like(chosen), 5)
+        assert made.called == dense
