@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from genmeasures.errors import GenmeasuresError, OptionError, Undefined, nearest
 
 Split: TypeAlias = Literal["train", "test"]
-Field: TypeAlias = Literal["vectors", "projected", "patches", "patch_set", "labels"]
+Field: TypeAlias = Literal["vectors", "projected", "patches", "patch_set", "projected_patches", "labels"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 Over: TypeAlias = Literal["fit", "train", "test"]
 """What a pass goes over: a split's sample, or the part of the training sample that things are fitted on."""
@@ -195,6 +195,12 @@ class FeatureBatch:
         made: PatchSet = self._get("patch_set")
         return made
 
+    @property
+    def projected_patches(self) -> Tensor:
+        """float64 (n, ·): patches under the PCA of the training patches, as many components as any measure reads."""
+        made: Tensor = self._get("projected_patches")
+        return made
+
     def labels(self, labeler: Labeler) -> Tensor:
         """int64 (n,): the labeler's label of each vector."""
         key = repr(labeler)
@@ -361,6 +367,9 @@ class FeatureMeasure(Measure, abc.ABC):
     labeler: Labeler | None = None
     """What ``batch.labels(self.labeler)`` uses. A measure with "labels" in a pass and no labeler of
     its own gets the one that fits the targets."""
+
+    patch_components: int = 0
+    """How many components of ``projected_patches`` the measure reads."""
 
     def prepare(self, extractor: Extractor) -> None:
         """Learn the extractor before ``passes`` is read."""

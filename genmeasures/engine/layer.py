@@ -6,14 +6,15 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running, status_of
 from genmeasures.engine.seeds import generator_for
+from genmeasures.errors import Undefined
 from genmeasures.interfaces import (
     Extractor,
     FeatureBatch,
@@ -28,11 +29,10 @@ from genmeasures.interfaces import (
     split_of,
 )
 from genmeasures.statistics.pca import PCA, fit_pca
-from genmeasures.tracing import TracedLayer
+from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer
 
 PATCH_FIELDS: frozenset[Field] = frozenset({"patches", "patch_set"})
-_KEPT_FIELDS: frozenset[Field] = PATCH_FIELDS | {"projected", "labels"}
-_Kept = TypeVar("_Kept", Tensor, PatchSet)
+_KEPT_FIELDS: frozenset[Field] = PATCH_FIELDS | {"projected", "projected_patches", "labels"}
 _REPLAY_ROWS = 16_384
 
 
@@ -47,17 +47,21 @@ class _Record:
     """By labeler: the labels, or what the labeler raised."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Some vectors of a split, kept for the next pass with the fields that it reads."""
+@dataclass
+class _Kept:
+    """What the next pass over a sample reads, kept from this one.
 
-    rank: Tensor
-    labels: Mapping[str, Tensor]
-    fields: Mapping[Field, Callable[[FeatureBatch], Tensor | PatchSet]]
+    One piece of memory for each kind of thing: a small one for each batch would leave holes
+    between them that nothing large fits into.
+    """
 
-    def label(self, labeler: Labeler, batch: FeatureBatch) -> Tensor:
-        """The labels that were kept."""
-        return self.labels[repr(labeler)]
+    over: Over
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """By field or labeler, (vectors, …) in the order of the batches."""
+    inputs: Tensor | None = None
+    """(inputs, …): the layer's inputs with channels innermost, if patches are read from them."""
+    batches: list[tuple[int, int, slice, slice]] = field(default_factory=list)
+    """First input and number of inputs, the place among their vectors, and the place among all vectors."""
 
 
 class LayerRun:
@@ -74,10 +78,8 @@ class LayerRun:
         self._recorded_overs: frozenset[Over] = frozenset({"fit", "train"} if one_sample else {"fit"})
         self.running = [Running(copy.deepcopy(measure), self.layer, data.seed) for measure in measures]
         self.pca: PCA | None = None
-        self.kept: list[Kept] = []
-        self._memory: Tensor | None = None
-        self._filled = 0
-        self.kept_over: Over = "test"
+        self._kept: _Kept | None = None
+        self._extractor = data.extractor
         self._components = data.extractor.components
         self._seed = data.seed
         self._record: _Record | None = None
@@ -85,15 +87,18 @@ class LayerRun:
         self._feature_labelers: dict[str, FeatureLabeler] = {}
         self._recorded_labelers: dict[str, TargetLabeler] = {}
         self._keep_vectors = False
-        self._record_patches = False
+        self.patch_pca: PCA | None = None
+        self._fit_failure: Exception = Undefined("no vectors in the training sample")
+        self._patch_failure: Exception = self._fit_failure
+        self.patch_components = max((measure.patch_components for measure in measures), default=0)
+        self.patches_of: LayerRun | None = None
+        """The layer whose vectors are this layer's patches, where their projection serves for both."""
         for measure in measures:
             if isinstance(measure.labeler, FeatureLabeler):
                 self._feature_labelers[repr(measure.labeler)] = measure.labeler
             for one in measure.passes:
                 if one.split in self._recorded_overs:
                     self._keep_vectors |= "vectors" in one.fields
-                    # Whoever fits on patches needs them all at once.
-                    self._record_patches |= one.split == "fit" and "patches" in one.fields
                     if "labels" in one.fields and isinstance(measure.labeler, TargetLabeler):
                         self._recorded_labelers[repr(measure.labeler)] = measure.labeler
 
@@ -108,12 +113,24 @@ class LayerRun:
 
     def ready_to_record(self) -> list[Running]:
         """The measures that can be fed while the training sample is recorded."""
-        waiting = [r for r in self.waiting(*self._recorded_overs) if not r.needs_fit_next()]
-        return [r for r in waiting if not (self._record_patches and r.remaining[0].split == "fit")]
+        return [r for r in self.waiting(*self._recorded_overs) if not r.needs_fit_next()]
+
+    def shares_patches(self, other: LayerRun) -> bool:
+        """Whether the vectors of the other layer are this layer's patches, projected alike, of the same sample."""
+        if self.traced.reads != other.traced.layer.index or self.patch_components != self._components:
+            return False
+        inputs = len(self.samples["fit"])
+        mine, others = (run.samples["fit"].part(0, inputs) for run in (self, other))
+        return all(np.array_equal(one, two) for one, two in zip(mine, others, strict=True))
+
+    @property
+    def records_patches(self) -> bool:
+        """Whether the training patches are kept to be fitted."""
+        return bool(self.patch_components) and self.patches_of is None
 
     def recorded_bytes(self, extractor: Extractor) -> int:
         """Memory that the training sample takes while it is recorded."""
-        patch = extractor.patch_size(self.layer) if self._record_patches else 0
+        patch = extractor.patch_size(self.layer) if self.records_patches else 0
         return 4 * len(self.samples["fit"]) * (extractor.vector_size(self.layer) + patch)
 
     def rows(self, over: Over, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +149,7 @@ class LayerRun:
                 self._record.labels.update((key, batch.rank.new_zeros(size)) for key in self._recorded_labelers)
             assert self._record.vectors is not None
             self._record.vectors.index_copy_(0, batch.rank, vectors)
-            if self._record_patches:
+            if self.records_patches:
                 patches = batch.patches
                 if self._record.patches is None:
                     self._record.patches = patches.new_empty(size, patches.shape[1])
@@ -155,6 +172,7 @@ class LayerRun:
         try:
             self.pca, self._record.projected = fit_pca(self._record.vectors, self._components)
         except Exception as error:  # whatever it is, this layer has no value and the others go on
+            self._fit_failure = error
             for running in self.running:
                 if running.needs_fit():
                     running.failure = running.failure or status_of(error)
@@ -169,6 +187,25 @@ class LayerRun:
         if not self._keep_vectors:
             self._record.vectors = None
 
+    def fit_patches(self) -> None:
+        """Fit the projection of the training patches, where a measure reads it."""
+        if not self.patch_components or self._record is None:
+            return
+        if self.patches_of is not None:
+            self.patch_pca, self._patch_failure = self.patches_of.pca, self.patches_of._fit_failure
+        elif self._record.patches is not None:
+            try:
+                self.patch_pca, _ = fit_pca(self._record.patches, self.patch_components)
+            except Exception as error:  # whatever it is, only measures that read it have no value
+                self._patch_failure = error
+            self._record.patches = None
+
+    def project_patches(self, patches: Tensor) -> Tensor:
+        """Patches under their projection; raises what its fit raised."""
+        if self.patch_pca is None:
+            raise self._patch_failure
+        return self.patch_pca.project(patches)
+
     def feature_labels(self, labeler: Labeler, projected: Tensor) -> Tensor:
         """Labels by a labeler fitted on this layer; raises what its fit raised."""
         fitted = self._fitted[repr(labeler)]
@@ -182,14 +219,10 @@ class LayerRun:
             readable: frozenset[Field] = frozenset({"projected", "labels"})
             if self._record.vectors is not None:
                 readable |= {"vectors"}
-            if self._record.patches is not None:
-                readable |= {"patches"}
             self._replay(self._recorded_overs, readable, partial(self._recorded, self._record))
-            self._record.patches = None
-        if self.kept:
-            self._replay(frozenset({self.kept_over}), _KEPT_FIELDS, self._kept)
-            self.kept = []
-        self._memory = None
+        if self._kept is not None:
+            self._replay(frozenset({self._kept.over}), _KEPT_FIELDS, partial(self._again, self._kept))
+        self._kept = None
 
     def _replay(
         self, overs: frozenset[Over], readable: frozenset[Field], batches: Callable[[], Iterator[FeatureBatch]]
@@ -214,8 +247,6 @@ class LayerRun:
             }
             if record.vectors is not None:
                 fields["vectors"] = partial(_part, record.vectors, rows)
-            if record.patches is not None:
-                fields["patches"] = partial(_part, record.patches, rows)
             labels = partial(self._recorded_labels, record.labels, rows)
             yield FeatureBatch(self.layer, "train", rank, fields, labels)
 
@@ -229,39 +260,65 @@ class LayerRun:
             raise labels
         return labels[rows]
 
-    def _kept(self) -> Iterator[FeatureBatch]:
-        for kept in self.kept:
-            yield FeatureBatch(self.layer, split_of(self.kept_over), kept.rank, kept.fields, kept.label)
+    def keep_inputs(self, over: Over, inputs: Tensor, start: int, total: int) -> Tensor:
+        """Keep a batch of the layer's inputs, of ``total`` in all; returns the copy."""
+        kept = self._keeping(over)
+        inner = inputs.movedim(1, -1)
+        if kept.inputs is None:
+            kept.inputs = inner.new_empty((total, *inner.shape[1:]))
+        return kept.inputs[start : start + len(inputs)].copy_(inner).movedim(-1, 1)
 
-    def keep(self, over: Over, batch: FeatureBatch) -> None:
-        """Keep a batch for the next pass of the measures that it was just given to."""
-        self.kept_over = over
-        labels = {}
+    def keep(self, batch: FeatureBatch, over: Over, start: int, count: int, stores_patches: bool) -> None:
+        """Keep some vectors of inputs start … start + count − 1 for the next pass of the measures that saw them."""
+        kept = self._keeping(over)
+        last = kept.batches[-1] if kept.batches else (start, count, slice(0, 0), slice(0, 0))
+        before = last[2].stop if last[0] == start else 0
+        place = slice(last[3].stop, last[3].stop + len(batch))
+        kept.batches.append((start, count, slice(before, before + len(batch)), place))
+        wanted = self.second_pass(over)
+        made: dict[str, Tensor] = {}
         for running in self.waiting(over):
             labeler = running.measure.labeler
             if labeler is not None and "labels" in running.remaining[0].fields:
-                labels[repr(labeler)] = batch.labels(labeler)
-        wanted = self.second_pass(over)
-        fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {}
-        if wanted & PATCH_FIELDS:
-            fields["patch_set"] = partial(_same, batch.patch_set)
-            fields["patches"] = _unfolded
+                made[repr(labeler)] = batch.labels(labeler)
         if "projected" in wanted:
-            fields["projected"] = partial(_same, batch.projected)
-        self.kept.append(Kept(batch.rank, labels, fields))
+            made["projected"] = batch.projected
+        if "projected_patches" in wanted:
+            made["projected_patches"] = batch.projected_patches
+        if stores_patches:
+            made["patches"] = batch.patches
+        for key, tensor in made.items():
+            if key not in kept.tensors:
+                kept.tensors[key] = tensor.new_empty((len(self.samples[over]), *tensor.shape[1:]))
+            kept.tensors[key][place] = tensor
 
-    def keep_tensor(self, part: Tensor, total: int) -> Tensor:
-        """A copy of a part (n, …), channels innermost, that is kept: the next n of ``total`` rows.
+    def _keeping(self, over: Over) -> _Kept:
+        if self._kept is None:
+            self._kept = _Kept(over)
+        return self._kept
 
-        All parts of a layer lie in one piece of memory: many small ones would leave holes between them.
-        """
-        inner = part.movedim(1, -1)
-        if self._memory is None:
-            self._memory = inner.new_empty((total, *inner.shape[1:]))
-            self._filled = 0
-        start = self._filled
-        self._filled += len(part)
-        return self._memory[start : self._filled].copy_(inner).movedim(-1, 1)
+    def _again(self, kept: _Kept) -> Iterator[FeatureBatch]:
+        for start, count, part, place in kept.batches:
+            rows, positions, rank = (index[part] for index in self.rows(kept.over, start, count))
+            fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {}
+            for name in ("projected", "projected_patches"):
+                if name in kept.tensors:
+                    fields[name] = partial(_part, kept.tensors[name], place)
+            patches: PatchSet | None = None
+            if "patches" in kept.tensors:
+                patches = StoredPatches(kept.tensors["patches"][place])
+            elif kept.inputs is not None:
+                given = kept.inputs[start : start + count].movedim(-1, 1)
+                reader = LayerReader(self.traced.geometry, given, self.traced.channels_last)
+                patches = self._extractor.patches(reader, rows.to(given.device), positions.to(given.device))
+            if patches is not None:
+                fields["patch_set"] = partial(_same, patches)
+                fields["patches"] = _unfolded
+            labels = partial(self._kept_labels, kept.tensors, place)
+            yield FeatureBatch(self.layer, split_of(kept.over), rank, fields, labels)
+
+    def _kept_labels(self, kept: Mapping[str, Tensor], place: slice, labeler: Labeler, batch: FeatureBatch) -> Tensor:
+        return kept[repr(labeler)][place]
 
     def second_pass(self, over: Over) -> frozenset[Field]:
         """The fields of the pass after the next, if all of them can be kept for it; else none."""
@@ -274,8 +331,8 @@ def _part(kept: Tensor, rows: slice, batch: FeatureBatch) -> Tensor:
     return kept[rows]
 
 
-def _same(kept: _Kept, batch: FeatureBatch) -> _Kept:
-    return kept
+def _same(patches: PatchSet, batch: FeatureBatch) -> PatchSet:
+    return patches
 
 
 def _unfolded(batch: FeatureBatch) -> Tensor:

@@ -27,11 +27,14 @@ from genmeasures.interfaces import (
 )
 from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer, tapped
 
+_RECORDED_BYTES = 9 << 27
+"""Memory for training samples at a time."""
 _KEPT_BYTES = 3 << 28
-"""Memory for training samples at a time, and then for layer inputs kept for a second pass."""
+"""Memory for what is kept of a pass for the next one."""
 _CHUNK_BYTES = 1 << 23
 """Patches gathered at a time: they stay in cache between gathering and use."""
 
+_UNFOLDED: frozenset[Field] = frozenset({"patches", "projected_patches"})
 _BATCH_BYTES = 1 << 28
 """Activations of a batch, by a rough estimate: larger batches are split."""
 _ALIVE = 4
@@ -83,10 +86,12 @@ class ModelRun:
         group: list[LayerRun] = []
         used = 0
         for run in self.layers:
+            run.patches_of = next((other for other in group if run.shares_patches(other)), None)
             size = run.recorded_bytes(self._extractor)
-            if group and used + size > _KEPT_BYTES:
+            if group and used + size > _RECORDED_BYTES:
                 yield group
-                group, used = [], 0
+                group, used, run.patches_of = [], 0, None
+                size = run.recorded_bytes(self._extractor)
             group.append(run)
             used += size
         yield group
@@ -101,7 +106,9 @@ class ModelRun:
                 running.update(batch)
 
         self._forward("fit", group, active, receive, keep=frozenset())
-        self._each(group, _settle)
+        self._each(group, LayerRun.fit)
+        self._each([run for run in group if run.patch_components], LayerRun.fit_patches)
+        self._each(group, LayerRun.replay)
 
     def _score(self, over: Over) -> None:
         """One pass over a sample for every measure that waits for it."""
@@ -142,7 +149,12 @@ class ModelRun:
         """Run a split through the model as far as the last of the layers, and end the pass of the active measures."""
         source = self._data.sources[split_of(over)]
         by_index = {run.layer.index: run for run in runs}
-        unfolded = {index for index, these in active.items() if any("patches" in r.remaining[0].fields for r in these)}
+        fields = {index: frozenset().union(*(r.remaining[0].fields for r in these)) for index, these in active.items()}
+        unfolded = {
+            index
+            for index, these in fields.items()
+            if these & _UNFOLDED or (over == "fit" and by_index[index].records_patches)
+        }
         # Settled before the pass: a measure that fails in the midst of it changes what the others need.
         patched = {run.layer.index for run in runs if run.layer.index in keep and run.second_pass(over) & PATCH_FIELDS}
         stored = {run.layer.index for run in runs if run.layer.index in patched and self._stores_patches(run, over)}
@@ -152,13 +164,13 @@ class ModelRun:
             index = traced.layer.index
             run = by_index[index]
             # A kept input is copied: the model may overwrite it, or it may be part of something larger.
-            given = run.keep_tensor(given, total) if index in patched - stored else given
+            given = run.keep_inputs(over, given, start, total) if index in patched - stored else given
             reader = LayerReader(traced.geometry, given, traced.channels_last)
             stores = index in stored
-            for batch in self._live(run, over, start, reader, output, targets, index in unfolded or stores, stores):
+            for batch in self._live(run, over, start, reader, output, targets, stores or index in unfolded, stores):
                 receive(run, batch)
                 if index in keep and run.waiting(over):
-                    run.keep(over, batch)
+                    run.keep(batch, over, start, len(output), index in stored)
 
         total = len(source.scan())
         with tapped(self._model, [run.traced for run in runs], tap, stop=len(runs) < len(self.layers)) as taps:
@@ -196,8 +208,8 @@ class ModelRun:
         for rows, positions, rank in zip(*(torch.split(part.to(self._device), chunk) for part in sampled), strict=True):
             if len(rows):
                 patches = self._extractor.patches(reader, rows, positions)
-                if stores:
-                    patches = StoredPatches(run.keep_tensor(patches.unfold(), len(run.samples[over])))
+                if stores:  # they are needed twice
+                    patches = StoredPatches(patches.unfold())
                 vectors = partial(self._vectors, by_channel, rows, positions)
                 labels = partial(self._labels, run, targets, rows, positions)
                 yield _batch(run, over, rank, vectors, patches, labels)
@@ -235,6 +247,7 @@ class ModelRun:
     def _kept_bytes(self, run: LayerRun, over: Over) -> int:
         vectors, fields = len(run.samples[over]), run.second_pass(over)
         projected = 8 * vectors * self._extractor.components if "projected" in fields else 0
+        projected += 8 * vectors * run.patch_components if "projected_patches" in fields else 0
         inputs = 4 * min(self._inputs(run, over), vectors * self._extractor.patch_size(run.layer))
         return projected + (inputs if fields & PATCH_FIELDS else 0)
 
@@ -284,10 +297,6 @@ def _batch(
         "projected": projected,
         "patches": lambda _: patches.unfold(),
         "patch_set": lambda _: patches,
+        "projected_patches": lambda batch: run.project_patches(batch.patches),
     }
     return FeatureBatch(run.layer, split_of(over), rank, fields, labels)
-
-
-def _settle(run: LayerRun) -> None:
-    run.fit()
-    run.replay()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from genmeasures.data import DataSource, TargetInfo
+from genmeasures.engine.running import FITTED_FIELDS
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import DataError
 from genmeasures.interfaces import (
@@ -67,7 +68,7 @@ def prepare_measures(
         if isinstance(measure, FeatureMeasure):
             measure.prepare(extractor)
             for one in measure.passes:
-                fitted = "projected" in one.fields or isinstance(measure.labeler, FeatureLabeler)
+                fitted = bool(one.fields & FITTED_FIELDS) or isinstance(measure.labeler, FeatureLabeler)
                 for split in ("train", split_of(one.split)) if fitted else (split_of(one.split),):
                     if split not in sources:
                         raise DataError(f"{measure.name} needs {split} data, and none are given")

@@ -10,7 +10,10 @@ import numpy as np
 
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import GenmeasuresError, Undefined
-from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Layer, Pass, Value, Values
+from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Field, Layer, Pass, Value, Values
+
+FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_patches"})
+"""What can be read of a batch only after the training sample has been fitted."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ class Running:
 
     def _on_fit(self, one: Pass) -> bool:
         by_features = isinstance(self.measure.labeler, FeatureLabeler)
-        return "projected" in one.fields or ("labels" in one.fields and by_features)
+        return bool(one.fields & FITTED_FIELDS) or ("labels" in one.fields and by_features)
 
     def update(self, batch: FeatureBatch) -> None:
         """See a batch of the current pass."""

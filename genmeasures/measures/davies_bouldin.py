@@ -24,7 +24,6 @@ from genmeasures.interfaces import (
 )
 from genmeasures.labelers import KMeans
 from genmeasures.statistics.davies_bouldin import ClusterSpreads, ClusterSums
-from genmeasures.statistics.pca import PCA, fit_pca
 
 _REFERENCES = "Davies & Bouldin 1979; Rajagopal et al. 2021, "
 
@@ -135,54 +134,19 @@ class Roughness(_ClusterIndex):
         self.input_pca = input_pca
         self.spread = spread
         self.split = split
-        self._components = input_pca if isinstance(input_pca, int) else None
-        self._stores = False
+        self.patch_components = input_pca if isinstance(input_pca, int) else 0
 
     def prepare(self, extractor: Extractor) -> None:
         if self.input_pca == "auto" and extractor.projects_patches:
-            self._components = extractor.components
-        # One short vector an input: what is stored of the first pass takes the place of the second.
-        self._stores = extractor.projects_patches and self._components is not None
+            self.patch_components = extractor.components
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        if self._components is None:
-            scored = Pass(self.split, "patch_set", "labels")
-            return (scored, scored)
-        scored = Pass(self.split, "patches", "labels")
-        return (Pass("fit", "patches"), scored) if self._stores else (Pass("fit", "patches"), scored, scored)
-
-    def start(self, layer: Layer, generator: torch.Generator) -> None:
-        super().start(layer, generator)
-        self._training: list[tuple[Tensor, Tensor]] = []
-        self._stored: list[tuple[Tensor, Tensor]] = []
-        self._pca: PCA | None = None
+        scored = Pass(self.split, "projected_patches" if self.patch_components else "patch_set", "labels")
+        return (scored, scored)
 
     def update(self, batch: FeatureBatch) -> None:
-        if self._components is None:
-            self._add(batch.patch_set, batch)
-        elif self._pca is None:
-            self._training.append((batch.rank, batch.patches))
+        if self.patch_components:
+            self._add(batch.projected_patches[:, : self.patch_components], batch)
         else:
-            assert self.labeler is not None
-            projected = self._pca.project(batch.patches)
-            self._add(projected, batch)
-            if self._stores:
-                self._stored.append((projected, batch.labels(self.labeler)))
-
-    def end_pass(self) -> None:
-        super().end_pass()
-        if self._components is not None and self._pca is None:
-            if not self._training:
-                raise Undefined("no vectors in the training sample")
-            rank, patches = (
-                torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*self._training, strict=True)
-            )
-            if not torch.equal(rank, torch.arange(len(rank), device=rank.device)):
-                patches = patches[rank.argsort()]  # so that rounding does not depend on the order of the data
-            self._training = []
-            self._pca, _ = fit_pca(patches, self._components)
-        elif self._stored and isinstance(self._state, ClusterSpreads):
-            for projected, labels in self._stored:
-                self._state.add(projected, labels)
-            self._stored = []
+            self._add(batch.patch_set, batch)

@@ -88,6 +88,8 @@ class TracedLayer:
     """The functions (:func:`is_followed`) after which the output is read, in running order."""
     copy_input: bool
     """Whether the model overwrites the layer's input before the output can be read."""
+    reads: int | None
+    """The index of the layer whose output, where it is tapped, is this layer's input; None if it is none's."""
 
     def output_shape(self, batch: int) -> tuple[int, ...]:
         """The shape of the layer's output for that many inputs."""
@@ -108,6 +110,7 @@ class _Use:
     function: Callable[..., Any]
     first: bool
     result: Tensor
+    version: int
     input_versions: dict[int, int]
 
 
@@ -119,6 +122,7 @@ class _Call:
     input: Tensor | None
     input_version: int
     output: Any
+    output_version: int
 
 
 class _Observer(TorchFunctionMode):
@@ -140,23 +144,25 @@ class _Observer(TorchFunctionMode):
             for place, used in enumerate(tensors_in([*args, *(kwargs or {}).values()])):
                 # Kept alive, so that no later tensor can take over the id.
                 self._kept += [used, made]
-                self.uses.setdefault(id(used), []).append(_Use(func, place == 0, made, versions))
+                self.uses.setdefault(id(used), []).append(_Use(func, place == 0, made, _version(made), versions))
         return result
 
     def watch(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             count = sum(call.module is module for call in self.calls)
             given = next(tensors_in([*args, *kwargs.values()]), None)
-            self.calls.append(_Call(name, module, count, given, _version(given), output))
+            made = _version(output) if isinstance(output, Tensor) else -1
+            self.calls.append(_Call(name, module, count, given, _version(given), output, made))
 
         return hook
 
-    def follow(self, call: _Call) -> tuple[tuple[Callable[..., Any], ...], bool]:
-        """The functions between a layer and its tap, and whether its input is overwritten by then."""
+    def follow(self, call: _Call) -> tuple[tuple[Callable[..., Any], ...], bool, tuple[Tensor, int]]:
+        """The functions between a layer and its tap, whether its input is overwritten by then, and what is tapped."""
         taken: list[Callable[..., Any]] = []
         steps = 0
         normalised = activated = changed = False
         current, uses = call.output, self.uses.get(id(call.output), [])
+        tapped = (call.output, call.output_version)
         while uses:
             use = uses[0]
             in_place = use.result is current
@@ -175,11 +181,12 @@ class _Observer(TorchFunctionMode):
             taken.append(use.function)
             if use.function not in _DROPOUTS:
                 steps = len(taken)
+                tapped = (use.result, use.version)
                 version = use.input_versions[id(call.input)]
                 changed = version < 0 or version != call.input_version
             uses = uses[1:] if in_place else self.uses.get(id(use.result), [])
             current = use.result
-        return tuple(taken[:steps]), changed
+        return tuple(taken[:steps]), changed, tapped
 
 
 def _version(tensor: Tensor | None) -> int:
@@ -211,6 +218,7 @@ def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
     layers: list[TracedLayer] = []
     skipped: list[tuple[str, str]] = []
     calls = Counter(id(call.module) for call in observer.calls)
+    makers: dict[tuple[int, int], int] = {}
     for call, rows in zip(observer.calls, fewer, strict=True):
         name = call.name or "(model)"
         name = name if call.count == 0 else f"{name}#{call.count + 1}"
@@ -218,8 +226,11 @@ def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
         if reason:
             skipped.append((name, reason))
             continue
-        follow, changed = observer.follow(call) if tap == "activation" else ((), False)
-        layers.append(_describe(call, name, len(layers), calls[id(call.module)], follow, changed))
+        made = (call.output, call.output_version)
+        follow, changed, made = observer.follow(call) if tap == "activation" else ((), False, made)
+        reads = makers.get((id(call.input), call.input_version))
+        makers[id(made[0]), made[1]] = len(layers)
+        layers.append(_describe(call, name, len(layers), calls[id(call.module)], follow, changed, reads))
     skipped += _not_measured(model, set(calls))
     if not layers:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
@@ -278,7 +289,13 @@ def _unmeasurable(call: _Call, batch: int, fewer: int) -> str:
 
 
 def _describe(
-    call: _Call, name: str, index: int, calls: int, follow: tuple[Callable[..., Any], ...], copy_input: bool
+    call: _Call,
+    name: str,
+    index: int,
+    calls: int,
+    follow: tuple[Callable[..., Any], ...],
+    copy_input: bool,
+    reads: int | None,
 ) -> TracedLayer:
     assert call.input is not None
     module: MeasuredModule = call.module  # type: ignore[assignment]
@@ -297,7 +314,7 @@ def _describe(
         weight_norm=float(torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64)),
         tap=" > ".join([kind, *(step.__name__.strip("_") for step in follow if step not in _DROPOUTS)]),
     )
-    return TracedLayer(layer, call.module, call.count, calls, geometry, linear, follow, copy_input)
+    return TracedLayer(layer, call.module, call.count, calls, geometry, linear, follow, copy_input, reads)
 
 
 def _not_measured(model: nn.Module, called: set[int]) -> Iterator[tuple[str, str]]:

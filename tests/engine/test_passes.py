@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import genmeasures
+from genmeasures.engine import layer as layer_module
 from genmeasures.extractors import WholeTensor
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
 from genmeasures.labelers import KMeans
@@ -177,6 +178,7 @@ def test_little_memory_costs_passes_and_changes_no_value(
     """With none at all: a pass for each layer to be fitted, and a second one over the test data."""
     _, expected = calls()
     monkeypatch.setattr("genmeasures.engine.passes._KEPT_BYTES", memory)
+    monkeypatch.setattr("genmeasures.engine.passes._RECORDED_BYTES", memory)
     monkeypatch.setattr("genmeasures.engine.passes._CHUNK_BYTES", 10_000)
     found, ds = calls()
     assert len(found) <= len(passes(4, 2))
@@ -227,3 +229,24 @@ def test_inputs_are_read_once_a_pass(digits_net: nn.Module, digits: Any) -> None
     test = Reads()
     genmeasures.measure({"net": digits_net}, (x[:TRAIN], y[:TRAIN]), test, batch_size=BATCH)
     assert test.count <= 3 * TEST + 2 * BATCH
+
+
+def test_a_projection_that_serves_two_layers_changes_no_value(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inputs of the second convolution are the outputs of the first: one PCA is both theirs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 20), nn.ReLU(),
+        nn.Linear(20, 10),
+    )  # fmt: skip
+    (x, y), (x_test, y_test) = digits
+    data = (x[:TRAIN], y[:TRAIN]), (x_test[:TEST], y_test[:TEST])
+    fits: list[int] = []
+    fit = layer_module.fit_pca
+    monkeypatch.setattr(layer_module, "fit_pca", lambda *given: (fits.append(1), fit(*given))[1])
+    shared = genmeasures.measure([net], *data, measures=["roughness"], extractor=WholeTensor())
+    # Four layers; the first has patches of its own, as has that behind the flattening.
+    assert len(fits) == 6
+    monkeypatch.setattr(layer_module.LayerRun, "shares_patches", lambda *_: False)
+    alone = genmeasures.measure([net], *data, measures=["roughness"], extractor=WholeTensor())
+    assert len(fits) == 6 + 8
+    np.testing.assert_allclose(shared["roughness"].values, alone["roughness"].values, rtol=1e-6)
