@@ -12,7 +12,8 @@ from __future__ import annotations
 import abc
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -318,8 +319,13 @@ class Variable:
     """+1: larger goes with better generalization, −1: with worse, 0: not known."""
     units: str = "1"
     references: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """Between which every value lies, these included."""
+    scale_invariant: bool = False
+    """Whether features that are all multiplied by one positive number have the same value."""
     dims: tuple[str, ...] = ("layer",)
-    """``("layer",)`` for a value a layer, ``()`` for a value a model."""
+    """``("layer",)`` for a value a layer, ``()`` for a value a model. Of a model measure, one more dimension may
+    follow, ``("layer", "kernel")`` or ``("sample",)``: for looking at, not aggregated nor judged."""
 
 
 @dataclass(frozen=True)
@@ -331,6 +337,7 @@ class Value:
 
 
 Values: TypeAlias = float | Value | Mapping[str, float | Value]
+ModelValue: TypeAlias = float | Value | Undefined | NDArray[np.float64]
 
 
 @dataclass(frozen=True, init=False)
@@ -401,8 +408,11 @@ class ModelMeasure(Measure, abc.ABC):
     @abc.abstractmethod
     def measure(
         self, model: nn.Module, layers: Sequence[Layer], data: ModelData
-    ) -> Mapping[str, float | Value | Sequence[float | Value]]:
-        """Values by variable name: a number for a value a model, a sequence for one value a layer.
+    ) -> Mapping[str, ModelValue | Sequence[ModelValue]]:
+        """Values by variable name: one for the model, or a sequence with one for each of ``layers``.
+
+        One of these is a number, a :class:`Value`, float64 (n,) where the variable has a dimension
+        of its own, or the exception :class:`Undefined` with the reason why there is none.
 
         The model comes in evaluation mode on ``data.device`` and must be left as it was.
         """
@@ -412,8 +422,11 @@ class ModelMeasure(Measure, abc.ABC):
 class ModelData:
     """What a model measure may read besides the model."""
 
-    batches: Callable[[Split], Any]
+    batches: Callable[[Split], Iterator[tuple[Tensor, Tensor | None]]]
     """``batches("train")`` iterates over (inputs (B, …), targets (B, C, *S) or None) in fixed order."""
+    sample: Callable[[Split, int | None], tuple[Tensor, Tensor | None]]
+    """``sample("train", n)``: at most n inputs with their targets, all for None, in an order of their own: the same
+    ones whatever the order of the data and the batch size."""
     device: torch.device
     generator: torch.Generator
 
@@ -475,6 +488,7 @@ __all__ = [
     "Measure",
     "ModelData",
     "ModelMeasure",
+    "ModelValue",
     "Pass",
     "PatchReader",
     "PatchSet",

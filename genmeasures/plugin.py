@@ -39,6 +39,7 @@ from genmeasures.interfaces import (
     Measure,
     ModelData,
     ModelMeasure,
+    ModelValue,
     Pass,
     PatchReader,
     PatchSet,
@@ -53,6 +54,7 @@ from genmeasures.interfaces import (
     require,
 )
 from genmeasures.registry.specs import hookimpl
+from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 __all__ = [
     "Aggregator",
@@ -69,6 +71,7 @@ __all__ = [
     "ModelData",
     "ModelError",
     "ModelMeasure",
+    "ModelValue",
     "OptionError",
     "Pass",
     "PatchReader",
@@ -78,6 +81,8 @@ __all__ = [
     "TargetLabeler",
     "Task",
     "TaskModel",
+    "Trace",
+    "TracedLayer",
     "Undefined",
     "Value",
     "Variable",
@@ -85,4 +90,6 @@ __all__ = [
     "is_count",
     "one_of",
     "require",
+    "tapped",
+    "trace",
 ]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genmeasures.data import DataSource
+from genmeasures.data import DataSource, mix
 from genmeasures.engine.passes import ModelRun, Progress
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Outcome, outcome, status_of
 from genmeasures.engine.seeds import generator_for
-from genmeasures.errors import ModelError, OptionError, nearest
-from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelData, ModelMeasure, Split
+from genmeasures.errors import ModelError, OptionError, Undefined, nearest
+from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelData, ModelMeasure, Split, Variable
 from genmeasures.tracing import TracedLayer, fastest_layout, trace
 from genmeasures.tracing.guard import undisturbed
 
@@ -93,25 +95,44 @@ def _model_measure(
         for _, inputs, targets in _source(data, split, measure).checked():
             yield inputs.to(device), None if targets is None else targets.to(device)
 
-    def count(variable_dims: tuple[str, ...]) -> int:
-        return len(layers) if variable_dims else 1
+    def sample(split: Split, count: int | None) -> tuple[Tensor, Tensor | None]:
+        keys = _source(data, split, measure).scan().keys
+        salt = np.array([generator_for(data.seed, "inputs", split).initial_seed()], dtype=np.uint64)
+        order = np.argsort(mix(keys ^ mix(salt)))[:count]
+        places = {int(place): rank for rank, place in enumerate(order)}
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for start, inputs, targets in _source(data, split, measure).checked():
+            for row in range(len(inputs)):
+                if start + row in places:
+                    target = None if targets is None else targets[row].clone()
+                    found[places[start + row]] = (inputs[row].clone(), target)
+        chosen = [found[rank] for rank in range(len(found))]
+        labels = [target for _, target in chosen if target is not None]
+        return torch.stack([x for x, _ in chosen]).to(device), torch.stack(labels).to(device) if labels else None
 
-    given = ModelData(batches, device, generator_for(data.seed, "measure", measure))
+    given = ModelData(batches, sample, device, generator_for(data.seed, "measure", measure))
+    made: dict[str, Sequence[Outcome]] = {}
     try:
         values = measure.measure(model, layers, given)
-        made: dict[str, Sequence[Outcome]] = {}
         for variable in measure.variables:
-            value = values[variable.name]
-            made[variable.name] = [outcome(v) for v in value] if isinstance(value, Sequence) else [outcome(value)]
-            if len(made[variable.name]) != count(variable.dims):
-                raise ModelError(
-                    f"{variable.name} has {len(made[variable.name])} values, {count(variable.dims)} were due"
-                )
+            made[variable.name] = _outcomes(variable, values[variable.name], len(layers))
         return made
     except Exception as error:  # the other measures go on
         log.debug("%s failed", measure, exc_info=error)
         failed = Outcome(float("nan"), status_of(error))
-        return {variable.name: [failed] * count(variable.dims) for variable in measure.variables}
+        return {v.name: [failed] * (len(layers) if "layer" in v.dims else 1) for v in measure.variables}
+
+
+def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
+    """The outcomes of a variable as a measure returned it: one a layer, or a single one."""
+    if "layer" not in variable.dims:
+        return [outcome(value)]
+    if isinstance(value, Undefined):
+        return [outcome(value)] * layers
+    found = [outcome(one) for one in value]
+    if len(found) != layers:
+        raise ModelError(f"{variable.name} has {len(found)} values, {layers} were due")
+    return found
 
 
 def _source(data: PreparedData, split: Split, measure: Measure) -> DataSource:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import GenmeasuresError, Undefined
@@ -20,19 +21,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """A value with its status: "ok", "note: …" (valid, with a remark), or NaN with "undefined: …" or "failed: …"."""
+    """A value with its status: "ok", "note: …" (valid, with a remark), or NaN with "undefined: …" or "failed: …".
 
-    value: float
+    value: a number, or float64 (n,) where the variable has a dimension of its own.
+    """
+
+    value: float | NDArray[np.float64]
     status: str
 
 
-def outcome(value: float | Value) -> Outcome:
+def outcome(value: float | Value | Undefined | NDArray[np.float64]) -> Outcome:
     """The outcome of a value as a measure returned it: a number that is not finite is none."""
+    if isinstance(value, Undefined):
+        return Outcome(float("nan"), status_of(value))
+    if isinstance(value, np.ndarray) and value.ndim:
+        return _series(value)
     note = value.note if isinstance(value, Value) else ""
     number = float(value.value if isinstance(value, Value) else value)
     if not np.isfinite(number):
         return Outcome(float("nan"), f"undefined: the measure gave {number}")
     return Outcome(number, f"note: {note}" if note else "ok")
+
+
+def _series(values: NDArray[np.float64]) -> Outcome:
+    """The outcome of a row of values (n,), of which those that are not finite are none."""
+    if values.ndim != 1:
+        raise GenmeasuresError(f"an array of {values.ndim} dimensions, one was due")
+    made = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    missing = int(np.isnan(made).sum())
+    if missing == len(made):
+        return Outcome(made, "undefined: the measure gave no finite value")
+    return Outcome(made, f"note: {missing} of {len(made)} values are not finite" if missing else "ok")
 
 
 def status_of(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,8 @@ class DaviesBouldin(_ClusterIndex):
             "Davies–Bouldin index",
             direction=-1,
             references=_REFERENCES + "section 2.2.2",
+            bounds=(0, math.inf),
+            scale_invariant=True,
         ),
     )
 
@@ -114,6 +118,8 @@ class Roughness(_ClusterIndex):
             "roughness",
             direction=-1,
             references=_REFERENCES + "section 2.3.1",
+            bounds=(0, math.inf),
+            scale_invariant=True,
         ),
     )
 

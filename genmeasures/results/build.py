@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from genmeasures.engine import ModelResult
+from genmeasures.engine import ModelResult, Outcome
 from genmeasures.errors import ResultError
 from genmeasures.interfaces import Measure, TaskModel
 from genmeasures.results.schema import STATUS
@@ -56,13 +56,13 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
             {"long_name": f"vectors sampled from the {split} data"},
         )
     variables: dict[str, Any] = {}
+    sizes = {"model": 1, "layer": len(layers), **_own_sizes(outcomes, measures)}
+    coords |= {dim: (dim, np.arange(size)) for dim, size in sizes.items() if dim not in coords}
     for measure in measures:
         for variable in measure.variables:
-            found = outcomes.get(variable.name, [])
-            dims = ("model", *variable.dims)
-            values, status = [o.value for o in found], [o.status for o in found]
-            if failed and not variable.dims:
-                values, status = [np.nan], [f"failed: {result}"]
+            found = list(outcomes.get(variable.name, []))
+            if failed and "layer" not in variable.dims:
+                found = [Outcome(float("nan"), f"failed: {result}")]
             attrs = {
                 "long_name": variable.long_name,
                 "units": variable.units,
@@ -70,9 +70,18 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
                 "references": variable.references,
                 "measure": repr(measure),
             }
-            shape = (1, len(layers)) if variable.dims else (1,)
-            variables[variable.name] = (dims, np.array(values, dtype=np.float64).reshape(shape), attrs)
-            variables[variable.name + STATUS] = (dims, _texts(status).reshape(shape))
+            dims = ("model", *variable.dims)
+            shape = tuple(sizes[dim] for dim in dims)
+            own = [dim for dim in dims if dim not in ("model", "layer")]
+            values = np.full((len(found), *(sizes[dim] for dim in own)), np.nan)
+            for row, one in zip(values, found, strict=True) if own else ():
+                row[: np.size(one.value)] = one.value
+            if not own:
+                values[:] = [one.value for one in found]
+            variables[variable.name] = (dims, values.reshape(shape), attrs)
+            of = tuple(dim for dim in dims if dim not in own)
+            status = _texts([one.status for one in found]).reshape([sizes[dim] for dim in of])
+            variables[variable.name + STATUS] = (of, status)
     taken = {*coords, *variables, "generalization_gap"}
     for name, value in {**model.hparams, **model.metrics}.items():
         if name in taken:
@@ -90,6 +99,17 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
     return xr.Dataset(variables, coords)
 
 
+def _own_sizes(outcomes: Mapping[str, Sequence[Outcome]], measures: Sequence[Measure]) -> dict[str, int]:
+    """The sizes of the dimensions that measures have of their own: the longest row counts, others are padded."""
+    sizes: dict[str, int] = {}
+    for measure in measures:
+        for variable in measure.variables:
+            for dim in set(variable.dims) - {"layer"}:
+                rows = [np.size(o.value) for o in outcomes.get(variable.name, ()) if isinstance(o.value, np.ndarray)]
+                sizes[dim] = max([sizes.get(dim, 0), *rows])
+    return sizes
+
+
 def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Dataset:
     """One dataset of all models, in the given order; layers and coordinates that a model lacks are NaN or ""."""
     if not datasets:
@@ -99,15 +119,21 @@ def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Data
     if twice:
         raise ResultError(f"models with the same name: {', '.join(twice)}")
     datasets = _alike(datasets)
-    depth = max(ds.sizes["layer"] for ds in datasets)
+    lengths = {
+        dim: max(ds.sizes.get(dim, 0) for ds in datasets)
+        for dim in sorted({str(dim) for ds in datasets for dim in ds.dims} - {"model"})
+    }
     wanted = {name: ds[name] for ds in reversed(datasets) for name in ds.variables}
     padded = []
     for ds in datasets:
-        fills = {name: _fill(ds[name]) for name in ds.variables if "layer" in ds[name].dims and name != "layer"}
-        ds = ds.reindex(layer=np.arange(depth), fill_value=fills)
+        fills = {name: _fill(ds[name]) for name in ds.variables if name not in lengths}
+        ds = ds.reindex({dim: np.arange(n) for dim, n in lengths.items() if dim in ds.dims}, fill_value=fills)
         lacking = {name: like for name, like in wanted.items() if name not in ds.variables}
         for name, like in lacking.items():
-            shape = tuple(depth if dim == "layer" else ds.sizes[dim] for dim in like.dims)
+            if name in lengths:
+                ds = ds.assign_coords({name: (name, np.arange(lengths[name]))})
+                continue
+            shape = tuple(lengths.get(str(dim), 1) for dim in like.dims)
             empty = np.full(shape, _fill(like), dtype=object if like.dtype == object else np.float64)
             made = xr.DataArray(empty, dims=like.dims, attrs=like.attrs)
             ds = ds.assign_coords({name: made}) if name in like.coords else ds.assign({name: made})

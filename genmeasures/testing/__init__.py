@@ -1,0 +1,17 @@
+"""The conformance suite: what every component must do, to be run on one's own in three lines.
+
+In a test module of a plugin::
+
+    from genmeasures.testing import parametrize_with_checks
+
+    @parametrize_with_checks([MyMeasure()])
+    def test_conforms(component, check):
+        check(component)
+
+A check raises AssertionError with what the component did. ``genmeasures check NAME`` runs the
+same checks on an installed component.
+"""
+
+from genmeasures.testing.suite import Check, checks_for, parametrize_with_checks, run_checks
+
+__all__ = ["Check", "checks_for", "parametrize_with_checks", "run_checks"]

@@ -1,0 +1,75 @@
+"""What every component must do, whatever it is."""
+
+from __future__ import annotations
+
+import copy
+import importlib.resources
+import pickle
+import re
+
+import yaml
+from hydra.utils import instantiate
+
+from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
+from genmeasures.registry import registry
+
+_KINDS: dict[str, type[Component]] = {
+    "extractor": Extractor,
+    "labeler": Labeler,
+    "measure": Measure,
+    "aggregator": Aggregator,
+    "task": Task,
+}
+
+
+def check_name(component: Component) -> None:
+    """Its name is lower case, of letters, digits and underscores."""
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", component.name), f"name is {component.name!r}"
+
+
+def check_options_are_stored(component: Component) -> None:
+    """Every argument of __init__ is kept under its own name, and the representation shows it."""
+    for option in component.option_names():
+        assert hasattr(component, option), f"__init__ takes {option!r} but does not store it as self.{option}"
+        assert f"{option}=" in repr(component), f"repr does not show {option!r}: {component!r}"
+
+
+def check_clone(component: Component) -> None:
+    """A clone has the same options, and is another object."""
+    clone = component.clone()
+    assert clone is not component
+    assert type(clone) is type(component)
+    assert repr(clone) == repr(component), f"the clone is {clone!r}, the original {component!r}"
+
+
+def check_copy_and_pickle(component: Component) -> None:
+    """Copies, and copies by way of pickle, have the same options."""
+    for made in (copy.deepcopy(component), pickle.loads(pickle.dumps(component))):
+        assert repr(made) == repr(component), f"the copy is {made!r}, the original {component!r}"
+
+
+def check_config(component: Component) -> None:
+    """Where it is registered, a Hydra config of its name makes it with its default options."""
+    kind = next(kind for kind, base in _KINDS.items() if isinstance(component, base))
+    known = registry()
+    if component.name not in known.names(kind) or known.get(kind, component.name) is not type(component):
+        return  # not installed: a class of a test, for one
+    for package in known.config_packages():
+        path = importlib.resources.files(package) / kind / f"{component.name}.yaml"
+        if path.is_file():
+            break
+    else:
+        raise AssertionError(f"no config package has {kind}/{component.name}.yaml")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    options = {key: value for key, value in settings.items() if not key.startswith("_")}
+    unknown = sorted(set(options) - set(component.option_names()))
+    assert not unknown, f"{path.name} sets {', '.join(unknown)}, which are no options"
+    if any(value == "???" for value in options.values()):
+        return  # options without a default are the user's to give
+    made = instantiate(settings, _convert_="all")
+    assert type(made) is type(component), f"{path.name} makes a {type(made).__name__}"
+    default = type(component)()
+    assert repr(made) == repr(default), f"{path.name} makes {made!r}, the defaults of the class are {default!r}"
+
+
+CHECKS = (check_name, check_options_are_stored, check_clone, check_copy_and_pickle, check_config)

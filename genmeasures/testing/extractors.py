@@ -1,0 +1,74 @@
+"""What extractors must do: draw each vector once, as many as asked for, whatever the order of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from genmeasures.data import mix
+from genmeasures.interfaces import Extractor, Sample
+from genmeasures.testing import toys
+from genmeasures.tracing import LayerReader, trace
+
+_POSITIONS = 16
+
+
+def _keys(count: int) -> NDArray[np.uint64]:
+    return mix(np.arange(count, dtype=np.uint64))
+
+
+def _vectors(sample: Sample, stop: int, start: int = 0) -> list[tuple[int, int, int]]:
+    return [(int(i), int(p), int(r)) for i, p, r in zip(*sample.part(start, stop), strict=True)]
+
+
+def check_sample(component: Extractor) -> None:
+    """A sample lists each vector once, sorted by input, at positions that there are, with ranks 0 … n − 1."""
+    sample = component.sample(_POSITIONS, _keys(20), 3)
+    vectors = _vectors(sample, 20)
+    assert len(vectors) == len(sample), f"{len(vectors)} vectors in a sample of length {len(sample)}"
+    inputs, positions, ranks = (list(column) for column in zip(*vectors, strict=True))
+    assert inputs == sorted(inputs), "the vectors are not sorted by input"
+    assert len(set(zip(inputs, positions, strict=True))) == len(vectors), "a vector is listed twice"
+    assert 0 <= min(positions) <= max(positions) < _POSITIONS, "a position lies outside the layer's output"
+    assert sorted(ranks) == list(range(len(vectors))), "the ranks are not 0 … n − 1"
+    halves = _vectors(sample, 9) + _vectors(sample, 20, 9)
+    assert halves == vectors, "the parts of a sample are not the whole"
+
+
+def check_sample_order(component: Extractor) -> None:
+    """Another order of the data gives the same vectors at the same ranks."""
+    keys = _keys(20)
+    order = np.random.default_rng(0).permutation(20)
+    one = {(int(keys[i]), p): r for i, p, r in _vectors(component.sample(_POSITIONS, keys, 3), 20)}
+    other = {(int(keys[order][i]), p): r for i, p, r in _vectors(component.sample(_POSITIONS, keys[order], 3), 20)}
+    assert one == other, "the sample depends on the order of the data"
+
+
+def check_fit_sample(component: Extractor) -> None:
+    """A sample to fit on is no larger than fit_cap."""
+    assert len(component.sample(_POSITIONS, _keys(20), 3, True)) <= component.fit_cap
+
+
+def check_vectors(component: Extractor) -> None:
+    """Vectors and patches are float32, of the declared sizes, one for each vector asked for."""
+    net = toys.network().eval()
+    inputs, _ = toys.pictures(4, 0)
+    traced = trace(net, inputs, component.tap).layers[1]
+    given: list[torch.Tensor] = []
+    handle = traced.module.register_forward_hook(lambda module, args, output: given.extend([args[0], output]))
+    with torch.no_grad():
+        net(inputs)
+    handle.remove()
+    rows, positions = torch.tensor([0, 2, 3]), torch.tensor([0, 5, 3])
+    vectors = component.vectors(given[1].flatten(2), rows, positions)
+    patches = component.patches(LayerReader(traced.geometry, given[0], False), rows, positions).unfold()
+    for what, made, size in (
+        ("vectors", vectors, component.vector_size(traced.layer)),
+        ("patches", patches, component.patch_size(traced.layer)),
+    ):
+        assert made.dtype == torch.float32, f"{what} are {made.dtype}"
+        assert tuple(made.shape) == (3, size), f"{what} are of shape {tuple(made.shape)}, (3, {size}) was due"
+
+
+CHECKS = (check_sample, check_sample_order, check_fit_sample, check_vectors)

@@ -1,0 +1,98 @@
+"""What labelers must do: integers, the same for the same seed, one for each vector."""
+
+from __future__ import annotations
+
+import torch
+
+from genmeasures.errors import DataError, Undefined
+from genmeasures.interfaces import FeatureLabeler, Labeler, TargetLabeler
+
+
+def _points(count: int = 90) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([0.0, 30.0, 60.0, 90.0, 120.0, 150.0], dtype=torch.float64)
+    return centres[torch.arange(count) % 6, None] + torch.randn(count, 4, generator=generator, dtype=torch.float64)
+
+
+def _targets() -> list[torch.Tensor]:
+    """Classes, masks and continuous maps, of which a labeler takes those that it is for."""
+    generator = torch.Generator().manual_seed(1)
+    classes = torch.randint(3, (12, 1), generator=generator)
+    masks = torch.randint(2, (12, 1, 8, 8), generator=generator)
+    maps = torch.rand(12, 1, 8, 8, generator=generator)
+    return [classes, masks, maps]
+
+
+def _labelled(component: TargetLabeler) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The targets that a fresh copy takes, and the labels it gives them."""
+    made = []
+    for targets in _targets():
+        try:
+            made.append((targets, _fitted_on(component, targets).label(targets, _size(targets))))
+        except (DataError, Undefined):
+            continue
+    return made
+
+
+def check_labels(component: Labeler) -> None:
+    """Labels are int64, one for each vector, or for each position of each input."""
+    if isinstance(component, FeatureLabeler):
+        labels = _fitted(component, _points()).label(_points(31))
+        assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
+        assert tuple(labels.shape) == (31,), f"labels of 31 vectors are of shape {tuple(labels.shape)}"
+    elif isinstance(component, TargetLabeler):
+        found = _labelled(component)
+        assert found, "it takes neither classes, nor masks, nor continuous targets"
+        for targets, labels in found:
+            due = [(12, 1), (12, 16)] if targets.dim() > 2 else [(12, 1)]
+            assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
+            assert tuple(labels.shape) in due, f"labels are of shape {tuple(labels.shape)}, {due[-1]} was due"
+
+
+def _fitted(component: FeatureLabeler, points: torch.Tensor) -> FeatureLabeler:
+    fresh = component.clone()
+    fresh.fit(points, torch.Generator().manual_seed(0))
+    return fresh
+
+
+def _fitted_on(component: TargetLabeler, targets: torch.Tensor) -> TargetLabeler:
+    fresh = component.clone()
+    fresh.observe(targets)
+    fresh.fit(torch.Generator().manual_seed(0))
+    return fresh
+
+
+def _size(targets: torch.Tensor) -> tuple[int, ...]:
+    """Dense targets are labelled at half their size."""
+    return (4, 4) if targets.dim() > 2 else ()
+
+
+def check_label_batches(component: Labeler) -> None:
+    """A label does not depend on what else is in the batch."""
+    if isinstance(component, FeatureLabeler):
+        by_features, points = _fitted(component, _points()), _points(31)
+        apart = torch.cat([by_features.label(part) for part in points.split(7)])
+        assert torch.equal(by_features.label(points), apart), "labels differ in batches of 7"
+    elif isinstance(component, TargetLabeler):
+        for targets, labels in _labelled(component):
+            by_targets = _fitted_on(component, targets)
+            apart = torch.cat([by_targets.label(part, _size(targets)) for part in targets.split(5)])
+            assert torch.equal(labels, apart), "labels differ in batches of 5"
+
+
+def check_label_seed(component: Labeler) -> None:
+    """One seed gives one labelling, and the targets or vectors are not written to."""
+    if isinstance(component, FeatureLabeler):
+        points = _points()
+        before = points.clone()
+        found = [_fitted(component, points).label(points) for _ in range(2)]
+        assert torch.equal(points, before), "the vectors have changed"
+        assert torch.equal(found[0], found[1]), "two fits with one seed give different labels"
+    elif isinstance(component, TargetLabeler):
+        one, other = _labelled(component), _labelled(component)
+        for (targets, labels), (_, again) in zip(one, other, strict=True):
+            assert any(torch.equal(targets, given) for given in _targets()), "the targets have changed"
+            assert torch.equal(labels, again), "two fits with one seed give different labels"
+
+
+CHECKS = (check_labels, check_label_batches, check_label_seed)

@@ -1,0 +1,227 @@
+"""What measures must do: nothing that should not matter changes a value, and bad input gives a status."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+from genmeasures.api import measure
+from genmeasures.errors import GenmeasuresError
+from genmeasures.interfaces import Measure, Variable
+from genmeasures.results import load, save
+from genmeasures.testing import toys
+
+_SAME = 1e-4
+"""Relative difference that float32 features of other batch sizes explain."""
+
+
+def _measured(component: Measure, net: nn.Module, train: toys.Arrays, test: toys.Arrays, **options: int) -> xr.Dataset:
+    settings = {"batch_size": 16, "seed": 0, **options}
+    return measure({"net": net}, train, test, measures=[component.clone()], **settings)  # type: ignore[arg-type]
+
+
+@cache
+def _data() -> tuple[toys.Arrays, toys.Arrays]:
+    return toys.pictures(60, 1), toys.pictures(45, 2)
+
+
+def _plain(component: Measure) -> xr.Dataset:
+    return _measured(component, toys.network(), *_data())
+
+
+def _summaries(component: Measure) -> list[Variable]:
+    """The variables without a dimension of their own, which are compared."""
+    return [variable for variable in component.variables if set(variable.dims) <= {"layer"}]
+
+
+def _assert_same(component: Measure, one: xr.Dataset, other: xr.Dataset, what: str, tolerance: float = _SAME) -> None:
+    for variable in _summaries(component):
+        left, right = one[variable.name].values.ravel(), other[variable.name].values.ravel()
+        same = np.isclose(left, right, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
+        assert same.all(), f"{variable.name} is {left[~same][0]} and, {what}, {right[~same][0]}"
+
+
+def check_variables(component: Measure) -> None:
+    """It declares variables with a long name, a direction of −1, 0 or 1, units and bounds."""
+    assert component.variables, "variables is empty"
+    for variable in component.variables:
+        assert variable.name.isidentifier(), f"the variable {variable.name!r} is no identifier"
+        assert variable.long_name, f"{variable.name} has no long_name"
+        assert variable.direction in (-1, 0, 1), f"the direction of {variable.name} is {variable.direction!r}"
+        assert variable.bounds[0] < variable.bounds[1], f"the bounds of {variable.name} are {variable.bounds}"
+        own = [dim for dim in variable.dims if dim != "layer"]
+        assert len(own) <= 1, f"{variable.name} has two dimensions of its own: {own}"
+        assert not own or variable.dims[-1] == own[0], f"layer comes first in the dimensions of {variable.name}"
+
+
+def check_values(component: Measure) -> None:
+    """On an ordinary network a layer at least has a value, and no status says that it failed."""
+    ds = _plain(component)
+    for variable in component.variables:
+        values, status = ds[variable.name].values, ds[f"{variable.name}_status"].values.ravel()
+        failed = [text for text in status if text.startswith("failed")]
+        assert not failed, f"{variable.name}: {failed[0]}"
+        assert not np.isinf(values).any(), f"{variable.name} is infinite"
+        assert np.isfinite(values).any(), f"{variable.name} has no value: {status[0]}"
+
+
+def check_bounds(component: Measure) -> None:
+    """No value lies outside the bounds that its variable declares."""
+    for seed in range(2):
+        ds = _measured(component, toys.network(seed), *_data())
+        for variable in component.variables:
+            values = ds[variable.name].values
+            values = values[np.isfinite(values)]
+            low, high = variable.bounds
+            outside = values[(values < low - 1e-9) | (values > high + 1e-9)]
+            assert not len(outside), f"{variable.name} is {outside[0]}, declared between {low} and {high}"
+
+
+def check_batch_size(component: Measure) -> None:
+    """Splitting the data into other batches changes nothing."""
+    _assert_same(
+        component, _plain(component), _measured(component, toys.network(), *_data(), batch_size=7), "in sevens"
+    )
+
+
+def check_order(component: Measure) -> None:
+    """Another order of the samples changes nothing."""
+    generator = torch.Generator().manual_seed(5)
+    shuffled = []
+    for inputs, classes in _data():
+        order = torch.randperm(len(inputs), generator=generator)
+        shuffled.append((inputs[order], classes[order]))
+    other = _measured(component, toys.network(), shuffled[0], shuffled[1])
+    _assert_same(component, _plain(component), other, "with the samples in another order")
+
+
+def check_seed(component: Measure) -> None:
+    """One seed gives one value."""
+    _assert_same(component, _plain(component), _plain(component), "with the same seed again", 1e-9)
+
+
+def check_global_state(component: Measure) -> None:
+    """It neither reads nor moves the global random state."""
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    np_state = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    one = _plain(component)
+    assert torch.equal(torch.random.get_rng_state(), state), "torch's global random state has moved"
+    now = np.random.get_state()[1]  # type: ignore[index]  # noqa: NPY002
+    assert (now == np_state).all(), "NumPy's global random state has moved"
+    torch.manual_seed(2)
+    _assert_same(component, one, _plain(component), "under another global seed", 1e-9)
+    torch.random.set_rng_state(state)
+
+
+def check_scale(component: Measure) -> None:
+    """Variables that are declared scale invariant do not change when all features are multiplied by 1024."""
+    invariant = [variable.name for variable in _summaries(component) if variable.scale_invariant]
+    if not invariant:
+        return
+    one, other = _plain(component), _measured(component, toys.network(scale=1024.0), *_data())
+    for name in invariant:
+        # The patches of the first layer are the pictures themselves, which are the same.
+        left, right = one[name].values, other[name].values
+        assert np.allclose(left, right, rtol=_SAME, equal_nan=True), f"{name} is {left.ravel()}, scaled {right.ravel()}"
+
+
+def check_model_is_left_alone(component: Measure) -> None:
+    """The model's mode, hooks, parameters, buffers and gradients are as before."""
+    net = toys.network()
+    gradients = []
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+        gradients.append(parameter.grad)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    _measured(component, net, *_data())
+    for module in net.modules():
+        assert module.training, f"{type(module).__name__} is left in evaluation mode"
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        assert not any(hooks), f"a hook is left on {type(module).__name__}"
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} has changed"
+    for (name, parameter), gradient in zip(net.named_parameters(), gradients, strict=True):
+        assert parameter.requires_grad, f"{name} does not require a gradient any more"
+        assert parameter.grad is gradient, f"the gradient of {name} is another tensor"
+        assert bool((gradient == 1).all()), f"the gradient of {name} has changed"
+
+
+def check_data_is_left_alone(component: Measure) -> None:
+    """Inputs and targets are not written to."""
+    train, test = ((inputs.clone(), classes.clone()) for inputs, classes in _data())
+    _measured(component, toys.network(), train, test)
+    for (inputs, classes), (before, labels) in zip((train, test), _data(), strict=True):
+        assert torch.equal(inputs, before), "inputs have changed"
+        assert torch.equal(classes, labels), "targets have changed"
+
+
+def check_degenerate_data(component: Measure) -> None:
+    """Constant features, one class, or a single sample give a value or "undefined: …", never a crash or infinity."""
+    train, test = _data()
+    one_class = [(inputs, torch.zeros_like(classes)) for inputs, classes in (train, test)]
+    single = [(inputs[:1], classes[:1]) for inputs, classes in (train, test)]
+    cases = {
+        "constant features": (toys.dead_network(), train, test),
+        "one class": (toys.network(), one_class[0], one_class[1]),
+        "a single sample": (toys.network(), single[0], single[1]),
+    }
+    for what, (net, fit, score) in cases.items():
+        ds = _measured(component, net, fit, score)
+        for variable in component.variables:
+            values = ds[variable.name].values
+            status = [str(text) for text in ds[f"{variable.name}_status"].values.ravel()]
+            failed = [text for text in status if text.startswith("failed")]
+            assert not failed, f"{what}: {variable.name}: {failed[0]}"
+            assert not np.isinf(values).any(), f"{what}: {variable.name} is infinite"
+            silent = [text for text in status if not text.startswith(("ok", "note: ", "undefined: "))]
+            assert not silent, f"{what}: {variable.name} has the status {silent[0]!r}"
+
+
+def check_nan(component: Measure) -> None:
+    """NaN and infinite activations give a status, not a number."""
+    train, test = _data()
+    try:
+        ds = _measured(component, toys.overflowing_network(), train, test)
+    except GenmeasuresError:
+        return
+    for variable in component.variables:
+        values = ds[variable.name].values
+        status = [str(text) for text in ds[f"{variable.name}_status"].values.ravel()]
+        assert np.isnan(values).all(), f"{variable.name} is {values[np.isfinite(values)].ravel()[:1]}"
+        assert all(text.startswith("undefined: ") for text in status), f"{variable.name}: {status[0]}"
+
+
+def check_file(component: Measure) -> None:
+    """Values and attributes survive a netCDF file."""
+    ds = _plain(component)
+    with tempfile.TemporaryDirectory() as folder:
+        there = load(save(ds, Path(folder) / "result.nc"))
+    for variable in component.variables:
+        np.testing.assert_array_equal(there[variable.name].values, ds[variable.name].values)
+        attrs = there[variable.name].attrs
+        for key in ("long_name", "units", "direction", "references"):
+            assert attrs[key] == getattr(variable, key), f"{variable.name}: {key} is {attrs[key]!r} in the file"
+
+
+CHECKS = (
+    check_variables,
+    check_values,
+    check_bounds,
+    check_batch_size,
+    check_order,
+    check_seed,
+    check_global_state,
+    check_scale,
+    check_model_is_left_alone,
+    check_data_is_left_alone,
+    check_degenerate_data,
+    check_nan,
+    check_file,
+)

@@ -1,0 +1,61 @@
+"""Small networks and data that components are tried on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+Arrays = tuple[Tensor, Tensor]
+
+
+def network(seed: int = 0, scale: float = 1.0) -> nn.Module:
+    """A convolutional ReLU network for :func:`pictures`, in training mode, as users hand theirs over.
+
+    ``scale`` multiplies its first layer's output, and with it, since nothing has a bias, every feature.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3, bias=False),
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            fan = parameter[0].numel()
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan) ** 0.5)
+        next(net.parameters()).mul_(scale)
+    return net
+
+
+def dead_network() -> nn.Module:
+    """The same with every weight zero: constant features."""
+    net = network()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    return net
+
+
+class Overflow(nn.Module):
+    """Multiplies by so much that activations overflow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1e38 * 1e38
+
+
+def overflowing_network() -> nn.Module:
+    """The same network, behind a layer that makes its activations infinite or NaN."""
+    return nn.Sequential(Overflow(), network())
+
+
+def pictures(count: int, seed: int) -> Arrays:
+    """Inputs float32 (count, 2, 8, 8) of three classes that differ in their mean, and the classes int64 (count,)."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = torch.arange(count) % 3
+    noise = torch.randn(count, 2, 8, 8, generator=generator)
+    return noise + 0.7 * (classes - 1).view(-1, 1, 1, 1), classes
