@@ -53,7 +53,7 @@ from genmeasures.interfaces import (
     one_of,
     require,
 )
-from genmeasures.registry.specs import hookimpl
+from genmeasures.registry.specs import Register, hookimpl
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "Pass",
     "PatchReader",
     "PatchSet",
+    "Register",
     "ResultError",
     "Sample",
     "TargetLabeler",

@@ -40,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collect.add_argument("folder", help="folder with result files")
     collect.add_argument("--output", help="folder for the merged files (default: FOLDER/collected)")
     commands.add_parser("plugins", help="show the installed plugins and what they provide")
+    check = commands.add_parser("check", help="run the conformance suite on a component")
+    check.add_argument("name", help="name of an extractor, labeler, measure or aggregator, or KIND.NAME")
+    check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options to make it with")
+    new = commands.add_parser("new-plugin", help="make a working plugin: package, config, test")
+    new.add_argument("name", help="name of its measure, my_measure for one")
+    new.add_argument("--folder", default=".", help="where to make it (default: here)")
     if given[:1] == ["run"]:
         if given[1:2] in (["--help"], ["-h"]):
             print(_RUN, end="")
@@ -55,6 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from genmeasures.cli.collect import collect_command
 
             return collect_command(parsed.folder, parsed.output)
+        if parsed.command == "check":
+            from genmeasures.cli.check import check_command
+
+            return check_command(parsed.name, parsed.options)
+        if parsed.command == "new-plugin":
+            from genmeasures.cli.new_plugin import new_plugin_command
+
+            return new_plugin_command(parsed.name, parsed.folder)
         from genmeasures.cli.plugins import plugins_command
 
         return plugins_command()

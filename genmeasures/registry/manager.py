@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.resources
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
+import yaml
 
 from genmeasures.errors import GenmeasuresError, OptionError, nearest
 from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
@@ -19,6 +21,9 @@ from genmeasures.registry import specs
 
 STRICT = "GENMEASURES_STRICT_PLUGINS"
 """Environment variable: where set (not to 0), a plugin that fails to load is an error."""
+
+ALLOWED = "GENMEASURES_PLUGINS"
+"""Environment variable: where set, only the plugins that it names, separated by commas, are loaded."""
 
 _KINDS: dict[str, tuple[str, type[Component]]] = {
     "extractor": ("genmeasures_register_extractors", Extractor),
@@ -63,6 +68,8 @@ class Registry:
                 getattr(manager.hook, hook)(register=self._registrar(kind, base, classes[kind], info))
             for packages in manager.hook.genmeasures_config_packages():
                 info.config_packages += [packages] if isinstance(packages, str) else list(packages)
+            for package in info.config_packages:
+                _check_configs(package)
         except (Exception, SystemExit) as error:
             info.components, info.config_packages = [], []
             info.error = f"{type(error).__name__}: {error}"
@@ -118,6 +125,24 @@ class Registry:
         return [package for info in self.plugins for package in info.config_packages]
 
 
+def _check_configs(package: str) -> None:
+    """Raise GenmeasuresError unless the package is there and all its YAML files can be read."""
+    try:
+        folders = [importlib.resources.files(package)]
+    except (ModuleNotFoundError, TypeError) as error:
+        raise GenmeasuresError(f"its config package {package!r} cannot be found: {error}") from error
+    while folders:
+        for entry in folders.pop().iterdir():
+            if entry.is_dir():
+                folders.append(entry)
+            elif entry.name.endswith(".yaml"):
+                try:
+                    yaml.safe_load(entry.read_text(encoding="utf-8"))
+                except (yaml.YAMLError, UnicodeDecodeError) as error:
+                    where = str(error).replace("\n", " ")
+                    raise GenmeasuresError(f"its config {entry.name} cannot be read: {where}") from error
+
+
 def _builtin() -> ModuleType:
     from genmeasures.registry import builtin
 
@@ -131,8 +156,15 @@ def registry() -> Registry:
     made.add("genmeasures", _builtin, "genmeasures", importlib.metadata.version("genmeasures"))
     if made.plugins[0].error:
         raise GenmeasuresError(f"the core of genmeasures does not load: {made.plugins[0].error}")
-    points = importlib.metadata.entry_points(group=specs.PROJECT)
-    for point in sorted(points, key=lambda point: point.name):
-        dist = point.dist
-        made.add(point.name, point.load, dist.name if dist else "?", dist.version if dist else "?")
+    points = sorted(importlib.metadata.entry_points(group=specs.PROJECT), key=lambda point: point.name)
+    allowed = os.environ.get(ALLOWED)
+    names = None if allowed is None else [name.strip() for name in allowed.split(",") if name.strip()]
+    for name in names or ():
+        if name not in [point.name for point in points]:
+            installed = [point.name for point in points]
+            raise OptionError(f"{ALLOWED} names the plugin {name!r}, which is not installed{nearest(name, installed)}")
+    for point in points:
+        if names is None or point.name in names:
+            dist = point.dist
+            made.add(point.name, point.load, dist.name if dist else "?", dist.version if dist else "?")
     return made

@@ -14,16 +14,17 @@ def network(seed: int = 0, scale: float = 1.0) -> nn.Module:
     ``scale`` multiplies its first layer's output, and with it, since nothing has a bias, every feature.
     """
     generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1, bias=False),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 8, 3, padding=1, bias=False),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 3, bias=False),
-    )
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global state
+        net = nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1, bias=False),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1, bias=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 3, bias=False),
+        )
     with torch.no_grad():
         for parameter in net.parameters():
             fan = parameter[0].numel()

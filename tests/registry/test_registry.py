@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from genmeasures import aggregators, extractors, labelers, measures, tasks
 from genmeasures.cli.main import main
 from genmeasures.errors import GenmeasuresError, OptionError
 from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
-from genmeasures.registry import Registry, registry
+from genmeasures.registry import Registry, registry, specs
 from genmeasures.registry.manager import STRICT
 
 BUILTIN = {
@@ -245,10 +246,37 @@ def test_strict_makes_a_bad_plugin_an_error(
     assert registry().plugins[1].error
 
 
-def test_config_packages_come_from_plugins(install: Callable[..., None]) -> None:
-    hook = "from genmeasures.plugin import hookimpl\n@hookimpl\ndef genmeasures_config_packages():\n    return "
-    install(one=hook + "['one.conf', 'one.more']\n", two=hook + "'two.conf'\n")
-    assert registry().config_packages() == ["genmeasures.conf", "one.conf", "one.more", "two.conf"]
+def config_package(folder: Path, name: str, text: str) -> None:
+    """A package with one config file for a measure."""
+    (folder / name / "measure").mkdir(parents=True)
+    (folder / name / "__init__.py").touch()
+    (folder / name / "measure" / "one.yaml").write_text(text)
+
+
+CONFIGS = "from genmeasures.plugin import hookimpl\n@hookimpl\ndef genmeasures_config_packages():\n    return "
+
+
+def test_config_packages_come_from_plugins(install: Callable[..., None], tmp_path: Path) -> None:
+    for name in ("one_conf", "one_more", "two_conf"):
+        config_package(tmp_path, name, "a: 1\n")
+    install(one=CONFIGS + "['one_conf', 'one_more']\n", two=CONFIGS + "'two_conf'\n")
+    assert registry().config_packages() == ["genmeasures.conf", "one_conf", "one_more", "two_conf"]
+
+
+def test_configs_that_do_not_parse_are_reported(install: Callable[..., None], tmp_path: Path) -> None:
+    config_package(tmp_path, "bad_conf", "a: [1\nb: 2\n")
+    install(bad=CONFIGS + "'bad_conf'\n", missing=CONFIGS + "'no_such_package.conf'\n", good=SPARSITY)
+    infos = {info.name: info for info in registry().plugins}
+    assert "its config one.yaml cannot be read: " in infos["bad"].error
+    assert "its config package 'no_such_package.conf' cannot be found" in infos["missing"].error
+    assert registry().config_packages() == ["genmeasures.conf"]
+    assert "sparsity" in registry().names("measure")
+
+
+@pytest.mark.parametrize("hook", [name for name in vars(specs) if name.startswith("genmeasures_")])
+def test_every_hook_is_documented(hook: str) -> None:
+    assert inspect.getdoc(getattr(specs, hook))
+    assert hook in (Path(__file__).parents[2] / "plugins" / "README.md").read_text()
 
 
 def test_a_registry_is_made_once() -> None:

@@ -1,0 +1,51 @@
+"""``genmeasures check``: the conformance suite on an installed component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import yaml
+from rich.console import Console
+
+from genmeasures.errors import OptionError, nearest
+from genmeasures.registry import registry
+from genmeasures.testing import run_checks
+
+_KINDS = ("extractor", "labeler", "measure", "aggregator")
+
+
+def check_command(name: str, options: Sequence[str]) -> int:
+    """Run all checks and print what each asks and found; returns 1 if one failed."""
+    kind, component_name = _find(name)
+    given = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise OptionError(f"{option!r}: options are given as OPTION=VALUE")
+        given[key] = yaml.safe_load(value)
+    component = registry().make(kind, component_name, given)
+    console = Console()
+    console.print(f"[bold]{kind} {component_name}[/bold]  {component!r}", highlight=False)
+    failed = 0
+    for check, asked, problem in run_checks(component):
+        failed += bool(problem)
+        mark = "[red]✗[/red]" if problem else "[green]✓[/green]"
+        console.print(f"  {mark} {check}: {asked}", highlight=False)
+        if problem:
+            console.print(f"      {problem}", style="red", markup=False, highlight=False)
+    console.print(f"{failed} checks failed" if failed else "all checks passed")
+    return 1 if failed else 0
+
+
+def _find(name: str) -> tuple[str, str]:
+    """Kind and name of a component given as NAME or KIND.NAME."""
+    kind, dot, rest = name.partition(".")
+    if dot and kind in _KINDS:
+        return kind, rest
+    kinds = [kind for kind in _KINDS if name in registry().names(kind)]
+    if not kinds:
+        known = [known for kind in _KINDS for known in registry().names(kind)]
+        raise OptionError(f"there is no component {name!r}{nearest(name, known)}")
+    if len(kinds) > 1:
+        raise OptionError(f"{name!r} is the name of several components: {', '.join(f'{k}.{name}' for k in kinds)}")
+    return kinds[0], name

@@ -1,0 +1,71 @@
+"""``genmeasures check`` and ``genmeasures new-plugin``, and the list of plugins that a run is pinned to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genmeasures.cli.main import main
+from genmeasures.errors import OptionError
+from genmeasures.registry import manager
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_check_says_what_was_asked_and_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "frobenius"]) == 0
+    out = capsys.readouterr().out
+    assert "aggregator frobenius" in out
+    assert "✓ reduce: It gives one number and one count of layers a model" in " ".join(out.split())
+    assert "all checks passed" in out
+
+
+def test_check_takes_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "aggregator.last_k", "k=2"]) == 0
+    assert "k=2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "roughnes"], "there is no component 'roughnes' (did you mean 'roughness'? known: "),
+        (["check", "last_k", "k"], "'k': options are given as OPTION=VALUE"),
+        (["check", "last_k", "j=1"], "has no option 'j'"),
+        (["new-plugin", "2nd"], "'2nd' is no name for a measure"),
+        (["new-plugin", "class"], "'class' is no name for a measure"),
+    ],
+)
+def test_errors_say_what_to_do(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_new_plugin_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own tests pass, the conformance suite among them."""
+    assert main(["new-plugin", "genmeasures-dead-units", "--folder", str(tmp_path)]) == 0
+    folder = tmp_path / "genmeasures-dead-units"
+    assert str(folder) in capsys.readouterr().out
+    assert not [path for path in folder.rglob("*") if path.is_file() and "{{" in path.read_text()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "src"), str(ROOT)])}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["new-plugin", "dead_units", "--folder", str(tmp_path)]) == 1
+    assert "is already there" in capsys.readouterr().err
+
+
+def test_a_run_can_be_pinned_to_named_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager.registry.cache_clear()
+    monkeypatch.setenv("GENMEASURES_PLUGINS", "")
+    assert [info.name for info in manager.registry().plugins] == ["genmeasures"]
+    manager.registry.cache_clear()
+    monkeypatch.setenv("GENMEASURES_PLUGINS", "no_such_plugin")
+    with pytest.raises(OptionError, match="GENMEASURES_PLUGINS names the plugin 'no_such_plugin', which is not inst"):
+        manager.registry()
+    manager.registry.cache_clear()
+    monkeypatch.delenv("GENMEASURES_PLUGINS")
+    manager.registry()
