@@ -1,0 +1,148 @@
+"""Do the paper's claims hold for small networks? ``python benchmarks/study.py``, some minutes.
+
+Networks of four convolutions of 16 kernels are trained on scikit-learn's digits, upsampled to 16×16,
+with and without batch normalisation, from several seeds. Reported are, with the figures of all
+networks also where a claim does not hold:
+
+1. the share of kernels whose RS under IAM is at most that under AM (paper, figure 1);
+2. test accuracy with the half of a layer's kernels silenced that have the lowest ARS, and with the
+   half that have the highest, and the largest gap of the two curves (figure 2, table 1);
+3. the mean ARS with and without batch normalisation (figure 3);
+4. what the early stop saves, and what it changes in ARS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from genmeasures_ars import ARS, accuracy_curve, kernel_order, largest_gap
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from genmeasures.plugin import ModelData, Undefined
+from genmeasures.tasks.cnn import SmallCNN
+from genmeasures.tasks.digits import split_digits
+from genmeasures.tracing import trace
+
+WIDTH, DEPTH, SIZE = 16, 4, 16
+
+
+def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Train and test pictures (N, 1, 16, 16) and classes (N, 1)."""
+    made = []
+    for x, y in split_digits():
+        large = nn.functional.interpolate(torch.from_numpy(x), size=(SIZE, SIZE), mode="bilinear")
+        made.append((large, torch.from_numpy(y)[:, None]))
+    return made[0], made[1]
+
+
+def trained(x: Tensor, y: Tensor, norm: bool, seed: int, steps: int = 300) -> nn.Module:
+    torch.manual_seed(seed)
+    model = SmallCNN(WIDTH, DEPTH, batch_norm=norm, size=SIZE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    for _ in range(steps):
+        chosen = torch.randint(len(x), (64,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[chosen]), y[chosen, 0]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def data(x: Tensor, y: Tensor, seed: int) -> ModelData:
+    def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        yield x, y
+
+    return ModelData(
+        batches=batches,
+        sample=lambda split, count: (x[:count], y[:count]),
+        order=lambda split: np.arange(len(x)),
+        device=x.device,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1500)
+    options = parser.parse_args()
+    (x, y), (x_test, y_test) = digits()
+    whole: dict[bool, list[float]] = {False: [], True: []}
+    for norm in (False, True):
+        at_most: list[float] = []
+        strictly: list[float] = []
+        halves: list[tuple[float, float, float]] = []
+        for seed in range(options.seeds):
+            begin = time.perf_counter()
+            model = trained(x, y, norm, seed)
+            traced = [one for one in trace(model, x[:3], "activation").layers if one.layer.kind == "Conv2d"]
+            layers = [one.layer for one in traced]
+            made = {
+                name: ARS(name, steps=options.steps).measure(model, layers, data(x_test, y_test, seed))
+                for name in ("am", "iam")
+            }
+            means = []
+            for place, layer in enumerate(traced):
+                am, iam, scores = (
+                    made[a][b][place] for a, b in (("am", "rs_kernel"), ("iam", "rs_kernel"), ("iam", "ars_kernel"))
+                )
+                if isinstance(scores, Undefined) or isinstance(am, Undefined):
+                    print(f"  layer {place + 1}: {scores}")
+                    continue
+                at_most.append(float((iam <= am).mean()))
+                strictly.append(float((iam < am).mean()))
+                orders = [kernel_order(scores, order) for order in ("ascending", "descending")]
+                curves = accuracy_curve(model, layer, orders, [(x_test, y_test)])
+                half = len(scores) // 2
+                halves.append((curves[0, half], curves[1, half], largest_gap(curves[0], curves[1])))
+                means.append(float(np.nanmean(scores)))
+                print(
+                    f"  layer {place + 1}: mean ARS {means[-1]:.3f}, RS under IAM ≤ AM for {at_most[-1]:.2f} "
+                    f"(< for {strictly[-1]:.2f}) of kernels, {int(np.isnan(scores).sum())} without ARS; half silenced: "
+                    f"lowest {halves[-1][0]:.3f}, highest {halves[-1][1]:.3f}, gap {halves[-1][2]:.3f}"
+                )
+            whole[norm].append(float(np.mean(means)))
+            with torch.no_grad():
+                accuracy = float((model(x_test).argmax(1) == y_test[:, 0]).double().mean())
+            print(
+                f"batch_norm={norm} seed={seed}: test accuracy {accuracy:.3f}, mean ARS {whole[norm][-1]:.4f}, "
+                f"{time.perf_counter() - begin:.0f} s",
+                flush=True,
+            )
+        low, high, gap = np.mean(halves, axis=0)
+        less = sum(one < other for one, other, _ in halves)
+        print(f"batch_norm={norm}: RS under IAM ≤ AM: {np.mean(at_most):.3f} of kernels (<: {np.mean(strictly):.3f})")
+        print(
+            f"batch_norm={norm}: accuracy with the lowest half by ARS silenced {low:.3f}, with the highest {high:.3f}; "
+            f"lower for the lowest in {less} of {len(halves)} layers; mean largest gap {gap:.3f}\n"
+        )
+    print(
+        f"mean ARS without batch normalisation {np.mean(whole[False]):.4f}, with {np.mean(whole[True]):.4f}: "
+        f"{'lower' if np.mean(whole[True]) < np.mean(whole[False]) else 'NOT lower'} with it"
+    )
+    early_stop(trained(x, y, False, 0), x_test, y_test, options.steps)
+
+
+def early_stop(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
+    """ARS with the early stop against all steps, for one network."""
+    layers = [one.layer for one in trace(model, x[:3], "activation").layers if one.layer.kind == "Conv2d"]
+    values, seconds = [], []
+    for patience in (100, None):
+        begin = time.perf_counter()
+        made = ARS(steps=steps, patience=patience).measure(model, layers, data(x, y, 0))["ars_kernel"]
+        seconds.append(time.perf_counter() - begin)
+        values.append(np.concatenate(made))
+    moved = np.abs(values[0] - values[1])
+    print(
+        f"early stop: {seconds[0]:.0f} s instead of {seconds[1]:.0f}; ARS moves by {np.nanmean(moved):.4f} on average "
+        f"and {np.nanmax(moved):.4f} at most; rank correlation "
+        f"{spearmanr(*values, nan_policy='omit').statistic:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

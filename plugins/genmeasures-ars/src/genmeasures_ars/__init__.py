@@ -1,0 +1,46 @@
+"""Activated representational substitution (ARS), class selectivity and cumulative ablation, as genmeasures measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from genmeasures.plugin import hookimpl
+from genmeasures_ars.ablation import accuracy_curve, kernel_order, largest_gap
+from genmeasures_ars.maximisation import Ascent, ascend, begin_at, fitting_batch
+from genmeasures_ars.measure import ARS, ClassSelectivity, CumulativeAblation, KernelMeasure
+from genmeasures_ars.network import truncated
+from genmeasures_ars.scores import ar, ars, rs
+from genmeasures_ars.selectivity import ClassMeans, class_selectivity
+
+__all__ = [
+    "ARS",
+    "Ascent",
+    "ClassMeans",
+    "ClassSelectivity",
+    "CumulativeAblation",
+    "KernelMeasure",
+    "accuracy_curve",
+    "ar",
+    "ars",
+    "ascend",
+    "begin_at",
+    "class_selectivity",
+    "fitting_batch",
+    "kernel_order",
+    "largest_gap",
+    "rs",
+    "truncated",
+]
+
+
+@hookimpl
+def genmeasures_register_measures(register: Callable[[type[Any]], None]) -> None:
+    register(ARS)
+    register(ClassSelectivity)
+    register(CumulativeAblation)
+
+
+@hookimpl
+def genmeasures_config_packages() -> list[str]:
+    return ["genmeasures_ars.conf"]

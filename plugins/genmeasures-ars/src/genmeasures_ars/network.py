@@ -1,0 +1,73 @@
+"""A network up to one layer, and which of its layers have kernels with activation maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from genmeasures.plugin import DataError, Layer, ModelData, ModelError, Undefined
+from genmeasures.tracing import TracedLayer, tapped, trace
+
+Truncated: TypeAlias = Callable[[Tensor], Tensor]
+"""Takes inputs (B, …) to the activation maps (B, I, *spatial) of a layer, with the graph if gradients are on."""
+
+_EXAMPLES = 3
+"""Inputs of the traced forward pass: more than one shows which dimension is the batch."""
+
+
+@contextmanager
+def truncated(model: nn.Module, layer: TracedLayer) -> Iterator[Truncated]:
+    """The network up to a layer: what lies behind its activation is not run."""
+    made: list[Tensor] = []
+
+    def keep(_: TracedLayer, given: Tensor, output: Tensor) -> None:
+        made.append(output)
+
+    with tapped(model, [layer], keep, stop=True) as tap:
+
+        def run(inputs: Tensor) -> Tensor:
+            tap.run(inputs)
+            return made.pop()
+
+        yield run
+
+
+def example_of(data: ModelData) -> Tensor:
+    """The first few inputs (≤ 3, …) of the test data, or of the training data where there are none.
+
+    Raises DataError for inputs that have no gradient.
+    """
+    try:
+        inputs = _first(data, "test")
+    except ModelError:
+        inputs = _first(data, "train")
+    if not inputs.is_floating_point():
+        raise DataError(f"inputs of {inputs.dtype} have no gradient: activations cannot be maximised over them")
+    return inputs[:_EXAMPLES]
+
+
+def _first(data: ModelData, split: Literal["train", "test"]) -> Tensor:
+    inputs: Tensor = next(iter(data.batches(split)))[0]
+    return inputs
+
+
+def convolutions(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> list[TracedLayer | Undefined]:
+    """The traced layer of each of ``layers``, its output read after the activation; Undefined for a linear layer.
+
+    AR counts what an activation lets through, so that it is read behind it also where the run reads
+    bare outputs. Raises ModelError where the model no longer runs a layer.
+    """
+    with torch.no_grad():
+        known = {one.layer.name: one for one in trace(model, example, "activation").layers}
+    found: list[TracedLayer | Undefined] = []
+    for layer in layers:
+        if layer.name not in known:
+            raise ModelError(f"the model has no layer {layer.name!r}")
+        one = known[layer.name]
+        linear = isinstance(one.module, nn.Linear)
+        found.append(Undefined("a linear layer has no kernels with activation maps") if linear else one)
+    return found

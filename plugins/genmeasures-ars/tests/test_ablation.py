@@ -1,0 +1,71 @@
+"""Ablation against a copy whose weights are really zero."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ars_networks import data, pictures, small, traced
+from genmeasures_ars import accuracy_curve, kernel_order, largest_gap
+from torch import nn
+
+from genmeasures.plugin import DataError, OptionError
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("place", [0, 1])
+def test_against_zeroed_weights(norm: bool, place: int) -> None:
+    model = small(norm)
+    x, y = pictures(60)
+    layer = traced(model, x)[place]
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(layer.layer.channels, generator=generator).numpy() for _ in range(2)]
+    curves = accuracy_curve(model, layer, orders, data(x, y).batches("test"))
+    for order, curve in zip(orders, curves, strict=True):
+        pruned = copy.deepcopy(model)
+        where = dict(pruned.named_modules())
+        for count in range(len(order) + 1):
+            if count:
+                kernel = int(order[count - 1])
+                following = where[str(int(layer.layer.name) + 1)]
+                for module in (where[layer.layer.name], following):
+                    for parameter in module.parameters():
+                        with torch.no_grad():
+                            parameter[kernel] = 0
+            expected = float((pruned(x).argmax(1) == y[:, 0]).double().mean())
+            assert curve[count] == pytest.approx(expected)
+
+
+def test_orders() -> None:
+    scores = [0.3, np.nan, 0.1, 0.3]
+    assert kernel_order(scores, "ascending").tolist() == [2, 0, 3, 1]
+    assert kernel_order(scores, "descending").tolist() == [1, 3, 0, 2]
+    one, other = (kernel_order(range(50), "random", torch.Generator().manual_seed(4)) for _ in range(2))
+    assert one.tolist() == other.tolist()
+    assert sorted(one) == list(range(50))
+    with pytest.raises(OptionError, match="order='up'"):
+        kernel_order(scores, "up")
+    with pytest.raises(OptionError, match="generator"):
+        kernel_order(scores, "random")
+
+
+def test_gap() -> None:
+    assert largest_gap([0.9, 0.2, 0.1], [0.9, 0.8, 0.1]) == pytest.approx(0.6)
+    assert largest_gap([0.9, 0.8, 0.1], [0.9, 0.2, 0.1]) == 0
+
+
+def test_a_model_that_is_no_classifier() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval()
+    x, y = pictures(6)
+    with pytest.raises(DataError, match="classifier"):
+        accuracy_curve(model, traced(model, x)[0], [[0, 1, 2]], data(x, y).batches("test"))
+
+
+def test_without_classes() -> None:
+    x, y = pictures(6)
+    model = small()
+    for targets in (None, y.float(), y.repeat(1, 2)):
+        with pytest.raises(DataError, match="cumulative ablation needs"):
+            accuracy_curve(model, traced(model, x)[0], [range(5)], data(x, targets).batches("test"))

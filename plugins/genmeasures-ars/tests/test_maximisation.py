@@ -1,0 +1,153 @@
+"""The ascent: against closed forms, and one kernel at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ars_networks import pictures, small, traced
+from genmeasures_ars import ascend, begin_at, fitting_batch, truncated
+from genmeasures_ars.maximisation import objective_of
+from torch import nn
+
+from genmeasures.plugin import ModelError
+
+NOISE = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+
+
+def naive(model: nn.Module, upto: int, noise: torch.Tensor, kernel: int, objective: str, steps: int) -> torch.Tensor:
+    """The definition, for one kernel, through the layers of a Sequential."""
+    x = noise[None].clone()
+    for _ in range(steps):
+        x.requires_grad_()
+        h = model[:upto](x)[0].flatten(1).mean(1)
+        others = sum(h[j] for j in range(len(h)) if j != kernel) / len(h)
+        value = h[kernel] - (others if objective == "iam" else 0)
+        (gradient,) = torch.autograd.grad(value, x)
+        x = (x + 0.1 * gradient / gradient.square().mean().sqrt().clamp_min(1e-30)).detach()
+    return x[0]
+
+
+@pytest.mark.parametrize("objective", ["am", "iam"])
+@pytest.mark.parametrize(("place", "upto"), [(0, 3), (1, 6)])
+def test_side_by_side_is_one_at_a_time(objective: str, place: int, upto: int) -> None:
+    model = small(norm=True)
+    layer = traced(model, NOISE)[place]
+    kernels = torch.arange(layer.layer.channels)
+    with truncated(model, layer) as run:
+        start = NOISE[begin_at(run, NOISE)[0]]
+        together = ascend(run, start, kernels, objective, 12, 0.1, None)
+        chunks = [ascend(run, start[c], c, objective, 12, 0.1, None) for c in kernels.split(2)]
+    for kernel in kernels.tolist():
+        alone = naive(model, upto, start[kernel], kernel, objective, 12)
+        torch.testing.assert_close(together.inputs[kernel], alone, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(together.inputs, torch.cat([c.inputs for c in chunks]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(together.means, torch.cat([c.means for c in chunks]), rtol=1e-3, atol=1e-3)
+    assert together.steps.tolist() == [12] * len(kernels)
+
+
+def test_the_objective_of_am_rises() -> None:
+    model = small()
+    layer = traced(model, NOISE)[1]
+    kernels = torch.arange(6)
+    with truncated(model, layer) as run:
+        start = NOISE[begin_at(run, NOISE)[0]]
+        values = torch.stack([ascend(run, start, kernels, "am", n, 0.05, None).objective for n in (1, 5, 20, 60)])
+    assert (values.diff(dim=0) > 0).all()
+
+
+def test_a_linear_convolution_has_a_known_maximiser() -> None:
+    """One output pixel and no activation: every step goes along the kernel, which the input so comes to look like."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(2, 3, 6).eval()
+    (layer,) = traced(model, NOISE)
+    with truncated(model, layer) as run:
+        made = ascend(run, NOISE[:3], torch.arange(3), "am", 500, 0.1, None)
+        other = ascend(run, NOISE[:3], torch.arange(3), "iam", 500, 0.1, None)
+    weight = model.weight.detach()
+    unit = weight / weight.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(made.inputs, NOISE[:3] + 50 * unit, rtol=1e-3, atol=1e-3)
+    contrast = weight - (weight.sum(0) - weight) / 3
+    similar = nn.functional.cosine_similarity(other.inputs.flatten(1), contrast.flatten(1))
+    assert (similar > 0.99).all()
+
+
+def test_objectives_by_hand() -> None:
+    means, kernels = torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])
+    assert float(objective_of(means, kernels, "am")) == 3
+    assert float(objective_of(means, kernels, "iam")) == 2
+
+
+def test_settled_kernels_stop_early_and_others_go_on() -> None:
+    model = small()
+    layer = traced(model, NOISE)[0]
+    kernels = torch.arange(5)
+    with truncated(model, layer) as run:
+        start = NOISE[begin_at(run, NOISE)[0]]
+        early = ascend(run, start, kernels, "iam", 400, 0.1, 20)
+        full = ascend(run, start, kernels, "iam", 400, 0.1, None)
+        first = ascend(run, start[:1], kernels[:1], "iam", int(early.steps[0]), 0.1, None)
+    assert (early.steps < 400).any()
+    assert (early.steps >= 20).all()
+    assert full.steps.tolist() == [400] * 5
+    torch.testing.assert_close(early.inputs[0], first.inputs[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_silent_kernel_stays_where_it_is() -> None:
+    model = small()
+    with torch.no_grad():
+        model[0].bias[1] = -1e3
+    layer = traced(model, NOISE)[0]
+    with truncated(model, layer) as run:
+        begin, responds = begin_at(run, NOISE)
+        made = ascend(run, NOISE[begin], torch.arange(5), "am", 5, 0.1, None)
+    assert responds.tolist() == [True, False, True, True, True]
+    assert torch.equal(made.inputs[1], NOISE[0])
+
+
+def test_a_kernel_begins_where_it_responds() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU()).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    noise = torch.tensor([-1.0, -2.0, 3.0, 4.0]).reshape(4, 1, 1, 1)
+    (layer,) = traced(model, noise)
+    with truncated(model, layer) as run:
+        assert begin_at(run, noise)[0].tolist() == [2]
+
+
+def test_what_lies_behind_the_layer_is_not_run() -> None:
+    model = small()
+    ran: list[nn.Module] = []
+    example = pictures(3)[0]
+    layer = traced(model, example)[0]
+    model[4].register_forward_hook(lambda module, given, output: ran.append(module))
+    with truncated(model, layer) as run:
+        run(example)
+    assert not ran
+
+
+def test_no_gradient_is_an_error() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.detach())
+
+    model = Detached().eval()
+    (layer,) = traced(model, NOISE)
+    with truncated(model, layer) as run, pytest.raises(ModelError, match="no gradient"):
+        ascend(run, NOISE[:3], torch.arange(3), "am", 2, 0.1, None)
+
+
+def test_memory_settles_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    layer = traced(model, NOISE)[1]
+    with truncated(model, layer) as run:
+        batches = [fitting_batch(run, NOISE[:1], list(model.parameters()), n) for n in (1, 2**30)]
+        monkeypatch.setattr("genmeasures_ars.maximisation._CPU_BATCH", 2**30)
+        unbounded = fitting_batch(run, NOISE[:1], list(model.parameters()), 2**20)
+    assert batches == [1, 16]
+    # Of each input the two layers' outputs, 4 bytes a number, are kept at least, and not ten times as much.
+    kept = 4 * (5 * 36 + 6 * 9)
+    assert 2**20 / (10 * kept) < unbounded < 2**20 / kept

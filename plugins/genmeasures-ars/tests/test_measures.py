@@ -1,0 +1,204 @@
+"""The measures as the engine calls them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import genmeasures_ars
+import numpy as np
+import pytest
+import torch
+from ars_networks import data, layers, pictures, small
+from genmeasures_ars import ARS, ClassSelectivity, CumulativeAblation
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from genmeasures.plugin import DataError, ModelError, ModelMeasure, OptionError, Undefined, Value
+from genmeasures.registry import Registry
+
+X, Y = pictures()
+MEASURES = [ARS(steps=15), ClassSelectivity(), CumulativeAblation(ARS(steps=5)), CumulativeAblation(ClassSelectivity())]
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=repr)
+def test_every_variable_for_every_layer(measure: ModelMeasure) -> None:
+    model = small(norm=True)
+    given = layers(model, X)
+    made = measure.measure(model, given, data(X, Y))
+    assert sorted(made) == sorted(variable.name for variable in measure.variables)
+    for variable in measure.variables:
+        value = made[variable.name]
+        if not variable.dims:
+            assert isinstance(value, float)
+            continue
+        assert len(value) == 3
+        assert isinstance(value[2], Undefined)
+        assert "linear" in str(value[2])
+        for layer, one in zip(given[:2], value, strict=False):
+            if variable.dims == ("layer",):
+                assert isinstance(one, float | Value)
+            else:
+                assert isinstance(one, np.ndarray)
+                assert one.dtype == np.float64
+                assert one.shape == (layer.channels,)
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=repr)
+def test_the_model_is_left_as_it_was(measure: ModelMeasure) -> None:
+    model = small(norm=True)
+    model[0].bias.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    measure.measure(model, layers(model, X), data(X, Y))
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert [p.requires_grad for p in model.parameters()] == [n != "0.bias" for n, _ in model.named_parameters()]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=repr)
+def test_same_seed_same_value(measure: ModelMeasure) -> None:
+    model = small()
+    one, other = (measure.measure(model, layers(model, X), data(X, Y, seed=3, batch=b)) for b in (16, 9))
+    for variable in measure.variables:
+        if "kernel" in variable.dims:
+            for a, b in zip(one[variable.name][:2], other[variable.name][:2], strict=True):
+                np.testing.assert_allclose(a, b)
+
+
+def test_means_of_a_layer_are_over_its_kernels() -> None:
+    model = small()
+    made = ARS(steps=15).measure(model, layers(model, X), data(X, None))
+    for name in ("ars", "rs", "ar"):
+        for mean, values in zip(made[name][:2], made[f"{name}_kernel"][:2], strict=True):
+            number = mean.value if isinstance(mean, Value) else mean
+            assert number == pytest.approx(np.nanmean(values))
+
+
+def test_chunks_do_not_change_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    whole = ARS(steps=15).measure(model, layers(model, X), data(X, None))
+    monkeypatch.setattr("genmeasures_ars.measure.fitting_batch", lambda *_: 2)
+    parts = ARS(steps=15).measure(model, layers(model, X), data(X, None))
+    for a, b in zip(whole["ars_kernel"][:2], parts["ars_kernel"][:2], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_layers_do_not_depend_on_which_are_chosen() -> None:
+    model = small()
+    given = layers(model, X)
+    whole = ARS(steps=5).measure(model, given, data(X, None))
+    alone = ARS(steps=5).measure(model, given[1:2], data(X, None))
+    np.testing.assert_array_equal(whole["ars_kernel"][1], alone["ars_kernel"][0])
+
+
+def test_a_dead_layer_has_a_status() -> None:
+    model = small()
+    with torch.no_grad():
+        model[0].bias.fill_(-1e4)
+    made = ARS(steps=3).measure(model, layers(model, X), data(X, None))
+    assert isinstance(made["ars"][0], Undefined)
+    assert "no kernel responds" in str(made["ars"][0])
+
+
+def test_a_dead_kernel_is_fully_replaced_under_am() -> None:
+    model = small()
+    with torch.no_grad():
+        model[0].bias[1] = -1e4
+    made = ARS("am", steps=3).measure(model, layers(model, X), data(X, None))
+    assert made["ar_kernel"][0][1] == 0
+    assert made["rs_kernel"][0][1] > 0
+    assert made["ars_kernel"][0][1] == 1
+
+
+def test_kernels_without_a_value_are_counted() -> None:
+    model = small()
+    with torch.no_grad():
+        model[0].bias[1] = -1e4
+    made = ClassSelectivity().measure(model, layers(model, X), data(X, Y))
+    assert np.isnan(made["class_selectivity_kernel"][0][1])
+    assert isinstance(made["class_selectivity"][0], Value)
+    assert "1 of 5" in made["class_selectivity"][0].note
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d])
+def test_other_convolutions(kind: type[nn.Module]) -> None:
+    dims = {"Conv1d": 1, "Conv3d": 3}.get(kind.__name__, 2)
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(2, 4, 3), nn.ReLU()).eval()
+    x = torch.randn(4, 2, *([5] * dims))
+    made = ARS(steps=5).measure(model, layers(model, x), data(x, None))
+    assert made["rs_kernel"][0].shape == (4,)
+
+
+def test_training_data_will_do_for_the_shape_of_an_input() -> None:
+    model = small()
+    both = data(X, None)
+
+    def batches(split: str) -> object:
+        if split == "test":
+            raise ModelError("ars needs test data, and none are given")
+        return both.batches("train")
+
+    given = layers(model, X)
+    made = ARS(steps=3).measure(model, given, dataclasses.replace(both, batches=batches))
+    expected = ARS(steps=3).measure(model, given, data(X, None))
+    np.testing.assert_array_equal(made["ars_kernel"][0], expected["ars_kernel"][0])
+
+
+def test_inputs_without_gradient() -> None:
+    model = small()
+    given = layers(model, X)
+    with pytest.raises(DataError, match="int64"):
+        ARS().measure(model, given, data(X.long(), None))
+
+
+def test_class_targets_are_needed() -> None:
+    model = small()
+    for targets in (None, Y.float(), Y.repeat(1, 2)):
+        with pytest.raises(DataError, match="class_selectivity needs"):
+            ClassSelectivity().measure(model, layers(model, X), data(X, targets))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("objective", "AM"),
+        ("steps", 0),
+        ("steps", 1.5),
+        ("step_size", 0),
+        ("step_size", "fast"),
+        ("step_size", float("inf")),
+        ("patience", 0),
+        ("starts", 0),
+        ("memory", True),
+    ],
+)
+def test_options_of_ars(option: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"ARS: {option}="):
+        ARS(**{option: value})
+
+
+def test_other_options() -> None:
+    with pytest.raises(OptionError, match="split"):
+        ClassSelectivity(split="val")
+    with pytest.raises(OptionError, match="split"):
+        CumulativeAblation(split="val")
+    with pytest.raises(OptionError, match="score"):
+        CumulativeAblation("ars")
+
+
+def test_registered_with_configs_that_hold_the_defaults() -> None:
+    registry = Registry()
+    registry.add("ars", lambda: genmeasures_ars, "genmeasures-ars", "0.1.0")
+    assert not registry.plugins[0].error
+    assert registry.names("measure") == ["ars", "class_selectivity", "cumulative_ablation"]
+    folder = next(iter(genmeasures_ars.__path__))
+    for name in registry.names("measure"):
+        configured = instantiate(OmegaConf.load(f"{folder}/conf/measure/{name}.yaml"))
+        assert repr(configured) == repr(registry.make("measure", name, {}))
+        assert repr(configured.clone()) == repr(configured)

@@ -1,0 +1,55 @@
+"""RS, AR and ARS against the paper and by brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from genmeasures_ars import ar, ars, rs
+
+from genmeasures.aggregators import Explicit
+
+
+def test_the_worked_case_of_the_paper() -> None:
+    """Kernel 12 of layer 1 of the shallow CNN, section 3.1."""
+    assert ars(0.61, 0.0141) == pytest.approx(0.985, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "mars"), [((0.0841, 0.0429, 0.0413, 0.0361), 0.3314), ((0.0843, 0.0596, 0.0402, 0.0538), 0.3818)]
+)
+def test_mars_is_the_sum_with_explicit_weights(layers: tuple[float, ...], mars: float) -> None:
+    """Rows Good1 and Good4 of Table 2; the paper prints 0.3317 for the first."""
+    names = np.array([["a", "b", "c", "d"]], dtype=object)
+    value, used = Explicit([2, 2, 1, 1]).reduce(np.array([layers]), np.ones((1, 4)), names)
+    assert value[0] == pytest.approx(mars, abs=5e-5)
+    assert used[0] == 4
+
+
+def test_limits() -> None:
+    assert ars(0.3, 0.0) == 1
+    assert ars(0.0, 0.5) == 0
+    assert ars(0.5, 0.5) == pytest.approx(0.5)
+    assert math.isnan(float(ars(0.0, 0.0)))
+    assert ars([0.1, 0.2], [0.5, 0.5]).shape == (2,)
+
+
+def test_rs_and_ar_by_brute_force() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(7, 5, 3, 4, generator=generator).relu()
+    maps[2] = 0
+    kernels = torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    means = maps.flatten(2).mean(2)
+    substitution, response = rs(means, kernels), ar(maps[torch.arange(7), kernels])
+    for row, kernel in enumerate(kernels.tolist()):
+        above = sum(float(means[row, j]) > float(means[row, kernel]) for j in range(5) if j != kernel)
+        entries = [float(v) > 0 for v in maps[row, kernel].flatten()]
+        assert substitution[row] == above / 5
+        assert response[row] == sum(entries) / len(entries)
+    assert substitution[2] == response[2] == 0
+
+
+def test_a_mean_that_is_no_number_gives_none() -> None:
+    assert np.isnan(rs(torch.tensor([[1.0, torch.nan]]), torch.tensor([0]))).all()

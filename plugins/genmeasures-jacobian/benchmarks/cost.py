@@ -1,0 +1,132 @@
+"""What exact Jacobian norms cost, in plain backward passes and against a loop: ``python benchmarks/cost.py``.
+
+Everything is timed in turns within one run, so that the ratios hold whatever else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from genmeasures_jacobian import JacobianNorm, LayerJacobian, exact_backward
+from genmeasures_jacobian.inputs import frozen
+from genmeasures_jacobian.jacobian import runner
+from torch import Tensor, nn
+
+from genmeasures.plugin import ModelData, trace
+
+_CLASSES = 10
+
+
+def network(*widths: int) -> nn.Module:
+    """A small VGG for pictures (3, 32, 32), with two convolutions of each width."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    channels = 3
+    for width in widths:
+        for _ in range(2):
+            parts += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        parts.append(nn.MaxPool2d(2))
+    parts += [nn.Flatten(), nn.Linear(channels * (32 >> len(widths)) ** 2, 128), nn.ReLU(), nn.Linear(128, _CLASSES)]
+    return nn.Sequential(*parts).eval()
+
+
+def seconds(tasks: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """Median seconds of each task, after one turn to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(turns + 1):
+        for name, task in tasks.items():
+            begin = time.perf_counter()
+            task()
+            if turn:
+                taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--turns", type=int, default=5)
+    given = parser.parse_args()
+    networks = {"CNN 16, 32": network(16, 32), "VGG 32, 64, 128": network(32, 64, 128)}
+    print(f"batch of {given.batch}, {_CLASSES} outputs, {torch.get_num_threads()} threads; medians of {given.turns}")
+    lines: list[str] = []
+    met = True
+    for name, model in networks.items():
+        took = costs(model, given.batch, given.turns)
+        print(f"{name}, seconds: " + ", ".join(f"{what} {value:.4f}" for what, value in took.items()))
+        figures = [
+            ("exact norms, in outputs × plain backward passes", 1.3, took["exact"] / took["plain"] / _CLASSES, False),
+            ("the whole measure, likewise", 1.3, took["measure"] / took["plain"] / _CLASSES, False),
+            ("times faster than a loop of autograd.functional.jacobian", 5, took["loop"] / took["exact"], True),
+        ]
+        for what, limit, figure, at_least in figures:
+            fine = figure >= limit if at_least else figure <= limit
+            met &= fine
+            due = f"{'≥' if at_least else '≤'} {limit}"
+            lines.append(f"| {name}: {what} | {due} | {figure:.2f} | {'met' if fine else 'missed'} |")
+    print("| target | due | measured | verdict |\n| --- | --- | ---: | --- |", *lines, sep="\n")
+    return 0 if met else 1
+
+
+def costs(model: nn.Module, batch: int, turns: int) -> dict[str, float]:
+    """Seconds of everything for one network."""
+    inputs = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(batch) % _CLASSES
+    run = runner(model)
+    loss = nn.functional.cross_entropy(model(inputs), targets)
+    parameters = list(model.parameters())
+    leaf = inputs.clone().requires_grad_()
+    with frozen(model):
+        by_input = nn.functional.cross_entropy(model(leaf), targets)
+
+    def exact() -> object:
+        with frozen(model):
+            return exact_backward(run, inputs, True, targets)
+
+    def probabilities(one: Tensor) -> Tensor:
+        made: Tensor = model(one[None])[0].softmax(0)
+        return made
+
+    def loop() -> object:
+        return [torch.autograd.functional.jacobian(probabilities, one).norm() for one in inputs]
+
+    def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        yield inputs, targets[:, None]
+
+    def sample(split: str, count: int | None) -> tuple[Tensor, Tensor | None]:
+        return inputs[:count], targets[:count, None]
+
+    def data() -> ModelData:
+        return ModelData(
+            batches=batches,
+            sample=sample,
+            order=lambda split: np.arange(batch),
+            device=torch.device("cpu"),
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    layers = [one.layer for one in trace(model, inputs[:3], "activation").layers]
+    tasks = {
+        "forward": lambda: run(inputs),
+        "plain": lambda: torch.autograd.grad(loss, parameters, retain_graph=True),
+        "to the input": lambda: torch.autograd.grad(by_input, leaf, retain_graph=True),
+        "exact": exact,
+        "measure": lambda: JacobianNorm(method="exact").measure(model, [], data()),
+        "hutchinson, 16 projections": lambda: JacobianNorm(method="hutchinson", projections=16).measure(
+            model, [], data()
+        ),
+        "all layers, 16 projections": lambda: LayerJacobian(projections=16).measure(model, layers, data()),
+        "loop": loop,
+    }
+    return seconds(tasks, turns)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Norms of the input-output Jacobian of a network and of its layers (Novak et al. 2018), as genmeasures measures."""
+
+from __future__ import annotations
+
+from genmeasures.plugin import Register, hookimpl
+from genmeasures_jacobian.bounds import approximation, lower_bound, upper_bound
+from genmeasures_jacobian.jacobian import Squares, exact_backward, exact_forward, hutchinson
+from genmeasures_jacobian.layers import LayerJacobian
+from genmeasures_jacobian.measure import JacobianNorm
+from genmeasures_jacobian.projections import norms
+from genmeasures_jacobian.softmax import Softmax
+
+__all__ = [
+    "JacobianNorm",
+    "LayerJacobian",
+    "Softmax",
+    "Squares",
+    "approximation",
+    "exact_backward",
+    "exact_forward",
+    "hutchinson",
+    "lower_bound",
+    "norms",
+    "upper_bound",
+]
+
+
+@hookimpl
+def genmeasures_register_measures(register: Register) -> None:
+    """Register the measures."""
+    register(JacobianNorm)
+    register(LayerJacobian)
+
+
+@hookimpl
+def genmeasures_config_packages() -> list[str]:
+    """Name the package of the configs."""
+    return ["genmeasures_jacobian.conf"]

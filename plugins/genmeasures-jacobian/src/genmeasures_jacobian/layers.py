@@ -1,0 +1,197 @@
+"""The measure: the norm of the Jacobian of each layer's output by the input."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+
+from genmeasures.plugin import (
+    Layer,
+    ModelData,
+    ModelError,
+    ModelMeasure,
+    TracedLayer,
+    Undefined,
+    Variable,
+    tapped,
+    trace,
+)
+from genmeasures_jacobian.inputs import (
+    Split,
+    check_finite,
+    check_sampling,
+    choose,
+    chunks,
+    fitting_rows,
+    frozen,
+    seed_base,
+)
+from genmeasures_jacobian.projections import norms, signs
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = 3
+"""Inputs of the traced forward pass: more than one shows which dimension is the batch."""
+_REFERENCES = "after Novak et al. 2018, Sensitivity and Generalization in Neural Networks; Hutchinson 1990"
+
+
+class LayerJacobian(ModelMeasure):
+    """E_x ‖∂x_ℓ/∂x‖_F of each layer's output x_ℓ, read where the run reads it, over all its elements.
+
+    Estimated as the root of E‖J w‖², w random signs in input space (Hutchinson 1990): one forward-mode
+    pass gives one projection for all layers at once. A model with a function that has no forward
+    derivative is projected from the layers' side instead, by one backward pass a layer.
+    projections: of each input. samples: how many inputs of ``split`` at most, None takes
+    all. memory: MiB that a batch may take, about. The standard error is that of the estimate; it tells
+    nothing of the spread over inputs.
+    """
+
+    name = "layer_jacobian"
+    variables = (
+        Variable(
+            "layer_jacobian",
+            "mean Frobenius norm of the Jacobian of a layer",
+            -1,
+            references=_REFERENCES,
+            bounds=(0.0, math.inf),
+        ),
+        Variable(
+            "layer_jacobian_error",
+            "standard error of the mean layer Jacobian norm from the projections",
+            0,
+            references=_REFERENCES,
+            bounds=(0.0, math.inf),
+        ),
+    )
+
+    def __init__(
+        self, projections: int = 16, samples: int | None = 256, split: Split = "test", memory: int = 256
+    ) -> None:
+        check_sampling(self, projections, samples, split, memory)
+        self.projections = projections
+        self.samples = samples
+        self.split = split
+        self.memory = memory
+
+    def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
+        """layer_jacobian and layer_jacobian_error, one float or Undefined a layer.
+
+        Raises Undefined for inputs without a gradient, ModelError where the model no longer runs a layer.
+        """
+        base = seed_base(data.generator)
+        chosen, _ = choose(data, self.split, self.samples)
+        with frozen(model), torch.inference_mode(False):
+            example = chosen[:_EXAMPLES]
+            traced = traced_layers(model, layers, example)
+            rows = fitting_rows(model, lambda inputs: model(inputs.clone()), example, self.memory)
+            forward = True
+            parts: list[Tensor] = []
+            for part in chunks(len(chosen), rows):
+                inputs = chosen[part]
+                seeds = range(base + part.start, base + part.stop)
+                if forward:
+                    try:
+                        parts.append(push(model, traced, inputs, seeds, self.projections, rows))
+                        continue
+                    except (ModelError, NotImplementedError, RuntimeError) as error:
+                        # Few functions have no forward derivative. What else is wrong goes wrong backward too.
+                        log.debug("no forward-mode differentiation", exc_info=error)
+                        forward = False
+                parts.append(pull(model, traced, inputs, seeds, self.projections))
+        squares = torch.cat([part.cpu() for part in parts], 2)
+        values: list[float | Undefined] = []
+        errors: list[float | Undefined] = []
+        for layer in squares.unbind(1):
+            try:
+                if layer.isnan().all():
+                    raise Undefined("the layer's output has no gradient by the input")
+                norm, deviation = norms(layer)
+                check_finite(norm)
+                values.append(float(norm.mean()))
+                errors.append(float(deviation.square().sum().sqrt()) / len(norm))
+            except Undefined as reason:
+                values.append(reason)
+                errors.append(reason)
+        return {"layer_jacobian": values, "layer_jacobian_error": errors}
+
+
+def traced_layers(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> list[TracedLayer]:
+    """How to find the layers in a forward pass, each read where ``Layer.tap`` says.
+
+    Raises ModelError where the model runs no such layer.
+    """
+    for tap in ("activation", "linear"):
+        known = {one.layer.name: one for one in trace(model, example, tap).layers}
+        missing = [layer.name for layer in layers if layer.name not in known]
+        if missing:
+            raise ModelError(f"the model has no layer {missing[0]!r}")
+        found = [known[layer.name] for layer in layers]
+        if [one.layer.tap for one in found] == [layer.tap for layer in layers]:
+            return found
+    raise ModelError("the model's layers are not followed by what they were followed by before")
+
+
+def push(
+    model: nn.Module, layers: Sequence[TracedLayer], inputs: Tensor, seeds: Sequence[int], projections: int, rows: int
+) -> Tensor:
+    """‖J_ℓ w‖², float64 (m, L, B), for m random w of each of B inputs (B, …), ``rows`` of them at once.
+
+    NaN for a layer without a gradient by the input. Raises ModelError or RuntimeError for a function
+    without a forward derivative.
+    """
+    batch = len(inputs)
+    vectors = signs(seeds, projections, inputs[0].numel())
+    squares = torch.full((projections, len(layers), batch), torch.nan, dtype=torch.float64, device=inputs.device)
+    places = {id(layer): place for place, layer in enumerate(layers)}
+    start, count = 0, 0
+
+    def receive(layer: TracedLayer, given: Tensor, output: Tensor) -> None:
+        tangent = forward_ad.unpack_dual(output).tangent
+        if tangent is not None:
+            square = torch.linalg.vector_norm(tangent.flatten(1), dim=1, dtype=torch.float64).square()
+            squares[start : start + count, places[id(layer)]] = square.view(count, batch)
+
+    step = max(1, rows // batch)
+    with torch.no_grad(), tapped(model, layers, receive, stop=True) as tap:
+        for start in range(0, projections, step):
+            count = min(step, projections - start)
+            repeated = inputs.repeat(count, *[1] * (inputs.dim() - 1))
+            tangents = vectors[start : start + count].to(inputs).reshape(repeated.shape)
+            with forward_ad.dual_level():
+                tap.run(forward_ad.make_dual(repeated, tangents))
+    return squares
+
+
+def pull(
+    model: nn.Module, layers: Sequence[TracedLayer], inputs: Tensor, seeds: Sequence[int], projections: int
+) -> Tensor:
+    """‖vᵀJ_ℓ‖², float64 (m, L, B), for m random v of each layer and input, by backward passes.
+
+    NaN for a layer without a gradient by the input.
+    """
+    squares = torch.full((projections, len(layers), len(inputs)), torch.nan, dtype=torch.float64, device=inputs.device)
+    made: dict[int, Tensor] = {}
+
+    def receive(layer: TracedLayer, given: Tensor, output: Tensor) -> None:
+        made[id(layer)] = output.clone()  # the model may write over the output itself
+
+    with torch.enable_grad(), tapped(model, layers, receive, stop=True) as tap:
+        leaf = inputs.detach().clone().requires_grad_()
+        tap.run(leaf.clone())
+    for place, layer in enumerate(layers):
+        output = made[id(layer)]
+        if not output.requires_grad:
+            continue
+        # Signs of a layer's own: two layers of the same size shall not share them.
+        own = [seed + 2**40 * (place + 1) for seed in seeds]
+        for number, vector in enumerate(signs(own, projections, output[0].numel())):
+            cotangent = vector.to(output).view_as(output)
+            (row,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True)
+            squares[number, place] = torch.linalg.vector_norm(row.flatten(1), dim=1, dtype=torch.float64).square()
+    return squares

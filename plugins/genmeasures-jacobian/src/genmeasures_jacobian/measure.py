@@ -1,0 +1,197 @@
+"""The measure: the norm of the input-output Jacobian, and what the cross-entropy says of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genmeasures.plugin import Layer, ModelData, ModelMeasure, Undefined, Value, Variable, one_of
+from genmeasures_jacobian.bounds import approximation, lower_bound, upper_bound
+from genmeasures_jacobian.inputs import (
+    Split,
+    check_finite,
+    check_sampling,
+    choose,
+    chunks,
+    fitting_rows,
+    frozen,
+    seed_base,
+)
+from genmeasures_jacobian.jacobian import Run, Squares, exact_backward, exact_forward, hutchinson, outputs, runner
+from genmeasures_jacobian.projections import norms
+from genmeasures_jacobian.softmax import Softmax
+
+log = logging.getLogger(__name__)
+
+_REFERENCES = "Novak et al. 2018, Sensitivity and Generalization in Neural Networks"
+
+EXACT = 128
+"""Of more outputs and inputs than this, ``method="auto"`` estimates."""
+
+
+def _variable(name: str, long_name: str, direction: int = 0, dims: tuple[str, ...] = ()) -> Variable:
+    return Variable(name, long_name, direction, references=_REFERENCES, bounds=(0.0, math.inf), dims=dims)
+
+
+class JacobianNorm(ModelMeasure):
+    """E_x ‖J(x)‖_F, with J(x) = ∂ softmax(f(x))/∂x.
+
+    output: J of the "softmax", or of the "logits" f themselves, which the authors found to say little.
+    method: "exact", by backward passes, one an output, or forward-mode differentiation, one pass an
+    element of the input, whichever are fewer; "hutchinson" estimates the norm from ``projections``
+    random projections of each input; "auto" does so where outputs and inputs are both more than 128.
+    reduction: a dense output (B, C, *S) has a softmax over C at each of P positions; ‖J‖_F² is the
+    "sum" over them, which makes it the norm of the Jacobian of the whole output, or their "mean",
+    which makes outputs of different size comparable: √P times smaller. samples: how many inputs of
+    ``split`` at most, None takes all. memory: MiB that a batch may take, about.
+
+    Variables, a value a model: the norm; its standard error from the projections (0 where it is
+    exact; it tells nothing of the spread over inputs); the mean norm ‖J_y‖₂ of the true class's row;
+    M, the mean square norm of one logit's gradient over inputs and logits; and the means over inputs
+    of the cross-entropy bounds and approximation. The lower bound is one of ‖J_y‖₂ and of ‖J‖_F, the
+    upper one of ‖J_y‖₂ alone, the approximation is of ‖J‖_F; they rest on the gradients of logits
+    being orthogonal and of the same norm. Values an input: its norm, its cross-entropy and its index
+    in the split, in the order of ``ModelData.sample``, the same for all models. What needs true classes is undefined
+    without them, for dense outputs and for logits.
+    """
+
+    name = "jacobian_norm"
+    variables = (
+        _variable("jacobian_norm", "mean Frobenius norm of the input-output Jacobian", -1),
+        _variable("jacobian_norm_error", "standard error of the mean Jacobian norm from the projections"),
+        _variable("jacobian_norm_target", "mean norm of the Jacobian's row of the true class", -1),
+        _variable("jacobian_norm_lower", "mean cross-entropy lower bound on the Jacobian norm"),
+        _variable("jacobian_norm_upper", "mean cross-entropy upper bound on the norm of the true class's row"),
+        _variable("jacobian_norm_approximation", "mean cross-entropy approximation of the Jacobian norm"),
+        _variable("logit_gradient_square", "mean square norm of the gradient of a logit"),
+        _variable("jacobian_norm_sample", "Frobenius norm of the Jacobian at each input", -1, ("sample",)),
+        _variable("jacobian_norm_sample_loss", "cross-entropy of each input", 0, ("sample",)),
+        _variable("jacobian_norm_sample_index", "place of each input in its split", 0, ("sample",)),
+    )
+
+    def __init__(
+        self,
+        output: str = "softmax",
+        method: str = "auto",
+        reduction: str = "sum",
+        projections: int = 32,
+        samples: int | None = 1000,
+        split: Split = "test",
+        memory: int = 256,
+    ) -> None:
+        one_of(self, "output", output, ("softmax", "logits"))
+        one_of(self, "method", method, ("auto", "exact", "hutchinson"))
+        one_of(self, "reduction", reduction, ("sum", "mean"))
+        check_sampling(self, projections, samples, split, memory)
+        self.output = output
+        self.method = method
+        self.reduction = reduction
+        self.projections = projections
+        self.samples = samples
+        self.split = split
+        self.memory = memory
+
+    def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
+        """Values by the names of ``variables``; those an input are float64 (N,), N the inputs drawn.
+
+        A value is an Undefined where it cannot be had. Raises Undefined where none can, ModelError
+        for an output that is not one tensor.
+        """
+        base = seed_base(data.generator)
+        inputs, targets = choose(data, self.split, self.samples)
+        run = runner(model)
+        with frozen(model):
+            logits = outputs(run, inputs[:2])
+            _, channels, positions = logits.shape
+            if self.output == "softmax" and channels == 1:
+                raise Undefined("the softmax of a single output is constant: give output=logits")
+            reason = self._no_classes(targets, channels, positions)
+            classes = None if reason or targets is None else targets[:, 0]
+            parts = self._squares(model, run, inputs, classes, logits[0].numel(), base)
+        squares = torch.cat([part.jacobian for part in parts], 1).cpu()
+        squares = squares / positions if self.reduction == "mean" else squares
+        values, errors = (squares[0].sqrt(), torch.zeros(1)) if len(squares) == 1 else norms(squares)
+        check_finite(values)
+        sure = self.output == "softmax" and all(_are_probabilities(part.output) for part in parts)
+        note = "softmax was applied to the model's outputs, which are probabilities already" if sure else ""
+        made: dict[str, Any] = {
+            "jacobian_norm": Value(float(values.mean()), note),
+            "jacobian_norm_error": float(errors.double().square().sum().sqrt()) / len(values),
+            "jacobian_norm_sample": values.numpy(),
+            "jacobian_norm_sample_index": data.order(self.split)[: len(values)].astype(np.float64),
+        }
+        if classes is None:
+            names = [variable.name for variable in self.variables if variable.name not in made]
+            return {**made, **dict.fromkeys(names, Undefined(f"the cross-entropy bounds need {reason}"))}
+        return {**made, **_bounds(parts, classes, channels)}
+
+    def _squares(
+        self, model: nn.Module, run: Run, inputs: Tensor, classes: Tensor | None, count: int, base: int
+    ) -> list[Squares]:
+        """Of all inputs (N, …), batch by batch; ``count``: elements of one output."""
+        softmax = self.output == "softmax"
+        size = inputs[0].numel()
+        exact = self.method == "exact" or (self.method == "auto" and min(count, size) <= EXACT)
+        rows = fitting_rows(model, run, inputs[:2], self.memory)
+        forward = exact and size < count
+        parts: list[Squares] = []
+        for part in chunks(len(inputs), rows):
+            batch = inputs[part]
+            own = None if classes is None else classes[part]
+            if forward:
+                try:
+                    parts.append(exact_forward(run, batch, softmax, own, rows))
+                    continue
+                except (NotImplementedError, RuntimeError) as error:
+                    # Few functions have no forward derivative. What else is wrong goes wrong backward too.
+                    log.debug("no forward-mode differentiation", exc_info=error)
+                    forward = False
+            if exact:
+                parts.append(exact_backward(run, batch, softmax, own))
+            else:
+                seeds = range(base + part.start, base + part.stop)
+                parts.append(hutchinson(run, batch, softmax, seeds, self.projections, own))
+        return parts
+
+    def _no_classes(self, targets: Tensor | None, channels: int, positions: int) -> str:
+        """What the cross-entropy bounds need and do not have, if so."""
+        if self.output != "softmax":
+            return "output=softmax"
+        if positions > 1:
+            return "one output position an input, not dense outputs"
+        if targets is None:
+            return "targets, and the data have none"
+        if targets.is_floating_point() or targets.shape[1:] != (1,):
+            kind = str(targets.dtype).removeprefix("torch.")
+            return f"one class an input, not {kind} targets of shape {tuple(targets.shape[1:])}"
+        if int(targets.min()) < 0 or int(targets.max()) >= channels:
+            return f"classes from 0 to {channels - 1}, targets are from {int(targets.min())} to {int(targets.max())}"
+        return ""
+
+
+def _bounds(parts: Sequence[Squares], classes: Tensor, channels: int) -> dict[str, Any]:
+    """What needs the true classes int64 (N,) of all inputs."""
+    own = torch.cat([part.target for part in parts if part.target is not None]).cpu()
+    gradients = torch.cat([part.logits for part in parts if part.logits is not None], 1).cpu()
+    logits = torch.cat([part.output for part in parts]).cpu()
+    loss = Softmax(logits).cross_entropy(classes.cpu()).numpy()
+    square = float(gradients.mean()) / channels
+    return {
+        "jacobian_norm_target": float(own.sqrt().mean()),
+        "jacobian_norm_lower": float(lower_bound(loss, square, channels).mean()),
+        "jacobian_norm_upper": float(upper_bound(loss, square).mean()),
+        "jacobian_norm_approximation": float(approximation(loss, square, channels).mean()),
+        "logit_gradient_square": square,
+        "jacobian_norm_sample_loss": loss,
+    }
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    """Whether outputs (B, C, P) are none negative, and sum to 1 over the channels."""
+    return bool((output >= 0).all()) and bool(((output.double().sum(1) - 1).abs() < 1e-4).all())

@@ -1,0 +1,142 @@
+"""The pure functions: exact norms and estimates against closed forms and torch.autograd.functional."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from genmeasures_jacobian import Softmax, exact_backward, exact_forward, hutchinson, norms
+from genmeasures_jacobian.jacobian import runner
+from genmeasures_jacobian.projections import signs
+from jacobian_networks import convolutional, dense, jacobians, linear, pictures
+from torch import Tensor, nn
+
+from genmeasures.plugin import ModelError, Undefined
+
+
+def squares(jacobian: Tensor) -> Tensor:
+    return jacobian.square().sum((1, 2))
+
+
+@pytest.mark.parametrize("exact", [exact_backward, exact_forward])
+def test_of_a_linear_model_is_the_closed_form(exact: type) -> None:
+    weight = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.0, 1.0]])
+    inputs = torch.tensor([[0.3, -0.2], [1.0, 0.7]])
+    targets = torch.tensor([2, 0])
+    found = exact(runner(linear(weight)), inputs, True, targets)
+    for row, one in enumerate(inputs.double()):
+        p = torch.softmax(weight.double() @ one, 0)
+        by_hand = (torch.diag(p) - torch.outer(p, p)) @ weight.double()
+        assert float(found.jacobian[0, row]) == pytest.approx(float(by_hand.square().sum()), rel=1e-5)
+        assert float(found.target[row]) == pytest.approx(float(by_hand[targets[row]].square().sum()), rel=1e-5)
+        assert float(found.logits[0, row]) == pytest.approx(1 + 4 + 0.25 + 9 + 0 + 1, rel=1e-6)
+    of_logits = exact(runner(linear(weight)), inputs, False, targets)
+    assert of_logits.jacobian[0].tolist() == pytest.approx([15.25, 15.25])
+    assert of_logits.target.tolist() == pytest.approx([1.0, 5.0])
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("network", [convolutional, dense])
+def test_backward_and_forward_agree_with_autograd(network: type, softmax: bool) -> None:
+    model, inputs = network(), pictures(4)
+    expected = jacobians(model, inputs, softmax)
+    backward = exact_backward(runner(model), inputs, softmax)
+    forward = exact_forward(runner(model), inputs, softmax, rows=40)
+    torch.testing.assert_close(backward.jacobian[0], squares(expected), rtol=1e-4, atol=0)
+    torch.testing.assert_close(forward.jacobian[0], squares(expected), rtol=1e-4, atol=0)
+    torch.testing.assert_close(backward.logits[0], squares(jacobians(model, inputs, False)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(forward.logits, backward.logits, rtol=1e-4, atol=0)
+
+
+def test_rows_of_true_classes_agree_with_autograd() -> None:
+    model, inputs = convolutional(), pictures(6)
+    targets = torch.tensor([0, 1, 2, 3, 4, 2])
+    expected = jacobians(model, inputs, True)[torch.arange(6), targets].square().sum(1)
+    seeds = range(6)
+    for found in (
+        exact_backward(runner(model), inputs, True, targets),
+        exact_forward(runner(model), inputs, True, targets, rows=7),
+        hutchinson(runner(model), inputs, True, seeds, 2, targets),
+    ):
+        torch.testing.assert_close(found.target, expected, rtol=1e-4, atol=0)
+
+
+def test_a_sure_network_keeps_its_jacobian() -> None:
+    # At 1 − σ ≈ e^{−40} the softmax is constant in float32. With p = (1 − ε, ε): J = ε [[1, −1], [−1, 1]] W.
+    weight = torch.tensor([[40.0, 1.0], [0.0, 2.0]])
+    inputs = torch.tensor([[1.0, 0.0]])
+    difference = weight[0] - weight[1]
+    expected = 2 * math.exp(-40) ** 2 * float(difference.square().sum())
+    run = runner(linear(weight))
+    assert float(exact_backward(run, inputs, True).jacobian) == pytest.approx(expected, rel=1e-5)
+    assert float(exact_forward(run, inputs, True).jacobian) == pytest.approx(expected, rel=1e-5)
+    assert float(hutchinson(run, inputs, True, [0], 1024).jacobian.mean()) == pytest.approx(expected, rel=0.1)
+    loss = Softmax((inputs @ weight.T)[:, :, None]).cross_entropy(torch.tensor([0]))
+    assert float(loss) == pytest.approx(math.exp(-40), rel=1e-12)
+
+
+def test_cross_entropy() -> None:
+    logits = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * 3
+    targets = torch.arange(20) % 4
+    expected = nn.functional.cross_entropy(logits.double(), targets, reduction="none")
+    torch.testing.assert_close(Softmax(logits[:, :, None]).cross_entropy(targets), expected)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("network", [convolutional, dense])
+def test_estimates_are_unbiased_and_know_their_error(network: type, softmax: bool) -> None:
+    model, inputs = network(), pictures(3)
+    expected = squares(jacobians(model, inputs, softmax))
+    found = hutchinson(runner(model), inputs, softmax, range(3), 500).jacobian
+    error = found.std(0) / math.sqrt(500)
+    assert ((found.mean(0) - expected).abs() < 4 * error).all()
+    assert (error < 0.1 * expected).all()
+
+
+def test_norms_from_few_projections_have_little_bias() -> None:
+    # Rank one: the worst case, ‖vᵀJ‖² = (v·u)² with a relative variance near 2.
+    vectors = signs([5], 16 * 4000, 64)[:, 0].double().view(16, 4000, 64)
+    projected = vectors.sum(2).square() / 64
+    found, error = norms(projected)
+    assert float(projected.mean()) == pytest.approx(1, abs=0.02)
+    assert float(projected.mean(0).sqrt().mean()) < 0.99
+    assert float(found.mean()) == pytest.approx(1, abs=0.006)
+    assert float(error.square().mean().sqrt()) == pytest.approx(float(found.std()), rel=0.15)
+
+
+def test_norms_of_nothing_are_zero() -> None:
+    found, error = norms(torch.zeros(4, 2, dtype=torch.float64))
+    assert found.tolist() == error.tolist() == [0, 0]
+
+
+def test_signs_belong_to_an_input_not_to_its_batch() -> None:
+    together = signs([7, 8, 9], 3, 13)
+    assert together.shape == (3, 3, 13)
+    assert set(together.unique().tolist()) == {-1, 1}
+    assert torch.equal(together[:, 1:2], signs([8], 3, 13))
+    assert not torch.equal(together[:, 0], together[:, 1])
+
+
+def test_outputs_that_cannot_be_differentiated() -> None:
+    inputs = torch.randn(3, 4)
+
+    class Tuple(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (x,)
+
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach()
+
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean()
+
+    with pytest.raises(ModelError, match="type tuple"):
+        exact_backward(runner(Tuple()), inputs, True)
+    with pytest.raises(ModelError, match="batch first"):
+        exact_backward(runner(Pooled()), inputs, True)
+    for exact in (exact_backward, exact_forward):
+        with pytest.raises(Undefined, match="no gradient"):
+            exact(runner(Detached()), inputs, True)

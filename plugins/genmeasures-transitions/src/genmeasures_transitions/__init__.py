@@ -1,0 +1,41 @@
+"""Transition counts and curvature along closed trajectories in input space (Novak et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from genmeasures.plugin import hookimpl
+from genmeasures_transitions.codes import Activation, find_activations
+from genmeasures_transitions.counting import batch_size, count_transitions, curvature
+from genmeasures_transitions.measure import TransitionCount
+from genmeasures_transitions.slice import Slice, slice_through
+from genmeasures_transitions.trajectories import Ellipse, Polyline, Trajectory, ellipse_through, translations
+
+__all__ = [
+    "Activation",
+    "Ellipse",
+    "Polyline",
+    "Slice",
+    "Trajectory",
+    "TransitionCount",
+    "batch_size",
+    "count_transitions",
+    "curvature",
+    "ellipse_through",
+    "find_activations",
+    "slice_through",
+    "translations",
+]
+
+
+@hookimpl
+def genmeasures_register_measures(register: Callable[[type[Any]], None]) -> None:
+    """Register the measure."""
+    register(TransitionCount)
+
+
+@hookimpl
+def genmeasures_config_packages() -> Sequence[str]:
+    """Name the package of the configs."""
+    return ["genmeasures_transitions.conf"]

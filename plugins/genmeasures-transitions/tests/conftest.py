@@ -1,0 +1,60 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genmeasures.plugin import ModelData
+
+
+@pytest.fixture
+def cnn() -> nn.Module:
+    """A small network with three kinds of activation, one of them in place, and a normalisation."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.Hardtanh(-0.3, 0.2),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 20),
+        nn.LeakyReLU(0.1),
+        nn.Linear(20, 5),
+    ).eval()
+
+
+@pytest.fixture
+def pictures() -> tuple[Tensor, Tensor]:
+    """40 inputs (1, 8, 8) of 4 classes."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(40, 1, 8, 8, generator=generator), torch.arange(40) % 4
+
+
+@pytest.fixture
+def given(pictures: tuple[Tensor, Tensor]) -> Callable[..., ModelData]:
+    """Data as the engine hands them over, in batches of any size."""
+
+    def make(batch: int = 7, inputs: Tensor | None = None, targets: Tensor | None = pictures[1]) -> ModelData:
+        all_inputs = pictures[0] if inputs is None else inputs
+
+        def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+            for start in range(0, len(all_inputs), batch):
+                rows = slice(start, start + batch)
+                yield all_inputs[rows].clone(), None if targets is None else targets[rows, None].clone()
+
+        return ModelData(
+            batches=batches,
+            sample=lambda split, count: (all_inputs[:count], None if targets is None else targets[:count, None]),
+            order=lambda split: np.arange(len(all_inputs)),
+            device=torch.device("cpu"),
+            generator=torch.Generator().manual_seed(5),
+        )
+
+    return make

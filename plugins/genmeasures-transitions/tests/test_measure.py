@@ -1,0 +1,192 @@
+"""The measure as the engine calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from genmeasures_transitions import (
+    TransitionCount,
+    count_transitions,
+    ellipse_through,
+    find_activations,
+    genmeasures_config_packages,
+    genmeasures_register_measures,
+)
+from genmeasures_transitions.drawing import draw_random, draw_triples
+from torch import Tensor, nn
+
+from genmeasures.plugin import Layer, ModelData, OptionError, Undefined
+from genmeasures.tracing import trace
+
+Given = Callable[..., ModelData]
+FEW: dict[str, Any] = {"points": 60, "trajectories": 3, "curvature_points": 20}
+
+
+def layers_of(model: nn.Module, example: Tensor) -> list[Layer]:
+    return [traced.layer for traced in trace(model, example, "activation").layers]
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"trajectory": "random_ellipse"},
+    {"trajectory": "translations"},
+    {"classes": "any"},
+    {"classes": "same"},
+    {"classes": "different"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_values_and_their_independence_of_batches(cnn: nn.Module, given: Given, options: dict[str, Any]) -> None:
+    layers = layers_of(cnn, torch.randn(3, 1, 8, 8))
+    measure = TransitionCount(**options, **FEW)
+    values = measure.measure(cnn, layers, given(7))
+    assert set(values) == {variable.name for variable in measure.variables}
+    per_trajectory = values["transition_count_trajectory"]
+    assert isinstance(per_trajectory, np.ndarray)
+    assert per_trajectory.dtype == np.float64
+    assert per_trajectory.shape == (3,)
+    assert values["transition_count"] == pytest.approx(per_trajectory.mean())
+    assert values["transition_count"] > 0
+    assert values["path_curvature"] > 0
+    by_layer = values["transition_count_layer"]
+    assert len(by_layer) == len(layers) == 4
+    assert isinstance(by_layer[3], Undefined)
+    assert "no activation" in str(by_layer[3])
+    assert sum(by_layer[:3]) == pytest.approx(values["transition_count"])
+    for batch in (1, 40):
+        again = measure.measure(cnn, layers, given(batch))
+        assert again["transition_count_trajectory"].tolist() == per_trajectory.tolist()
+        assert again["path_curvature"] == values["path_curvature"]
+
+
+def test_the_values_are_those_of_the_drawn_trajectories(cnn: nn.Module, given: Given) -> None:
+    values = TransitionCount(**FEW).measure(cnn, [], given())
+    found = find_activations(cnn, torch.randn(3, 1, 8, 8))
+    expected = [
+        count_transitions(cnn, found, ellipse_through(*triple), 60, 32).sum()
+        for triple in draw_triples(given(), 3, "any")
+    ]
+    assert values["transition_count_trajectory"].tolist() == expected
+
+
+def test_the_classes_of_the_triples(pictures: tuple[Tensor, Tensor], given: Given) -> None:
+    def classes(triple: tuple[Tensor, ...]) -> list[int]:
+        return [int(pictures[1][int((pictures[0] == one).flatten(1).all(1).nonzero())]) for one in triple]
+
+    assert all(len(set(classes(triple))) == 1 for triple in draw_triples(given(), 20, "same"))
+    assert all(len(set(classes(triple))) == 3 for triple in draw_triples(given(), 20, "different"))
+    for kind in ("same", "different", "any"):
+        for a, b, c in draw_triples(given(), 20, kind):
+            assert not any(torch.equal(one, other) for one, other in ((a, b), (b, c), (a, c)))
+
+
+def test_random_ellipses_are_as_bright_as_the_data(given: Given) -> None:
+    data = given(inputs=3 + 2 * torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0)), targets=None)
+    drawn = torch.stack([torch.stack(triple) for triple in draw_random(data, 30)])
+    assert float(drawn.mean()) == pytest.approx(3, abs=0.1)
+    assert float(drawn.std()) == pytest.approx(2, abs=0.1)
+
+
+def test_the_global_generator_is_left_alone(cnn: nn.Module, given: Given) -> None:
+    state = torch.random.get_rng_state()
+    for options in OPTIONS:
+        TransitionCount(**options, **FEW).measure(cnn, [], given())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_model_is_left_as_it_was(cnn: nn.Module, given: Given) -> None:
+    before = {name: value.clone() for name, value in cnn.state_dict().items()}
+    layers = layers_of(cnn, torch.randn(3, 1, 8, 8))
+    TransitionCount(**FEW).measure(cnn, layers, given())
+    assert all(torch.equal(value, before[name]) for name, value in cnn.state_dict().items())
+    for module in cnn.modules():
+        assert not module.training
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in cnn.parameters())
+    cnn(torch.randn(2, 1, 8, 8)).sum().backward()  # nothing was left that only inference may use
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "targets", "reason"),
+    [
+        ({}, torch.randn(2, 1, 8, 8), None, "three training inputs, there are 2"),
+        ({}, torch.ones(9, 1, 8, 8), None, "constant"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.arange(6) // 2, "no class has three"),
+        ({"classes": "different"}, torch.randn(6, 1, 8, 8), torch.arange(6) % 2, "as many, the training data have 2"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), None, "no classes"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.randn(6), "no classes"),
+        ({"trajectory": "random_ellipse"}, torch.ones(9, 1, 8, 8), None, "constant"),
+        ({"trajectory": "translations"}, torch.ones(9, 1, 8, 8), None, "constant"),
+        ({"trajectory": "translations"}, torch.randn(2, 1, 8, 8), None, "as many test inputs, there are 2"),
+        ({"trajectory": "translations"}, torch.randn(9, 64), None, "flat"),
+        ({}, torch.ones(9, 1, 8, 8).long(), None, "whole numbers"),
+    ],
+)
+def test_degenerate_data(
+    cnn: nn.Module, given: Given, options: dict[str, Any], inputs: Tensor, targets: Tensor | None, reason: str
+) -> None:
+    with pytest.raises(Undefined, match=reason):
+        TransitionCount(**options, **FEW).measure(cnn, [], given(4, inputs, targets))
+
+
+def test_a_smooth_activation(given: Given) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU()).eval()
+    with pytest.raises(Undefined, match="gelu"):
+        TransitionCount(**FEW).measure(model, [], given())
+
+
+def test_an_output_that_cannot_be_differentiated_leaves_the_counts(given: Given) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.relu(x), x
+
+    values = TransitionCount(**FEW).measure(Two().eval(), [], given())
+    assert values["transition_count"] > 0
+    assert isinstance(values["path_curvature"], Undefined)
+
+
+def test_a_curvature_that_is_not_asked_for(cnn: nn.Module, given: Given) -> None:
+    values = TransitionCount(points=30, trajectories=2, curvature_points=0).measure(cnn, [], given())
+    assert isinstance(values["path_curvature"], Undefined)
+    assert values["transition_count"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"trajectory": "circle"}, "trajectory='circle'"),
+        ({"classes": "one"}, "classes='one'"),
+        ({"classes": "same", "trajectory": "translations"}, "classes='same'"),
+        ({"points": 2}, "points must be"),
+        ({"points": 10.0}, "points must be"),
+        ({"trajectories": 0}, "trajectories must be"),
+        ({"curvature_points": 2}, "curvature_points must be"),
+        ({"curvature_points": False}, "curvature_points must be"),
+        ({"curvature_points": True}, "curvature_points must be"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        TransitionCount(**options)
+
+
+def test_the_hooks() -> None:
+    registered: list[type[Any]] = []
+    genmeasures_register_measures(registered.append)
+    assert registered == [TransitionCount]
+    assert genmeasures_config_packages() == ["genmeasures_transitions.conf"]
+
+
+def test_the_config_has_the_defaults() -> None:
+    text = files("genmeasures_transitions.conf").joinpath("measure/transition_count.yaml").read_text()
+    config = yaml.safe_load(text)
+    assert config.pop("_target_") == "genmeasures_transitions.TransitionCount"
+    assert config == TransitionCount().options()
+    assert TransitionCount(**config).clone().options() == config
