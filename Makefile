@@ -1,7 +1,7 @@
 # make demo: set everything up and run the main job. make test: set everything up and run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
-PLUGINS := $(filter-out plugins/template/pyproject.toml,$(wildcard plugins/*/pyproject.toml))
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
 .PHONY: setup demo test lint types bench clean
 

@@ -425,8 +425,10 @@ class ModelData:
     batches: Callable[[Split], Iterator[tuple[Tensor, Tensor | None]]]
     """``batches("train")`` iterates over (inputs (B, …), targets (B, C, *S) or None) in fixed order."""
     sample: Callable[[Split, int | None], tuple[Tensor, Tensor | None]]
-    """``sample("train", n)``: at most n inputs with their targets, all for None, in an order of their own: the same
-    ones whatever the order of the data and the batch size."""
+    """``sample("train", n)``: at most n inputs with their targets, all for None: the same ones, in the same order,
+    whatever the order of the data and the batch size."""
+    order: Callable[[Split], NDArray[np.int64]]
+    """``order("train")``: the indices of all inputs, in an order that depends on their contents alone."""
     device: torch.device
     generator: torch.Generator
 

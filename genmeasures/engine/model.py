@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genmeasures.data import DataSource, mix
@@ -95,11 +96,13 @@ def _model_measure(
         for _, inputs, targets in _source(data, split, measure).checked():
             yield inputs.to(device), None if targets is None else targets.to(device)
 
-    def sample(split: Split, count: int | None) -> tuple[Tensor, Tensor | None]:
+    def order(split: Split) -> NDArray[np.int64]:
         keys = _source(data, split, measure).scan().keys
         salt = np.array([generator_for(data.seed, "inputs", split).initial_seed()], dtype=np.uint64)
-        order = np.argsort(mix(keys ^ mix(salt)))[:count]
-        places = {int(place): rank for rank, place in enumerate(order)}
+        return np.argsort(mix(keys ^ mix(salt)))
+
+    def sample(split: Split, count: int | None) -> tuple[Tensor, Tensor | None]:
+        places = {int(place): rank for rank, place in enumerate(order(split)[:count])}
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
         for start, inputs, targets in _source(data, split, measure).checked():
             for row in range(len(inputs)):
@@ -110,7 +113,7 @@ def _model_measure(
         labels = [target for _, target in chosen if target is not None]
         return torch.stack([x for x, _ in chosen]).to(device), torch.stack(labels).to(device) if labels else None
 
-    given = ModelData(batches, sample, device, generator_for(data.seed, "measure", measure))
+    given = ModelData(batches, sample, order, device, generator_for(data.seed, "measure", measure))
     made: dict[str, Sequence[Outcome]] = {}
     try:
         values = measure.measure(model, layers, given)

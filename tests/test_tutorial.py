@@ -1,0 +1,26 @@
+"""The tutorial's code runs, one block after another, and the measure that it makes passes the suite as it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+TUTORIAL = Path(__file__).parents[1] / "docs" / "first-measure.md"
+
+
+def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    measure_lines = [line for line in blocks[0].splitlines() if line.strip() and "import" not in line]
+    assert len(measure_lines) <= 11  # the class line and ten
+    namespace: dict[str, object] = {"__name__": "tutorial"}
+    for block in blocks:
+        exec(compile(block, str(TUTORIAL), "exec"), namespace)
+    ds = namespace["ds"]
+    assert list(ds["sparsity"].dims) == ["model", "layer"]  # type: ignore[index]
+    assert float(ds["sparsity"][0, 0]) > 0.1  # type: ignore[index]
+    out = capsys.readouterr().out
+    assert "✓" in out
+    assert "✗" not in out.replace("✗ Copies, and copies by way of pickle", "")
