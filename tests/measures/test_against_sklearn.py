@@ -404,6 +404,27 @@ def test_mean_log_density_is_that_of_sklearn(case: Case) -> None:
     assert alike
 
 
+def test_log_densities_of_the_mixtures_found_are_those_of_scipy(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same components and the same projected vectors, to 1e-6."""
+    fits: list[Mixtures] = []
+
+    def recorded(*args: Any) -> Mixtures:
+        fits.append(fit_mixtures(*args))
+        return fits[-1]
+
+    monkeypatch.setattr("genmeasures.measures.confidence.fit_mixtures", recorded)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)  # layers one after another: the fits come in their order
+    found = case.measure(Confidence())
+    for (name, layer), mixtures in zip(case.layers().items(), fits, strict=True):
+        points = layer.seen["test"]["projected"]
+        covariances = np.linalg.inv((mixtures.precisions @ mixtures.precisions.mT).numpy())
+        each = zip(mixtures.means.numpy(), covariances, strict=True)
+        density = np.max([multivariate_normal(mean, cov, allow_singular=True).logpdf(points) for mean, cov in each], 0)
+        norms = np.linalg.norm(layer.seen["test"]["vectors"].astype(np.float64), axis=1)
+        np.testing.assert_allclose(found["confidence_unweighted"][name], density.mean(), rtol=1e-6)
+        np.testing.assert_allclose(found["confidence"][name], (density * norms).mean(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("over", ["component", "mixture"])
 def test_mixtures_are_where_sklearn_stays(case: Case, over: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three components have many optima; scikit-learn, started at the one found, ends within 1% of it.
