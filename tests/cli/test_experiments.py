@@ -25,9 +25,10 @@ def test_recipes_compose(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["extractor", "labeler", "measure", "aggregator", "task"])
 def test_every_component_has_a_config_with_all_its_options_and_defaults(kind: str) -> None:
-    assert {path.stem for path in (CONF / kind).glob("*.yaml")} == set(registry().names(kind))
-    for name in registry().names(kind):
-        component = registry().get(kind, name)
+    """Of the core: plugins bring their own, which the conformance suite checks."""
+    core = {component.name: component for of, component in registry().plugins[0].components if of == kind}
+    assert {path.stem for path in (CONF / kind).glob("*.yaml")} == set(core)
+    for name, component in core.items():
         node = OmegaConf.load(CONF / kind / f"{name}.yaml")
         assert node["_target_"] == f"{component.__module__.rsplit('.', 1)[0]}.{component.__qualname__}"
         assert {str(key) for key in node} - {"_target_"} == set(component.option_names()), name

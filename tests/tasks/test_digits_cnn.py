@@ -300,7 +300,11 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
     command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     messages = (tmp_path / "stderr").open("w")
-    process = subprocess.Popen(command, env=environment, stderr=messages, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, stderr=messages, start_new_session=True,
+        # Ctrl-C is ignored by what was started in the background, and by its children unless told otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         assert until(lambda: len(list(tmp_path.rglob("*.pt"))) >= 1, 60), "no network was trained in a minute"
         workers = children(process.pid)
