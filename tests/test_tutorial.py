@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "first-measure.md"
 
 
-def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 3
     measure_lines = [line for line in blocks[0].splitlines() if line.strip() and "import" not in line]
     assert len(measure_lines) <= 11  # the class line and ten
-    namespace: dict[str, object] = {"__name__": "tutorial"}
+    module = ModuleType("tutorial")  # a module as any other, so that what it defines can be pickled
+    monkeypatch.setitem(sys.modules, "tutorial", module)
+    namespace = vars(module)
     for block in blocks:
         exec(compile(block, str(TUTORIAL), "exec"), namespace)
     ds = namespace["ds"]
-    assert list(ds["sparsity"].dims) == ["model", "layer"]  # type: ignore[index]
-    assert float(ds["sparsity"][0, 0]) > 0.1  # type: ignore[index]
+    assert list(ds["sparsity"].dims) == ["model", "layer"]
+    assert float(ds["sparsity"][0, 0]) > 0.1
     out = capsys.readouterr().out
     assert "✓" in out
-    assert "✗" not in out.replace("✗ Copies, and copies by way of pickle", "")
+    assert "✗" not in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -117,10 +118,12 @@ class LayerRun:
 
     def shares_patches(self, other: LayerRun) -> bool:
         """Whether the vectors of the other layer are this layer's patches, projected alike, of the same sample."""
-        if self.traced.reads != other.traced.layer.index or self.patch_components != self._components:
+        # Of receptive fields a patch is many pixels; only whole inputs are what the other layer gave as a vector.
+        if not self._extractor.projects_patches or self.patch_components != self._components:
             return False
-        inputs = len(self.samples["fit"])
-        mine, others = (run.samples["fit"].part(0, inputs) for run in (self, other))
+        if self.traced.reads != other.traced.layer.index:
+            return False
+        mine, others = (run.samples["fit"].part(0, sys.maxsize) for run in (self, other))
         return all(np.array_equal(one, two) for one, two in zip(mine, others, strict=True))
 
     @property

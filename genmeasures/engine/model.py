@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genmeasures.data import DataSource, mix
-from genmeasures.engine.passes import ModelRun, Progress
+from genmeasures.engine.passes import ModelRun, Progress, rows_for
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Outcome, outcome, status_of
 from genmeasures.engine.seeds import generator_for
@@ -60,7 +60,7 @@ def measure_model(
         traced = trace(model, example.contiguous(memory_format=layout), data.extractor.tap)
         chosen = _choose(traced.layers, layers)
         features = [measure for measure in measures if isinstance(measure, FeatureMeasure)]
-        run = ModelRun(model, chosen, data, features, device, layout, progress)
+        run = ModelRun(model, chosen, data, features, device, layout, rows_for(traced.layers), progress)
         with torch.inference_mode():
             run.run()
         outcomes: dict[str, Sequence[Outcome]] = {}

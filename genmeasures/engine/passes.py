@@ -46,6 +46,12 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how many inputs of how many are through."""
 
 
+def rows_for(traced: Sequence[TracedLayer]) -> int:
+    """How many inputs are run at once, by the largest of *all* layers of a model: those not measured run too."""
+    largest = max(layer.layer.input_size + layer.layer.channels * layer.layer.positions for layer in traced)
+    return max(1, _BATCH_BYTES // (4 * _ALIVE * largest))
+
+
 class ModelRun:
     """All passes of all feature measures over one model."""
 
@@ -57,18 +63,18 @@ class ModelRun:
         measures: Sequence[FeatureMeasure],
         device: torch.device,
         layout: torch.memory_format,
+        rows: int,
         progress: Progress | None,
     ) -> None:
         self._model = model
         self._layout = layout
+        self._rows = rows
         self._data = data
         self._extractor = data.extractor
         self._device = device
         self._progress = progress
         self._target_labels: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self.layers = [LayerRun(layer, measures, data) for layer in traced]
-        largest = max(layer.layer.input_size + layer.layer.channels * layer.layer.positions for layer in traced)
-        self._rows = max(1, _BATCH_BYTES // (4 * _ALIVE * largest))
 
     def run(self) -> None:
         """Make all passes."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import genmeasures
 from genmeasures.engine import layer as layer_module
-from genmeasures.extractors import WholeTensor
-from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
+from genmeasures.extractors import ReceptiveField, WholeTensor
+from genmeasures.interfaces import Extractor, FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
 from genmeasures.labelers import KMeans
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
 
@@ -249,4 +249,25 @@ def test_a_projection_that_serves_two_layers_changes_no_value(digits: Any, monke
     monkeypatch.setattr(layer_module.LayerRun, "shares_patches", lambda *_: False)
     alone = genmeasures.measure([net], *data, measures=["roughness"], extractor=WholeTensor())
     assert len(fits) == 6 + 8
+    np.testing.assert_allclose(shared["roughness"].values, alone["roughness"].values, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "extractor", [ReceptiveField(500), WholeTensor(20), WholeTensor(cap=3), WholeTensor()], ids=repr
+)
+def test_projections_are_shared_only_where_they_are_the_same(
+    digits: Any, extractor: Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of patches larger than a pixel, nor those of layers whose samples are of other inputs."""
+    torch.manual_seed(0)
+    convolutions = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 8, 3)
+    net = nn.Sequential(*(part for convolution in convolutions for part in (convolution, nn.ReLU())))
+    (x, y), (x_test, y_test) = digits
+    data = (x[:TRAIN], y[:TRAIN]), (x_test[:TEST], y_test[:TEST])
+    roughness = Roughness(KMeans(k=2), input_pca=10)
+    shared = genmeasures.measure([net], *data, measures=[roughness], extractor=extractor)
+    monkeypatch.setattr(layer_module.LayerRun, "shares_patches", lambda *_: False)
+    alone = genmeasures.measure([net], *data, measures=[roughness], extractor=extractor)
+    np.testing.assert_array_equal(shared["roughness_status"].values, alone["roughness_status"].values)
+    assert not any(status.startswith("failed") for status in alone["roughness_status"].values.flat)
     np.testing.assert_allclose(shared["roughness"].values, alone["roughness"].values, rtol=1e-6)
