@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from ars_networks import pictures, small, traced
-from genmeasures_ars import ascend, begin_at, fitting_batch, truncated
+from genmeasures_ars import ascend, begin_at, fitting_batch, strides, truncated
 from genmeasures_ars.maximisation import objective_of
 from torch import nn
 
 from genmeasures.plugin import ModelError
 
 NOISE = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+LENGTHS = [0.1, 0.1, 0.1, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5]
+LONG = [0.1] * 200
 
 
-def naive(model: nn.Module, upto: int, noise: torch.Tensor, kernel: int, objective: str, steps: int) -> torch.Tensor:
+def naive(
+    model: nn.Module, upto: int, noise: torch.Tensor, kernel: int, objective: str, steps: Sequence[float]
+) -> torch.Tensor:
     """The definition, for one kernel, through the layers of a Sequential."""
     x = noise[None].clone()
-    for _ in range(steps):
+    v = torch.zeros_like(x)
+    for length in steps:
         x.requires_grad_()
         h = model[:upto](x)[0].flatten(1).mean(1)
         others = sum(h[j] for j in range(len(h)) if j != kernel) / len(h)
         value = h[kernel] - (others if objective == "iam" else 0)
         (gradient,) = torch.autograd.grad(value, x)
-        x = (x + 0.1 * gradient / gradient.square().mean().sqrt().clamp_min(1e-30)).detach()
+        v = (v + gradient / gradient.square().mean().sqrt().clamp_min(1e-30)) / 2
+        x = (x + length * v / v.square().mean().sqrt().clamp_min(1e-30)).detach()
     return x[0]
 
 
@@ -35,14 +43,14 @@ def test_side_by_side_is_one_at_a_time(objective: str, place: int, upto: int) ->
     kernels = torch.arange(layer.layer.channels)
     with truncated(model, layer) as run:
         start = NOISE[begin_at(run, NOISE)[0]]
-        together = ascend(run, start, kernels, objective, 12, 0.1, None)
-        chunks = [ascend(run, start[c], c, objective, 12, 0.1, None) for c in kernels.split(2)]
+        together = ascend(run, start, kernels, objective, LENGTHS, None)
+        chunks = [ascend(run, start[c], c, objective, LENGTHS, None) for c in kernels.split(2)]
     for kernel in kernels.tolist():
-        alone = naive(model, upto, start[kernel], kernel, objective, 12)
+        alone = naive(model, upto, start[kernel], kernel, objective, LENGTHS)
         torch.testing.assert_close(together.inputs[kernel], alone, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(together.inputs, torch.cat([c.inputs for c in chunks]), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(together.means, torch.cat([c.means for c in chunks]), rtol=1e-3, atol=1e-3)
-    assert together.steps.tolist() == [12] * len(kernels)
+    assert together.strides.tolist() == [len(LENGTHS)] * len(kernels)
 
 
 def test_the_objective_of_am_rises() -> None:
@@ -51,7 +59,7 @@ def test_the_objective_of_am_rises() -> None:
     kernels = torch.arange(6)
     with truncated(model, layer) as run:
         start = NOISE[begin_at(run, NOISE)[0]]
-        values = torch.stack([ascend(run, start, kernels, "am", n, 0.05, None).objective for n in (1, 5, 20, 60)])
+        values = torch.stack([ascend(run, start, kernels, "am", [0.05] * n, None).objective for n in (1, 5, 20, 60)])
     assert (values.diff(dim=0) > 0).all()
 
 
@@ -61,8 +69,8 @@ def test_a_linear_convolution_has_a_known_maximiser() -> None:
     model = nn.Conv2d(2, 3, 6).eval()
     (layer,) = traced(model, NOISE)
     with truncated(model, layer) as run:
-        made = ascend(run, NOISE[:3], torch.arange(3), "am", 500, 0.1, None)
-        other = ascend(run, NOISE[:3], torch.arange(3), "iam", 500, 0.1, None)
+        made = ascend(run, NOISE[:3], torch.arange(3), "am", strides(500, 0.1, 0.04), None)
+        other = ascend(run, NOISE[:3], torch.arange(3), "iam", strides(500, 0.1, 0.04), None)
     weight = model.weight.detach()
     unit = weight / weight.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     torch.testing.assert_close(made.inputs, NOISE[:3] + 50 * unit, rtol=1e-3, atol=1e-3)
@@ -83,12 +91,12 @@ def test_settled_kernels_stop_early_and_others_go_on() -> None:
     kernels = torch.arange(5)
     with truncated(model, layer) as run:
         start = NOISE[begin_at(run, NOISE)[0]]
-        early = ascend(run, start, kernels, "iam", 400, 0.1, 20)
-        full = ascend(run, start, kernels, "iam", 400, 0.1, None)
-        first = ascend(run, start[:1], kernels[:1], "iam", int(early.steps[0]), 0.1, None)
-    assert (early.steps < 400).any()
-    assert (early.steps >= 20).all()
-    assert full.steps.tolist() == [400] * 5
+        early = ascend(run, start, kernels, "iam", LONG, 20)
+        full = ascend(run, start, kernels, "iam", LONG, None)
+        first = ascend(run, start[:1], kernels[:1], "iam", LONG[: int(early.strides[0])], None)
+    assert (early.strides < len(LONG)).any()
+    assert (early.strides >= 20).all()
+    assert full.strides.tolist() == [len(LONG)] * 5
     torch.testing.assert_close(early.inputs[0], first.inputs[0], rtol=1e-3, atol=1e-3)
 
 
@@ -99,7 +107,7 @@ def test_a_silent_kernel_stays_where_it_is() -> None:
     layer = traced(model, NOISE)[0]
     with truncated(model, layer) as run:
         begin, responds = begin_at(run, NOISE)
-        made = ascend(run, NOISE[begin], torch.arange(5), "am", 5, 0.1, None)
+        made = ascend(run, NOISE[begin], torch.arange(5), "am", [0.1] * 5, None)
     assert responds.tolist() == [True, False, True, True, True]
     assert torch.equal(made.inputs[1], NOISE[0])
 
@@ -137,7 +145,7 @@ def test_no_gradient_is_an_error() -> None:
     model = Detached().eval()
     (layer,) = traced(model, NOISE)
     with truncated(model, layer) as run, pytest.raises(ModelError, match="no gradient"):
-        ascend(run, NOISE[:3], torch.arange(3), "am", 2, 0.1, None)
+        ascend(run, NOISE[:3], torch.arange(3), "am", [0.1] * 2, None)
 
 
 def test_memory_settles_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,3 +159,55 @@ def test_memory_settles_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of each input the two layers' outputs, 4 bytes a number, are kept at least, and not ten times as much.
     kept = 4 * (5 * 36 + 6 * 9)
     assert 2**20 / (10 * kept) < unbounded < 2**20 / kept
+
+
+def test_strides_go_as_far_as_the_steps() -> None:
+    made = strides(1500, 0.1, 0.04)
+    assert sum(made) == pytest.approx(150)
+    assert len(made) == 130
+    assert made[:25] == [0.1] * 25
+    behind = [sum(made[:place]) for place in range(len(made))]
+    assert made[26:-1] == pytest.approx([0.04 * way for way in behind[26:-1]])
+    assert strides(7, 0.5, 0.0) == [0.5] * 7
+
+
+@pytest.mark.parametrize("objective", ["am", "iam"])
+def test_strides_reach_what_single_steps_reach(objective: str) -> None:
+    """The plain ascent, 1500 steps of one length along the gradient, as written in the paper."""
+    model = small(norm=True)
+    layer = traced(model, NOISE)[1]
+    kernels = torch.arange(layer.layer.channels)
+    with truncated(model, layer) as run:
+        start = NOISE[begin_at(run, NOISE)[0]]
+        made = ascend(run, start, kernels, objective, strides(1500, 0.1, 0.04), None)
+        x = start.clone()
+        for _ in range(1500):
+            x.requires_grad_()
+            means = model[:6](x).flatten(2).mean(2)
+            (gradient,) = torch.autograd.grad(objective_of(means, kernels, objective).sum(), x)
+            x = (x + 0.1 * gradient / gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()).detach()
+        plain = objective_of(model[:6](x).flatten(2).mean(2), kernels, objective).detach().double()
+    assert float(made.objective.sum()) >= 0.99 * float(plain.sum())
+    assert (made.objective >= 0.9 * plain).all()
+
+
+def test_the_best_input_of_the_way_is_kept() -> None:
+    """A stride beyond the only input that the kernel responds to: max(0, 1 − |x − 1|) of x = 0.5 + 0.4, then 2.9."""
+
+    class Tent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 1, bias=False)
+            nn.init.ones_(self.conv.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.conv(torch.relu(1 - (x - 1).abs())))
+
+    model = Tent().eval()
+    start = torch.full((3, 1, 1, 1), 0.5)
+    (layer,) = traced(model, start)
+    with truncated(model, layer) as run:
+        made = ascend(run, start, torch.zeros(3, dtype=torch.int64), "am", [0.4, 2.0], None)
+    torch.testing.assert_close(made.inputs, torch.full((3, 1, 1, 1), 0.9))
+    torch.testing.assert_close(made.objective, torch.full((3,), 0.9).double())
+    torch.testing.assert_close(made.maps, torch.full((3, 1, 1), 0.9))

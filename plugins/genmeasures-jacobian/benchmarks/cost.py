@@ -23,17 +23,25 @@ from genmeasures.plugin import ModelData, trace
 _CLASSES = 10
 
 
-def network(*widths: int) -> nn.Module:
-    """A small VGG for pictures (3, 32, 32), with two convolutions of each width."""
+def dense(size: int, depth: int, width: int) -> nn.Module:
+    """A fully connected network in the manner of Novak et al."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = [nn.Flatten()]
+    for layer in range(depth):
+        parts += [nn.Linear(width if layer else size, width), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Linear(width, _CLASSES)).eval()
+
+
+def network(side: int, channels: int, *widths: int) -> nn.Module:
+    """A small VGG for square pictures, with two convolutions of each width."""
     torch.manual_seed(0)
     parts: list[nn.Module] = []
-    channels = 3
     for width in widths:
         for _ in range(2):
             parts += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         parts.append(nn.MaxPool2d(2))
-    parts += [nn.Flatten(), nn.Linear(channels * (32 >> len(widths)) ** 2, 128), nn.ReLU(), nn.Linear(128, _CLASSES)]
+    parts += [nn.Flatten(), nn.Linear(channels * (side >> len(widths)) ** 2, 128), nn.ReLU(), nn.Linear(128, _CLASSES)]
     return nn.Sequential(*parts).eval()
 
 
@@ -54,12 +62,17 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--turns", type=int, default=5)
     given = parser.parse_args()
-    networks = {"CNN 16, 32": network(16, 32), "VGG 32, 64, 128": network(32, 64, 128)}
+    networks = {
+        "MLP 5 × 200, 28×28": (dense(784, 5, 200), (1, 28, 28)),
+        "CNN 16, 32, 8×8": (network(8, 1, 16, 32), (1, 8, 8)),
+        "CNN 16, 32, 3×32×32": (network(32, 3, 16, 32), (3, 32, 32)),
+        "VGG 32, 64, 128, 3×32×32": (network(32, 3, 32, 64, 128), (3, 32, 32)),
+    }
     print(f"batch of {given.batch}, {_CLASSES} outputs, {torch.get_num_threads()} threads; medians of {given.turns}")
     lines: list[str] = []
     met = True
-    for name, model in networks.items():
-        took = costs(model, given.batch, given.turns)
+    for name, (model, shape) in networks.items():
+        took = costs(model, shape, given.batch, given.turns)
         print(f"{name}, seconds: " + ", ".join(f"{what} {value:.4f}" for what, value in took.items()))
         figures = [
             ("exact norms, in outputs × plain backward passes", 1.3, took["exact"] / took["plain"] / _CLASSES, False),
@@ -75,9 +88,9 @@ def main() -> int:
     return 0 if met else 1
 
 
-def costs(model: nn.Module, batch: int, turns: int) -> dict[str, float]:
+def costs(model: nn.Module, shape: tuple[int, ...], batch: int, turns: int) -> dict[str, float]:
     """Seconds of everything for one network."""
-    inputs = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    inputs = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
     targets = torch.arange(batch) % _CLASSES
     run = runner(model)
     loss = nn.functional.cross_entropy(model(inputs), targets)

@@ -5,6 +5,11 @@ substitution", eq. 1 (AM) and eq. 2 (IAM). The paper leaves open the noise, the 
 normalisation of the gradient. Here noise is standard normal; the gradient of each input is divided by
 its own root mean square, so that every step is of one length whatever the scale of the network, and
 inputs in one batch do not see each other; and the inputs are not bounded, as eq. 1 has no constraint.
+
+Without a bound, the input of a network of ReLUs and pools only grows once its direction is found, and
+steps of one length turn it less and less. The way that the paper's 1500 steps go is therefore gone in
+strides as long as a few hundredths of the way behind, along a running mean of the gradients, since long
+strides across a kink would go to and fro: 130 strides end at an objective as high (``benchmarks/cost.py``).
 """
 
 from __future__ import annotations
@@ -23,26 +28,28 @@ from genmeasures_ars.scores import exceeding
 OBJECTIVES = ("iam", "am")
 AR_TOLERANCE = 0.005
 """By how much AR may move while a kernel still counts as settled: entries near 0 flicker with every step."""
+_MOMENTUM = 0.5
+"""Weight of the gradients before in their running mean."""
 _CHECK = 10
-"""Steps between two looks at which kernels have settled: on a GPU each look waits for the device."""
+"""Strides between two looks at which kernels have settled: on a GPU each look waits for the device."""
 _CPU_BATCH = 16
 """Inputs side by side on a CPU at most: with more, their maps leave its caches (1.1 to 1.5 times slower at 64)."""
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """Where the ascents for n kernels ended."""
+    """What the ascents for n kernels found."""
 
     inputs: Tensor
-    """(n, …): the inputs x*."""
+    """(n, …): the inputs x*, each the one of the highest objective on its way."""
     means: Tensor
     """float64 (n, I): mean activation of every kernel of the layer for each of them."""
     maps: Tensor
     """(n, *spatial): the activation map of the kernel that each was made for."""
     objective: Tensor
     """float64 (n,)."""
-    steps: Tensor
-    """int64 (n,): steps taken."""
+    strides: Tensor
+    """int64 (n,): strides taken."""
 
 
 def objective_of(means: Tensor, kernels: Tensor, objective: str) -> Tensor:
@@ -62,51 +69,63 @@ def begin_at(run: Truncated, noise: Tensor) -> tuple[Tensor, Tensor]:
     return responds.int().argmax(0), responds.any(0)
 
 
+def strides(steps: int, step_size: float, growth: float) -> list[float]:
+    """Lengths whose sum is steps · step_size: each is ``growth`` of the way behind it, and step_size at least."""
+    lengths, behind = [], 0.0
+    while behind < steps:
+        lengths.append(min(max(1.0, growth * behind), steps - behind))
+        behind += lengths[-1]
+    return [step_size * length for length in lengths]
+
+
 def ascend(
-    run: Truncated,
-    inputs: Tensor,
-    kernels: Tensor,
-    objective: str,
-    steps: int,
-    step_size: float,
-    patience: int | None,
+    run: Truncated, inputs: Tensor, kernels: Tensor, objective: str, lengths: Sequence[float], patience: int | None
 ) -> Ascent:
     """Gradient ascent from inputs (n, …), each for its own kernel int64 (n,), in one batch.
 
-    x ← x + step_size · g/rms(g), at most ``steps`` times. A kernel has settled, and its input stays
-    as it is, once over ``patience`` steps on end the number of kernels that exceed it has not
-    changed, nor its AR by more than ``AR_TOLERANCE``; None takes all steps. Raises ModelError where
+    v ← ½ v + ½ g/rms(g), x ← x + length · v/rms(v), for each of the lengths. A kernel has settled, and
+    goes no further, once over ``patience`` strides on end the number of kernels that exceed it has not
+    changed, nor its AR by more than ``AR_TOLERANCE``; None goes all the way. Raises ModelError where
     no gradient reaches the inputs.
     """
     active = torch.arange(len(kernels), device=inputs.device)
     taken = torch.zeros_like(active)
     ended = inputs.detach().clone()
+    best, highest = ended.clone(), torch.full(active.shape, -torch.inf, dtype=torch.float64, device=inputs.device)
     x = ended.clone()
+    mean = torch.zeros_like(x)
     target = kernels
     rank, share = torch.full_like(active, -1), torch.full(active.shape, torch.inf, device=inputs.device)
     still = torch.zeros_like(active)
-    for step in range(steps):
+    for stride, length in enumerate(lengths):
         gradient, maps, means = _gradient(run, x, target, objective)
+        value = objective_of(means.double(), target, objective)
+        higher = value > highest[active]
+        highest[active] = torch.where(higher, value, highest[active])
+        best[active] = torch.where(_beside(higher, x), x, best[active])
         if patience is not None:
             new_rank, new_share = exceeding(means, target), (_own(maps, target) > 0).float().flatten(1).mean(1)
             same = (new_rank == rank) & ((new_share - share).abs() <= AR_TOLERANCE)
             still = torch.where(same, still + 1, 0)
             # The share is held against that of the beginning of the quiet stretch, lest it drifts away unseen.
             rank, share = new_rank, torch.where(same, share, new_share)
-            if step and step % _CHECK == 0 and bool((settled := still >= patience).any()):
-                ended[active[settled]], taken[active[settled]] = x[settled], step
+            if stride and stride % _CHECK == 0 and bool((settled := still >= patience).any()):
+                ended[active[settled]], taken[active[settled]] = x[settled], stride
                 rest = ~settled
-                active, target, x, gradient = active[rest], target[rest], x[rest], gradient[rest]
+                active, target, x, gradient, mean = (one[rest] for one in (active, target, x, gradient, mean))
                 rank, share, still = rank[rest], share[rest], still[rest]
                 if not len(active):
                     break
-        x = x + step_size * _unit(gradient)
-    ended[active], taken[active] = x, steps
-    with torch.no_grad():
-        maps = run(ended)
-        means = maps.double().flatten(2).mean(2)
-        own = _own(maps, kernels).clone()
-    return Ascent(ended, means, own, objective_of(means, kernels, objective), taken)
+        mean = _MOMENTUM * mean + (1 - _MOMENTUM) * _unit(gradient)
+        x = x + length * _unit(mean)
+    ended[active], taken[active] = x, len(lengths)
+    maps, means, value = _response(run, ended, kernels, objective)
+    # Where the end is not a number it stays the end: what came before must not hide it.
+    fallen = value < highest
+    if fallen.any():
+        ended = torch.where(_beside(fallen, ended), best, ended)
+        maps, means, value = _response(run, ended, kernels, objective)
+    return Ascent(ended, means, _own(maps, kernels).clone(), value, taken)
 
 
 def fitting_batch(run: Truncated, example: Tensor, parameters: Sequence[nn.Parameter], memory: int) -> int:
@@ -128,6 +147,19 @@ def fitting_batch(run: Truncated, example: Tensor, parameters: Sequence[nn.Param
         output = run(example.detach().clone().requires_grad_())
     one = sum(kept.values()) + (output.numel() + 3 * example.numel()) * output.element_size()
     return max(1, min(memory // (2 * one), _CPU_BATCH if example.device.type == "cpu" else sys.maxsize))
+
+
+def _response(run: Truncated, x: Tensor, kernels: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Of inputs x (n, …): maps (n, I, *spatial), means float64 (n, I) and objectives float64 (n,)."""
+    with torch.no_grad():
+        maps = run(x)
+        means = maps.double().flatten(2).mean(2)
+    return maps, means, objective_of(means, kernels, objective)
+
+
+def _beside(rows: Tensor, like: Tensor) -> Tensor:
+    """(n, 1, …): one entry a row, to go with tensors (n, …)."""
+    return rows.view(-1, *[1] * (like.dim() - 1))
 
 
 def _own(maps: Tensor, kernels: Tensor) -> Tensor:

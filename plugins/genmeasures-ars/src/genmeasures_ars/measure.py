@@ -24,7 +24,7 @@ from genmeasures.plugin import (
 )
 from genmeasures.tracing import TracedLayer, tapped
 from genmeasures_ars.ablation import ORDERS, accuracy_curve, kernel_order, largest_gap
-from genmeasures_ars.maximisation import OBJECTIVES, ascend, begin_at, fitting_batch
+from genmeasures_ars.maximisation import OBJECTIVES, ascend, begin_at, fitting_batch, strides
 from genmeasures_ars.network import convolutions, example_of, truncated
 from genmeasures_ars.scores import ar, ars, rs
 from genmeasures_ars.selectivity import ClassMeans, class_selectivity, classes_of
@@ -58,10 +58,12 @@ class ARS(KernelMeasure):
     noise at all, and a linear layer, have a status and no value. No data are read but the shape of an
     input.
 
-    objective: "iam" or "am". steps: of gradient ascent, at most. step_size: root mean square of an
-    input's change in one step, where that of the noise is 1. patience: a kernel has settled once, over
-    that many steps on end, the number of kernels that exceed it has not changed, nor its AR by more
-    than 0.005; None takes every step. starts: noise inputs, the same for all layers and kernels; a
+    objective: "iam" or "am". steps: of gradient ascent, by which the way is measured. step_size: root
+    mean square of an input's change in one step, where that of the noise is 1. growth: the way is gone
+    in strides of this share of what lies behind, one step at least: 0.04 makes 130 strides of 1500
+    steps, 0 takes them one by one. patience: a kernel has settled once, over that many strides on end,
+    the number of kernels that exceed it has not changed, nor its AR by more than 0.005; None goes all
+    the way. starts: noise inputs, the same for all layers and kernels; a
     kernel begins at the first that it responds to. memory: MiB that the kernels optimised side by side
     may take; values depend on it by rounding alone.
     """
@@ -87,21 +89,23 @@ class ARS(KernelMeasure):
         objective: str = "iam",
         steps: int = 1500,
         step_size: float = 0.1,
-        patience: int | None = 100,
+        growth: float = 0.04,
+        patience: int | None = 30,
         starts: int = 16,
         memory: int = 256,
     ) -> None:
         one_of(self, "objective", objective, OBJECTIVES)
         require(is_count(steps), self, f"steps={steps!r} must be a whole number from 1")
-        number = isinstance(step_size, int | float) and not isinstance(step_size, bool)
-        sound = number and 0 < step_size < float("inf")
+        sound = _is_number(step_size) and 0 < step_size < float("inf")
         require(sound, self, f"step_size={step_size!r} must be a number above 0")
+        require(_is_number(growth) and 0 <= growth <= 1, self, f"growth={growth!r} must be a number from 0 to 1")
         require(patience is None or is_count(patience), self, f"patience={patience!r} must be from 1, or null")
         require(is_count(starts), self, f"starts={starts!r} must be a whole number from 1")
         require(is_count(memory), self, f"memory={memory!r} must be a whole number of MiB from 1")
         self.objective = objective
         self.steps = steps
         self.step_size = step_size
+        self.growth = growth
         self.patience = patience
         self.starts = starts
         self.memory = memory
@@ -140,12 +144,11 @@ class ARS(KernelMeasure):
             begin, responds = begin_at(run, noise)
             if not responds.any():
                 return Undefined(f"no kernel responds to any of {self.starts} noise inputs")
+            lengths = strides(self.steps, self.step_size, self.growth)
             kernels = torch.arange(layer.layer.channels, device=noise.device)
             batch = fitting_batch(run, noise[:1], list(model.parameters()), self.memory * 2**20)
             for chunk in kernels.split(batch):
-                made = ascend(
-                    run, noise[begin[chunk]], chunk, self.objective, self.steps, self.step_size, self.patience
-                )
+                made = ascend(run, noise[begin[chunk]], chunk, self.objective, lengths, self.patience)
                 substitution.append(rs(made.means, chunk))
                 response.append(np.where(np.isfinite(made.objective.cpu().numpy()), ar(made.maps), np.nan))
         one, other = np.concatenate(substitution), np.concatenate(response)
@@ -261,6 +264,10 @@ class CumulativeAblation(ModelMeasure):
             for order, curve in zip(ORDERS, curves, strict=True):
                 made[f"ablation_{order}"].append(curve[1:])
         return {**made, "ablation_none": whole}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def layer_mean(values: Kernels | Undefined) -> float | Value | Undefined:

@@ -67,13 +67,14 @@ def outputs(run: Run, inputs: Tensor) -> Tensor:
 
 
 def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | None = None) -> Squares:
-    """By one backward pass for every output, and one more a position for the softmax.
+    """By one backward pass for every output.
 
     inputs (B, …). softmax: of its probabilities rather than of the logits. targets: int64 (B,), the
     true classes, whose rows are wanted too, for P = 1. ``logits`` is filled too.
 
     With r the most probable class, D_i = g_i − g_r the gradients of the logits from there and
-    H = Σ_i σ_i D_i, row i is J_i = σ_i (D_i − H): three sums are kept of the rows, not the rows.
+    H = Σ_i σ_i D_i, row i is J_i = σ_i (D_i − H): three sums are kept of the rows, not the rows. The
+    r of every input comes first, so that its gradient is there when the others come.
     """
     leaf, output = _graph(run, inputs)
     batch, channels, positions = output.shape
@@ -92,25 +93,28 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
     for position in range(positions):
         first = head.first[:, 0, position]
         probabilities = head.values[:, :, position]
-        reference = gradient(first, position) if softmax else torch.zeros((), device=inputs.device)
         # Σ σ_i² ‖D_i‖², Σ σ_i D_i, Σ σ_i² D_i and D_y
         squares = torch.zeros_like(total)
         mean, squares_mean, true = torch.zeros(3, *leaf.flatten(1).shape, dtype=torch.float64, device=leaf.device)
-        for channel in range(channels):
-            row = gradient(torch.full_like(first, channel), position)
+        reference: Tensor | None = None
+        for place in range(channels):
+            # The first of the channels trades places with the most probable one.
+            channel = first if place == 0 else torch.where(first == place, 0, place)
+            row = gradient(channel, position)
             logits += _square(row)
             if softmax:
+                reference = row.clone() if reference is None else reference
                 row -= reference
             if targets is not None:
                 chosen = targets == channel
                 true[chosen] = row[chosen]
-            if softmax:
-                weight = torch.where(first == channel, 0.0, probabilities[:, channel])[:, None]
+            if not softmax:
+                total += _square(row)
+            elif place:
+                weight = probabilities.gather(1, channel[:, None])
                 squares += weight[:, 0].square() * _square(row)
                 mean.addcmul_(weight, row)
                 squares_mean.addcmul_(weight.square(), row)
-            else:
-                total += _square(row)
         if softmax:
             cross = (squares_mean * mean).sum(1)
             total += (squares - 2 * cross + probabilities.square().sum(1) * _square(mean)).clamp(min=0)
