@@ -23,13 +23,15 @@ from genmeasures.results.schema import measure_variables
 _NEUTRAL = (0.55, 0.55, 0.55, 1.0)
 _OUTLIERS = 0.02
 """Share of values at either end that may be left outside of the axes."""
+_COLUMNS = 5
+"""Measures side by side, at most."""
 
 
 def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[str]) -> None:
-    """Write one PNG with a column for every measure of a result.
+    """Write one PNG with two panels for every measure of a result.
 
-    Top: the aggregated measure (x) against the test metric (y), a point a model, with Pearson's
-    correlation. Bottom: the measure along the layers, a line a model. Models are coloured by the
+    Above: the aggregated measure (x) against the test metric (y), a point a model, with Pearson's
+    correlation. Below: the measure along the layers, a line a model. Models are coloured by the
     test metric, grey where it is not known. Few far outliers are left outside of the axes and
     counted in a note.
 
@@ -51,23 +53,33 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     shades = _shades(known)
     colors = np.array([shades.to_rgba(v) if np.isfinite(v) else _NEUTRAL for v in known]).reshape(models, 4)
 
-    figure = Figure(figsize=(3.5 * len(names) + 1.1, 6.8), layout="constrained", dpi=150)
+    columns = min(len(names), _COLUMNS)
+    bands = -(-len(names) // columns)
+    figure = Figure(figsize=(3.5 * columns + 1.1, 6.8 * bands), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(names), squeeze=False)
-    for column, name in enumerate(names):
+    axes = figure.subplots(2 * bands, columns, squeeze=False)
+    for place in range(bands * columns):
+        band, column = divmod(place, columns)
+        above, below = axes[2 * band, column], axes[2 * band + 1, column]
+        if place >= len(names):
+            above.remove()
+            below.remove()
+            continue
+        name = names[place]
         title = textwrap.fill(str(ds[name].attrs.get("long_name", name)), 32)
         unit = str(ds[name].attrs.get("units", "1"))
         quantity = title if unit in ("", "1") else f"{title} [{unit}]"
-        _scatter(axes[0, column], aggregated[name].values.astype(np.float64), known, colors)
-        axes[0, column].set_xlabel(quantity)
+        _scatter(above, aggregated[name].values.astype(np.float64), known, colors)
+        above.set_xlabel(quantity)
         if "layer" in ds[name].dims:
-            _lines(axes[1, column], ds[name].transpose("model", "layer"), colors)
-            axes[1, column].set_ylabel(quantity)
+            _lines(below, ds[name].transpose("model", "layer"), colors)
+            below.set_ylabel(quantity)
         else:
-            _note(axes[1, column], "one value a model")
-    axes[0, 0].set_ylabel(label)
+            _note(below, "one value a model")
+        if column == 0:
+            above.set_ylabel(label)
     if np.isfinite(known).any():
-        figure.colorbar(shades, ax=axes, label=label, aspect=40, pad=0.015)
+        figure.colorbar(shades, ax=figure.axes, label=label, aspect=40 * bands, pad=0.015)
     try:
         figure.savefig(path, format="png")
     except OSError as error:

@@ -129,9 +129,12 @@ def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
         padding=(0, 1),
         collapse_padding=True,
     )
-    for name in header:
+    for place, name in enumerate(header):
         words = name in ("measure", "status")
-        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=name != "status")
+        # Where a terminal is too narrow the words are folded: numbers must not lose their ends.
+        lines = [line for row in (header, *body) for line in row[place].splitlines()]
+        least = None if words else max(map(len, lines))
+        table.add_column(name, justify="left" if words else "right", overflow="fold", min_width=least)
     for cells in body:
         # Text, since a string with brackets would be read as markup.
         table.add_row(*(Text(cell) for cell in cells))

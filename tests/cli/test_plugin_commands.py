@@ -44,16 +44,27 @@ def test_errors_say_what_to_do(arguments: list[str], message: str, capsys: pytes
     assert message in capsys.readouterr().err
 
 
+def run(command: list[str], folder: Path, path: list[Path]) -> str:
+    """What a command prints, run in a folder with these on the module path."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_a_new_plugin_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its own tests pass, the conformance suite among them."""
+    """Installed by pip, its own tests pass, the conformance suite among them."""
     assert main(["new-plugin", "genmeasures-dead-units", "--folder", str(tmp_path)]) == 0
     folder = tmp_path / "genmeasures-dead-units"
     assert str(folder) in capsys.readouterr().out
     assert not [path for path in folder.rglob("*") if path.is_file() and "{{" in path.read_text()]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "src"), str(ROOT)])}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    installed = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    run([*pip, "--target", str(installed), str(folder)], tmp_path, [])
+    run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)], tmp_path, [installed, ROOT])
+    listing = "from genmeasures.cli.main import main; main(['plugins'])"
+    plugins = run([sys.executable, "-c", listing], tmp_path, [installed, ROOT])
+    assert "dead_units  genmeasures-dead-units 0.1.0\n  measure\n    dead_units(" in plugins
     assert main(["new-plugin", "dead_units", "--folder", str(tmp_path)]) == 1
     assert "is already there" in capsys.readouterr().err
 

@@ -161,12 +161,14 @@ def test_figure_of_few_and_many_models(tmp_path: Path, models: int) -> None:
 @pytest.mark.filterwarnings("error")
 def test_figure_grows_with_the_measures(tmp_path: Path) -> None:
     sizes = []
-    for measures in (1, 6):
+    for measures in (1, 5, 6):
         ds = result(measures=measures, metric="iou")
         plot_measures(ds, aggregate(ds, Mean()), tmp_path / "a.png")
         sizes.append(picture(tmp_path / "a.png"))
-    assert sizes[0][0] == sizes[1][0]
-    assert sizes[0][1] < sizes[1][1]
+    (low, narrow), (still_low, wide), (high, still_wide) = sizes
+    assert low == still_low
+    assert narrow < wide == still_wide
+    assert high == 2 * low
 
 
 @pytest.mark.filterwarnings("error")
