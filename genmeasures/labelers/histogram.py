@@ -22,9 +22,9 @@ class Histogram(TargetLabeler):
     """Continuous targets, averaged over the area of each output position and binned.
 
     The edges of the bins are fitted on the training targets: ``edges="uniform"`` between their
-    extremes, "quantile" at their quantiles. Values outside go to the outermost bins. Targets of several channels get one
-    k-means quantiser with ``bins`` centres instead, fitted on the training targets (Rajagopal et
-    al. 2021, section 2.2.2, where an integer label is the special case).
+    extremes, "quantile" at their quantiles. Values outside go to the outermost bins. Targets of
+    several channels get one k-means quantiser with ``bins`` centres instead, fitted on the training
+    targets (Rajagopal et al. 2021, section 2.2.2, where an integer label is the special case).
     """
 
     name = "histogram"
