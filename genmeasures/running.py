@@ -203,6 +203,7 @@ class Run:
             "extractor": repr(self._extractor),
             "seed": self._seed,
             "device": str(self._device or "as given"),
+            **({} if self._test is None else {"test_size": len(self._test.scan())}),
             "versions": json.dumps(versions()),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "settings": yaml.safe_dump(settings, sort_keys=False),

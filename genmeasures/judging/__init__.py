@@ -1,6 +1,35 @@
 """Judging measures: how well do they go with test accuracy and with the generalization gap?"""
 
 from genmeasures.judging.correlation import bootstrap_interval, kendall, pearson, resample_counts, spearman
+from genmeasures.judging.interchange import read_predictions, read_table, write_predictions
 from genmeasures.judging.judge import judge
+from genmeasures.judging.pgdl import (
+    GranulatedKendall,
+    conditional_mutual_information,
+    granulated_kendall,
+    pgdl_pairs,
+    pgdl_score,
+    score_table,
+    sign_errors,
+    worst_sign_error,
+)
 
-__all__ = ["bootstrap_interval", "judge", "kendall", "pearson", "resample_counts", "spearman"]
+__all__ = [
+    "GranulatedKendall",
+    "bootstrap_interval",
+    "conditional_mutual_information",
+    "granulated_kendall",
+    "judge",
+    "kendall",
+    "pearson",
+    "pgdl_pairs",
+    "pgdl_score",
+    "read_predictions",
+    "read_table",
+    "resample_counts",
+    "score_table",
+    "sign_errors",
+    "spearman",
+    "worst_sign_error",
+    "write_predictions",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,10 @@ from genmeasures.errors import DataError, OptionError, ResultError, nearest
 from genmeasures.interfaces import is_count
 from genmeasures.judging.correlation import MIN_MODELS, STATISTICS, Floats, bootstrap_interval, is_constant
 from genmeasures.judging.correlation import resample_counts as draw
+from genmeasures.judging.grid import GRID, grid_scores
 from genmeasures.results.schema import measure_variables
+
+_GAP = "generalization_gap"
 
 
 def judge(
@@ -41,8 +45,11 @@ def judge(
         for a value a model), ``against``, ``n`` models used, ``excluded`` models without a finite
         value or target, ``pearson``, ``spearman`` and ``kendall`` (tau-b), each with ``_low`` and
         ``_high``, and ``status``: "ok", "note: …", or "undefined: …" where the coefficients are
-        NaN. The attributes of the frame carry task, metric, aggregator, number of models,
-        confidence, resamples and seed.
+        NaN. Where the target is ``generalization_gap`` and the result knows hyper-parameters, the
+        scores of the PGDL competition and its like follow, see :func:`grid_scores`; a measure of
+        direction +1 is turned round for them, as they ask for one that grows with the gap.
+        Elsewhere they are NaN with an empty ``grid_status``. The attributes of the frame carry task,
+        metric, aggregator, number of models, confidence, resamples and seed.
 
     Raises:
         ResultError: the result has none of the default targets.
@@ -54,6 +61,7 @@ def judge(
     if not is_count(resamples):
         raise OptionError(f"judge: resamples={resamples!r} must be a whole number of at least 1")
     targets = _targets(ds, against)
+    hparams = _hparams(ds)
     models = ds.sizes.get("model", 0)
     counts: dict[bytes, Floats] = {}
     rows: list[dict[str, Any]] = []
@@ -69,6 +77,9 @@ def judge(
                 "excluded": models - n,
             }
             x, y = values[used], truth[used]
+            if target == _GAP and hparams is not None:
+                rising = -x if int(ds[measure].attrs.get("direction", 0)) > 0 else x
+                row |= grid_scores(rising, y, hparams[used], ds.attrs.get("test_size"))
             reason = _undefined(x, y, measure, target)
             if reason:
                 rows.append({**row, "status": f"undefined: {reason}"})
@@ -84,7 +95,10 @@ def judge(
             note = f"note: {dropped} of {resamples} resamples are constant and left out of the intervals"
             rows.append({**row, "status": note if dropped else "ok"})
     numbers = [f"{name}{suffix}" for name in STATISTICS for suffix in ("", "_low", "_high")]
-    frame = pd.DataFrame(rows, columns=["measure", "layer", "against", "n", "excluded", *numbers, "status"])
+    texts = ["pgdl_pair", "grid_status"]
+    columns = ["measure", "layer", "against", "n", "excluded", *numbers, "status", *GRID, *texts]
+    frame = pd.DataFrame([{**dict.fromkeys(texts, ""), **row} for row in rows], columns=columns)
+    numbers += GRID
     frame = frame.astype({"layer": "Int64", "n": "int64", "excluded": "int64", **dict.fromkeys(numbers, "float64")})
     frame.attrs = {name: ds.attrs[name] for name in ("task", "metric", "aggregator") if name in ds.attrs}
     frame.attrs |= {"models": models, "confidence": confidence, "resamples": resamples, "seed": seed}
@@ -100,6 +114,12 @@ def _columns(ds: xr.Dataset) -> Iterator[tuple[str, int | None, Floats]]:
         values = ds[name].transpose("layer", "model").values.astype(np.float64)
         for index, row in zip(ds[name]["layer"].values, values, strict=True):
             yield name, int(index), row
+
+
+def _hparams(ds: xr.Dataset) -> pd.DataFrame | None:
+    """Hyper-parameters of the models (models, k), None where there are none."""
+    names = [name for name in json.loads(ds.attrs.get("hparams", "[]")) if name in ds.coords]
+    return pd.DataFrame({name: ds[name].values for name in names}) if names else None
 
 
 def _undefined(x: Floats, y: Floats, measure: str, target: str) -> str:
@@ -119,7 +139,7 @@ def _targets(ds: xr.Dataset, against: str | Sequence[str] | Mapping[str, ArrayLi
     known = [str(name) for name, c in ds.coords.items() if c.dims == ("model",) and c.dtype.kind in "fiub"]
     if against is None:
         metric = f"test_{ds.attrs.get('metric', 'accuracy')}"
-        names = [name for name in (metric, "generalization_gap") if name in ds.coords]
+        names = [name for name in (metric, _GAP) if name in ds.coords]
         if not names:
             raise ResultError(
                 f"the result has neither {metric} nor generalization_gap to judge measures against: add one with "

@@ -23,6 +23,8 @@ _EXAMPLES = 3
 """How many names a line lists before it stops."""
 _WIDEST = 10_000
 """A console width, in characters, at which no table is wrapped."""
+_GRID = {"pgdl": "PGDL", "granulated_kendall": "ψ"}
+"""Scores on the grid of hyper-parameters that tables show, and how they call them."""
 _REASONS = 5
 """How many reasons are told apart for one measure."""
 
@@ -158,7 +160,9 @@ def _cells(rows: pd.DataFrame, target: bool = False) -> tuple[list[str], list[li
     layers = bool(rows["layer"].notna().any())
     remarks = bool((rows["status"] != "ok").any())
     header = ["measure"] + ["layer"] * layers + ["against"] * target
-    header += [str(name).capitalize() for name in STATISTICS] + ["models"] + ["status"] * remarks
+    grid = [name for name in _GRID if name in rows and rows[name].notna().any()]
+    header += [str(name).capitalize() for name in STATISTICS] + [_GRID[name] for name in grid]
+    header += ["models"] + ["status"] * remarks
     body = []
     for _, row in rows.iterrows():
         cells = [str(row["measure"])]
@@ -167,6 +171,7 @@ def _cells(rows: pd.DataFrame, target: bool = False) -> tuple[list[str], list[li
         if target:
             cells.append(str(row["against"]))
         cells += [_interval(row, name) for name in STATISTICS]
+        cells += [_decimals(row[name]) if np.isfinite(row[name]) else "–" for name in grid]
         cells.append(f"{row['n']} of {row['n'] + row['excluded']}" if row["excluded"] else str(row["n"]))
         cells += [str(row["status"])] * remarks
         body.append(cells)

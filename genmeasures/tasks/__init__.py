@@ -2,5 +2,6 @@
 
 from genmeasures.tasks.checkpoints import Checkpoints
 from genmeasures.tasks.digits_cnn import DigitsCNN
+from genmeasures.tasks.pgdl import PGDL
 
-__all__ = ["Checkpoints", "DigitsCNN"]
+__all__ = ["PGDL", "Checkpoints", "DigitsCNN"]

@@ -21,6 +21,8 @@ REFERENCE = {"pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr,
 COLUMNS = [
     *["measure", "layer", "against", "n", "excluded", "pearson", "pearson_low", "pearson_high"],
     *["spearman", "spearman_low", "spearman_high", "kendall", "kendall_low", "kendall_high", "status"],
+    *["pgdl", "pgdl_symmetric", "cmi_0", "cmi_1", "cmi_2", "granulated_kendall", "worst_sign_error"],
+    *["pgdl_pair", "grid_status"],
 ]
 pairs = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=25)
 

@@ -1,0 +1,125 @@
+"""Files of measures that others made or read: the competition's predictions, and tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from genmeasures.errors import OptionError, ResultError, nearest
+from genmeasures.results.schema import STATUS, measure_variables
+
+_GAP = "generalization_gap"
+
+
+def write_predictions(ds: xr.Dataset, measure: str, path: str | os.PathLike[str]) -> None:
+    """Write ``<task>.predict`` as the competition's ingestion program does, for its scoring program to read.
+
+    A JSON object with a number for each model, larger for a larger gap: a measure of direction +1 is
+    written with the other sign.
+
+    Args:
+        ds: an aggregated result, (model,).
+        measure: name of its variable.
+        path: of the file; the scoring program expects the task's name and ``.predict``.
+
+    Raises:
+        OptionError: there is no such measure.
+        ResultError: it is not aggregated, a model has no finite value (the scorer needs all), or the file
+            cannot be written.
+    """
+    if measure not in measure_variables(ds):
+        raise OptionError(f"the result has no measure {measure!r}{nearest(measure, measure_variables(ds))}")
+    if ds[measure].dims != ("model",):
+        raise ResultError(f"{measure} has a value a layer: aggregate the result first")
+    values = ds[measure].values.astype(np.float64)
+    names = ds["model"].values.astype(str)
+    lost = names[~np.isfinite(values)]
+    if len(lost):
+        raise ResultError(
+            f"{path}: {len(lost)} of {len(names)} models have no value of {measure}: {', '.join(lost[:5])}"
+        )
+    sign = -1.0 if int(ds[measure].attrs.get("direction", 0)) > 0 else 1.0
+    content = {name: sign * float(value) for name, value in zip(names, values, strict=True)}
+    beside = Path(path).with_name(f".{Path(path).name}.part")
+    try:
+        beside.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise ResultError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def read_predictions(path: str | os.PathLike[str]) -> pd.Series[float]:
+    """float64 (models,) of a ``.predict`` file, by the names of models; NaN for one that ran out of time.
+
+    Raises ResultError naming the file and the model.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ResultError(f"{path}: numbers by the names of models are expected")
+    for name, value in content.items():
+        if value != "EXCEEDED" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ResultError(f"{path}: model {name!r} has {value!r}, not a number")
+    numbers = [math.nan if value == "EXCEEDED" else float(value) for value in content.values()]
+    return pd.Series(numbers, index=list(content), dtype="float64", name=Path(path).stem)
+
+
+def read_table(
+    path: str | os.PathLike[str], hparams: Sequence[str], *, gap: str = "gap", test_size: int | None = None
+) -> xr.Dataset:
+    """A table of measures computed elsewhere, as a result that :func:`genmeasures.judge` takes.
+
+    A CSV file with a column ``model``, columns of hyper-parameters, the gap (train − test accuracy), and
+    every other column a measure, larger for a larger gap. An empty cell of a measure is a model without
+    a value.
+
+    Args:
+        path: of the file.
+        hparams: names of the columns with hyper-parameters.
+        gap: name of the column with the generalization gap.
+        test_size: number of test samples behind the gaps, for the sign error.
+
+    Returns:
+        Measures (model,), each with its status, and the coordinates ``generalization_gap`` and hyper-parameters.
+
+    Raises:
+        ResultError: the file cannot be read, a column is missing, a model is there twice, or a value is no number.
+    """
+    try:
+        table = pd.read_csv(path)
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ResultError(f"{path} is not a CSV table: {error}") from error
+    columns = [str(name) for name in table.columns]
+    for name in ("model", gap, *hparams):
+        if name not in columns:
+            raise ResultError(f"{path} has no column {name!r}{nearest(name, columns)}")
+    measures = [name for name in columns if name not in {"model", gap, *hparams}]
+    for name in (gap, *measures):
+        if table[name].dtype.kind not in "fiu":
+            raise ResultError(f"{path}: the column {name!r} holds something that is no number; name it in hparams")
+    models = table["model"].astype(str)
+    if models.duplicated().any():
+        raise ResultError(f"{path}: model {models[models.duplicated()].iloc[0]!r} is there twice")
+    coords = {"model": models.to_numpy(dtype=object), _GAP: ("model", table[gap].to_numpy(dtype=np.float64))}
+    coords |= {name: ("model", table[name].to_numpy()) for name in hparams}
+    variables = {}
+    for name in measures:
+        values = table[name].to_numpy(dtype=np.float64)
+        status = np.where(np.isfinite(values), "ok", "undefined: the table has no value").astype(object)
+        variables[name] = ("model", values, {"long_name": name, "direction": 0})
+        variables[f"{name}{STATUS}"] = ("model", status, {})
+    attrs = {"task": Path(path).stem, "hparams": json.dumps(list(hparams)), "metric": "accuracy"}
+    return xr.Dataset(variables, coords, {**attrs, **({} if test_size is None else {"test_size": test_size})})

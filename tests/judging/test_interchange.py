@@ -1,0 +1,141 @@
+"""Predictions and tables that others made, judged with the same code; and the scores that ``judge`` reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from genmeasures.errors import OptionError, ResultError
+from genmeasures.judging import (
+    granulated_kendall,
+    judge,
+    pgdl_score,
+    read_predictions,
+    read_table,
+    worst_sign_error,
+    write_predictions,
+)
+
+CMI = Path(__file__).parents[3] / "shared" / "data" / "cmi_task2"
+
+
+def grid(models: int = 12, seed: int = 0) -> pd.DataFrame:
+    """A 3 × 2 × 2 grid with a gap and two measures."""
+    rng = np.random.default_rng(seed)
+    rows = [(f"model_{10 * i}", a, b, c) for i, (a, b, c) in enumerate(np.ndindex(3, 2, 2))]
+    table = pd.DataFrame(rows, columns=["model", "width", "norm", "depth"])
+    table["norm"] = table["norm"].map({0: "none", 1: "batch"})
+    table["gap"] = rng.normal(size=models)
+    return table.assign(good=table["gap"] + 0.3 * rng.normal(size=models), noise=rng.normal(size=models))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    grid().to_csv(tmp_path / "mine.csv", index=False)
+    return tmp_path / "mine.csv"
+
+
+def test_a_table_is_judged_as_a_result(table: Path) -> None:
+    given = grid()
+    ds = read_table(table, ["width", "norm", "depth"], test_size=500)
+    judged = judge(ds, resamples=20).set_index("measure")
+    hparams = given[["width", "norm", "depth"]]
+    for name in ("good", "noise"):
+        row = judged.loc[name]
+        assert row["pgdl"] == pytest.approx(100 * pgdl_score(given[name], given["gap"], hparams))
+        assert row["pgdl_symmetric"] == pytest.approx(100 * pgdl_score(given[name], given["gap"], hparams, "symmetric"))
+        assert row["granulated_kendall"] == pytest.approx(granulated_kendall(given[name], given["gap"], hparams).psi)
+        assert row["worst_sign_error"] == pytest.approx(worst_sign_error(given[name], given["gap"], hparams, 500))
+        assert row["pgdl_pair"] in ("width × norm", "width × depth", "norm × depth")
+        assert row["grid_status"] == "ok"
+
+
+def test_a_measure_of_good_generalization_is_turned_round(table: Path) -> None:
+    ds = read_table(table, ["width", "norm", "depth"])
+    turned = ds.assign(good=-ds["good"])
+    turned["good"].attrs = {"direction": 1}
+    first, second = (judge(one, resamples=20).set_index("measure").loc["good"] for one in (ds, turned))
+    assert first["pgdl"] == pytest.approx(second["pgdl"])
+    assert first["granulated_kendall"] == pytest.approx(second["granulated_kendall"])
+    assert np.isnan(first["worst_sign_error"])  # the size of the test set is not known
+
+
+def test_an_incomplete_grid_has_a_reason(table: Path) -> None:
+    ds = read_table(table, ["width", "norm", "depth"]).isel(model=slice(0, 11))
+    row = judge(ds, resamples=20).set_index("measure").loc["good"]
+    assert np.isnan(row["pgdl"])
+    assert np.isfinite(row["granulated_kendall"])
+    assert "not complete: 1 of 12 combinations" in row["grid_status"]
+
+
+def test_without_hyper_parameters_there_are_no_scores(table: Path) -> None:
+    ds = read_table(table, ["width", "norm", "depth"])
+    judged = judge(ds.assign_attrs(hparams="[]"), resamples=20)
+    assert judged["pgdl"].isna().all()
+    assert (judged["grid_status"] == "").all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="model"), r"mine\.csv has no column 'model'"),
+        (lambda t: t.drop(columns="gap"), "has no column 'gap'"),
+        (lambda t: t.rename(columns={"norm": "norn"}), "no column 'norm' .did you mean 'norn'"),
+        (lambda t: t.assign(good="x"), "the column 'good' holds something that is no number"),
+        (lambda t: pd.concat([t, t.head(1)]), "model 'model_0' is there twice"),
+    ],
+)
+def test_tables_that_cannot_be_read(table: Path, change: object, message: str) -> None:
+    change(grid()).to_csv(table, index=False)  # type: ignore[operator]
+    with pytest.raises(ResultError, match=message):
+        read_table(table, ["width", "norm", "depth"])
+
+
+def test_predictions_there_and_back(table: Path, tmp_path: Path) -> None:
+    ds = read_table(table, ["width", "norm", "depth"])
+    ds["noise"].attrs["direction"] = 1
+    for name, sign in (("good", 1), ("noise", -1)):
+        path = tmp_path / f"{name}.predict"
+        write_predictions(ds, name, path)
+        content = json.loads(path.read_text())
+        assert list(content) == grid()["model"].tolist()
+        assert all(type(value) is float for value in content.values())
+        read = read_predictions(path)
+        np.testing.assert_array_equal(read.to_numpy(), sign * grid()[name].to_numpy())
+    with pytest.raises(OptionError, match=r"no measure 'god' .did you mean 'good'"):
+        write_predictions(ds, "god", tmp_path / "x.predict")
+    ds = ds.copy(deep=True)
+    ds["good"][3] = np.nan
+    with pytest.raises(ResultError, match="1 of 12 models have no value of good: model_30"):
+        write_predictions(ds, "good", tmp_path / "x.predict")
+    assert not (tmp_path / "x.predict").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_1": "x"}', '{"model_1": true}', "[" * 100_000])
+def test_predictions_that_cannot_be_read(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.predict").write_text(content)
+    with pytest.raises(ResultError, match=r"a\.predict"):
+        read_predictions(tmp_path / "a.predict")
+
+
+def test_a_model_out_of_time_has_no_value(tmp_path: Path) -> None:
+    (tmp_path / "a.predict").write_text('{"model_1": 1, "model_2": "EXCEEDED"}')
+    read = read_predictions(tmp_path / "a.predict")
+    assert read["model_1"] == 1
+    assert np.isnan(read["model_2"])
+
+
+@pytest.mark.skipif(not CMI.is_dir(), reason="../shared/data/cmi_task2 is absent")
+def test_the_scores_of_task_2_are_the_official_ones(tmp_path: Path) -> None:
+    configs = json.loads((CMI / "model_configs.json").read_text())
+    known = pd.DataFrame(
+        {f"model_{i}": {n: v["current_value"] for n, v in c["hparams"].items()} for i, c in configs.items()}
+    ).T
+    pd.read_csv(CMI / "measures.csv").join(known, on="model").to_csv(tmp_path / "task2_v1.csv", index=False)
+    judged = judge(read_table(tmp_path / "task2_v1.csv", list(known)), resamples=20).set_index("measure")
+    for name, score in json.loads((CMI / "official_scores.json").read_text()).items():
+        assert judged.loc[name, "pgdl"] / 100 == pytest.approx(score, abs=1e-9)
