@@ -468,6 +468,11 @@ class Task(Component, abc.ABC):
 
     metric: ClassVar[str] = "accuracy"
 
+    @property
+    def label(self) -> str:
+        """What results call it: its name, or that of the one task that it stands for."""
+        return self.name
+
     @abc.abstractmethod
     def models(self) -> Sequence[TaskModel]:
         """The models, cheap to list: each is built when its turn comes."""

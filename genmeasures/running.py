@@ -9,6 +9,7 @@ import json
 import logging
 import platform
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,11 @@ class Run:
                 if len(errors) == 1
                 else type(errors[0])(f"none of {len(errors)} models could be measured; {errors[0]}")
             )
-        return combine(datasets, {**self._provenance(), **attrs})
+        seconds = sum(float(ds.attrs.get("seconds", 0.0)) for ds in datasets)
+        return combine(datasets, {**self._provenance(), "seconds": seconds, **attrs})
 
     def _measure_one(self, task_model: TaskModel, on_batch: Progress | None) -> xr.Dataset:
+        began = time.perf_counter()
         data, measures = self._prepare(task_model)
         try:
             model = task_model.build()
@@ -141,7 +144,7 @@ class Run:
                 log.warning("%s; the model is measured again", error)
         device = self._device or next((p.device for p in model.parameters()), torch.device("cpu"))
         result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch)
-        made = model_dataset(task_model, result, measures)
+        made = model_dataset(task_model, result, measures).assign_attrs(seconds=time.perf_counter() - began)
         if part is not None:
             try:
                 save(made.assign_attrs(schema_version=SCHEMA_VERSION), part)

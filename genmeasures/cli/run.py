@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 _PRESENTATION = ("output", "force", "figures", "against", "aggregator")
 """Settings that change no measured value, and so not the name of the result."""
 
+AT_END: list[Callable[[], None]] = []
+"""What a multirun does last, also where one of its jobs has failed: Hydra's own callback is then left out."""
+
 
 class _SearchPath(SearchPathPlugin):
     """Adds the configs of plugins, and conf/ of the working folder with its experiments."""
@@ -51,6 +54,7 @@ class _SearchPath(SearchPathPlugin):
 def run_command(overrides: Sequence[str]) -> int:
     """Run with Hydra overrides; returns the exit status."""
     Plugins.instance().register(_SearchPath)
+    AT_END.clear()
     before = sys.argv
     sys.argv = ["genmeasures", *overrides]
     try:
@@ -66,6 +70,8 @@ def run_command(overrides: Sequence[str]) -> int:
         return 1
     finally:
         sys.argv = before
+        for last in AT_END:
+            last()
     return 0
 
 
@@ -114,7 +120,7 @@ def _job(config: DictConfig) -> None:
     if not config.get("measure"):
         raise OptionError("measure: choose at least one, measure=[roughness] for example")
     measures = [_make(config.measure, str(name), Measure, "measure.") for name in config.measure]
-    path = Path(config.output) / f"{_slug(task.name)}-{digest(config)}.nc"
+    path = Path(config.output) / f"{_slug(task.label)}-{digest(config)}.nc"
     console = Console()
     there = load(path) if path.is_file() and not config.force else None
     # Models that failed are tried again: their files may have been mended since.
@@ -137,7 +143,7 @@ def _job(config: DictConfig) -> None:
         )
         if config.force:
             _remove(keep)
-        attrs = {"task": task.name, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
+        attrs = {"task": task.label, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
         with _progress() as progress:
             ds = _measure(run, attrs, progress)
         save(ds, path)

@@ -13,6 +13,7 @@ from genmeasures.judging.pgdl import (
     sign_errors,
     worst_sign_error,
 )
+from genmeasures.judging.published import published_scores
 
 __all__ = [
     "GranulatedKendall",
@@ -24,6 +25,7 @@ __all__ = [
     "pearson",
     "pgdl_pairs",
     "pgdl_score",
+    "published_scores",
     "read_predictions",
     "read_table",
     "resample_counts",

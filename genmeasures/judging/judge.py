@@ -62,6 +62,7 @@ def judge(
         raise OptionError(f"judge: resamples={resamples!r} must be a whole number of at least 1")
     targets = _targets(ds, against)
     hparams = _hparams(ds)
+    test_size = int(ds.attrs["test_size"]) if "test_size" in ds.attrs else None
     models = ds.sizes.get("model", 0)
     counts: dict[bytes, Floats] = {}
     rows: list[dict[str, Any]] = []
@@ -79,7 +80,7 @@ def judge(
             x, y = values[used], truth[used]
             if target == _GAP and hparams is not None:
                 rising = -x if int(ds[measure].attrs.get("direction", 0)) > 0 else x
-                row |= grid_scores(rising, y, hparams[used], ds.attrs.get("test_size"))
+                row |= grid_scores(rising, y, hparams[used], test_size)
             reason = _undefined(x, y, measure, target)
             if reason:
                 rows.append({**row, "status": f"undefined: {reason}"})

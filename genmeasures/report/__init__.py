@@ -1,6 +1,7 @@
 """What a person reads of a result: tables, what failed, and figures."""
 
 from genmeasures.report.figures import plot_measures
+from genmeasures.report.scores import markdown_scores, render_scores
 from genmeasures.report.table import failures, markdown_table, render_table
 
-__all__ = ["failures", "markdown_table", "plot_measures", "render_table"]
+__all__ = ["failures", "markdown_scores", "markdown_table", "plot_measures", "render_scores", "render_table"]

@@ -32,6 +32,11 @@ class TaskFolder:
         return sorted((match[1] for match in found if match), key=int)
 
 
+def cache_folder(given: str | None) -> Path:
+    """Where archives are unpacked."""
+    return Path(given) if given is not None else Path.home() / ".cache" / "genmeasures" / "pgdl"
+
+
 def find_tasks(path: Path, cache: Path) -> dict[str, TaskFolder]:
     """The tasks below a path by name, sorted: a task's folder, one above it, one with input_data, or a zip of these.
 

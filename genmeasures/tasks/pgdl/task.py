@@ -12,7 +12,7 @@ from torch import nn
 from genmeasures.errors import DataError, ModelError, OptionError, nearest
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, one_of, require
 from genmeasures.tasks.pgdl.configs import ModelConfig, read_model_configs
-from genmeasures.tasks.pgdl.folders import TaskFolder, choose_task
+from genmeasures.tasks.pgdl.folders import TaskFolder, cache_folder, choose_task
 from genmeasures.tasks.pgdl.network import read_network
 from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
 from genmeasures.tasks.pgdl.weights import load
@@ -40,6 +40,11 @@ class PGDL(Task):
         self.path = os.fspath(path)
         self.which = which
         self.cache = cache
+
+    @property
+    def label(self) -> str:
+        """The name of the task's folder, "task1_v4" for example."""
+        return self._task().name
 
     def models(self) -> Sequence[TaskModel]:
         """The models by number, none of them loaded. Raises DataError naming the task and the file."""
@@ -81,8 +86,7 @@ class PGDL(Task):
             raise DataError(f"task {task.name}: {error}") from error
 
     def _task(self) -> TaskFolder:
-        cache = Path(self.cache) if self.cache is not None else Path.home() / ".cache" / "genmeasures" / "pgdl"
-        return choose_task(Path(self.path), self.which, cache)
+        return choose_task(Path(self.path), self.which, cache_folder(self.cache))
 
 
 def _build(task: TaskFolder, number: str, config: ModelConfig | None) -> nn.Module:

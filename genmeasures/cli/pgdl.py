@@ -1,0 +1,91 @@
+"""A multirun over all PGDL tasks of a folder: a callback of Hydra for ``experiment=pgdl``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from rich.console import Console
+
+from genmeasures.api import aggregate, judge
+from genmeasures.cli.run import AT_END
+from genmeasures.errors import GenmeasuresError, OptionError, ResultError
+from genmeasures.interfaces import Aggregator
+from genmeasures.judging import published_scores, score_table
+from genmeasures.report import markdown_scores, render_scores
+from genmeasures.results import load
+from genmeasures.tasks.pgdl.folders import cache_folder, find_tasks
+
+SECONDS_A_MODEL = 300
+"""The competition's limit, pooled over the models of a task."""
+
+
+class AllTasks(Callback):
+    """Sweeps over the tasks below ``task.path``, and ends in one table of official scores."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Makes ``task.which`` a sweep, unless the user has chosen tasks."""
+        AT_END.append(functools.partial(show_scores, config))
+        if any(one.lstrip("+").startswith("task.which=") for one in config.hydra.overrides.task):
+            return
+        if OmegaConf.is_missing(config.task, "path"):
+            raise OptionError("task.path: a value is needed, task.path=…: the folder with the PGDL tasks")
+        tasks = find_tasks(Path(config.task.path), cache_folder(config.task.cache))
+        with read_write(config), open_dict(config):
+            config.hydra.sweeper.params = {**(config.hydra.sweeper.params or {}), "task.which": ",".join(tasks)}
+
+
+def show_scores(config: DictConfig) -> None:
+    """Show the scores of what the output folder now holds, and write them to ``pgdl.csv`` and ``pgdl.md`` there."""
+    console = Console()
+    folder = Path(config.output)
+    scores, lines = official_scores(folder, instantiate(config.aggregator, _convert_="all"))
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    if scores.empty:
+        return
+    beside = published_scores([str(name) for name in scores.columns])
+    table = score_table(pd.concat([scores, beside]))
+    render_scores(table, console)
+    table.to_csv(folder / "pgdl.csv")
+    (folder / "pgdl.md").write_text(markdown_scores(table), encoding="utf-8")
+    console.print(f"table: {folder / 'pgdl.csv'}, {folder / 'pgdl.md'}", soft_wrap=True)
+
+
+def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame, list[str]]:
+    """100 × the official score of every result in a folder, (measures, tasks), and remarks.
+
+    Rows of results that were measured in different ways carry the way's settings. Remarks name the
+    time that a task took, and what has no score and why.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    lines = []
+    for path in sorted(folder.glob("*.nc")):
+        try:
+            ds = load(path)
+            judged = judge(aggregate(ds, aggregator), "generalization_gap", resamples=1)
+        except GenmeasuresError as error:
+            lines.append(f"{path} is left out: {error}" if not isinstance(error, ResultError) else str(error))
+            continue
+        task = str(ds.attrs.get("task", path.stem))
+        seconds = float(ds.attrs.get("seconds", 0.0)) / ds.sizes["model"]
+        lines.append(f"{task}: {seconds:.1f} s a model, of the competition's {SECONDS_A_MODEL}")
+        way = found.setdefault(str(ds.attrs["extractor"]), {})
+        for _, row in judged.iterrows():
+            way.setdefault(str(row["measure"]), {})[task] = float(row["pgdl"])
+            if math.isnan(row["pgdl"]):
+                lines.append(f"{task}, {row['measure']}: {row['grid_status']}")
+    rows = {
+        name if len(found) == 1 else f"{name}, {way.partition('(')[0]}": scores
+        for way, measures in found.items()
+        for name, scores in measures.items()
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index", dtype="float64")
+    frame.index.name = "measure"
+    return frame, list(dict.fromkeys(lines))
