@@ -14,6 +14,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +29,13 @@ from torch import Tensor, nn
 import genmeasures
 from benchmarks.baseline import pipeline
 from benchmarks.models import Pictures, UNet3D, tensors, vgg
+from benchmarks.tfrecord import tfrecord
 from genmeasures.extractors import ReceptiveField
 from genmeasures.plugin import Extractor
 from genmeasures.statistics.kmeans import kmeans
 from genmeasures.statistics.mixture import fit_mixtures
+from genmeasures.tasks.pgdl.network import build_network
+from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
 
 _BATCH = 64
 _PICTURE = (3, 32, 32)
@@ -108,6 +112,44 @@ def whole_tensor(share: float) -> dict[str, float]:
     return against_bare(vgg(), int(1000 * share), _PICTURE, "whole_tensor")
 
 
+def pgdl(share: float) -> dict[str, float]:
+    """A task of the size of the competition's first, read from disk: 1.67 million parameters."""
+    config = {
+        "model_config": [
+            *(
+                layer
+                for _ in range(3)
+                for layer in (
+                    {"layer_name": "Conv2D", "filters": 256, "kernel_size": 3, "padding": "same", "activation": "relu"},
+                    {"layer_name": "MaxPooling2D"},
+                )
+            ),
+            {"layer_name": "Flatten"},
+            {"layer_name": "Dense", "units": 117, "activation": "relu"},
+            {"layer_name": "Dense", "units": 10},
+        ],
+        "input_shape": [32, 32, 3],
+    }
+    network = build_network(config).module.to_empty(device="cpu")
+    for value in network.parameters():
+        torch.nn.init.normal_(value, std=0.02, generator=torch.Generator().manual_seed(value.numel()))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "task1_v4"
+        write_model(folder / "model_0", config, network, network)
+        known = {"train_accuracy": 1.0, "test_accuracy": 0.5}
+        write_model_configs(folder / "model_configs.json", {"0": {"width": 256}}, {"0": known})
+        for seed, split in enumerate(("train", "test")):
+            inputs, targets = tensors(int(1000 * share), _PICTURE, seed + 1)
+            write_split(folder / "dataset_1" / split, inputs, targets)
+        task = genmeasures.load_task("pgdl", path=folder)
+        begin = time.perf_counter()
+        model = task.models()[0].build()
+        loading = time.perf_counter() - begin
+        made = _compare(model, task.data("train"), task.data("test"), "receptive_field", _BATCH)
+    seconds = made["seconds"] + loading
+    return {**made, "loading": loading, "seconds": seconds, "ratio": seconds / made["bare"]}
+
+
 def sklearn(share: float) -> dict[str, float]:
     model = vgg()
     train, test = (tensors(int(1000 * share), _PICTURE, seed) for seed in (1, 2))
@@ -166,12 +208,16 @@ CHECKS: list[Check] = [
     ("vgg_all", "every patch (cap: null), × bare forward", "ratio", 2.5, True),
     ("unet", "3D residual UNet, 200 + 200 patches of 64×64×16, × bare forward", "ratio", 2.5, True),
     ("whole_tensor", "whole tensors, 1,000 pictures, up to 65,536 dimensions, × bare forward", "ratio", 2.0, True),
+    ("pgdl", "a PGDL model of task 1's size, read from disk, 1,000 pictures, × bare forward", "ratio", 2.5, True),
+    ("tfrecord", "TFRecord shards with their checksums, MB/s", "megabytes", 200.0, False),
+    ("tfrecord", "the same, × faster than a plain Python loop", "faster", 5.0, False),
     ("clustering", "k-means and mixtures of a layer, × faster than scikit-learn", "faster", 6.0, False),
     ("clustering", "the same, inertia / scikit-learn's", "inertia_ratio", 1.0005, True),
     ("clustering", "the same, log-likelihood − scikit-learn's", "log_likelihood_gain", -0.005, False),
 ]
 ROWS: dict[str, Callable[[float], dict[str, float]]] = {
-    row.__name__: row for row in (vgg_small, sklearn, vgg_large, vgg_all, unet, whole_tensor, clustering)
+    row.__name__: row
+    for row in (vgg_small, sklearn, vgg_large, vgg_all, unet, whole_tensor, pgdl, tfrecord, clustering)
 }
 
 

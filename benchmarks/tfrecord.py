@@ -1,10 +1,8 @@
-"""Reading TFRecord shards against a loop of plain Python: ``python -m benchmarks.tfrecord``."""
+"""Reading TFRecord shards against a loop of plain Python: ``python -m benchmarks.run tfrecord``."""
 
 from __future__ import annotations
 
-import json
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -126,15 +124,3 @@ def tfrecord(share: float) -> dict[str, float]:
     assert torch.equal(y, torch.stack([label for _, label in ours]))
     middle = float(np.median(seconds))
     return {"seconds": middle, "plain": theirs, "megabytes": pictures.nbytes / 1e6 / middle, "faster": theirs / middle}
-
-
-def main() -> int:
-    found = tfrecord(1.0)
-    print(json.dumps(found))
-    print(f"{'reading TFRecord shards, × faster than a plain loop':<72} ≥ {5.0:<7} {found['faster']:>8.3f}")
-    print(f"{'the same, MB/s':<72} ≥ {200.0:<7} {found['megabytes']:>8.3f}")
-    return found["faster"] < 5 or found["megabytes"] < 200
-
-
-if __name__ == "__main__":
-    sys.exit(main())
