@@ -63,6 +63,9 @@ def collect(folder: Path, output: Path) -> Collected:
         tasks = list(dict.fromkeys(str(ds.attrs.get("task", "")) for _, ds in kept))
         datasets = [_named(ds) if len(tasks) > 1 else ds for _, ds in kept]
         attrs = {**kept[0][1].attrs, "task": ", ".join(tasks), "sources": "\n".join(path.name for path, _ in kept)}
+        attrs["seconds"] = sum(float(ds.attrs.get("seconds", 0.0)) for _, ds in kept)
+        if len({ds.attrs.get("test_size") for _, ds in kept}) > 1:
+            attrs.pop("test_size", None)
         merged = combine(datasets, attrs)
         name = hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()
         path = save(merged, output / f"collected-{name}.nc")
