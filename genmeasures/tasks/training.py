@@ -135,7 +135,7 @@ def train_all(jobs: Sequence[Job], workers: int, title: str) -> None:
 def _in_processes(jobs: Sequence[Job], workers: int, one_done: Callable[[], None]) -> None:
     # spawn: a forked copy of a process whose torch has started its threads can hang.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     try:
         for future in as_completed([executor.submit(_train_and_keep, job) for job in jobs]):
             future.result()
@@ -150,7 +150,7 @@ def _in_processes(jobs: Sequence[Job], workers: int, one_done: Callable[[], None
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole group; the parent answers it, and workers end after the two or three networks in hand.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -166,13 +166,13 @@ def _end_with_parent() -> None:
 
 
 def _train_and_keep(job: Job) -> None:
-    with _one_thread():
+    with one_thread():
         model, metrics = _train(job)
     _keep(job.path, {"state_dict": model.state_dict(), "metrics": metrics})
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """More threads gain nothing on networks this small, and would change the order of their sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -323,7 +323,7 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
 
 
 def test_workers_that_do_not_start_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_start_worker", functools.partial(os._exit, 3))
+    monkeypatch.setattr(training, "start_worker", functools.partial(os._exit, 3))
     train, test = split_digits()
     jobs = [training.Job(tmp_path / "network.pt", grid()[0], training.Recipe(), train, test)]
     with pytest.raises(GenmeasuresError, match=r'if __name__ == "__main__".*workers=1'):
