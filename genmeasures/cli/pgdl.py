@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xarray as xr
+import yaml
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -38,7 +40,8 @@ class AllTasks(Callback):
             raise OptionError("task.path: a value is needed, task.path=…: the folder with the PGDL tasks")
         tasks = find_tasks(Path(config.task.path), cache_folder(config.task.cache))
         with read_write(config), open_dict(config):
-            config.hydra.sweeper.params = {**(config.hydra.sweeper.params or {}), "task.which": ",".join(tasks)}
+            names = ",".join("'" + name.replace("'", "\\'") + "'" for name in tasks)
+            config.hydra.sweeper.params = {**(config.hydra.sweeper.params or {}), "task.which": names}
 
 
 def show_scores(config: DictConfig) -> None:
@@ -76,16 +79,26 @@ def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame,
         task = str(ds.attrs.get("task", path.stem))
         seconds = float(ds.attrs.get("seconds", 0.0)) / ds.sizes["model"]
         lines.append(f"{task}: {seconds:.1f} s a model, of the competition's {SECONDS_A_MODEL}")
-        way = found.setdefault(str(ds.attrs["extractor"]), {})
+        way = found.setdefault(_way(ds), {})
+        if any(task in tasks for tasks in way.values()):
+            lines.append(f"{path} is left out: {task} was measured in the same way before")
+            continue
         for _, row in judged.iterrows():
             way.setdefault(str(row["measure"]), {})[task] = float(row["pgdl"])
             if math.isnan(row["pgdl"]):
-                lines.append(f"{task}, {row['measure']}: {row['grid_status']}")
+                reason = row["grid_status"] or "the hyper-parameters are not known"
+                lines.append(f"{task}, {row['measure']}: {reason}")
     rows = {
-        name if len(found) == 1 else f"{name}, {way.partition('(')[0]}": scores
+        name if len(found) == 1 else f"{name}, {way}": scores
         for way, measures in found.items()
         for name, scores in measures.items()
     }
     frame = pd.DataFrame.from_dict(rows, orient="index", dtype="float64")
     frame.index.name = "measure"
     return frame, list(dict.fromkeys(lines))
+
+
+def _way(ds: xr.Dataset) -> str:
+    """How a result was measured, but for its measures: two with the same can stand in one row."""
+    settings = yaml.safe_load(str(ds.attrs.get("settings", ""))) or {}
+    return ", ".join(f"{key}={value}" for key, value in settings.items() if key != "measures" and value is not None)

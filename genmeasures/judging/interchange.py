@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,8 +62,15 @@ def read_predictions(path: str | os.PathLike[str]) -> pd.Series[float]:
 
     Raises ResultError naming the file and the model.
     """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ResultError(f"{path}: a model is there twice")
+        return dict(pairs)
+
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(Path(path).read_bytes(), object_pairs_hook=distinct)
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -69,8 +78,9 @@ def read_predictions(path: str | os.PathLike[str]) -> pd.Series[float]:
     if not isinstance(content, dict) or not content:
         raise ResultError(f"{path}: numbers by the names of models are expected")
     for name, value in content.items():
-        if value != "EXCEEDED" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ResultError(f"{path}: model {name!r} has {value!r}, not a number")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and not 1e308 < abs(value) < math.inf
+        if value != "EXCEEDED" and not number:
+            raise ResultError(f"{path}: model {name!r} has {reprlib.repr(value)}, not a number")
     numbers = [math.nan if value == "EXCEEDED" else float(value) for value in content.values()]
     return pd.Series(numbers, index=list(content), dtype="float64", name=Path(path).stem)
 
@@ -80,9 +90,9 @@ def read_table(
 ) -> xr.Dataset:
     """A table of measures computed elsewhere, as a result that :func:`genmeasures.judge` takes.
 
-    A CSV file with a column ``model``, columns of hyper-parameters, the gap (train − test accuracy), and
-    every other column a measure, larger for a larger gap. An empty cell of a measure is a model without
-    a value.
+    A CSV file with a column ``model``, columns of hyper-parameters, which are read as words, the gap
+    (train − test accuracy), and every other column a measure, larger for a larger gap. An empty cell of a
+    measure is a model without a value.
 
     Args:
         path: of the file.
@@ -97,7 +107,8 @@ def read_table(
         ResultError: the file cannot be read, a column is missing, a model is there twice, or a value is no number.
     """
     try:
-        table = pd.read_csv(path)
+        # Words as they stand: names such as 1.10 or None are names.
+        table = pd.read_csv(path, dtype=dict.fromkeys(("model", *hparams), str), keep_default_na=False, na_values=[""])
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror or error}") from error
     except (ValueError, pd.errors.ParserError) as error:
@@ -106,19 +117,26 @@ def read_table(
     for name in ("model", gap, *hparams):
         if name not in columns:
             raise ResultError(f"{path} has no column {name!r}{nearest(name, columns)}")
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ResultError(f"{path}: its rows have more cells than its header")
+    if not len(table):
+        raise ResultError(f"{path} has no rows")
+    taken = [name for name in columns if (name in (_GAP, "layer") and name != gap) or name.endswith(STATUS)]
+    if taken:
+        raise ResultError(f"{path}: a column cannot be called {taken[0]!r}, which results use themselves: rename it")
     measures = [name for name in columns if name not in {"model", gap, *hparams}]
     for name in (gap, *measures):
         if table[name].dtype.kind not in "fiu":
             raise ResultError(f"{path}: the column {name!r} holds something that is no number; name it in hparams")
-    models = table["model"].astype(str)
+    models = table["model"].fillna("")
     if models.duplicated().any():
         raise ResultError(f"{path}: model {models[models.duplicated()].iloc[0]!r} is there twice")
     coords = {"model": models.to_numpy(dtype=object), _GAP: ("model", table[gap].to_numpy(dtype=np.float64))}
-    coords |= {name: ("model", table[name].to_numpy()) for name in hparams}
+    coords |= {name: ("model", table[name].fillna("").to_numpy(dtype=object)) for name in hparams}
     variables = {}
     for name in measures:
         values = table[name].to_numpy(dtype=np.float64)
-        status = np.where(np.isfinite(values), "ok", "undefined: the table has no value").astype(object)
+        status = np.where(np.isfinite(values), "ok", "undefined: the table has no finite value").astype(object)
         variables[name] = ("model", values, {"long_name": name, "direction": 0})
         variables[f"{name}{STATUS}"] = ("model", status, {})
     attrs = {"task": Path(path).stem, "hparams": json.dumps(list(hparams)), "metric": "accuracy"}

@@ -88,3 +88,15 @@ def test_published_scores() -> None:
     assert made.loc["sharpness (baseline), as published"].tolist()[:2] == [0.0, 0.0]
     assert made.loc["sharpness (baseline), as published"].isna()["task9"]
     assert published_scores(["toy"]).empty
+
+
+def test_results_measured_in_other_ways_have_rows_of_their_own(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (tasks / "mine").rename(tasks / "2020")  # a name that Hydra would take for a number
+    assert run(tasks) == 0
+    assert run(tasks, "seed=1") == 0
+    table = pd.read_csv(tasks.parent / "out" / "pgdl.csv", index_col="measure")
+    assert {"2020", "task4"} < set(table.columns)
+    ours = [name for name in table.index if name.startswith("roughness")]
+    assert len(ours) == 2
+    assert all("seed=" in name for name in ours)

@@ -139,3 +139,35 @@ def test_the_scores_of_task_2_are_the_official_ones(tmp_path: Path) -> None:
     judged = judge(read_table(tmp_path / "task2_v1.csv", list(known)), resamples=20).set_index("measure")
     for name, score in json.loads((CMI / "official_scores.json").read_text()).items():
         assert judged.loc[name, "pgdl"] / 100 == pytest.approx(score, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model,a,gap,m\nx,1,2,0.1,0.5\ny,2,2,0.3,0.7\n", "its rows have more cells than its header"),
+        ("model,a,gap,m\n", "has no rows"),
+        ("model,a,gap,generalization_gap\nx,1,2,3\n", "cannot be called 'generalization_gap'"),
+        ("model,a,gap,m,m_status\nx,1,2,3,4\n", "cannot be called 'm_status'"),
+    ],
+)
+def test_tables_that_would_mislead(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ResultError, match=message):
+        read_table(tmp_path / "t.csv", ["a"])
+
+
+def test_names_stay_names(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("model,a,gap,m\n007,None,1,2\n1.10,NA,2,inf\n1.1,,3,\n")
+    ds = read_table(tmp_path / "t.csv", ["a"])
+    assert ds["model"].values.tolist() == ["007", "1.10", "1.1"]
+    assert ds["a"].values.tolist() == ["None", "NA", ""]
+    assert [one.partition(":")[0] for one in ds["m_status"].values] == ["ok", "undefined", "undefined"]
+
+
+def test_a_number_that_no_float_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.predict").write_text('{"model_1": 1' + "0" * 400 + "}")
+    with pytest.raises(ResultError, match="not a number"):
+        read_predictions(tmp_path / "a.predict")
+    (tmp_path / "a.predict").write_text('{"m": 1, "m": 2}')
+    with pytest.raises(ResultError, match="twice"):
+        read_predictions(tmp_path / "a.predict")

@@ -171,6 +171,21 @@ def test_layers_are_named_as_in_keras_and_matched_by_position(tmp_path: Path) ->
         (lambda c: c["model_config"][0].update(kernel_sise=3), "no argument 'kernel_sise' .did you mean 'kernel_size'"),
         (lambda c: c["model_config"][0].update(kernel_size=9), "nothing is left of its input"),
         (lambda c: c["model_config"][0].update(filters=1e30), "filters is 1e\\+30, not a whole number"),
+        (
+            lambda c: c["model_config"].append({"layer_name": "Dropout", "rate": 10**400}),
+            "rate is 1000.*, not a number",
+        ),
+        (
+            lambda c: c["model_config"][0].update(kernel_size=2**24, filters=2**24, padding="same"),
+            "larger than any real",
+        ),
+        (
+            lambda c: c.update(
+                model_config=[{"layer_name": "MaxPooling2D", "pool_size": 2**20, "strides": 1, "padding": "same"}]
+            ),
+            "padded input .* is larger than any real network's",
+        ),
+        (lambda c: c.update(model_config=[{"layer_name": "ReLU"}] * 10_001), "10001 layers"),
         (lambda c: c["model_config"][0].update(filters=2.5), "filters is 2.5, not a whole number"),
         (lambda c: c["model_config"][3].update(units=2**24), None),
         (lambda c: c["model_config"][0].pop("filters"), "filters is missing"),
@@ -243,6 +258,19 @@ def _replace(file: h5py.File, path: str, value: Any) -> None:
     file[path] = value
 
 
+def _unwritten(file: h5py.File, path: str, shape: tuple[int, ...]) -> None:
+    del file[path]
+    file.create_dataset(path, shape=shape, dtype="f4")
+
+
+def test_normalisation_without_scale_has_no_weight(tmp_path: Path) -> None:
+    """Of Keras's layer, there is none to be counted, nor to be trained."""
+    layers = [{"layer_name": "Dense", "units": 2}, {"layer_name": "BatchNormalization", "scale": False}]
+    model, _ = written(tmp_path, {"model_config": layers, "input_shape": [3]})
+    assert [name for name, _ in model.named_parameters()] == ["dense.weight", "dense.bias", "batch_normalization.bias"]
+    assert torch.equal(model.state_dict()["batch_normalization.weight"], torch.ones(2))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -250,6 +278,7 @@ def _replace(file: h5py.File, path: str, value: Any) -> None:
         (lambda f: _replace(f, "dense/dense/bias:0", np.zeros(2, np.int64)), "bias is of type int64"),
         (lambda f: _replace(f, "dense/dense/bias:0", h5py.ExternalLink("/etc/passwd", "/")), "bias:0' is missing"),
         (lambda f: _replace(f, "dense/dense/bias:0", h5py.SoftLink("/conv2d")), "bias:0' is missing"),
+        (lambda f: _unwritten(f, "dense/dense/kernel:0", (27, 2)), "does not hold the values"),
         (lambda f: f.__delitem__("conv2d"), "'conv2d' is missing"),
         (lambda f: f.attrs.__delitem__("layer_names"), "the attribute layer_names is missing"),
         (lambda f: f.attrs.__setitem__("layer_names", np.array([b"conv2d", b"dense"])), "2 layers have weights"),

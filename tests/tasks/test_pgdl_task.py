@@ -108,6 +108,21 @@ def test_a_task_is_found_wherever_it_lies(written: Path, tmp_path: Path) -> None
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
 
 
+def test_paths_are_relative_to_the_folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(written, tmp_path / "input_data" / "task1_v4")
+    (tmp_path / "reference_data" / "task1_v4").mkdir(parents=True)
+    configs = "task1_v4/model_configs.json"
+    os.replace(tmp_path / "input_data" / configs, tmp_path / "reference_data" / configs)
+    for folder, path in (
+        ("input_data", "task1_v4"),
+        ("input_data/task1_v4", "."),
+        ("input_data/task1_v4/model_3", ".."),
+    ):
+        monkeypatch.chdir(tmp_path / folder)
+        check(PGDL(path))
+        assert PGDL(path).label == "task1_v4"
+
+
 def test_several_tasks(written: Path, tmp_path: Path) -> None:
     for name in ("task2_v1", "task4"):
         shutil.copytree(written, tmp_path / name)
@@ -138,6 +153,15 @@ def test_an_archive_with_a_link_or_damage(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:40])
     with pytest.raises(DataError, match=r"b\.zip is not a zip archive, or damaged"):
         PGDL(tmp_path / "b.zip", cache=str(tmp_path / "cache")).models()
+    with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("task/model_1/config.json", "{}" * 1000)
+    content = bytearray((tmp_path / "c.zip").read_bytes())
+    content[60] ^= 0xFF
+    (tmp_path / "c.zip").write_bytes(content)
+    with pytest.raises(DataError, match=r"c\.zip is not a zip archive, or damaged"):
+        PGDL(tmp_path / "c.zip", cache=str(tmp_path / "cache")).models()
+    with pytest.raises(DataError, match=r"cannot be unpacked into .*b\.zip"):
+        PGDL(tmp_path / "c.zip", cache=str(tmp_path / "b.zip")).models()
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -189,6 +213,7 @@ def test_a_damaged_model_fails_by_itself(task: Path, damage: Callable[[Path], ob
         (lambda t: (t / "model_configs.json").unlink(), r"model_configs\.json: No such file"),
         (lambda t: (t / "model_configs.json").write_text("[]"), "models by their ids are expected"),
         (lambda t: (t / "model_configs.json").write_text('{"3": {}, "3": {}}'), "'3' is there twice"),
+        (lambda t: (t / "model_configs.json").write_text('{"3": {}, "model_3": {}}'), "'3' is there twice"),
         (lambda t: (t / "model_configs.json").write_text("[" * 100_000), "is not JSON"),
         (lambda t: shutil.rmtree(t / "model_20"), "names model 20, but there is no folder for it"),
     ],

@@ -20,6 +20,9 @@ METRICS = {
 """Names of the competition, and ours."""
 
 _NEEDED = ("train_acc", "test_acc")
+_LARGEST_FILE = 2**26
+_LARGEST = 1e308
+"""A whole number of JSON may have any number of digits."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,16 @@ def read_model_configs(path: Path) -> dict[str, ModelConfig]:
     """
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-        if twice is not None:
-            raise DataError(f"{path}: {twice!r} is there twice")
-        return dict(pairs)
+        made: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in made:
+                raise DataError(f"{path}: {name!r} is there twice")
+            made[name] = value
+        return made
 
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise DataError(f"{path} is larger than {_LARGEST_FILE} bytes: no list of models")
         content = json.loads(path.read_bytes(), object_pairs_hook=distinct)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
@@ -54,7 +60,8 @@ def read_model_configs(path: Path) -> dict[str, ModelConfig]:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: models by their ids are expected")
-    return {name.removeprefix("model_"): _config(entry) for name, entry in content.items()}
+    ids = distinct([(name.removeprefix("model_"), entry) for name, entry in content.items()])
+    return {name: _config(entry) for name, entry in ids.items()}
 
 
 def _config(entry: Any) -> ModelConfig:
@@ -63,7 +70,7 @@ def _config(entry: Any) -> ModelConfig:
     known: dict[str, float | int | str | bool] = {}
     for name, one in hparams.items() if isinstance(hparams, Mapping) else ():
         value = one.get("current_value") if isinstance(one, Mapping) else None
-        if not isinstance(value, float | int | str):
+        if not isinstance(value, float | int | str) or value != value:
             return ModelConfig(problem=f"hyper-parameter {name!r} has no current_value")
         known[name] = value
     if not known:
@@ -73,9 +80,9 @@ def _config(entry: Any) -> ModelConfig:
     numbers = {}
     for name, ours in METRICS.items():
         value = metrics.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
         if name in _NEEDED and not number:
             return ModelConfig(known, problem=f"its {name} is {'missing' if value is None else repr(value)}")
         if number:
-            numbers[ours] = float(metrics[name])
+            numbers[ours] = float(min(max(metrics[name], -_LARGEST), _LARGEST))
     return ModelConfig(known, numbers)

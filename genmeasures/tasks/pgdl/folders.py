@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import re
 import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,7 +36,7 @@ class TaskFolder:
 
 def cache_folder(given: str | None) -> Path:
     """Where archives are unpacked."""
-    return Path(given) if given is not None else Path.home() / ".cache" / "genmeasures" / "pgdl"
+    return Path(given).expanduser() if given is not None else Path.home() / ".cache" / "genmeasures" / "pgdl"
 
 
 def find_tasks(path: Path, cache: Path) -> dict[str, TaskFolder]:
@@ -42,6 +44,8 @@ def find_tasks(path: Path, cache: Path) -> dict[str, TaskFolder]:
 
     Archives are unpacked once, below ``cache``. Raises DataError naming the path.
     """
+    # A relative path has neither name nor parents to look in.
+    path = path.expanduser().resolve()
     if path.is_file():
         path = unpack(path, cache)
     if not path.is_dir():
@@ -79,15 +83,21 @@ def unpack(archive: Path, cache: Path) -> Path:
     folder = cache / f"{archive.stem}-{key}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=cache, prefix=".unpacking-"))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=cache, prefix=".unpacking-"))
+    except OSError as error:
+        raise DataError(f"{archive} cannot be unpacked into {cache}: {error.strerror or error}") from error
     try:
         with zipfile.ZipFile(archive) as content:
             for entry in content.infolist():
                 _check_entry(entry, archive)
+            needed = sum(entry.file_size for entry in content.infolist())
+            if needed > shutil.disk_usage(cache).free:
+                raise DataError(f"{archive} needs {needed / 1e9:.1f} GB unpacked, more than is free in {cache}")
             content.extractall(beside)
         os.replace(beside, folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{archive} is not a zip archive, or damaged: {error}") from error
     except OSError as error:
         if not folder.is_dir():  # else another process was faster

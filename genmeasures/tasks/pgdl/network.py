@@ -27,6 +27,7 @@ Shape: TypeAlias = tuple[int, ...]
 """Of one input, channels first: (C, *S)."""
 
 _LARGEST_TENSOR = 2**31
+_MOST_LAYERS = 10_000
 _LARGEST_FILE = 2**24
 """Bytes of a config.json."""
 
@@ -75,6 +76,8 @@ def build_network(content: Any) -> Network:
     shape = content.get("input_shape") if isinstance(content, Mapping) else None
     if not isinstance(layers, list) or not layers:
         raise ModelError("model_config must be a list of layers")
+    if len(layers) > _MOST_LAYERS:
+        raise ModelError(f"it has {len(layers)} layers, more than any real network")
     if not isinstance(shape, list) or not 1 <= len(shape) <= 4:
         raise ModelError(f"input_shape is {shape!r}, not a list of 1 to 4 sizes")
     try:
@@ -101,6 +104,7 @@ class _Builder:
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
         self.layers: list[KerasLayer] = []
         self._counts: dict[str, int] = {}
+        self._weights = 0
 
     def add(self, kind: str, given: Mapping[str, Any]) -> None:
         if kind not in _LAYERS:
@@ -119,8 +123,10 @@ class _Builder:
         if min(self.shape) < 1:
             raise ModelError(f"nothing is left of its input: the output would have the shape {self.shape}")
         for what, shape in {**weights, "output": self.shape}.items():
-            if prod(shape) > _LARGEST_TENSOR:
-                raise ModelError(f"its {what} of shape {shape} is larger than any real network's")
+            _check_size(what, shape)
+        self._weights += sum(map(prod, weights.values()))
+        if self._weights > _LARGEST_TENSOR:
+            raise ModelError(f"up to it there are {self._weights} weights, more than any real network has")
         self.layers.append(KerasLayer(kind, name, weights))
 
     def _name(self, kind: str) -> str:
@@ -189,7 +195,8 @@ def _conv(builder: _Builder, name: str, options: Options) -> dict[str, Shape]:
     if channels % groups or filters % groups:
         raise ModelError(f"its {groups} groups do not divide {channels} channels and {filters} filters")
     effective = tuple((wide - 1) * rate + 1 for wide, rate in zip(window, dilation, strict=True))
-    padding = _padding(options, spatial, effective, strides)
+    padding = _padding(options, builder.shape, effective, strides)
+    _check_size("kernel", (*window, channels // groups, filters))
     even = modules.symmetric(padding)
     if even is None:
         builder.put(f"{name}_padding", modules.Pad(padding))
@@ -212,15 +219,24 @@ def _conv(builder: _Builder, name: str, options: Options) -> dict[str, Shape]:
     return {"kernel": kernel, **({"bias": (filters,)} if bias else {})}
 
 
-def _padding(options: Options, spatial: list[int], window: Shape, strides: Shape) -> modules.Padding:
-    if options.choice("padding", "valid", ("valid", "same")) == "same":
-        return modules.same_padding(spatial, window, strides)
-    return ((0, 0),) * len(spatial)
+def _padding(options: Options, shape: Shape, window: Shape, strides: Shape) -> modules.Padding:
+    channels, *spatial = shape
+    if options.choice("padding", "valid", ("valid", "same")) == "valid":
+        return ((0, 0),) * len(spatial)
+    padding = modules.same_padding(spatial, window, strides)
+    _check_size("padded input", (channels, *(size + sum(pad) for size, pad in zip(spatial, padding, strict=True))))
+    return padding
+
+
+def _check_size(what: str, shape: Shape) -> None:
+    """Raise ModelError for a tensor that is larger than any real network's."""
+    if prod(shape) > _LARGEST_TENSOR:
+        raise ModelError(f"its {what} of shape {shape} is larger than any real network's")
 
 
 def _max_pool(builder: _Builder, name: str, options: Options) -> dict[str, Shape]:
     channels, *spatial = builder.shape
-    window, strides, padding = _pool(options, spatial)
+    window, strides, padding = _pool(options, builder.shape)
     even = modules.symmetric(padding)
     if even is None or any(2 * pad > wide for pad, wide in zip(even, window, strict=True)):
         builder.put(f"{name}_padding", modules.Pad(padding, float("-inf")))
@@ -232,7 +248,7 @@ def _max_pool(builder: _Builder, name: str, options: Options) -> dict[str, Shape
 
 def _average_pool(builder: _Builder, name: str, options: Options) -> dict[str, Shape]:
     channels, *spatial = builder.shape
-    window, strides, padding = _pool(options, spatial)
+    window, strides, padding = _pool(options, builder.shape)
     plain = not any(map(any, padding))
     module = modules.AVERAGE_POOL[len(spatial)](window, strides) if plain else None
     builder.put(name, module or modules.PaddedAverage(window, strides, padding))
@@ -240,12 +256,12 @@ def _average_pool(builder: _Builder, name: str, options: Options) -> dict[str, S
     return {}
 
 
-def _pool(options: Options, spatial: list[int]) -> tuple[Shape, Shape, modules.Padding]:
+def _pool(options: Options, shape: Shape) -> tuple[Shape, Shape, modules.Padding]:
     """Window, strides and padding of a pooling layer."""
-    window = options.sizes("pool_size", 2, len(spatial))
+    window = options.sizes("pool_size", 2, len(shape) - 1)
     given = options.take("strides", None)
-    strides = window if given is None else Options({"strides": given}).sizes("strides", None, len(spatial))
-    return window, strides, _padding(options, spatial, window, strides)
+    strides = window if given is None else Options({"strides": given}).sizes("strides", None, len(shape) - 1)
+    return window, strides, _padding(options, shape, window, strides)
 
 
 def _global_average(builder: _Builder, name: str, options: Options) -> dict[str, Shape]:

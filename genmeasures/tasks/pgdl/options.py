@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,8 +51,8 @@ class Options:
     def number(self, name: str, default: float) -> float:
         """A finite number."""
         value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-            raise ModelError(f"its {name} is {value!r}, not a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            raise ModelError(f"its {name} is {reprlib.repr(value)}, not a number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -85,5 +86,5 @@ def whole(value: Any, name: str, least: int) -> int:
     """A whole number from ``least``, which may be written as a float. Raises ModelError."""
     sound = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
     if not sound or not least <= value <= LARGEST:
-        raise ModelError(f"its {name} is {value!r}, not a whole number from {least} to {LARGEST}")
+        raise ModelError(f"its {name} is {reprlib.repr(value)}, not a whole number from {least} to {LARGEST}")
     return int(value)

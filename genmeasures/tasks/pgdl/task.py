@@ -23,7 +23,7 @@ class PGDL(Task):
 
     path: the task's folder, a folder above it, or the zip archive. which: its name, task1_v4 for
     example, where the path holds several. cache: the folder in which archives are unpacked; None for
-    ``~/.cache/genmeasures``. Hyper-parameters and metrics are read from ``model_configs.json``, in
+    ``~/.cache/genmeasures/pgdl``. Hyper-parameters and metrics are read from ``model_configs.json``, in
     the task's folder or in ``reference_data`` beside it.
 
     Models are built one at a time, data are read record by record, with their checksums verified. A

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from genmeasures.errors import ModelError
 from genmeasures.tasks.pgdl.network import KerasLayer, Network
 
+_MOST_COMPRESSED = 1000
+"""No real weights are so much smaller in a file: a few bytes must not ask for any amount of memory."""
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
@@ -40,7 +42,19 @@ def load(network: Network, path: Path) -> nn.Module:
     network.module.load_state_dict(state, assign=True)
     for parameter in network.module.parameters():
         parameter.requires_grad_(True)
+    for layer, parts in arrays:
+        if "moving_mean" in parts:
+            _without_parameters(getattr(network.module, layer.name), parts)
     return network.module.eval()
+
+
+def _without_parameters(norm: nn.Module, parts: dict[str, NDArray[np.float32]]) -> None:
+    """What a normalisation without scale or centre multiplies by or adds is no parameter of the network."""
+    for name in ("gamma", "beta"):
+        if name not in parts:
+            value = getattr(norm, _NORM[name]).detach()
+            delattr(norm, _NORM[name])
+            norm.register_buffer(_NORM[name], value)
 
 
 def _read(file: h5py.File, layers: list[KerasLayer]) -> list[tuple[KerasLayer, dict[str, NDArray[np.float32]]]]:
@@ -77,6 +91,8 @@ def _arrays(group: h5py.Group, paths: list[str], layer: KerasLayer, name: str) -
             raise ModelError(f"layer {name!r}: {found[what]} is not an array of this file")
         if data.shape != shape:
             raise ModelError(f"layer {name!r} ({layer.kind}): {what} has the shape {data.shape}, {shape} is needed")
+        if data.id.get_storage_size() * _MOST_COMPRESSED < data.size * data.dtype.itemsize:
+            raise ModelError(f"layer {name!r}: the file does not hold the values of {found[what]}")
         if data.dtype.kind != "f":
             raise ModelError(f"layer {name!r}: {what} is of type {data.dtype}, not floating point")
         made[what] = np.asarray(data, dtype=np.float32)

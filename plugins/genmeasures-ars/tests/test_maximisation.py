@@ -211,3 +211,16 @@ def test_the_best_input_of_the_way_is_kept() -> None:
     torch.testing.assert_close(made.inputs, torch.full((3, 1, 1, 1), 0.9))
     torch.testing.assert_close(made.objective, torch.full((3,), 0.9).double())
     torch.testing.assert_close(made.maps, torch.full((3, 1, 1), 0.9))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1.0, 1e30])
+def test_a_step_is_as_long_whatever_the_scale_of_the_gradient(scale: float) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * scale)
+    start = torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    (layer,) = traced(model, start)
+    with truncated(model, layer) as run:
+        made = ascend(run, start[:2], torch.arange(2), "am", [0.1], None)
+    change = (made.inputs - start[:2]).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(change, torch.full((2,), 0.1), rtol=1e-4, atol=0)

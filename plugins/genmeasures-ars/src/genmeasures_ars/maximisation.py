@@ -186,6 +186,9 @@ def _gradient(run: Truncated, x: Tensor, kernels: Tensor, objective: str) -> tup
 def _unit(gradient: Tensor) -> Tensor:
     """Gradients (n, …) of root mean square 1 each; one that is 0 stays 0."""
     flat = gradient.flatten(1)
+    # Scaled first, for squares of small gradients are 0 in float32.
+    largest = flat.abs().amax(1, keepdim=True)
+    flat = flat / torch.where(largest > 0, largest, 1.0)
     size = torch.linalg.vector_norm(flat, dim=1, keepdim=True) / flat.shape[1] ** 0.5
     unit: Tensor = (flat / size.clamp_min(torch.finfo(flat.dtype).tiny)).view_as(gradient)
     return unit
