@@ -26,7 +26,7 @@ BUILTIN = {
     "labeler": {"image", "downsampled", "histogram", "kmeans"},
     "measure": {"davies_bouldin", "roughness", "confidence"},
     "aggregator": {"frobenius", "mean", "max", "last_k", "explicit", "single"},
-    "task": {"digits_cnn", "checkpoints"},
+    "task": {"checkpoints", "digits_cnn", "pgdl"},
 }
 
 SPARSITY = '''
