@@ -66,6 +66,7 @@ def judge(
     models = ds.sizes.get("model", 0)
     counts: dict[bytes, Floats] = {}
     rows: list[dict[str, Any]] = []
+    grids: dict[bytes, list[tuple[int, Floats, Floats, NDArray[np.bool_]]]] = {}
     for measure, layer, values in _columns(ds):
         for target, truth in targets.items():
             used = np.isfinite(values) & np.isfinite(truth)
@@ -80,7 +81,8 @@ def judge(
             x, y = values[used], truth[used]
             if target == _GAP and hparams is not None:
                 rising = -x if int(ds[measure].attrs.get("direction", 0)) > 0 else x
-                row |= grid_scores(rising, y, hparams[used], test_size)
+                # Measures with the same models go together: their grid is taken apart once.
+                grids.setdefault(used.tobytes(), []).append((len(rows), rising, y, used))
             reason = _undefined(x, y, measure, target)
             if reason:
                 rows.append({**row, "status": f"undefined: {reason}"})
@@ -95,6 +97,12 @@ def judge(
                 dropped = max(dropped, interval.dropped)
             note = f"note: {dropped} of {resamples} resamples are constant and left out of the intervals"
             rows.append({**row, "status": note if dropped else "ok"})
+    for members in grids.values():
+        _, _, gap, used = members[0]
+        assert hparams is not None
+        scores = grid_scores(np.stack([rising for _, rising, _, _ in members]), gap, hparams[used], test_size)
+        for (place, _, _, _), found in zip(members, scores, strict=True):
+            rows[place] |= found
     numbers = [f"{name}{suffix}" for name in STATISTICS for suffix in ("", "_low", "_high")]
     texts = ["pgdl_pair", "grid_status"]
     columns = ["measure", "layer", "against", "n", "excluded", *numbers, "status", *GRID, *texts]

@@ -174,6 +174,23 @@ def conditional_mutual_information(measure: ArrayLike, gap: ArrayLike, hparams: 
     return float(ratio.min())
 
 
+def set_scores(measures: Floats, gap: Floats, codes: NDArray[np.int64]) -> Floats:
+    """K of :func:`conditional_mutual_information` for many measures at once, with size 0, 1 and 2.
+
+    Args:
+        measures: float64 (m, n), finite.
+        gap: float64 (n,), finite.
+        codes: int64 (n, k) of :func:`grid_codes`.
+
+    Returns:
+        float64 (m, 3), NaN where a set leaves no uncertainty about the order of the gaps.
+    """
+    sets = [s for r in range(3) for s in itertools.combinations(range(codes.shape[1]), r)]
+    ratio = _condition(measures, gap, codes, sets, self_pairs=False, offset=0.0, uniform=False).ratio()
+    upto = (1, 1 + codes.shape[1], len(sets))
+    return np.stack([ratio[:, :number].min(axis=1) for number in upto], axis=1)
+
+
 def granulated_kendall(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame) -> GranulatedKendall:
     """Granulated Kendall coefficient ψ: does a measure follow the gap as one hyper-parameter changes?
 

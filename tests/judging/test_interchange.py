@@ -11,8 +11,10 @@ import pytest
 
 from genmeasures.errors import OptionError, ResultError
 from genmeasures.judging import (
+    conditional_mutual_information,
     granulated_kendall,
     judge,
+    pgdl_pairs,
     pgdl_score,
     read_predictions,
     read_table,
@@ -48,9 +50,14 @@ def test_a_table_is_judged_as_a_result(table: Path) -> None:
         row = judged.loc[name]
         assert row["pgdl"] == pytest.approx(100 * pgdl_score(given[name], given["gap"], hparams))
         assert row["pgdl_symmetric"] == pytest.approx(100 * pgdl_score(given[name], given["gap"], hparams, "symmetric"))
+        for size in (0, 1, 2):
+            value = conditional_mutual_information(given[name], given["gap"], hparams, size)
+            assert row[f"cmi_{size}"] == pytest.approx(100 * value)
         assert row["granulated_kendall"] == pytest.approx(granulated_kendall(given[name], given["gap"], hparams).psi)
         assert row["worst_sign_error"] == pytest.approx(worst_sign_error(given[name], given["gap"], hparams, 500))
-        assert row["pgdl_pair"] in ("width × norm", "width × depth", "norm × depth")
+        pairs = pgdl_pairs(given[name], given["gap"], hparams)
+        first, second = pairs.loc[pairs["minimum"], ["first", "second"]].iloc[0]
+        assert row["pgdl_pair"] == f"{first} × {second}"
         assert row["grid_status"] == "ok"
 
 
