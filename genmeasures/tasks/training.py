@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -129,15 +129,29 @@ def train_all(jobs: Sequence[Job], workers: int, title: str) -> None:
                 _train_and_keep(job)
                 progress.advance(bar)
         else:
-            _in_processes(jobs, workers, lambda: progress.advance(bar))
+            in_processes(_train_and_keep, jobs, workers, lambda: progress.advance(bar), start_worker)
 
 
-def _in_processes(jobs: Sequence[Job], workers: int, one_done: Callable[[], None]) -> None:
+_T = TypeVar("_T")
+
+
+def in_processes(
+    train: Callable[[_T], object],
+    jobs: Sequence[_T],
+    workers: int,
+    one_done: Callable[[], None],
+    start: Callable[..., object],
+    *arguments: object,
+) -> None:
+    """Call ``train`` with each job in one of so many processes, each of which begins with ``start(*arguments)``.
+
+    Raises GenmeasuresError where a process ends too early. Whatever ends this function ends the processes.
+    """
     # spawn: a forked copy of a process whose torch has started its threads can hang.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    executor = ProcessPoolExecutor(workers, context, start, arguments)
     try:
-        for future in as_completed([executor.submit(_train_and_keep, job) for job in jobs]):
+        for future in as_completed([executor.submit(train, job) for job in jobs]):
             future.result()
             one_done()
     except BrokenProcessPool as error:
@@ -255,4 +269,16 @@ def _keep(path: Path, content: Mapping[str, Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-__all__ = ["Hparams", "Job", "Recipe", "accuracy", "architecture", "check_writable", "read", "train_all"]
+__all__ = [
+    "Hparams",
+    "Job",
+    "Recipe",
+    "accuracy",
+    "architecture",
+    "check_writable",
+    "in_processes",
+    "one_thread",
+    "read",
+    "start_worker",
+    "train_all",
+]

@@ -261,12 +261,12 @@ import sys
 from pathlib import Path
 import numpy as np
 from genmeasures.tasks.digits_cnn import grid
-from genmeasures.tasks.training import Job, Recipe, _in_processes
+from genmeasures.tasks.training import Job, Recipe, _train_and_keep, in_processes, start_worker
 
 if __name__ == "__main__":
     data = np.zeros((320, 1, 8, 8), np.float32), np.zeros(320, np.int64)
     jobs = [Job(Path(sys.argv[1]) / f"{h.name}.pt", h, Recipe(), data, data) for h in grid()]
-    _in_processes(jobs, 1, lambda: None)
+    in_processes(_train_and_keep, jobs, 1, lambda: None, start_worker)
 """
 
 

@@ -16,8 +16,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,7 +32,7 @@ from genmeasures.tasks.pgdl.sources import CLASSES, SOURCES, Pictures, pictures
 from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
 from genmeasures.tasks.pgdl.weights import load
 from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
-from genmeasures.tasks.training import one_thread, start_worker
+from genmeasures.tasks.training import in_processes, one_thread, start_worker
 
 Hparams: TypeAlias = Mapping[str, float | int | bool]
 Layer: TypeAlias = dict[str, Any]
@@ -402,7 +400,7 @@ def _train_all(path: Path, settings: Settings, workers: int | None) -> None:
         bar = progress.add_task(f"Training {settings.family} networks on {settings.data}", total=len(numbers))
         progress.advance(bar, len(numbers) - len(missing))
         if workers > 1:
-            _in_processes(path, settings, missing, workers, lambda: progress.advance(bar))
+            in_processes(_make, missing, workers, lambda: progress.advance(bar), _start, path, settings)
             return
         maker = _Maker(path, settings)
         for number in missing:
@@ -420,26 +418,6 @@ def _workers(workers: int | None) -> int:
 
 _maker: _Maker | None = None
 """In a process that trains: its own, so that data are read once and not sent with every model."""
-
-
-def _in_processes(
-    path: Path, settings: Settings, numbers: Sequence[int], workers: int, one_done: Callable[[], None]
-) -> None:
-    # spawn: a forked copy of a process whose torch has started its threads can hang.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, _start, (path, settings))
-    try:
-        for future in as_completed([executor.submit(_make, number) for number in numbers]):
-            future.result()
-            one_done()
-    except BrokenProcessPool as error:
-        raise GenmeasuresError(
-            "a process that trains networks ended too early. A script that starts such processes must be a file "
-            'and do so under `if __name__ == "__main__":`; otherwise give workers=1. '
-            "If the processes were killed for want of memory, give fewer workers"
-        ) from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _start(path: Path, settings: Settings) -> None:
