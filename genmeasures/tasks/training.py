@@ -97,18 +97,13 @@ def read(path: Path, hparams: Hparams, recipe: Recipe) -> tuple[SmallCNN, dict[s
 
     Raises ValueError where the file is damaged or does not fit, and FileNotFoundError.
     """
+    kept = read_kept(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
-            if archive.testzip() is not None:
-                raise ValueError("a checksum is wrong")
-        kept = torch.load(path, map_location="cpu", weights_only=True)
         metrics = {name: float(kept["metrics"][name]) for name in ("train_accuracy", "test_accuracy")}
         with torch.random.fork_rng(devices=[]):
             model = architecture(hparams, recipe)
         model.load_state_dict(kept["state_dict"])
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not all(math.isfinite(value) for value in metrics.values()):
         raise ValueError(f"{path} is damaged: its metrics are {metrics}")
@@ -182,7 +177,7 @@ def _end_with_parent() -> None:
 def _train_and_keep(job: Job) -> None:
     with one_thread():
         model, metrics = _train(job)
-    _keep(job.path, {"state_dict": model.state_dict(), "metrics": metrics})
+    keep(job.path, {"state_dict": model.state_dict(), "metrics": metrics})
 
 
 @contextmanager
@@ -255,8 +250,27 @@ def _cannot_write(path: Path, error: OSError) -> str:
     )
 
 
-def _keep(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the file under another name and move it into place, so that it is there whole or not at all."""
+def read_kept(path: Path) -> dict[str, Any]:
+    """What ``keep`` wrote, on the CPU; raises ValueError naming a damaged file, and FileNotFoundError."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+            if archive.testzip() is not None:
+                raise ValueError("a checksum is wrong")
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(kept, dict):
+            raise ValueError(f"it holds {type(kept).__name__}")
+        return kept
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def keep(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the file under another name and move it into place, so that it is there whole or not at all.
+
+    Raises OptionError where that fails.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -277,8 +291,10 @@ __all__ = [
     "architecture",
     "check_writable",
     "in_processes",
+    "keep",
     "one_thread",
     "read",
+    "read_kept",
     "start_worker",
     "train_all",
 ]
