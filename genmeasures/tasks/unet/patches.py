@@ -6,7 +6,6 @@ evenly over the cases, and over three groups of patches by the share of their vo
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -45,16 +44,6 @@ def patch_groups(mask: NDArray[np.int64], size: Sequence[int]) -> NDArray[np.int
     inside = share * np.int64(100) > BORDER_PERCENT * math.prod(size)
     groups: NDArray[np.int8] = (share > 0).astype(np.int8) + inside
     return groups
-
-
-def padded(case: Case, size: Sequence[int]) -> Case:
-    """The case with zeros around it, as many on either side, where it is smaller than ``size`` along an axis.
-
-    An odd voxel comes after the image. Zero is the mean of a standardised image.
-    """
-    size = _checked_size(size)
-    mask = None if case.mask is None else _pad(case.mask, size)
-    return dataclasses.replace(case, image=_pad(case.image, size), mask=mask)
 
 
 class PatchSampler:
@@ -103,7 +92,8 @@ class PatchSampler:
         Returns x float32 (count, C, ``*size``) and the masks int64 (count, ``*size``), or in their place the
         targets (count, K, ``*size``).
         """
-        _check_count("count", count)
+        if count < 1:
+            raise OptionError(f"count must be 1 or more, but is {count}")
         picks: list[tuple[int, tuple[int, ...]]] = []
         for group, share in _shares(count, self.groups, generator):
             for case, times in _shares(share, self._holders[group], generator):
@@ -111,24 +101,6 @@ class PatchSampler:
                 ranks = generator.integers(places.count(group), size=times)
                 picks += [(case, places.corner(group, int(rank))) for rank in ranks]
         return self._cut([picks[i] for i in generator.permutation(count)])
-
-    def from_each(
-        self, per_group: int, generator: np.random.Generator
-    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.int64]]:
-        """Draw ``per_group`` patches from every case and each group that it has, in order of cases and groups.
-
-        The places differ; a case with fewer than ``per_group`` in a group gives each as often, up to a difference
-        of one. Returns x and y as `draw` does, and the index of each patch's case, int64 (n,).
-        """
-        _check_count("per_group", per_group)
-        picks: list[tuple[int, tuple[int, ...]]] = []
-        for case, places in enumerate(self._places):
-            for group in self.groups:
-                count = places.count(group)
-                if count:
-                    ranks = np.resize(generator.choice(count, min(count, per_group), replace=False), per_group)
-                    picks += [(case, places.corner(group, int(rank))) for rank in ranks]
-        return *self._cut(picks), np.array([case for case, _ in picks], np.int64)
 
     def _cut(self, picks: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[NDArray[np.float32], NDArray[Any]]:
         # Arrays made here, as stacked ones take over odd strides by which torch may take channels to come last.
@@ -187,11 +159,6 @@ def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
     if len(size) not in (2, 3) or min(size) < 1:
         raise OptionError(f"the patch size must be 2 or 3 numbers above 0, but is {tuple(size)}")
     return tuple(int(n) for n in size)
-
-
-def _check_count(name: str, count: int) -> None:
-    if count < 1:
-        raise OptionError(f"{name} must be 1 or more, but is {count}")
 
 
 def _pad(array: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:

@@ -28,8 +28,8 @@ class Case:
     """Classes (``*S``), 0 for background."""
 
 
-def read_cases(path: str | Path, limit: int | None = None) -> list[Case]:
-    """Read the cases of a file or folder, the first ``limit`` of them.
+def read_cases(path: str | Path) -> list[Case]:
+    """Read the cases of a file or folder.
 
     Understood are:
 
@@ -44,19 +44,17 @@ def read_cases(path: str | Path, limit: int | None = None) -> list[Case]:
     to the right, to the front and up as nearly as possible. Needs nibabel for NIfTI files.
 
     Raises DataError naming the file and case that is damaged, incomplete or not numbers, or whose mask does
-    not fit its image, OptionError for a ``limit`` below 1, and GenmeasuresError where nibabel is not installed.
+    not fit its image, and GenmeasuresError where nibabel is not installed.
     """
     path = Path(path)
-    if limit is not None and limit < 1:
-        raise OptionError(f"limit must be 1 or more, or none, but is {limit}")
     if path.is_dir():
-        return [_nifti_case(*files) for files in _listed(path)[:limit]]
+        return [_nifti_case(*files) for files in _listed(path)]
     if not path.is_file():
         raise DataError(f"{path}: there is no such file or folder")
     if path.name.endswith(_SUFFIXES):
         return [_nifti_case(_stem(path), path, None)]
     if path.suffix == ".npz":
-        return _npz_cases(path, limit)
+        return _npz_cases(path)
     raise DataError(f"{path} is none of the files that hold volumes: .npz, .nii, .nii.gz")
 
 
@@ -180,7 +178,7 @@ def _checked_mask(where: str, mask: NDArray[Any], space: tuple[int, ...]) -> NDA
 # .npz files
 
 
-def _npz_cases(path: Path, limit: int | None) -> list[Case]:
+def _npz_cases(path: Path) -> list[Case]:
     arrays = _read_npz(path)
     if "x" not in arrays:
         raise DataError(f"{path} has no array 'x'{nearest('x', arrays)}")
@@ -201,7 +199,7 @@ def _npz_cases(path: Path, limit: int | None) -> list[Case]:
         known = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
         raise DataError(f"{path}: volumes need 2 or 3 spatial axes, the same in all arrays; shapes are {known}")
     made = []
-    for i, name in enumerate(names[:limit]):
+    for i, name in enumerate(names):
         where = f"{path}: case {name}"
         image = _checked_image(where, x[i] if x.ndim == dims + 2 else x[i][np.newaxis])
         case = Case(name, image, None if y is None else _checked_mask(where, y[i], image.shape[1:]))

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from genmeasures.errors import DataError, OptionError
-from genmeasures.tasks.unet.patches import PatchSampler, padded, patch_groups
+from genmeasures.tasks.unet.patches import PatchSampler, patch_groups
 from genmeasures.tasks.unet.volumes import Case
 
 
@@ -56,16 +56,6 @@ def test_exactly_fifteen_percent_belong_to_the_border(size: tuple[int, ...]) -> 
         mask = np.zeros(voxels, np.int64)
         mask[:count] = 1
         assert patch_groups(mask.reshape(size), size).ravel().tolist() == [group]
-
-
-def test_padding_is_on_both_sides_and_only_where_it_is_needed() -> None:
-    case = Case("a", np.ones((2, 3, 6), np.float32), np.full((3, 6), 2, np.int64))
-    made = padded(case, (6, 4))
-    assert made.mask is not None
-    np.testing.assert_array_equal(made.mask[:, 0], [0, 2, 2, 2, 0, 0])
-    np.testing.assert_array_equal(made.image, (made.mask > 0)[np.newaxis].repeat(2, 0))
-    assert made.image.dtype == np.float32
-    assert padded(Case("b", case.image, None), (6, 4)).mask is None
 
 
 SIZE = (3, 4, 2)
@@ -159,31 +149,15 @@ def test_groups_that_no_case_has_are_left_out() -> None:
     assert PatchSampler([full], (2, 2)).groups == (2,)
 
 
-def test_from_each_gives_different_places_of_every_group_and_case() -> None:
-    cases = three_cases()
-    x, y, index = PatchSampler(cases, SIZE).from_each(4, np.random.default_rng(0))
-    assert index.dtype == np.int64
-    assert index.tolist() == [0] * 12 + [1] * 4 + [2] * 12
-    assert [slow_group(mask) for mask in y] == [*[0] * 4, *[1] * 4, *[2] * 4, *[0] * 8, *[1] * 4, *[2] * 4]
-    places = [found(patch, cases) for patch in x]
-    assert [case for case, _ in places] == index.tolist()
-    assert len(set(places)) == len(places)
-
-
-def test_from_each_gives_all_places_equally_often_where_there_are_too_few() -> None:
-    case = numbered("small", (2, 3), 0, 0)
-    x, _, _ = PatchSampler([case], (2, 2)).from_each(5, np.random.default_rng(0))
-    assert sorted(Counter(found(patch, [case])[1] for patch in x).values()) == [2, 3]
-
-
 def test_small_cases_are_padded() -> None:
+    """On both sides, an odd voxel after the image."""
     case = numbered("small", (2, 6), 2, 1)
-    x, y = PatchSampler([case], (4, 6)).draw(1, np.random.default_rng(0))
+    x, y = PatchSampler([case], (5, 6)).draw(1, np.random.default_rng(0))
     np.testing.assert_array_equal(x[0, :, 1:3], case.image)
     assert case.mask is not None
     np.testing.assert_array_equal(y[0, 1:3], case.mask)
-    assert not x[0][:, [0, 3]].any()
-    assert not y[0][[0, 3]].any()
+    assert not x[0][:, [0, 3, 4]].any()
+    assert not y[0][[0, 3, 4]].any()
 
 
 def test_targets_are_cut_at_the_same_places() -> None:
@@ -194,7 +168,6 @@ def test_targets_are_cut_at_the_same_places() -> None:
     assert (y.dtype, y.shape) == (np.float64, (20, 1, *SIZE))
     np.testing.assert_array_equal(y, -x[:, :1])
     np.testing.assert_array_equal(x, PatchSampler(cases, SIZE).draw(20, np.random.default_rng(0))[0])
-    assert sampler.from_each(1, np.random.default_rng(0))[1].shape == (7, 1, *SIZE)
 
 
 IMAGE, MASK = np.zeros((1, 5, 6), np.float32), np.zeros((5, 6), np.int64)
@@ -243,5 +216,3 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     for wrong in (0, -1):
         with pytest.raises(OptionError, match="count must be 1 or more"):
             PatchSampler([GOOD], (2, 2)).draw(wrong, np.random.default_rng(0))
-        with pytest.raises(OptionError, match="per_group must be 1 or more"):
-            PatchSampler([GOOD], (2, 2)).from_each(wrong, np.random.default_rng(0))

@@ -18,13 +18,20 @@ from numpy.typing import NDArray
 from skimage.measure import block_reduce
 
 from genmeasures.errors import DataError, GenmeasuresError, OptionError
-from genmeasures.tasks.unet.patches import padded
 from genmeasures.tasks.unet.volumes import Case, binary, mni152, read_cases, reduced, standardised
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[4] / "shared" / "data" / "msd_hippocampus" / "msd_hippocampus_160.npz"
 
 IMAGE = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
 MASK = (IMAGE > 20).astype(np.uint8)
+
+
+def centred(case: Case, size: tuple[int, ...]) -> Case:
+    """The case with zeros on both sides, an odd one after it."""
+    assert case.mask is not None
+    more = [wide - side for wide, side in zip(size, case.mask.shape, strict=True)]
+    widths = [(number // 2, number - number // 2) for number in more]
+    return Case(case.name, np.pad(case.image, [(0, 0), *widths]), np.pad(case.mask, widths))
 
 
 def save_npz(path: Path, **arrays: Any) -> Path:
@@ -53,7 +60,7 @@ def test_npz_with_names_and_sizes_undoes_the_padding(tmp_path: Path) -> None:
         Case(name, rng.integers(1, 256, (1, *shape)).astype(np.float32), rng.integers(0, 3, shape))
         for name, shape in (("p", (3, 4, 5)), ("q", (6, 3, 2)), ("r", (6, 7, 5)))
     ]
-    full = [padded(case, (6, 7, 5)) for case in cases]
+    full = [centred(case, (6, 7, 5)) for case in cases]
     path = save_npz(
         tmp_path / "a.npz",
         x=np.stack([case.image[0] for case in full]).astype(np.uint8),
@@ -68,7 +75,6 @@ def test_npz_with_names_and_sizes_undoes_the_padding(tmp_path: Path) -> None:
         assert (one.image.dtype, one.mask.dtype) == (np.float32, np.int64)
         np.testing.assert_array_equal(one.image, truth.image)
         np.testing.assert_array_equal(one.mask, truth.mask)
-    assert [case.name for case in read_cases(path, limit=2)] == ["p", "q"]
 
 
 @pytest.mark.parametrize(
@@ -155,8 +161,6 @@ def test_files_that_are_not_there_or_damaged(tmp_path: Path) -> None:
         np.save(file, ONES)
     with pytest.raises(DataError, match=r"b\.npz is a single array"):
         read_cases(tmp_path / "b.npz")
-    with pytest.raises(OptionError, match="limit must be 1 or more"):
-        read_cases(tmp_path / "a.npz", limit=0)
 
 
 # NIfTI files
@@ -210,7 +214,6 @@ def test_the_decathlon_layout(tmp_path: Path) -> None:
         assert case.mask is not None
         np.testing.assert_array_equal(case.mask, MASK)
     (tmp_path / "imagesTr" / "toy_5.nii.gz").unlink()
-    assert len(read_cases(tmp_path, limit=2)) == 2
     with pytest.raises(DataError, match=r"toy_5\.nii\.gz: case toy_5: there is no such file"):
         read_cases(tmp_path)
 
