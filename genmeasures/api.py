@@ -35,6 +35,7 @@ def measure(
     device: str | torch.device | None = None,
     batch_size: int = 128,
     keep: str | Path | None = None,
+    tile: int | Sequence[int] | None = None,
 ) -> xr.Dataset:
     """Measure trained networks layer by layer.
 
@@ -44,6 +45,8 @@ def measure(
     measures, extractor: names or objects. layers: names of the layers to measure, None for all.
     device: "cpu", "cuda", …, None to leave each model where it is. keep: a folder that keeps
     every model's result as soon as it is there, for a run that is broken off and made again.
+    tile: runs inputs by tiles of this size, of all spatial axes or of each, where their activations
+    would not fit into memory; what a tile reads beside it is found and added, and no value changes.
 
     Returns a Dataset with dims model and layer; each variable has a ``<name>_status`` beside it.
     A model that cannot be measured has NaN, and the reason in ``model_status``.
@@ -72,6 +75,7 @@ def measure(
         device=device,
         batch_size=batch_size,
         keep=None if keep is None else Path(keep),
+        tile=tile,
     )
     return run.measure(attrs)
 

@@ -38,7 +38,8 @@ class Run:
     :class:`~genmeasures.data.DataSource` takes, or None; a model's own ``train`` takes the place
     of ``train``. device: None measures each model where it is. keep: a folder that keeps each
     model's result as soon as it is there, and from which a later run with the same settings,
-    data and weights takes it.
+    data and weights takes it. tile: size of the tiles by which inputs are run, of all spatial axes
+    or of each; None runs them whole.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Run:
         device: str | torch.device | None,
         batch_size: int,
         keep: Path | None,
+        tile: int | Sequence[int] | None = None,
     ) -> None:
         if not models:
             raise ModelError("there are no models to measure")
@@ -71,6 +73,15 @@ class Run:
             raise OptionError(f"batch_size must be a whole number ≥ 1, not {batch_size!r}")
         if not is_count(seed, 0):
             raise OptionError(f"seed must be a whole number ≥ 0, not {seed!r}")
+        if tile is not None:
+            sizes = [tile] if isinstance(tile, int) else tile
+            if not isinstance(sizes, Sequence) or not sizes or not all(map(is_count, sizes)):
+                raise OptionError(f"tile must be a whole number ≥ 1, a list of them or null, not {tile!r}")
+            if extractor.label_size((2,)) != (2,):
+                raise OptionError(
+                    f"tile: {extractor.name} makes vectors of a layer's whole output, which tiles never hold; "
+                    "choose the extractor receptive_field, or leave tile out"
+                )
         self._models = models
         self._measures = measures
         self._extractor = extractor
@@ -80,7 +91,10 @@ class Run:
         self._batch_size = batch_size
         self._keep = None if keep is None else writable(keep)
         self._train = train
-        self._test = None if test is None else DataSource(test, "test", batch_size)
+        # By tiles inputs are run one by one: no more of them need to be in memory.
+        self._read = batch_size if tile is None else 1
+        self._tile = tile if tile is None or isinstance(tile, int) else list(tile)
+        self._test = None if test is None else DataSource(test, "test", self._read)
         self._prepared: dict[int | None, tuple[Any, PreparedData, list[Measure]]] = {}
 
     def measure(
@@ -143,7 +157,8 @@ class Run:
             except ResultError as error:
                 log.warning("%s; the model is measured again", error)
         device = self._device or next((p.device for p in model.parameters()), torch.device("cpu"))
-        result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch)
+        tile = self._tile_of(data)
+        result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch, tile)
         made = model_dataset(task_model, result, measures).assign_attrs(seconds=time.perf_counter() - began)
         if part is not None:
             try:
@@ -158,16 +173,28 @@ class Run:
             train = self._train if model.train is None else model.train
             sources: dict[Split, DataSource] = {}
             if train is not None:
-                sources["train"] = DataSource(train, "train", self._batch_size)
+                sources["train"] = DataSource(train, "train", self._read)
             if self._test is not None:
                 sources["test"] = self._test
             if not sources:
                 raise DataError("there are no data: give train, test or both")
             measures = prepare_measures(self._measures, self._extractor, sources)
             data = prepare_data(sources, measures, self._extractor, self._seed)
+            self._tile_of(data)
             self._prepared[key] = (train, data, measures)
         _, data, measures = self._prepared[key]
         return data, measures
+
+    def _tile_of(self, data: PreparedData) -> tuple[int, ...] | None:
+        """The size of a tile along each spatial axis of the inputs."""
+        if self._tile is None:
+            return None
+        shape = next(iter(data.sources.values())).scan().input_shape
+        axes = len(shape) - 1
+        sizes = (self._tile,) * axes if isinstance(self._tile, int) else tuple(self._tile)
+        if not axes or len(sizes) != axes:
+            raise OptionError(f"tile={self._tile!r}: inputs of shape {shape} have {axes} spatial axes")
+        return sizes
 
     def _part(
         self, model: TaskModel, module: nn.Module, data: PreparedData, measures: Sequence[Measure]
@@ -177,7 +204,7 @@ class Run:
             return None
         digest = hashlib.blake2b(digest_size=12)
         settings = [genmeasures.__version__, SCHEMA_VERSION, measures, self._extractor, self._layers, self._seed]
-        known = [model.name, dict(model.hparams), dict(model.metrics), self._batch_size, module]
+        known = [model.name, dict(model.hparams), dict(model.metrics), self._batch_size, self._tile, module]
         digest.update(repr([*settings, *known]).encode())
         for split, source in data.sources.items():
             digest.update(split.encode() + source.scan().contents.tobytes())
@@ -210,7 +237,7 @@ class Run:
             "versions": json.dumps(versions()),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "settings": yaml.safe_dump(settings, sort_keys=False),
-            "config": yaml.safe_dump({**settings, "batch_size": self._batch_size}, sort_keys=False),
+            "config": yaml.safe_dump({**settings, "batch_size": self._batch_size, "tile": self._tile}, sort_keys=False),
         }
 
 

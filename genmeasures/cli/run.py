@@ -18,7 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -140,6 +140,7 @@ def _job(config: DictConfig) -> None:
             device=config.device or "cpu",
             batch_size=config.batch_size,
             keep=keep,
+            tile=list(config.tile) if isinstance(config.tile, ListConfig) else config.tile,
         )
         if config.force:
             _remove(keep)

@@ -271,8 +271,11 @@ class LayerRun:
             kept.inputs = inner.new_empty((total, *inner.shape[1:]))
         return kept.inputs[start : start + len(inputs)].copy_(inner).movedim(-1, 1)
 
-    def keep(self, batch: FeatureBatch, over: Over, start: int, count: int, stores_patches: bool) -> None:
-        """Keep some vectors of inputs start … start + count − 1 for the next pass of the measures that saw them."""
+    def keep(self, batch: FeatureBatch, over: Over, start: int, count: int, stores_patches: bool, ranked: bool) -> None:
+        """Keep some vectors of inputs start … start + count − 1 for the next pass of the measures that saw them.
+
+        ranked: their ranks too; else they come in the order of the sample.
+        """
         kept = self._keeping(over)
         last = kept.batches[-1] if kept.batches else (start, count, slice(0, 0), slice(0, 0))
         before = last[2].stop if last[0] == start else 0
@@ -290,6 +293,8 @@ class LayerRun:
             made["projected_patches"] = batch.projected_patches
         if stores_patches:
             made["patches"] = batch.patches
+        if ranked:
+            made["rank"] = batch.rank
         for key, tensor in made.items():
             if key not in kept.tensors:
                 kept.tensors[key] = tensor.new_empty((len(self.samples[over]), *tensor.shape[1:]))
@@ -303,6 +308,7 @@ class LayerRun:
     def _again(self, kept: _Kept) -> Iterator[FeatureBatch]:
         for start, count, part, place in kept.batches:
             rows, positions, rank = (index[part] for index in self.rows(kept.over, start, count))
+            rank = kept.tensors["rank"][place] if "rank" in kept.tensors else rank
             fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {}
             for name in ("projected", "projected_patches"):
                 if name in kept.tensors:

@@ -17,15 +17,20 @@ from genmeasures.engine.passes import ModelRun, Progress, rows_for
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Outcome, outcome, status_of
 from genmeasures.engine.seeds import generator_for
+from genmeasures.engine.survey import sketched_trace, survey
+from genmeasures.engine.tiling import Tiling
 from genmeasures.errors import ModelError, OptionError, Undefined, nearest
 from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelData, ModelMeasure, Split, Variable
-from genmeasures.tracing import TracedLayer, fastest_layout, trace
+from genmeasures.tracing import Sketch, Trace, TracedLayer, fastest_layout, trace
 from genmeasures.tracing.guard import undisturbed
 
 log = logging.getLogger(__name__)
 
 _EXAMPLES = 3
 """Inputs of the traced forward pass: more than one shows which dimension is the batch."""
+
+_STRIDES = 64
+"""A multiple of the strides of usual models."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,27 @@ def measure_model(
     device: torch.device,
     layers: Sequence[str] | None = None,
     progress: Progress | None = None,
+    tile: Sequence[int] | None = None,
 ) -> ModelResult:
     """Measure one model; it is left as it was found.
 
-    layers: names of the layers to measure, None for all. Raises ModelError if the model cannot be
+    layers: names of the layers to measure, None for all. tile: size of the tiles' cores by which
+    inputs are run, an entry a spatial axis; None runs them whole. Raises ModelError if the model cannot be
     run or has no measurable layer, OptionError for a layer that it does not have.
     """
     first = next(iter(data.sources.values()))
     with undisturbed(model, device):
-        example = first.example(_EXAMPLES).to(device)
-        layout = fastest_layout(model, example)
-        traced = trace(model, example.contiguous(memory_format=layout), data.extractor.tap)
-        chosen = _choose(traced.layers, layers)
         features = [measure for measure in measures if isinstance(measure, FeatureMeasure)]
-        run = ModelRun(model, chosen, data, features, device, layout, rows_for(traced.layers), progress)
+        tiled = None if tile is None else _tiled(model, data, layers, device, tile)
+        if tiled is not None:
+            traced, chosen, layout, tiling = tiled
+        else:
+            example = first.example(_EXAMPLES).to(device)
+            layout = fastest_layout(model, example)
+            traced = trace(model, example.contiguous(memory_format=layout), data.extractor.tap)
+            chosen, tiling = _choose(traced.layers, layers), None
+        rows = 1 if tiling is not None else rows_for(traced.layers)
+        run = ModelRun(model, chosen, data, features, device, layout, rows, progress, tiling)
         with torch.inference_mode():
             run.run()
         outcomes: dict[str, Sequence[Outcome]] = {}
@@ -71,12 +83,45 @@ def measure_model(
         described = tuple(layer.layer for layer in chosen)
         for measure in measures:
             if isinstance(measure, ModelMeasure):
-                outcomes.update(_model_measure(measure, model, described, data, device))
+                outcomes.update(_model_measure(measure, model, described, data, device, tiling is not None))
     left_out = tuple(
         (layer.layer.name, "not among the chosen layers") for layer in traced.layers if layer not in chosen
     )
     vectors = {split: [len(layer.samples[split]) for layer in run.layers] for split in data.sources}
     return ModelResult(described, traced.skipped + left_out, outcomes, vectors)
+
+
+def _tiled(
+    model: nn.Module,
+    data: PreparedData,
+    layers: Sequence[str] | None,
+    device: torch.device,
+    tile: Sequence[int],
+) -> tuple[Trace, list[TracedLayer], torch.memory_format, Tiling] | None:
+    """The trace, the chosen layers, the layout and the tiles, found without running a whole input.
+
+    None where a tile would be the whole input.
+    """
+    source = next(iter(data.sources.values()))
+    example = source.example(1)
+    if not example.is_floating_point():
+        raise OptionError("tile: inputs of whole numbers cannot be cut into tiles; leave tile out")
+    size = tuple(example.shape[2:])
+    if all(core >= side for core, side in zip(tile, size, strict=True)):
+        return None
+    # As many elements over a multiple of the usual strides as the whole has: some models take no others.
+    lengths = [side - max(0, side - core) // _STRIDES * _STRIDES for core, side in zip(tile, size, strict=True)]
+    part = example[(slice(None), slice(None), *(slice(0, length) for length in lengths))].to(device)
+    try:
+        layout = fastest_layout(model, part)
+    except ModelError:  # a model of which some layers take whole inputs only
+        layout = torch.contiguous_format
+    sketch = Sketch(model, device)
+    shape = (min(_EXAMPLES, len(source.scan())), *example.shape[1:])
+    traced = sketched_trace(model, sketch, shape, data.extractor.tap)
+    chosen = _choose(traced.layers, layers)
+    found = survey(model, sketch, chosen, example, tile, device, layout)
+    return None if found is None else (traced, chosen, layout, Tiling(model, found, chosen, size, device, layout))
 
 
 def _choose(traced: Sequence[TracedLayer], names: Sequence[str] | None) -> list[TracedLayer]:
@@ -90,7 +135,12 @@ def _choose(traced: Sequence[TracedLayer], names: Sequence[str] | None) -> list[
 
 
 def _model_measure(
-    measure: ModelMeasure, model: nn.Module, layers: Sequence[Layer], data: PreparedData, device: torch.device
+    measure: ModelMeasure,
+    model: nn.Module,
+    layers: Sequence[Layer],
+    data: PreparedData,
+    device: torch.device,
+    by_tiles: bool,
 ) -> dict[str, Sequence[Outcome]]:
     def batches(split: Split) -> Iterator[tuple[Tensor, Tensor | None]]:
         for _, inputs, targets in _source(data, split, measure).checked():
@@ -116,6 +166,8 @@ def _model_measure(
     given = ModelData(batches, sample, order, device, generator_for(data.seed, "measure", measure))
     made: dict[str, Sequence[Outcome]] = {}
     try:
+        if by_tiles:
+            raise OptionError(f"{measure.name} runs the model on whole inputs, which tile rules out")
         values = measure.measure(model, layers, given)
         for variable in measure.variables:
             made[variable.name] = _outcomes(variable, values[variable.name], len(layers))

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from genmeasures.engine.layer import PATCH_FIELDS, LayerRun
+from genmeasures.engine.norms import Moments, Norms
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running
+from genmeasures.engine.tiles import Site, Tile, sampled
+from genmeasures.engine.tiling import Tiling
 from genmeasures.errors import Undefined
 from genmeasures.interfaces import (
     FeatureBatch,
@@ -52,6 +59,24 @@ def rows_for(traced: Sequence[TracedLayer]) -> int:
     return max(1, _BATCH_BYTES // (4 * _ALIVE * largest))
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What goes through the model at a time: some inputs, or a tile of one."""
+
+    start: int
+    """The first of the inputs."""
+    inputs: Tensor
+    targets: Tensor | None
+    """Of the whole inputs."""
+    tile: Tile | None = None
+    norms: Sequence[Moments] = ()
+    """Statistics of the normalisations, of the whole input."""
+    sites: Mapping[int, Site] = field(default_factory=dict)
+    """By layer."""
+    places: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
+    """By layer: positions in the whole output, and ranks, of the vectors in the tile's core."""
+
+
 class ModelRun:
     """All passes of all feature measures over one model."""
 
@@ -65,6 +90,7 @@ class ModelRun:
         layout: torch.memory_format,
         rows: int,
         progress: Progress | None,
+        tiling: Tiling | None = None,
     ) -> None:
         self._model = model
         self._layout = layout
@@ -73,6 +99,7 @@ class ModelRun:
         self._extractor = data.extractor
         self._device = device
         self._progress = progress
+        self._tiling = tiling
         self._target_labels: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self.layers = [LayerRun(layer, measures, data) for layer in traced]
 
@@ -164,60 +191,89 @@ class ModelRun:
         # Settled before the pass: a measure that fails in the midst of it changes what the others need.
         patched = {run.layer.index for run in runs if run.layer.index in keep and run.second_pass(over) & PATCH_FIELDS}
         stored = {run.layer.index for run in runs if run.layer.index in patched and self._stores_patches(run, over)}
-        start, targets = 0, None
+        total = len(source.scan())
+        part: _Part
 
         def tap(traced: TracedLayer, given: Tensor, output: Tensor) -> None:
             index = traced.layer.index
             run = by_index[index]
             # A kept input is copied: the model may overwrite it, or it may be part of something larger.
-            given = run.keep_inputs(over, given, start, total) if index in patched - stored else given
-            reader = LayerReader(traced.geometry, given, traced.channels_last)
+            given = run.keep_inputs(over, given, part.start, total) if index in patched - stored else given
             stores = index in stored
-            for batch in self._live(run, over, start, reader, output, targets, stores or index in unfolded, stores):
+            for batch in self._live(run, over, part, given, output, stores or index in unfolded, stores):
                 receive(run, batch)
                 if index in keep and run.waiting(over):
-                    run.keep(batch, over, start, len(output), index in stored)
+                    run.keep(batch, over, part.start, len(output), stores, ranked=part.tile is not None)
 
-        total = len(source.scan())
-        with tapped(self._model, [run.traced for run in runs], tap, stop=len(runs) < len(self.layers)) as taps:
-            for first, inputs, all_targets in source.checked():
-                for rows in (slice(row, row + self._rows) for row in range(0, len(inputs), self._rows)):
-                    start, targets = first + rows.start, None if all_targets is None else all_targets[rows]
-                    self._target_labels.clear()
-                    taps.run(inputs[rows].to(self._device).contiguous(memory_format=self._layout))
-                    if self._progress is not None:
-                        self._progress(split_of(over), min(first + rows.stop, first + len(inputs)), total)
+        layers, whole = [run.traced for run in runs], self._tiling is None
+        stop = not whole or len(runs) < len(self.layers)
+        with tapped(self._model, layers, tap, stop, whole) as taps:
+            for part in self._parts(over, runs):
+                with nullcontext() if part.tile is None else Norms(part.norms):
+                    taps.run(part.inputs)
+                if self._progress is not None:
+                    self._progress(split_of(over), part.start + len(part.inputs), total)
         for these in active.values():
             for running in these:
                 running.end_pass()
+
+    def _parts(self, over: Over, runs: Sequence[LayerRun]) -> Iterator[_Part]:
+        """All inputs of a split: some at a time, or the tiles of each in which any of the layers' vectors lie."""
+        for first, inputs, all_targets in self._data.sources[split_of(over)].checked():
+            for rows in (slice(row, row + self._rows) for row in range(0, len(inputs), self._rows)):
+                start, targets = first + rows.start, None if all_targets is None else all_targets[rows]
+                self._target_labels.clear()
+                if self._tiling is None:
+                    given = inputs[rows].to(self._device).contiguous(memory_format=self._layout)
+                    yield _Part(start, given, targets)
+                    continue
+                layers = [run.traced for run in runs]
+                norms = self._tiling.norms(split_of(over), start, inputs[rows], layers)
+                for tile in self._tiling.tiles(layers):
+                    sites = {run.layer.index: self._tiling.site(run.traced) for run in runs}
+                    places = {
+                        run.layer.index: sampled(run.samples[over], start, sites[run.layer.index], tile) for run in runs
+                    }
+                    if any(len(positions) for positions, _ in places.values()):
+                        yield _Part(start, self._tiling.cut(inputs[rows], tile), targets, tile, norms, sites, places)
 
     def _live(
         self,
         run: LayerRun,
         over: Over,
-        start: int,
-        reader: LayerReader,
+        part: _Part,
+        given: Tensor,
         output: Tensor,
-        targets: Tensor | None,
         unfolds: bool,
         stores: bool,
     ) -> Iterator[FeatureBatch]:
-        """The sampled vectors of a batch of inputs, few at a time where patches are unfolded."""
-        sampled = run.rows(over, start, len(output))
+        """The sampled vectors of what went through the model, few at a time where patches are unfolded."""
+        traced, index = run.traced, run.layer.index
+        if part.tile is None:
+            rows, positions, rank = run.rows(over, part.start, len(output))
+            geometry, labelled = traced.geometry, positions
+        else:
+            spatial = [tuple(x.shape[1:-1] if traced.channels_last else x.shape[2:]) for x in (given, output)]
+            geometry = replace(traced.geometry, input_spatial=spatial[0], output_spatial=spatial[1])
+            labelled, rank = map(torch.from_numpy, part.places[index])
+            local = part.sites[index].local_positions(part.tile, spatial[1], part.places[index][0])
+            rows, positions = torch.zeros_like(rank), torch.from_numpy(local)
+        reader = LayerReader(geometry, given, traced.channels_last)
         by_channel = (
-            output.reshape(len(output), run.layer.positions, -1).transpose(1, 2)
-            if run.traced.channels_last
+            output.reshape(len(output), -1, run.layer.channels).transpose(1, 2)
+            if traced.channels_last
             else output.flatten(2)
         )
         size = 4 * self._extractor.patch_size(run.layer)
-        chunk = max(1, _CHUNK_BYTES // size if unfolds else len(sampled[0]))
-        for rows, positions, rank in zip(*(torch.split(part.to(self._device), chunk) for part in sampled), strict=True):
+        chunk = max(1, _CHUNK_BYTES // size if unfolds else len(rows))
+        every = (torch.split(place.to(self._device), chunk) for place in (rows, positions, rank, labelled))
+        for rows, positions, rank, labelled in zip(*every, strict=True):
             if len(rows):
                 patches = self._extractor.patches(reader, rows, positions)
                 if stores:  # they are needed twice
                     patches = StoredPatches(patches.unfold())
                 vectors = partial(self._vectors, by_channel, rows, positions)
-                labels = partial(self._labels, run, targets, rows, positions)
+                labels = partial(self._labels, run, part.targets, rows, labelled)
                 yield _batch(run, over, rank, vectors, patches, labels)
 
     def _vectors(self, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
@@ -247,14 +303,16 @@ class ModelRun:
         return made[rows, positions if made.shape[1] > 1 else 0]
 
     def _stores_patches(self, run: LayerRun, over: Over) -> bool:
-        """Whether the sampled patches take less memory than the inputs they are read from."""
-        return len(run.samples[over]) * self._extractor.patch_size(run.layer) < self._inputs(run, over)
+        """Whether the sampled patches take less memory than the inputs they are read from, which tiles never have."""
+        patches = len(run.samples[over]) * self._extractor.patch_size(run.layer)
+        return self._tiling is not None or patches < self._inputs(run, over)
 
     def _kept_bytes(self, run: LayerRun, over: Over) -> int:
         vectors, fields = len(run.samples[over]), run.second_pass(over)
         projected = 8 * vectors * self._extractor.components if "projected" in fields else 0
         projected += 8 * vectors * run.patch_components if "projected_patches" in fields else 0
-        inputs = 4 * min(self._inputs(run, over), vectors * self._extractor.patch_size(run.layer))
+        patches = vectors * self._extractor.patch_size(run.layer)
+        inputs = 4 * (patches if self._stores_patches(run, over) else self._inputs(run, over))
         return projected + (inputs if fields & PATCH_FIELDS else 0)
 
     def _width(self, run: LayerRun) -> int:

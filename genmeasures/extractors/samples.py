@@ -46,6 +46,11 @@ class Every(Sample):
         first = np.repeat(self.places[inputs] * self.per_input, self.per_input)
         return np.repeat(inputs, self.per_input), positions, first + positions
 
+    def rank(self, index: int, positions: _Ints) -> _Ints:
+        """Ranks of some positions of one input, without a list of all."""
+        first: np.int64 = self.places[index] * self.per_input
+        return first + positions
+
 
 def places(keys: NDArray[np.uint64]) -> _Ints:
     """(N,): the place of each input in the order of the keys."""

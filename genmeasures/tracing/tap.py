@@ -28,15 +28,19 @@ class Tap(TorchFunctionMode):
     outlive their use.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[TracedLayer], receive: Receiver, stop: bool) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[TracedLayer], receive: Receiver, stop: bool, whole: bool
+    ) -> None:
         super().__init__()
         self._stop = stop
+        self._whole = whole
         self._model = model
         self._layers = {(id(traced.module), traced.call): traced for traced in layers}
         self._receive = receive
         self._pending: dict[int, list[tuple[TracedLayer, Tensor, Tensor, int]]] = {}
         """By the id of an output so far: the layers that made it, their inputs, that output, functions followed."""
         self._calls: Counter[int] = Counter()
+        self._running = False
         self._batch = 0
         self._delivered = 0
         self._failure: Exception | None = None
@@ -49,7 +53,7 @@ class Tap(TorchFunctionMode):
         self._pending.clear()
         self._calls.clear()
         self._batch, self._delivered, self._failure = len(inputs), 0, None
-        ended = False
+        ended, self._running = False, True
         try:
             with self:
                 forward(self._model, inputs)
@@ -59,6 +63,7 @@ class Tap(TorchFunctionMode):
             if self._failure is None:
                 raise
         finally:
+            self._running = False
             self._pending.clear()
         if self._failure is not None:  # raised in the model's forward pass, which may even have caught it
             raise self._failure from None
@@ -70,6 +75,8 @@ class Tap(TorchFunctionMode):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the tapped modules."""
+        if not self._running:  # the model runs for another purpose
+            return
         traced = self._layers.get((id(module), self._calls[id(module)]))
         self._calls[id(module)] += 1
         if traced is None:
@@ -101,6 +108,8 @@ class Tap(TorchFunctionMode):
     def _deliver(self, traced: TracedLayer, given: Tensor, output: Tensor) -> None:
         try:
             due = traced.output_shape(self._batch)
+            if not self._whole:
+                due = _resized(due, output, traced.channels_last)
             if output.shape != due or len(given) != self._batch:
                 raise ModelError(
                     f"the output of {traced.layer.name} for this batch is of shape {tuple(output.shape)}, {due} was due"
@@ -114,10 +123,23 @@ class Tap(TorchFunctionMode):
             raise
 
 
+def _resized(due: tuple[int, ...], output: Tensor, channels_last: bool) -> tuple[int, ...]:
+    """The shape that was due, at the spatial size of the output."""
+    if output.dim() != len(due):
+        return due
+    spatial = tuple(output.shape[1:-1] if channels_last else output.shape[2:])
+    return (due[0], *spatial, due[-1]) if channels_last else (*due[:2], *spatial)
+
+
 @contextmanager
-def tapped(model: nn.Module, layers: Sequence[TracedLayer], receive: Receiver, stop: bool = False) -> Iterator[Tap]:
-    """A :class:`Tap` on the layers, its hooks removed at the end; ``stop`` ends each pass after the last of them."""
-    tap = Tap(model, layers, receive, stop)
+def tapped(
+    model: nn.Module, layers: Sequence[TracedLayer], receive: Receiver, stop: bool = False, whole: bool = True
+) -> Iterator[Tap]:
+    """A :class:`Tap` on the layers, its hooks removed at the end; ``stop`` ends each pass after the last of them.
+
+    whole: inputs are of the spatial size that was traced; else they may be of any.
+    """
+    tap = Tap(model, layers, receive, stop, whole)
     modules = {id(traced.module): traced.module for traced in layers}
     handles = [module.register_forward_hook(tap.hook, with_kwargs=True) for module in modules.values()]
     try:

@@ -234,6 +234,8 @@ ERRORS = {
     "layers=[cnv]": "there is no layer 'cnv' to measure (did you mean 'conv'?",
     "batch_size=0": "batch_size must be a whole number ≥ 1, not 0",
     "batch_size=many": "batch_size must be a whole number ≥ 1, not 'many'",
+    "tile=0": "tile must be a whole number ≥ 1, a list of them or null, not 0",
+    "tile=[4,4,4]": "tile=[4, 4, 4]: inputs of shape",
     "seed=lucky": "seed must be a whole number ≥ 0, not 'lucky'",
     "seed=0.5": "seed must be a whole number ≥ 0, not 0.5",
     "device=cudda": "device='cudda' cannot be used",
