@@ -1,0 +1,322 @@
+"""The statistics and tables of the UNet study, and whether the committed tables are those of the committed results."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LinearRegression
+
+import genmeasures
+from genmeasures.errors import ResultError
+from genmeasures.results import SCHEMA_VERSION, load, save
+from genmeasures.statistics.mixture import fit_mixtures
+
+FOLDER = Path(__file__).parents[2] / "docs" / "studies" / "unet"
+
+
+def script(name: str) -> ModuleType:
+    """A module of the study, which stands beside the pages and not in the package."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+analysis, study, report, hyperparameters = map(script, ("analysis", "study", "report", "hyperparameters"))
+
+
+def correlated(seed: int, n: int) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(seed)
+    x, y, z = rng.standard_normal((3, n)) + rng.standard_normal((3, 2)) @ rng.standard_normal((2, n))
+    return x, y, z
+
+
+# Partial correlation
+
+
+@given(st.integers(0, 10**6), st.integers(4, 40))
+def test_partial_correlation_is_that_of_the_three_coefficients(seed: int, n: int) -> None:
+    x, y, z = correlated(seed, n)
+    xy, xz, yz = (np.corrcoef(a, b)[0, 1] for a, b in ((x, y), (x, z), (y, z)))
+    expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert analysis.partial_correlation(x, y, z[:, None]) == pytest.approx(expected, abs=1e-8)
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 1e4), st.floats(-1e4, 1e4))
+def test_partial_correlation_knows_no_units(seed: int, scale: float, shift: float) -> None:
+    x, y, z = correlated(seed, 12)
+    alone = analysis.partial_correlation(x, y, z[:, None])
+    assert analysis.partial_correlation(scale * x + 3 * z, y, (scale * z + shift)[:, None]) == pytest.approx(
+        alone, abs=1e-7
+    )
+    assert analysis.partial_correlation(y, -x, z[:, None]) == pytest.approx(-alone, abs=1e-12)
+
+
+def test_partial_correlation_given_several_and_given_nothing() -> None:
+    x, y, z = correlated(3, 30)
+    groups = np.repeat(["a", "b", "c"], 10)
+    design = np.column_stack([z, analysis.dummies(groups)])
+    left = [v - LinearRegression().fit(design, v).predict(design) for v in (x, y)]
+    expected = scipy.stats.pearsonr(*left).statistic
+    assert analysis.partial_correlation(x, y, design) == pytest.approx(expected, abs=1e-12)
+    # A regressor that says what others say already changes nothing.
+    twice = np.column_stack([design, 2 * z - design[:, 1]])
+    assert analysis.partial_correlation(x, y, twice) == pytest.approx(expected, abs=1e-12)
+    nothing = np.empty((30, 0))
+    assert analysis.partial_correlation(x, y, nothing) == pytest.approx(scipy.stats.pearsonr(x, y).statistic)
+
+
+def test_partial_correlation_without_meaning_is_nan() -> None:
+    x, y, z = correlated(0, 10)
+    cases = [
+        (np.ones(10), y, z[:, None]),
+        (x, 5 + 2 * z, z[:, None]),
+        (x[:3], y[:3], z[:3, None]),
+        (np.where(z > 0, np.nan, x), y, z[:, None]),
+        (x[:0], y[:0], z[:0, None]),
+    ]
+    for case in cases:
+        assert np.isnan(analysis.partial_correlation(*case))
+    assert np.isfinite(analysis.partial_correlation(x[:4], y[:4], z[:4, None]))
+
+
+# Variance
+
+
+@given(st.integers(0, 10**6))
+def test_variance_explained_is_that_of_linear_regressions(seed: int) -> None:
+    x, y, z = correlated(seed, 20)
+    base = np.column_stack([z, analysis.dummies(np.repeat(["a", "b"], 10))])
+    whole = np.column_stack([base, x])
+    small, large = (LinearRegression().fit(given, y).score(given, y) for given in (base, whole))
+    found = analysis.variance_explained(y, base, x)
+    assert found.base == pytest.approx(small, abs=1e-9)
+    assert found.base + found.added == pytest.approx(large, abs=1e-9)
+    partial = analysis.partial_correlation(x, y, base)
+    assert found.added == pytest.approx(partial**2 * (1 - small), abs=1e-9)
+
+
+def test_variance_without_meaning_is_nan() -> None:
+    x, y, z = correlated(0, 10)
+    assert np.isnan(analysis.variance_explained(np.ones(10), z[:, None], x)).all()
+    assert np.isnan(analysis.variance_explained(y[:3], z[:3, None], x[:3])).all()
+    assert np.isnan(analysis.two_way(y, ["a"] * 4 + ["b"] * 6, list(range(10)))).all()
+
+
+def test_sums_of_squares_of_two_factors() -> None:
+    first, second = np.repeat(["a", "b"], 6), np.tile([1, 2, 3], 4)
+    # ±3 between the first (9 · 12 = 108), −2, 0, 2 between the second (8 · 4 = 32), nothing else.
+    exact = np.where(first == "a", 3.0, -3.0) + np.tile([-2.0, 0.0, 2.0], 4)
+    assert analysis.two_way(exact, first, second) == pytest.approx((108 / 140, 32 / 140, 0), abs=1e-12)
+    y = exact + np.random.default_rng(0).standard_normal(12)
+    both = [analysis.dummies(factor) for factor in (first, second)]
+    expected = [LinearRegression().fit(one, y).score(one, y) for one in both]
+    assert analysis.two_way(y, first, second)[:2] == pytest.approx(expected, abs=1e-12)
+
+
+# Resampling of runs
+
+
+def test_whole_runs_are_resampled() -> None:
+    runs = ["a", "a", "a", "b", "b", "b"]
+    values = np.array([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
+    seen: set[tuple[int, ...]] = set()
+
+    def mean(rows: Any) -> float:
+        seen.add(tuple(sorted(rows.tolist())))
+        return float(values[rows].mean())
+
+    # Drawn are aa, ab, ba and bb, equally often: means 1, 6, 6 and 11.
+    assert analysis.run_bootstrap(mean, runs)[:2] == (1.0, 11.0)
+    assert analysis.run_bootstrap(mean, runs, confidence=0.4)[:2] == (6.0, 6.0)
+    assert seen == {(0, 0, 1, 1, 2, 2), (0, 1, 2, 3, 4, 5), (3, 3, 4, 4, 5, 5)}
+
+
+def test_runs_that_are_alike_leave_no_doubt() -> None:
+    x, y, _ = correlated(1, 8)
+    doubled = [np.tile(v, 5) for v in (x, y)]
+    interval = analysis.run_bootstrap(
+        lambda rows: float(np.corrcoef(doubled[0][rows], doubled[1][rows])[0, 1]), np.repeat(np.arange(5), 8)
+    )
+    assert interval[:2] == pytest.approx([np.corrcoef(x, y)[0, 1]] * 2)
+
+
+def test_resamples_without_a_statistic_are_counted() -> None:
+    def both(rows: Any) -> float:
+        return 1.0 if len(set(rows.tolist())) == 2 else float("nan")
+
+    low, high, dropped = analysis.run_bootstrap(both, ["a", "b"], resamples=1000)
+    assert (low, high) == (1.0, 1.0)
+    assert 400 < dropped < 600
+    assert np.isnan(analysis.run_bootstrap(both, ["a", "a"])[:2]).all()
+
+
+# Tables
+
+
+def made_up(seed: int, objectives: tuple[str, ...] = ("mse", "dice", "bce"), epochs: int = 6) -> xr.Dataset:
+    """A result as ``genmeasures.measure`` makes one of the task unet: objectives × epochs, 5 layers."""
+    rng = np.random.default_rng(seed)
+    models, layers = len(objectives) * epochs, 5
+    by_layer = ("model", "layer")
+    epoch = np.tile(np.arange(1, epochs + 1), len(objectives))
+    iou = 0.3 + 0.08 * epoch + 0.02 * np.random.default_rng(9).standard_normal(models)
+    names = [f"{objective}_seed0_epoch{e:02d}" for objective in objectives for e in range(1, epochs + 1)]
+    texts = np.array([f"layer{number}.conv" for number in range(layers)], dtype=object)
+    measures = {m: (by_layer, rng.standard_normal((models, layers)) - iou[:, None]) for m in study.MEASURES}
+    status = {f"{m}_status": (by_layer, np.full((models, layers), "ok", dtype=object)) for m in study.MEASURES}
+    coords = {
+        "model": np.array(names, dtype=object),
+        "layer": np.arange(layers),
+        "layer_name": (by_layer, np.tile(texts, (models, 1))),
+        "weight_norm": (by_layer, rng.uniform(1, 9, (models, layers))),
+        "model_status": ("model", np.full(models, "ok", dtype=object)),
+        "objective": ("model", np.repeat(np.array(objectives, dtype=object), epochs)),
+        "epoch": ("model", epoch),
+        "seed": ("model", np.zeros(models, dtype=int)),
+        "test_iou": ("model", iou),
+        "train_iou": ("model", iou + 0.01 * epoch),
+        "generalization_gap": ("model", 0.01 * epoch),
+    }
+    return xr.Dataset({**measures, **status}, coords, {"schema_version": SCHEMA_VERSION, "metric": "iou"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("study")
+    save(made_up(1), made / "receptive_field.nc")
+    # Files may list the models in different orders.
+    save(made_up(2).isel(model=slice(None, None, -1)), made / "whole_tensor.nc")
+    return made
+
+
+@pytest.fixture(scope="module")
+def tables(folder: Path) -> str:
+    return str(report.tables(folder))
+
+
+def cells(text: str, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without its first two lines."""
+    below = text[text.index(f"## {heading}") :]
+    table = re.search(r"(?m)(^\|.*\n)+", below)
+    assert table is not None
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.group().splitlines()[2:]]
+
+
+def test_table_1_has_the_correlations_of_the_weighted_means(folder: Path, tables: str) -> None:
+    rows = cells(tables, "Table 1")
+    assert len(rows) == 12
+    for features, measure, paper, layers, coefficient, models, _, rank, n in rows:
+        extractor = next(name for name, readable in study.EXTRACTORS.items() if readable == features)
+        name = next(name for name, readable in study.MEASURES.items() if readable == measure)
+        ds = load(folder / f"{extractor}.nc")
+        chosen = {"all": slice(None), "2–4": slice(1, 4)}[layers]
+        values, weights = (ds[v].values[:, chosen] for v in (name, "weight_norm"))
+        x = (values * weights).sum(1) / weights.sum(1)
+        assert float(coefficient) == pytest.approx(scipy.stats.pearsonr(x, ds.test_iou).statistic, abs=5.1e-4)
+        assert float(rank) == pytest.approx(scipy.stats.spearmanr(x, ds.test_iou).statistic, abs=5.1e-4)
+        assert float(paper) == study.PAPER[extractor, name]
+        assert n == "18"
+        if extractor == "whole_tensor" and layers == "all":  # the other file's order would give other resamples
+            (judged,) = genmeasures.judge(genmeasures.aggregate(ds)[[name, f"{name}_status"]], "test_iou").itertuples()
+            assert models == f"[{judged.pearson_low:.2f}, {judged.pearson_high:.2f}]"
+
+
+def test_layers_are_correlated_one_by_one(folder: Path, tables: str) -> None:
+    rows = cells(tables, "Layer by layer")
+    assert [row[0] for row in rows] == [f"{n + 1} layer{n}" for n in range(5)]
+    ds = load(folder / "whole_tensor.nc")
+    expected = scipy.stats.pearsonr(ds.davies_bouldin.values[:, 3], ds.test_iou).statistic
+    assert float(rows[3][1]) == pytest.approx(expected, abs=5.1e-4)
+
+
+def test_figures_are_drawn_alike_each_time(folder: Path) -> None:
+    drawn = {path.name: path.read_bytes() for path in report.draw(folder)}
+    assert set(drawn) == {"scatter.png", "layers.png", "training.png", "layer_correlations.png"}
+    report.figures.scatter(report.segmentation(folder), folder / "scatter.png")
+    assert (folder / "scatter.png").read_bytes() == drawn["scatter.png"]
+
+
+def test_results_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:
+    save(made_up(1), tmp_path / "receptive_field.nc")
+    with pytest.raises(ResultError, match=r"whole_tensor\.nc"):
+        report.tables(tmp_path)
+    save(made_up(2, epochs=5), tmp_path / "whole_tensor.nc")
+    with pytest.raises(ResultError, match="different models"):
+        report.tables(tmp_path)
+
+
+# Settings of the measures
+
+
+def test_settings_that_are_measured_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def measure(model: Any, data: Any, setting: Any, cap: int) -> xr.Dataset:
+        calls.append(setting)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        ds = made_up(len(calls)).isel(model=[0])
+        return ds.assign_coords(channels=ds.weight_norm).assign_attrs(seconds=1.0)
+
+    monkeypatch.setattr(hyperparameters, "_measure", measure)
+    monkeypatch.setattr(hyperparameters, "network", lambda *_: (torch.nn.Identity(), {"test_iou": 0.5}))
+    path = tmp_path / "measured.csv"
+    arguments = (None, (None, None), [("dice", 0, 6)], 100, path)
+    with pytest.raises(KeyboardInterrupt):
+        hyperparameters.measured(*arguments)
+    kept = pd.read_csv(path)
+    assert len(kept) == 2 * 5  # the first call is not recorded
+    everything = hyperparameters.measured(*arguments)
+    assert len(everything) == len(hyperparameters.settings()) * 5 == 8 * 5
+    assert len(calls) == 4 + 1 + 6
+    np.testing.assert_allclose(everything.roughness[:10], kept.roughness)
+    hyperparameters.measured(*arguments)
+    assert len(calls) == 11
+    text = hyperparameters.markdown(everything, None)
+    setting = hyperparameters.Setting(components="all")
+    mean = everything.roughness[everything.components == "all"].mean()
+    assert f"| principal components | all | {mean:.3f} |" in text
+    assert len(hyperparameters._rows(everything, setting)) == 5
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6))
+def test_ellipses_have_the_covariance_of_their_points(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.standard_normal((300, 4)) @ rng.standard_normal((4, 4))
+    labels = torch.zeros(300, dtype=torch.int64)
+    mixtures = fit_mixtures(torch.from_numpy(points), labels, 1, torch.Generator().manual_seed(0))
+    expected = np.cov(points.T, bias=True)
+    np.testing.assert_allclose(
+        hyperparameters.covariance(mixtures, 0), expected[:2, :2], atol=1e-5 * np.trace(expected)
+    )
+
+
+# What is committed
+
+
+def test_the_committed_tables_are_those_of_the_committed_results() -> None:
+    needed = ["tables.md", *(f"{name}.nc" for name in study.EXTRACTORS)]
+    if not all((FOLDER / name).is_file() for name in needed):
+        pytest.skip("the study's results are not there: docs/studies/unet/README.md says how they are made")
+    numbers = re.compile(r"[-+]?\d+\.(\d+)")
+    committed, now = (FOLDER / "tables.md").read_text(encoding="utf-8"), report.tables(FOLDER)
+    assert numbers.sub("#", now) == numbers.sub("#", committed)
+    for found, written in zip(numbers.finditer(now), numbers.finditer(committed), strict=True):
+        # Other processors may round the last digit differently.
+        assert float(found.group()) == pytest.approx(float(written.group()), abs=1.01 * 10.0 ** -len(written.group(1)))
