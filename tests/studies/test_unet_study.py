@@ -184,6 +184,7 @@ def made_up(seed: int, objectives: tuple[str, ...] = ("mse", "dice", "bce"), epo
         "layer": np.arange(layers),
         "layer_name": (by_layer, np.tile(texts, (models, 1))),
         "weight_norm": (by_layer, rng.uniform(1, 9, (models, layers))),
+        "positions": (by_layer, np.tile([64.0, 16.0, 1.0, 16.0, 64.0], (models, 1))),
         "model_status": ("model", np.full(models, "ok", dtype=object)),
         "objective": ("model", np.repeat(np.array(objectives, dtype=object), epochs)),
         "epoch": ("model", epoch),
@@ -192,7 +193,8 @@ def made_up(seed: int, objectives: tuple[str, ...] = ("mse", "dice", "bce"), epo
         "train_iou": ("model", iou + 0.01 * epoch),
         "generalization_gap": ("model", 0.01 * epoch),
     }
-    return xr.Dataset({**measures, **status}, coords, {"schema_version": SCHEMA_VERSION, "metric": "iou"})
+    attrs = {"schema_version": SCHEMA_VERSION, "metric": "iou", "test_size": 198}
+    return xr.Dataset({**measures, **status}, coords, attrs)
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +244,47 @@ def test_layers_are_correlated_one_by_one(folder: Path, tables: str) -> None:
     ds = load(folder / "whole_tensor.nc")
     expected = scipy.stats.pearsonr(ds.davies_bouldin.values[:, 3], ds.test_iou).statistic
     assert float(rows[3][1]) == pytest.approx(expected, abs=5.1e-4)
+
+
+def test_the_deepest_layer_can_be_left_out_or_sampled_better(folder: Path, tables: str) -> None:
+    ds = load(folder / "receptive_field.nc")
+    others = [0, 1, 3, 4]
+    mean = (ds.confidence * ds.weight_norm)[:, others].sum("layer") / ds.weight_norm[:, others].sum("layer")
+    (row,) = (r for r in cells(tables, "Without the deepest") if r[:2] == ["receptive field", "confidence"])
+    assert float(row[2]) == pytest.approx(scipy.stats.pearsonr(mean, ds.test_iou).statistic, abs=5.1e-4)
+
+    more = made_up(5).isel(layer=[2], model=slice(None, None, 2)).assign_attrs(test_size=1584)
+    known, joined = report._sampling(report.segmentation(folder), more)[1::2]
+    (per_layer,) = cells("## x\n" + known + "\n", "x")
+    few = ds.isel(model=slice(None, None, 2))
+    assert per_layer[0] == "3 layer2"
+    for place, values in enumerate((few.davies_bouldin[:, 2], more.davies_bouldin[:, 0])):
+        assert float(per_layer[1 + place]) == pytest.approx(
+            scipy.stats.pearsonr(values, few.test_iou).statistic, abs=5.1e-4
+        )
+    values = few.confidence.values.copy()
+    values[:, 2] = more.confidence.values[:, 0]
+    mean = (values * few.weight_norm).sum("layer") / few.weight_norm.sum("layer")
+    (row,) = (r for r in cells("## x\n" + joined + "\n", "x") if r[:2] == ["1584", "confidence"])
+    assert float(row[2]) == pytest.approx(scipy.stats.pearsonr(mean, few.test_iou).statistic, abs=5.1e-4)
+
+
+def test_roughness_is_averaged_over_the_layers_of_a_part() -> None:
+    rng = np.random.default_rng(0)
+    models = [f"dice_seed0_epoch{n:02d}" for n in range(1, 7)]
+    rows = [
+        {"model": model, "choice": "one", "layer": layer, "layer_name": name, "weight_norm": rng.uniform(1, 2)}
+        | {"roughness": rng.uniform(1, 5), "epoch": epoch, "test_iou": 0.1 * epoch + 0.05 * (epoch % 2)}
+        for epoch, model in enumerate(models, 1)
+        for layer, name in enumerate(("encoder.0.conv", "decoder.0.conv", "head"), 1)
+    ]
+    table = pd.DataFrame(rows)
+    (row,) = cells("## x\n" + report._roughness(table)[1] + "\n", "x")
+    late = table[table.layer > 1]
+    sums = late.assign(product=late.roughness * late.weight_norm).groupby("model")[["product", "weight_norm"]].sum()
+    iou = table.groupby("model").test_iou.first()
+    expected = scipy.stats.pearsonr(sums["product"] / sums["weight_norm"], iou).statistic
+    assert float(row[5]) == pytest.approx(expected, abs=5.1e-4)
 
 
 def test_figures_are_drawn_alike_each_time(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """Tables and figures of the study, from its result files: ``python docs/studies/unet/report.py [folder]``.
 
 Reads ``receptive_field.nc`` and ``whole_tensor.nc`` in the folder, and what there is of
-``receptive_field_linear.nc`` (confidence by linear densities), ``sampling.nc`` (more patches in the deepest
-layers), ``…_seeds.nc`` (further seeds) and ``denoising_….nc``; writes ``tables.md`` and PNGs beside them.
+``receptive_field_linear.nc`` (confidence by linear densities), ``sampling.nc`` (more patches in the deepest layers),
+``roughness.csv`` (its other choices), ``…_seeds.nc`` (further seeds) and ``denoising_….nc``; writes ``tables.md`` and
+PNGs beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import figures
 import numpy as np
+import pandas as pd
 import xarray as xr
 from analysis import dummies, partial_correlation, two_way, variance_explained
 from numpy.typing import NDArray
@@ -80,7 +82,9 @@ def tables(folder: Path) -> str:
     ]
     if (folder / "sampling.nc").is_file():
         more = load(folder / "sampling.nc")
-        parts += ["## More patches for the deepest layers", _sampling_text(study, more), _sampling(study, more)]
+        parts += ["## More patches for the deepest layers", *_sampling(study, more)]
+    if (folder / "roughness.csv").is_file():
+        parts += ["## Roughness by other choices", *_roughness(pd.read_csv(folder / "roughness.csv"))]
     parts += _common(study)
     if _has_seeds(folder):
         more = segmentation(folder, seeds=True)
@@ -238,36 +242,81 @@ def _without_deepest(study: Study) -> str:
     return _table(header, rows, words=2)
 
 
-def _sampling_text(study: Study, more: xr.Dataset) -> str:
-    few = int(study.results["receptive_field"].attrs["test_size"])
-    return (
-        f"Receptive field, {more.sizes['model']} of the checkpoints measured with {few} and with "
-        f"{int(more.attrs['test_size'])} patches: Pearson with test IoU of these checkpoints. The last row is the "
-        "average over all layers, Frobenius-weighted, in which the layers above it have one value or the other."
-    )
-
-
-def _sampling(study: Study, more: xr.Dataset) -> str:
-    """Pearson's correlations with few and with many patches, of the same checkpoints."""
+def _sampling(study: Study, more: xr.Dataset) -> list[str]:
+    """Pearson's correlations with few and with many patches, of the same checkpoints: two tables with their texts."""
     few = study.results["receptive_field"].sel(model=more["model"].values)
     iou = np.asarray(more["test_iou"].values, dtype=np.float64)
     names = [str(name) for name in more["layer_name"].values[0]]
     places = [[str(name) for name in few["layer_name"].values[0]].index(name) for name in names]
+    counts = [int(ds.attrs["test_size"]) for ds in (few, more)]
     measures = _measures(more)
     merged = few.copy(deep=True)
-    rows = []
+    layers = []
     for row, (name, place) in enumerate(zip(names, places, strict=True)):
         cells = []
         for measure in measures:
             merged[measure][:, place] = more[measure].values[:, row]
             both = few[measure].values[:, place], more[measure].values[:, row]
             cells += [_signed(float(pearson(values, iou))) for values in both]
-        rows.append([f"{place + 1} {name.removesuffix('.conv')}", *cells])
-    averaged = [genmeasures.aggregate(ds, "frobenius") for ds in (few, merged)]
-    rows.append(["all", *(_signed(float(pearson(ds[m].values, iou))) for m in measures for ds in averaged)])
-    counts = [int(ds.attrs["test_size"]) for ds in (few, more)]
+        layers.append([f"{place + 1} {name.removesuffix('.conv')}", *cells])
+    runs = np.array([f"{a}{b}" for a, b in zip(more["objective"].values, more["seed"].values, strict=True)])
+    known: Floats = np.column_stack(
+        [np.log(more["epoch"].values.astype(np.float64)), dummies(more["objective"].values)]
+    )
+    rows = []
+    for count, ds in zip(counts, (few, merged), strict=True):
+        averaged = genmeasures.aggregate(ds, "frobenius")
+        for measure in measures:
+            x = np.asarray(averaged[measure].values, dtype=np.float64)
+            left, interval = over_runs(partial_correlation, runs, x, iou, known)
+            cells = [*_coefficients(correlation(x, iou, runs)), _number(left), _interval(interval)]
+            rows.append([str(count), MEASURES[measure], *cells])
     header = ["layer", *(f"{MEASURES[measure]}: {count}" for measure in measures for count in counts)]
-    return _table(header, rows, words=1)
+    columns = [
+        "patches",
+        "measure",
+        "Pearson",
+        "models",
+        "runs",
+        "Spearman",
+        "n",
+        "given log epoch and objective",
+        "runs",
+    ]
+    return [
+        f"Receptive field; {more.sizes['model']} checkpoints with {counts[0]} and with {counts[1]} patches in these "
+        "layers. Pearson with test IoU:",
+        _table(header, layers, words=1),
+        "The average over all layers, Frobenius-weighted, in which these layers have one value or the other:",
+        _table(columns, rows, words=2),
+    ]
+
+
+def _roughness(table: pd.DataFrame) -> list[str]:
+    """Pearson's correlations of roughness, averaged over groups of layers, by the choices in roughness.csv."""
+    encoder = table["layer_name"].str.startswith("encoder")
+    parts = {"all layers": table["layer"] > 0, "encoder": encoder, "decoder and head": ~encoder}
+    rows = []
+    for choice, of_choice in table.groupby("choice", sort=False):
+        cells = []
+        for chosen in parts.values():
+            kept = of_choice[chosen.loc[of_choice.index]]
+            weighed = kept.assign(product=kept["weight_norm"] * kept["roughness"])
+            by_model = weighed.groupby("model").agg({"product": "sum", "weight_norm": "sum", "test_iou": "first"})
+            value = (by_model["product"] / by_model["weight_norm"]).to_numpy()
+            runs = by_model.index.str.split("_epoch").str[0].to_numpy()
+            found = correlation(value, by_model["test_iou"].to_numpy(), runs)
+            cells += [_signed(found.pearson), _interval(found.models)]
+        rows.append([str(choice), *cells])
+    header = [""]
+    for name in parts:
+        header += [name, "models"]
+    epochs = ", ".join(map(str, sorted(table["epoch"].unique())))
+    text = (
+        f"Receptive field, {table['model'].nunique()} checkpoints (epochs {epochs}), Frobenius-weighted over these "
+        "layers: Pearson with test IoU."
+    )
+    return [text, _table(header, rows, words=1)]
 
 
 def _correlations(study: Study, target: str) -> str:

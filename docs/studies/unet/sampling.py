@@ -1,8 +1,8 @@
 """How many vectors the deepest layers need: ``python docs/studies/unet/sampling.py``.
 
 At the deepest layer a patch is a single pixel, so that the study's 198 patches are 198 vectors, on which fifteen
-Gaussians in ten dimensions are fitted. Some checkpoints of each objective are measured again with eight times as many
-patches, in the three deepest layers; writes ``sampling.nc``, which ``report.py`` reads. Broken off, it goes on.
+Gaussians in ten dimensions are fitted. All checkpoints are measured again with eight times as many patches, in the
+three deepest layers; writes ``sampling.nc``, which ``report.py`` reads. Broken off, it goes on.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import genmeasures
 from genmeasures.results import save
 
 HERE = Path(__file__).parent
-EPOCHS = (1, 2, 3, 4, 8, 16, 24, 32)
 LAYERS = ["encoder.3.conv", "encoder.4.conv", "decoder.0.conv"]
 PATCHES = 8 * 198
 
 
 def main() -> None:
     task = read_task(EXPERIMENT, patches=PATCHES)
-    models = [model for model in task.models() if model.hparams["epoch"] in EPOCHS]
+    models = task.models()
     ds = genmeasures.measure(
         {model.name: model.build() for model in models},
         task.data("train"),
