@@ -217,11 +217,16 @@ class _Surveyor:
         return norms.known
 
     def _noise(self, spatial: Sequence[int]) -> Tensor:
-        """An input (1, C, *spatial) of elements of the example, drawn at random: no two places look alike."""
-        values = self._example.flatten(2)
-        drawn = torch.randint(values.shape[2], (math.prod(spatial),), generator=torch.Generator().manual_seed(0))
-        made: Tensor = values[:, :, drawn].unflatten(2, tuple(spatial))
-        return made.to(self._device).contiguous(memory_format=self._layout)
+        """An input (1, C, *spatial) of noise with the channels' mean and deviation in the example: no two places alike.
+
+        A channel that is constant there gets the deviation 1, or nothing could be told from it.
+        """
+        values = self._example.flatten(2).double()
+        deviation, mean = torch.std_mean(values, 2, correction=0, keepdim=True)
+        drawn = torch.randn(*values.shape[:2], math.prod(spatial), generator=torch.Generator().manual_seed(0))
+        made = mean.cpu() + torch.where(deviation > 0, deviation, 1.0).cpu() * drawn
+        shaped: Tensor = made.to(self._example.dtype).unflatten(2, tuple(spatial))
+        return shaped.to(self._device).contiguous(memory_format=self._layout)
 
     def _reach(self, axis: int, steps: Sequence[int], strides: Sequence[Fraction]) -> tuple[list[tuple[int, int]], int]:
         """Elements before and after the core that each site reads along an axis, and steps that the others must have.

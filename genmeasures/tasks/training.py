@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,7 +145,8 @@ def in_processes(
     """
     # spawn: a forked copy of a process whose torch has started its threads can hang.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, start, arguments)
+    ended = context.Event()
+    executor = ProcessPoolExecutor(workers, context, _start, (ended, start, arguments))
     try:
         for future in as_completed([executor.submit(train, job) for job in jobs]):
             future.result()
@@ -155,13 +157,26 @@ def in_processes(
             'and do so under `if __name__ == "__main__":`; otherwise give workers=1. '
             "If the processes were killed for want of memory, give fewer workers"
         ) from error
+    except BaseException:
+        ended.set()  # a training in hand may have hours to go
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def _start(ended: Event, start: Callable[..., object], arguments: Sequence[object]) -> None:
+    threading.Thread(target=_end_with_pool, args=(ended,), daemon=True).start()
+    start(*arguments)
+
+
+def _end_with_pool(ended: Event) -> None:
+    ended.wait()
+    os._exit(1)
+
+
 def start_worker() -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole group; the parent answers it, and workers end after the two or three networks in hand.
+    # Ctrl-C reaches the whole group; the parent answers it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -262,6 +277,8 @@ def read_kept(path: Path) -> dict[str, Any]:
         return kept
     except FileNotFoundError:
         raise
+    except NotADirectoryError as error:  # a file stands where its folder should be
+        raise FileNotFoundError(path) from error
     except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
         raise ValueError(f"{path} is damaged: {error}") from error
 

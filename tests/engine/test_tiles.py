@@ -507,6 +507,22 @@ def test_a_layer_that_depends_on_everything_is_named(name: str) -> None:
     assert_alike(features(net, x, 32), features(net, x, None))
 
 
+class Ramp(nn.Module):
+    """Multiplies by where a pixel lies: nothing of it shows where everything is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.linspace(0, 1, x.shape[-1], device=x.device)
+
+
+def test_a_first_input_without_content_hides_nothing() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), Ramp(), nn.Conv2d(4, 2, 1, bias=False)).eval()
+    x = inputs((1, 32, 32), 3)
+    x[0] = 0
+    with pytest.raises(ModelError, match="2 has other values in a tile than in the whole"):
+        features(net, x, 8)
+
+
 def test_a_reach_as_large_as_the_input_makes_one_tile() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*[nn.Conv2d(2, 2, 3, padding=8, dilation=8) for _ in range(3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -328,6 +329,16 @@ def test_workers_that_do_not_start_are_explained(tmp_path: Path, monkeypatch: py
     jobs = [training.Job(tmp_path / "network.pt", grid()[0], training.Recipe(), train, test)]
     with pytest.raises(GenmeasuresError, match=r'if __name__ == "__main__".*workers=1'):
         training.train_all(jobs, 2, "Training")
+
+
+def test_a_training_that_fails_ends_the_others() -> None:
+    """Trainings are put in place by sleeping: one fails at once, the other would take ten minutes."""
+    before = set(multiprocessing.active_children())
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="non-negative"):
+        training.in_processes(time.sleep, [600, -1], 2, lambda: None, training.start_worker)
+    assert time.monotonic() - began < 300
+    assert set(multiprocessing.active_children()) <= before
 
 
 # The options

@@ -188,7 +188,7 @@ def markdown(table: pd.DataFrame, several: pd.DataFrame | None) -> str:
 def _with_iou(several: pd.DataFrame, setting: Setting, measure: str) -> str:
     rows = _rows(several, setting)
     checkpoint = ["objective", "seed", "epoch"]
-    wide = {name: rows.pivot_table(name, checkpoint, "layer") for name in (measure, "weight_norm")}
+    wide = {name: rows.pivot(index=checkpoint, columns="layer", values=name) for name in (measure, "weight_norm")}
     x, _ = weighted_mean(wide[measure].to_numpy(), wide["weight_norm"].to_numpy())
     known = rows.groupby(checkpoint).test_iou.first().loc[wide[measure].index]
     runs = np.array([f"{objective} {seed}" for objective, seed, _ in known.index])

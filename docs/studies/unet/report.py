@@ -300,7 +300,7 @@ def _roughness(table: pd.DataFrame) -> list[str]:
     for choice, of_choice in table.groupby("choice", sort=False):
         cells = []
         for chosen in parts.values():
-            kept = of_choice[chosen.loc[of_choice.index]]
+            kept = of_choice[chosen.loc[of_choice.index]].dropna(subset=["roughness"])
             weighed = kept.assign(product=kept["weight_norm"] * kept["roughness"])
             by_model = weighed.groupby("model").agg({"product": "sum", "weight_norm": "sum", "test_iou": "first"})
             value = (by_model["product"] / by_model["weight_norm"]).to_numpy()

@@ -7,6 +7,7 @@ three deepest layers; writes ``sampling.nc``, which ``report.py`` reads. Broken 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from networks import EXPERIMENT, read_task
@@ -22,17 +23,19 @@ PATCHES = 8 * 198
 def main() -> None:
     task = read_task(EXPERIMENT, patches=PATCHES)
     models = task.models()
+    parts = HERE / "sampling.parts"
     ds = genmeasures.measure(
         {model.name: model.build() for model in models},
         task.data("train"),
         task.data("test"),
         measures=["davies_bouldin", "roughness", "confidence"],
         layers=LAYERS,
-        keep=str(HERE / "sampling.parts"),
+        keep=parts,
     )
     known = {name: ("model", [model.metrics[name] for model in models]) for name in ("test_iou", "train_iou")}
     told = {name: ("model", [model.hparams[name] for model in models]) for name in ("objective", "epoch", "seed")}
     save(ds.assign_coords({**known, **told}), HERE / "sampling.nc")
+    shutil.rmtree(parts)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ _TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     3: nn.ConvTranspose3d,
 }
 
+_DEEPEST = 12
+
 
 class _Down(nn.Module):
     """Convolution of stride 2, group normalisation and ReLU, added to the input at half its size."""
@@ -88,6 +90,10 @@ class ResidualUNet(nn.Module):
         for name, value in named.items():
             if not is_count(value):
                 raise OptionError(f"ResidualUNet: {name}={value!r} must be a whole number from 1")
+        if depth > _DEEPEST:
+            raise OptionError(
+                f"ResidualUNet: depth={depth} must be at most {_DEEPEST}: every stage doubles the channels"
+            )
         if width % groups or width == groups:
             raise OptionError(f"ResidualUNet: width={width} must be a multiple of groups={groups}, and more than that")
         if channels > width:

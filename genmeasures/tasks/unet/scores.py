@@ -19,8 +19,8 @@ def iou(predicted: NDArray[Any], truth: NDArray[Any], classes: int = 2) -> float
     """Intersection over union of the foreground, from 0 to 1 (Rajagopal et al. 2021, appendix A.2.4).
 
     ``predicted`` and ``truth`` are class numbers from 0, the background, to ``classes`` − 1, integer or bool, of
-    one shape. With several foreground classes, the mean over those that occur in either array. NaN where neither
-    has any foreground: there is nothing to find then, and no score would be comparable with that of other volumes.
+    one shape. With several foreground classes, the mean over those that occur in the truth. NaN where the truth has
+    no foreground, whatever is predicted: means over volumes are then over the same ones for every network.
 
     Raises DataError where the arrays do not fit each other or the number of classes.
     """
@@ -72,7 +72,7 @@ def ssim(predicted: NDArray[Any], truth: NDArray[Any], data_range: float) -> flo
 
 
 def _overlaps(predicted: NDArray[Any], truth: NDArray[Any], classes: int) -> Iterator[tuple[int, int]]:
-    """For each foreground class that occurs: the voxels both arrays have, and the sum of what each has."""
+    """For each foreground class of the truth: the voxels both arrays have, and the sum of what each has."""
     if classes < 2:
         raise OptionError(f"classes is {classes}: it must be at least 2, background included")
     _same_shape(predicted, truth)
@@ -86,9 +86,8 @@ def _overlaps(predicted: NDArray[Any], truth: NDArray[Any], classes: int) -> Ite
             )
     for number in range(1, classes):
         found, real = predicted == number, truth == number
-        total = np.count_nonzero(found) + np.count_nonzero(real)
-        if total:
-            yield int(np.count_nonzero(found & real)), int(total)
+        if real.any():
+            yield int(np.count_nonzero(found & real)), int(np.count_nonzero(found) + np.count_nonzero(real))
 
 
 def _real(predicted: NDArray[Any], truth: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -27,8 +27,9 @@ from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one
 from genmeasures.tasks.training import check_writable, in_processes, one_thread, start_worker
 from genmeasures.tasks.unet.objectives import OBJECTIVES
 from genmeasures.tasks.unet.problems import Denoising, Problem, Segmentation, mask_of
+from genmeasures.tasks.unet.scores import ssim
 from genmeasures.tasks.unet.training import Cases, Recipe, Run, load, metrics, train
-from genmeasures.tasks.unet.volumes import Case, binary, mni152, read_cases, reduced, standardised
+from genmeasures.tasks.unet.volumes import binary, mni152, read_cases, reduced, standardised
 
 _TEST_SHARE = 0.2
 """Share of the cases that are kept for testing (Rajagopal et al. 2021, section 3.1)."""
@@ -41,6 +42,8 @@ class _UNets(Task, abc.ABC):
 
     title: ClassVar[str]
     """What the progress of the training is called."""
+    _merged = False
+    """Whether all classes of the masks become one."""
 
     def __init__(
         self,
@@ -66,7 +69,8 @@ class _UNets(Task, abc.ABC):
         counts = {"reduce": reduce, "width": width, "depth": depth, "epochs": epochs, "epoch_size": epoch_size}
         for name, value in {**counts, "patches": patches}.items():
             require(is_count(value), self, f"{name}={value!r} must be a whole number from 1")
-        _distinct(self, "seeds", seeds, all(is_count(seed, 0) for seed in seeds) if _is_list(seeds) else False)
+        sound = _is_list(seeds) and all(is_count(seed, 0) and seed < 2**63 for seed in seeds)
+        _distinct(self, "seeds", seeds, sound)
         require(cache is None or bool(str(cache)), self, "cache is empty: give a folder, or null for the default")
         require(workers is None or is_count(workers), self, f"workers={workers!r} must be a number from 1, or null")
         self.volumes = None if volumes is None else os.fspath(volumes)
@@ -85,10 +89,6 @@ class _UNets(Task, abc.ABC):
     @abc.abstractmethod
     def _problems(self, cases: Cases) -> Sequence[Problem]:
         """What the networks of this task differ in, seeds and epochs apart."""
-
-    def _prepared(self, case: Case) -> Case:
-        """What is done with a case before any patch is cut from it."""
-        return standardised(reduced(case, self.reduce))
 
     def models(self) -> Sequence[TaskModel]:
         """A model for each network and epoch; what is not in the cache is trained first.
@@ -124,7 +124,7 @@ class _UNets(Task, abc.ABC):
 
     def cases(self) -> Cases:
         """All cases, every fifth of them, in random order, for testing. Raises DataError naming a file or case."""
-        return _cases(self)
+        return _cases(self.volumes, self.reduce, self._merged)
 
     def runs(self, cases: Cases) -> list[Run]:
         """The networks to train, each with the folder of its checkpoints."""
@@ -190,7 +190,7 @@ class _UNets(Task, abc.ABC):
         cache = self.cache or os.environ.get("GENMEASURES_CACHE") or Path.home() / ".cache" / "genmeasures"
         digest = hashlib.sha256(json.dumps([asdict(recipe), *self._settings()], sort_keys=True).encode())
         for case in (*cases.train, *cases.test):
-            digest.update(case.name.encode() + case.image.tobytes())
+            digest.update(f"{case.name} {case.image.shape}".encode() + case.image.tobytes())
             digest.update(b"" if case.mask is None else case.mask.tobytes())
         return Path(cache).expanduser() / self.name / digest.hexdigest()[:12]
 
@@ -249,13 +249,13 @@ class UNetSegmentation(_UNets):
         for objective in objectives:
             one_of(self, "objectives", objective, tuple(OBJECTIVES))
         self.foreground = foreground
+        self._merged = foreground == "merged"
         self.objectives = list(objectives)
 
-    def _prepared(self, case: Case) -> Case:
-        made = super()._prepared(case)
-        return binary(made) if self.foreground == "merged" else made
-
     def _problems(self, cases: Cases) -> Sequence[Problem]:
+        for split, members in (("training", cases.train), ("test", cases.test)):
+            if not any(mask_of(case).any() for case in members):
+                raise DataError(f"{self.volumes}: none of the {len(members)} {split} cases has any foreground")
         classes = 1 + max(int(mask_of(case).max()) for case in (*cases.train, *cases.test))
         return [Segmentation(objective, max(classes, 2)) for objective in self.objectives]
 
@@ -319,6 +319,16 @@ class UNetDenoising(_UNets):
             raise OptionError(
                 f"UNetDenoising: train_cases={most}, but there are only {len(cases.train)} training cases"
             )
+        # All this now, rather than when the first epoch is scored.
+        everything = (*cases.train, *cases.test)
+        for case in everything:
+            if not case.image.any():  # standardised: a constant is zero
+                raise DataError(f"case {case.name} is constant: there is nothing to take noise out of")
+        thinnest = min(everything, key=lambda case: min(case.image.shape[1:]))
+        try:
+            ssim(thinnest.image[0], thinnest.image[0], 1.0)
+        except DataError as error:
+            raise DataError(f"case {thinnest.name}: {error}") from error
         return [Denoising(self.noise, number) for number in sorted(self.train_cases)]
 
     def _own(self, problem: Problem) -> Patches | None:
@@ -328,17 +338,13 @@ class UNetDenoising(_UNets):
         return [self.noise]
 
 
-@functools.lru_cache(maxsize=4)
-def _read(volumes: str | None) -> tuple[Case, ...]:
-    """The cases as they are in the file, which is read once a process."""
-    return tuple(mni152() if volumes is None else read_cases(volumes))
-
-
-@functools.lru_cache(maxsize=4)
-def _cases(task: _UNets) -> Cases:
-    cases = [task._prepared(case) for case in _read(task.volumes)]
-    if len(cases) < 2:
-        raise DataError(f"{task.volumes}: {len(cases)} case, at least 2 are needed: to train with, and to test")
+@functools.lru_cache(maxsize=1)
+def _cases(volumes: str | None, reduce: int, merged: bool) -> Cases:
+    """The cases ready for patches to be cut, read once a process: by value, since each job brings its own task."""
+    found = mni152() if volumes is None else read_cases(volumes)
+    if len(found) < 2:
+        raise DataError(f"{volumes}: {len(found)} case, at least 2 are needed: to train with, and to test")
+    cases = [standardised(reduced(binary(case) if merged else case, reduce)) for case in found]
     order = np.random.default_rng(0).permutation(len(cases))
     tested = max(1, round(_TEST_SHARE * len(cases)))
     return Cases([cases[place] for place in order[tested:]], [cases[place] for place in order[:tested]])

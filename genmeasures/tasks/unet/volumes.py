@@ -46,7 +46,7 @@ def read_cases(path: str | Path) -> list[Case]:
     Raises DataError naming the file and case that is damaged, incomplete or not numbers, or whose mask does
     not fit its image, and GenmeasuresError where nibabel is not installed.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         return [_nifti_case(*files) for files in _listed(path)]
     if not path.is_file():
@@ -267,8 +267,12 @@ def _decathlon(folder: Path) -> list[tuple[str, Path, Path | None]]:
         if len(pair) != 2 or not all(file.name.endswith(_SUFFIXES) for file in pair):
             raise DataError(f"{listing}: training[{i}] must name an image and a label, .nii or .nii.gz: {entry!r}")
         image, label = pair
-        if not image.name.startswith("._"):  # left by archives from macOS beside the true files
-            files.append((_stem(image), image, label))
+        if image.name.startswith("._"):  # left by archives from macOS beside the true files
+            continue
+        if any(_stem(image) == name or os.path.realpath(image) == os.path.realpath(other) for name, other, _ in files):
+            # It could be trained on and tested with.
+            raise DataError(f"{listing}: training[{i}]: case {_stem(image)} stands here twice")
+        files.append((_stem(image), image, label))
     return files
 
 

@@ -161,6 +161,7 @@ def test_a_damaged_checkpoint_fails_by_itself(tmp_path: Path) -> None:
         ({"objectives": ["dise"]}, "did you mean 'dice'"),
         ({"seeds": [0, 0]}, "one of them twice"),
         ({"seeds": [-1]}, "seeds="),
+        ({"seeds": [2**70]}, "seeds="),
         ({"epochs": 0}, "epochs=0"),
         ({"reduce": 0.5}, "reduce=0.5"),
         ({"volumes": ""}, "volumes=''"),
@@ -192,6 +193,16 @@ def test_volumes_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         np.savez(tmp_path / "bare.npz", x=arrays["x"])
     with pytest.raises(DataError, match="has no mask: segmentation needs one"):
         UNetSegmentation(**small(tmp_path, volumes=tmp_path / "bare.npz")).models()
+    with np.load(tmp_path / "balls.npz") as arrays:
+        np.savez(tmp_path / "empty.npz", x=arrays["x"], y=np.zeros_like(arrays["y"]))
+        np.savez(tmp_path / "flat.npz", x=np.where(np.arange(10)[:, None, None] == 7, 3, arrays["x"]))
+        np.savez(tmp_path / "thin.npz", x=arrays["x"][:, :2])
+    with pytest.raises(DataError, match=r"empty\.npz: none of the 8 training cases has any foreground"):
+        UNetSegmentation(**small(tmp_path, volumes=tmp_path / "empty.npz")).models()
+    with pytest.raises(DataError, match="case 7 is constant"):
+        UNetDenoising(**small(tmp_path, volumes=tmp_path / "flat.npz", train_cases=[1])).models()
+    with pytest.raises(DataError, match=r"case \d: structural similarity needs"):
+        UNetDenoising(**small(tmp_path, volumes=tmp_path / "thin.npz", train_cases=[1])).models()
     with pytest.raises(OptionError, match="train_cases=9, but there are only 8"):
         UNetDenoising(**small(tmp_path, train_cases=[9])).models()
     with pytest.raises(DataError, match="2 spatial axes, but the patch size has 3"):

@@ -54,21 +54,22 @@ def save_decathlon(folder: Path, training: object) -> Path:
 # .npz files
 
 
-def test_npz_with_names_and_sizes_undoes_the_padding(tmp_path: Path) -> None:
+def test_npz_with_names_and_sizes_undoes_the_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     cases = [
         Case(name, rng.integers(1, 256, (1, *shape)).astype(np.float32), rng.integers(0, 3, shape))
         for name, shape in (("p", (3, 4, 5)), ("q", (6, 3, 2)), ("r", (6, 7, 5)))
     ]
     full = [centred(case, (6, 7, 5)) for case in cases]
-    path = save_npz(
+    save_npz(
         tmp_path / "a.npz",
         x=np.stack([case.image[0] for case in full]).astype(np.uint8),
         y=np.stack([case.mask for case in full if case.mask is not None]).astype(np.uint8),
         case=np.array([case.name for case in cases]),
         shape=np.array([case.image.shape[1:] for case in cases]),
     )
-    read = read_cases(str(path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    read = read_cases("~/a.npz")
     assert [case.name for case in read] == ["p", "q", "r"]
     for one, truth in zip(read, cases, strict=True):
         assert one.mask is not None
@@ -213,6 +214,10 @@ def test_the_decathlon_layout(tmp_path: Path) -> None:
         assert (case.image == value).all()
         assert case.mask is not None
         np.testing.assert_array_equal(case.mask, MASK)
+    for again in (training[0], {"image": "./imagesTr/../imagesTr/toy_7.nii.gz", "label": "labelsTr/toy_7.nii.gz"}):
+        with pytest.raises(DataError, match=r"training\[\d+\]: case toy_7 stands here twice"):
+            read_cases(save_decathlon(tmp_path, [*training, again]))
+    save_decathlon(tmp_path, training)
     (tmp_path / "imagesTr" / "toy_5.nii.gz").unlink()
     with pytest.raises(DataError, match=r"toy_5\.nii\.gz: case toy_5: there is no such file"):
         read_cases(tmp_path)
