@@ -36,9 +36,11 @@ from genmeasures.statistics.kmeans import kmeans
 from genmeasures.statistics.mixture import fit_mixtures
 from genmeasures.tasks.pgdl.network import build_network
 from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
+from genmeasures.tasks.unet.network import ResidualUNet
 
 _BATCH = 64
 _PICTURE = (3, 32, 32)
+_UNLABELLED = ["roughness", "confidence"]
 _LONG = 5000
 """Pictures from which one timing of the bare forward pass is long enough."""
 
@@ -150,6 +152,31 @@ def pgdl(share: float) -> dict[str, float]:
     return {**made, "loading": loading, "seconds": seconds, "ratio": seconds / made["bare"]}
 
 
+def tiles(share: float) -> dict[str, float]:
+    """A volume of 256³ by tiles, and at once: memory above what there was before, and time."""
+    side = max(48, 8 * round(32 * share ** (1 / 3)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResidualUNet(depth=2).eval()
+    volume = torch.randn(1, 1, side, side, side, generator=torch.Generator().manual_seed(1))
+    found, times, memory = [], [], []
+    genmeasures.measure([model], volume[..., :32, :32, :32], volume[..., :32, :32, :32], measures=_UNLABELLED)
+    before = peak()
+    for tile in (side * 3 // 8, None):  # the tiles first: a peak does not go down again
+        begin = time.perf_counter()
+        ds = genmeasures.measure([model], volume, volume, measures=_UNLABELLED, tile=tile)
+        times.append(time.perf_counter() - begin)
+        memory.append(peak() - before)
+        found.append(np.stack([ds[name].values for name in _UNLABELLED]))
+    np.testing.assert_allclose(*found, rtol=1e-3)
+    return {
+        "seconds": times[0],
+        "ratio": times[0] / times[1],
+        "memory": memory[0],
+        "memory_ratio": memory[0] / memory[1],
+    }
+
+
 def sklearn(share: float) -> dict[str, float]:
     model = vgg()
     train, test = (tensors(int(1000 * share), _PICTURE, seed) for seed in (1, 2))
@@ -207,6 +234,8 @@ CHECKS: list[Check] = [
     ("vgg_large", "the same, memory above the bare forward pass, GB", "memory", 1.5, True),
     ("vgg_all", "every patch (cap: null), × bare forward", "ratio", 2.5, True),
     ("unet", "3D residual UNet, 200 + 200 patches of 64×64×16, × bare forward", "ratio", 2.5, True),
+    ("tiles", "a volume of 256³ by tiles of 96³, memory / that at once", "memory_ratio", 0.4, True),
+    ("tiles", "the same, time / that at once", "ratio", 2.0, True),
     ("whole_tensor", "whole tensors, 1,000 pictures, up to 65,536 dimensions, × bare forward", "ratio", 2.0, True),
     ("pgdl", "a PGDL model of task 1's size, read from disk, 1,000 pictures, × bare forward", "ratio", 2.5, True),
     ("tfrecord", "TFRecord shards with their checksums, MB/s", "megabytes", 200.0, False),
@@ -217,7 +246,7 @@ CHECKS: list[Check] = [
 ]
 ROWS: dict[str, Callable[[float], dict[str, float]]] = {
     row.__name__: row
-    for row in (vgg_small, sklearn, vgg_large, vgg_all, unet, whole_tensor, pgdl, tfrecord, clustering)
+    for row in (vgg_small, sklearn, vgg_large, vgg_all, unet, tiles, whole_tensor, pgdl, tfrecord, clustering)
 }
 
 
