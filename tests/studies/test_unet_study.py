@@ -254,7 +254,7 @@ def test_the_deepest_layer_can_be_left_out_or_sampled_better(folder: Path, table
     assert float(row[2]) == pytest.approx(scipy.stats.pearsonr(mean, ds.test_iou).statistic, abs=5.1e-4)
 
     more = made_up(5).isel(layer=[2], model=slice(None, None, 2)).assign_attrs(test_size=1584)
-    known, joined = report._sampling(report.segmentation(folder), more)[1::2]
+    known, joined, _ = report._sampling(report.segmentation(folder), more)[1::2]
     (per_layer,) = cells("## x\n" + known + "\n", "x")
     few = ds.isel(model=slice(None, None, 2))
     assert per_layer[0] == "3 layer2"

@@ -263,7 +263,10 @@ def _sampling(study: Study, more: xr.Dataset) -> list[str]:
     known: Floats = np.column_stack(
         [np.log(more["epoch"].values.astype(np.float64)), dummies(more["objective"].values)]
     )
-    rows = []
+    objective, epoch = more["objective"].values.astype(str), more["epoch"].values
+    parts = {str(name): objective == name for name in dict.fromkeys(objective)}
+    parts |= {f"epochs {low}–{high}": (epoch >= low) & (epoch <= high) for low, high in EPOCHS}
+    rows, within = [], []
     for count, ds in zip(counts, (few, merged), strict=True):
         averaged = genmeasures.aggregate(ds, "frobenius")
         for measure in measures:
@@ -271,6 +274,8 @@ def _sampling(study: Study, more: xr.Dataset) -> list[str]:
             left, interval = over_runs(partial_correlation, runs, x, iou, known)
             cells = [*_coefficients(correlation(x, iou, runs)), _number(left), _interval(interval)]
             rows.append([str(count), MEASURES[measure], *cells])
+            found = [_signed(float(pearson(x[part], iou[part]))) for part in parts.values()]
+            within.append([str(count), MEASURES[measure], *found])
     header = ["layer", *(f"{MEASURES[measure]}: {count}" for measure in measures for count in counts)]
     columns = [
         "patches",
@@ -289,6 +294,8 @@ def _sampling(study: Study, more: xr.Dataset) -> list[str]:
         _table(header, layers, words=1),
         "The average over all layers, Frobenius-weighted, in which these layers have one value or the other:",
         _table(columns, rows, words=2),
+        "The same average, within each objective and range of epochs: Pearson.",
+        _table(["patches", "measure", *parts], within, words=2),
     ]
 
 
