@@ -54,6 +54,7 @@ def scatter(study: Study, path: Path) -> None:
             outside = _limit(ax, x[np.isfinite(x)], along="x")
             ax.set_title(f"Pearson {_text(found.pearson)}" + (f" ({outside} outside)" if outside else ""), fontsize=10)
             ax.set_xlabel(f"{MEASURES[measure]}, {readable}")
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
             ax.grid(alpha=0.25, linewidth=0.5)
         row[0].set_ylabel(TARGETS[target])
     figure.colorbar(shades, ax=axes, label=TARGETS[target], aspect=40, pad=0.015)
