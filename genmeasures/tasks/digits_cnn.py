@@ -6,8 +6,6 @@ import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +17,16 @@ from torch import nn
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
 from genmeasures.tasks.digits import Arrays, split_digits, training_set
-from genmeasures.tasks.training import Hparams, Job, Recipe, check_writable, read, train_all
+from genmeasures.tasks.training import (
+    Hparams,
+    Job,
+    Recipe,
+    cache_folder,
+    check_writable,
+    read,
+    train_all,
+    worker_count,
+)
 
 LEVELS: dict[str, tuple[Any, Any]] = {
     "width": (8, 16),
@@ -83,7 +90,7 @@ class DigitsCNN(Task):
         missing = [job for job in jobs if metrics[job.path] is None]
         if missing:
             check_writable(folder)
-            train_all(missing, min(self._workers(), len(missing)), "Training networks on digits")
+            train_all(missing, min(worker_count(self.workers), len(missing)), "Training networks on digits")
         return [
             TaskModel(
                 name=job.hparams.name,
@@ -106,20 +113,11 @@ class DigitsCNN(Task):
         return test if split == "test" else training_set(train, max(LEVELS["train_size"]), 0.0)
 
     def _folder(self, recipe: Recipe, train: Arrays, test: Arrays) -> Path:
-        cache = self.cache or os.environ.get("GENMEASURES_CACHE") or Path.home() / ".cache" / "genmeasures"
         noisy = training_set(train, len(train[1]), max(LEVELS["label_noise"]))
         digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
         for array in (*train, *test, *noisy):
             digest.update(array.tobytes())
-        return Path(cache).expanduser() / self.name / digest.hexdigest()[:12]
-
-    def _workers(self) -> int:
-        if multiprocessing.current_process().daemon:
-            return 1  # such a process may not start others
-        if self.workers is not None:
-            return self.workers
-        # The cores this process may use, which a batch system can make fewer than the machine has.
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cache_folder(self.cache, self.name) / digest.hexdigest()[:12]
 
 
 def _kept_metrics(job: Job) -> dict[str, float] | None:

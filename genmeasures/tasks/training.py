@@ -174,6 +174,22 @@ def _end_with_pool(ended: Event) -> None:
     os._exit(1)
 
 
+def worker_count(workers: int | None) -> int:
+    """How many processes train: as many as asked for, or one for each core that this process may use."""
+    if multiprocessing.current_process().daemon:
+        return 1  # such a process may not start others
+    if workers is not None:
+        return workers
+    # A batch system can give fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder(cache: str | None, name: str) -> Path:
+    """Where a task of that name keeps its networks, in the folder given or the default."""
+    root = cache or os.environ.get("GENMEASURES_CACHE") or Path.home() / ".cache" / "genmeasures"
+    return Path(root).expanduser() / name
+
+
 def start_worker() -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole group; the parent answers it, and ends the workers.
@@ -306,6 +322,7 @@ __all__ = [
     "Recipe",
     "accuracy",
     "architecture",
+    "cache_folder",
     "check_writable",
     "in_processes",
     "keep",
@@ -314,4 +331,5 @@ __all__ = [
     "read_kept",
     "start_worker",
     "train_all",
+    "worker_count",
 ]

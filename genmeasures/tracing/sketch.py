@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ class Sketch:
         forward = self.model.forward
 
         def sketched(*args: Any, **kwargs: Any) -> Any:
-            with self._mode:
+            with self._mode, _quiet():
                 return forward(*args, **kwargs)
 
         self.model.forward = sketched
@@ -59,6 +61,17 @@ class Sketch:
             self.last = name or "(model)"
 
         return hook
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's log of an operation that takes no such shape: the error itself says so, and may be expected."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class Shapes(TorchFunctionMode):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -344,8 +345,26 @@ def test_any_network(net: nn.Module, shape: tuple[int, int], tile: tuple[int, in
         for parameter in net.parameters():
             nn.init.normal_(parameter, 0, 0.3)
     x = inputs((1, *shape), 2, seed)
+    try:
+        net(x)
+    except RuntimeError:
+        assume(False)  # a picture too small for its kernels
     net = Double(net)
     assert_alike(features(net, x, tile), features(net, x, None))
+
+
+def test_sizes_that_are_tried_leave_no_message(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a pooling that takes no input as small as the first one tried."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 2, stride=2), nn.MaxPool2d(6, stride=1), nn.Conv2d(4, 4, 3))
+    torch_log = logging.getLogger("torch._subclasses.fake_tensor")
+    torch_log.addHandler(caplog.handler)  # torch's loggers do not hand on what they are told
+    try:
+        features(net, inputs((1, 60, 60), 2), 8)
+    finally:
+        torch_log.removeHandler(caplog.handler)
+    assert caplog.text == ""
+    assert not torch_log.disabled
 
 
 def test_dense_targets_label_the_positions_of_the_whole() -> None:

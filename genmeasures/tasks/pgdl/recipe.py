@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import sys
@@ -32,7 +31,7 @@ from genmeasures.tasks.pgdl.sources import CLASSES, SOURCES, Pictures, pictures
 from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
 from genmeasures.tasks.pgdl.weights import load
 from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
-from genmeasures.tasks.training import in_processes, one_thread, start_worker
+from genmeasures.tasks.training import in_processes, one_thread, start_worker, worker_count
 
 Hparams: TypeAlias = Mapping[str, float | int | bool]
 Layer: TypeAlias = dict[str, Any]
@@ -394,7 +393,7 @@ def _train_all(path: Path, settings: Settings, workers: int | None) -> None:
     missing = [number for number in numbers if _metrics(path, number) is None]
     if not missing:
         return
-    workers = min(_workers(workers), len(missing))
+    workers = min(worker_count(workers), len(missing))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"Training {settings.family} networks on {settings.data}", total=len(numbers))
@@ -406,14 +405,6 @@ def _train_all(path: Path, settings: Settings, workers: int | None) -> None:
         for number in missing:
             maker.make(number)
             progress.advance(bar)
-
-
-def _workers(workers: int | None) -> int:
-    if multiprocessing.current_process().daemon:
-        return 1  # such a process may not start others
-    if workers is not None:
-        return workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _maker: _Maker | None = None

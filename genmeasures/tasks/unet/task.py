@@ -6,7 +6,6 @@ import abc
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,14 @@ from torch import nn
 
 from genmeasures.errors import DataError, ModelError, OptionError
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
-from genmeasures.tasks.training import check_writable, in_processes, one_thread, start_worker
+from genmeasures.tasks.training import (
+    cache_folder,
+    check_writable,
+    in_processes,
+    one_thread,
+    start_worker,
+    worker_count,
+)
 from genmeasures.tasks.unet.objectives import OBJECTIVES
 from genmeasures.tasks.unet.problems import Denoising, Problem, Segmentation, mask_of
 from genmeasures.tasks.unet.scores import ssim
@@ -158,7 +164,8 @@ class _UNets(Task, abc.ABC):
 
     def _train(self, runs: Sequence[Run]) -> None:
         device = self._training_device()
-        workers = min(self._workers(device), len(runs))
+        # A GPU is shared badly by processes that do not know of each other.
+        workers = min(worker_count(self.workers), len(runs)) if device.type == "cpu" else 1
         jobs = [(self, run, str(device)) for run in runs]
         with _progress(self.title, [run.checkpoint(epoch) for run in runs for epoch in self._epochs]):
             if workers == 1:
@@ -178,21 +185,12 @@ class _UNets(Task, abc.ABC):
             raise OptionError(f"{type(self).__name__}: device={self.device!r} cannot be used: {reason}") from error
         return device
 
-    def _workers(self, device: torch.device) -> int:
-        if device.type != "cpu" or multiprocessing.current_process().daemon:
-            return 1  # a process of the second kind may not start others
-        if self.workers is not None:
-            return self.workers
-        # The cores this process may use, which a batch system can make fewer than the machine has.
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
     def _folder(self, recipe: Recipe, cases: Cases) -> Path:
-        cache = self.cache or os.environ.get("GENMEASURES_CACHE") or Path.home() / ".cache" / "genmeasures"
         digest = hashlib.sha256(json.dumps([asdict(recipe), *self._settings()], sort_keys=True).encode())
         for case in (*cases.train, *cases.test):
             digest.update(f"{case.name} {case.image.shape}".encode() + case.image.tobytes())
             digest.update(b"" if case.mask is None else case.mask.tobytes())
-        return Path(cache).expanduser() / self.name / digest.hexdigest()[:12]
+        return cache_folder(self.cache, self.name) / digest.hexdigest()[:12]
 
     def _settings(self) -> list[Any]:
         """What the weights depend on besides recipe, cases, and what the folders of runs are named after."""
