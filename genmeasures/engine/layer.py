@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from genmeasures.engine.prepared import PreparedData
-from genmeasures.engine.running import Running, status_of
+from genmeasures.engine.running import Running
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import Undefined
+from genmeasures.failures import status_of
 from genmeasures.interfaces import (
     Extractor,
     FeatureBatch,
@@ -158,7 +159,7 @@ class LayerRun:
                     self._record.patches = patches.new_empty(size, patches.shape[1])
                 self._record.patches.index_copy_(0, batch.rank, patches)
         except Exception as error:  # whatever it is, this layer has no value and the others go on
-            self.fail(status_of(error))
+            self.fail(status_of(error, f"recording layer {self.layer.name}"))
             return
         for key, labeler in self._recorded_labelers.items():
             labels = self._record.labels[key]
@@ -176,9 +177,10 @@ class LayerRun:
             self.pca, self._record.projected = fit_pca(self._record.vectors, self._components)
         except Exception as error:  # whatever it is, this layer has no value and the others go on
             self._fit_failure = error
+            status = status_of(error, f"the projection of layer {self.layer.name}")
             for running in self.running:
                 if running.needs_fit():
-                    running.failure = running.failure or status_of(error)
+                    running.failure = running.failure or status
             return
         for key, labeler in self._feature_labelers.items():
             fresh = copy.deepcopy(labeler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +14,15 @@ from torch import Tensor, nn
 from genmeasures.data import DataSource, mix
 from genmeasures.engine.passes import ModelRun, Progress, rows_for
 from genmeasures.engine.prepared import PreparedData
-from genmeasures.engine.running import Outcome, outcome, status_of
+from genmeasures.engine.running import Outcome, outcome
 from genmeasures.engine.seeds import generator_for
 from genmeasures.engine.survey import sketched_trace, survey
 from genmeasures.engine.tiling import Tiling
 from genmeasures.errors import ModelError, OptionError, Undefined, nearest
+from genmeasures.failures import status_of
 from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelData, ModelMeasure, Split, Variable
 from genmeasures.tracing import Sketch, Trace, TracedLayer, fastest_layout, trace
 from genmeasures.tracing.guard import undisturbed
-
-log = logging.getLogger(__name__)
 
 _EXAMPLES = 3
 """Inputs of the traced forward pass: more than one shows which dimension is the batch."""
@@ -173,8 +171,7 @@ def _model_measure(
             made[variable.name] = _outcomes(variable, values[variable.name], len(layers))
         return made
     except Exception as error:  # the other measures go on
-        log.debug("%s failed", measure, exc_info=error)
-        failed = Outcome(float("nan"), status_of(error))
+        failed = Outcome(float("nan"), status_of(error, str(measure)))
         return {v.name: [failed] * (len(layers) if "layer" in v.dims else 1) for v in measure.variables}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,12 +10,11 @@ from numpy.typing import NDArray
 
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import GenmeasuresError, Undefined
+from genmeasures.failures import status_of
 from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Field, Layer, Pass, Value, Values
 
 FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_patches"})
 """What can be read of a batch only after the training sample has been fitted."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Outcome:
 def outcome(value: float | Value | Undefined | NDArray[np.float64]) -> Outcome:
     """The outcome of a value as a measure returned it: a number that is not finite is none."""
     if isinstance(value, Undefined):
-        return Outcome(float("nan"), status_of(value))
+        return Outcome(float("nan"), status_of(value, "a measure"))
     if isinstance(value, np.ndarray) and value.ndim:
         return _series(value)
     note = value.note if isinstance(value, Value) else ""
@@ -54,18 +52,12 @@ def _series(values: NDArray[np.float64]) -> Outcome:
     return Outcome(made, f"note: {missing} of {len(made)} values are not finite" if missing else "ok")
 
 
-def status_of(error: Exception) -> str:
-    """The status that an exception leaves behind."""
-    if isinstance(error, Undefined):
-        return f"undefined: {error}"
-    return f"failed: {error}" if isinstance(error, GenmeasuresError) else f"failed: {type(error).__name__}: {error}"
-
-
 class Running:
     """A measure on a layer: its passes to come, and its failure if it has failed."""
 
     def __init__(self, measure: FeatureMeasure, layer: Layer, seed: int) -> None:
         self.measure = measure
+        self.layer = layer
         self.remaining = list(measure.passes)
         self.failure: str | None = None
         with _Guard(self):
@@ -122,7 +114,5 @@ class _Guard:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, Exception):
             return False
-        self._running.failure = status_of(error)
-        if not isinstance(error, GenmeasuresError):
-            log.debug("%s failed", self._running.measure, exc_info=error)
+        self._running.failure = status_of(error, f"{self._running.measure} on layer {self._running.layer.name}")
         return True
