@@ -17,7 +17,7 @@ from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, one_of, requi
 from genmeasures.tasks import arrays
 from genmeasures.tasks.imports import locate
 from genmeasures.tasks.manifest import DatasetSpec, ModelSpec, read_manifest
-from genmeasures.tasks.weights import load_weights, read_state_dict
+from genmeasures.tasks.weights import load_weights
 
 
 class Checkpoints(Task):
@@ -49,12 +49,17 @@ class Checkpoints(Task):
             hparams: {width: 64}
             factory_kwargs: {width: 64}        # added to those of all models
             factory: mypackage.OtherNet        # in place of that of all models
-            key: model_state                   # entry of the file that has the state dict
+            key: ema                           # where in the file the weights lie; default: looked for
 
     Instead of one by one, models can be listed in a CSV file, ``models: {table: accuracies.csv}``. It
     has a column ``model`` and, if wanted, ``weights``; ``train_x`` and ``test_x`` are metrics where
     both are there or x is the manifest's metric, and every other column is a hyper-parameter. An
     empty cell means not known.
+
+    The weights may lie in any file of ``torch.save``, whatever it ends in, or of safetensors. Where in the file
+    they lie, and what wrappers put before the names, is found by trying: what the model loads strictly is taken
+    (:func:`genmeasures.tasks.weights.load_weights` has the order). ``key`` names the place, as ``ema`` or
+    ``state_dict.teacher``: entries, then what stands before the names, joined by dots.
 
     Paths are relative to the manifest, those in the table too. Weights are read as data and never
     run; what the manifest names under ``factory`` and ``_target_`` is imported, as if it were run.
@@ -102,17 +107,19 @@ class Checkpoints(Task):
 
 
 def build_model(spec: ModelSpec, python_path: Sequence[Path] = ()) -> nn.Module:
-    """The architecture with its trained weights, float32, on the CPU and in evaluation mode.
+    """The architecture with its trained weights, on the CPU and in evaluation mode.
+
+    It is float32, unless the factory returns a network in float64 or bfloat16.
 
     Raises ModelError naming the model and the file or factory.
     """
     try:
-        model = _architecture(spec, python_path)
+        make = functools.partial(_architecture, spec, python_path)
         path = next((path for path in spec.weights if path.is_file()), spec.weights[0])
         if not path.is_file() and len(spec.weights) > 1:
             endings = ", ".join(other.suffix for other in spec.weights[1:])
             raise ModelError(f"there is no file {path}, nor one that ends in {endings}")
-        load_weights(model, read_state_dict(path, spec.key), path)
+        model = load_weights(make, path, spec.key)
     except (ModelError, OptionError) as error:
         raise ModelError(f"model {spec.name!r}: {error}") from error
     return model.eval()
@@ -129,7 +136,10 @@ def _architecture(spec: ModelSpec, python_path: Sequence[Path]) -> nn.Module:
             raise ModelError(_failed(spec.factory, spec.factory_kwargs, error)) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec.factory} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model.cpu()
+    try:
+        return model.cpu()
+    except NotImplementedError as error:  # torch's for parameters without values
+        raise ModelError(f"{spec.factory} returned a network on the device meta: return one on the CPU") from error
 
 
 def _dataset(spec: DatasetSpec, python_path: Sequence[Path]) -> Any:

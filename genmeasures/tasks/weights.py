@@ -1,151 +1,415 @@
-"""Loading trained weights into a model, from files that are treated as data and never as code."""
+"""Loading trained weights into a model, under whatever names a training script or a wrapper has put them.
+
+Where in a file the weights lie, and what wrappers put before their names, is tried out: ``load_state_dict`` with
+``strict=True`` decides.
+"""
 
 from __future__ import annotations
 
-import pickle
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from genmeasures.errors import ModelError, nearest
+from genmeasures.tasks.weight_files import read_weight_file
 
-StateDict: TypeAlias = Mapping[str, Tensor]
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
-"""What a weights file may end in, in the order in which they are looked for."""
+"""What a weights file may end in where none is named, in the order in which they are looked for."""
 
-_ENTRIES = ("state_dict", "model", "model_state_dict", "net", "weights", "params")
-_PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
+_ENTRIES = (
+    "state_dict",  # Lightning, and most scripts
+    "model_state_dict",
+    "model",
+    "network_weights",  # nnU-Net
+    "network",
+    "net",
+    "weights",
+    "params",
+    "module",  # DeepSpeed
+    # Averages come last: the weights that were trained are measured unless key asks for others.
+    "ema_state_dict",
+    "state_dict_ema",  # timm
+    "model_ema",
+    "ema",
+)
+"""Where state dicts usually lie, in the order of preference."""
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of names that DataParallel, ``torch.compile``, FSDP and activation checkpointing add, anywhere."""
+_PREFIXES = ("model", "net", "network", *_WRAPPERS, "ema")
+"""What usually stands before all names, in the order of preference."""
+_COUNTER = "num_batches_tracked"
+"""Files of old PyTorch lack these counters of batch normalization, which evaluation does not use."""
+
+_NO_WEIGHTS = re.compile(r"optim|sched", re.IGNORECASE)
+_DEEPEST = 3
+_MOST_TRIES = 8
 _SHOWN = 8
 
-# How torch names what a file holds besides weights; of a damaged file it says other things.
-_OTHER_OBJECT = re.compile(r"(?:GLOBAL|Unsupported class|but got <class|function <function) '?([\w.]+)")
 
+def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = None) -> nn.Module:
+    """A model with the weights of a file of ``torch.save`` or safetensors.
 
-def read_state_dict(path: Path, key: str | None = None) -> StateDict:
-    """The state dict in a file of ``torch.save`` or safetensors, on the CPU.
+    The state dict may lie in a dictionary and its names may have prefixes, in any nesting. What loads strictly is
+    taken: first under usual names, the first of ``state_dict``, ``model_state_dict``, ``model``, ``network_weights``,
+    ``network``, ``net``, ``weights``, ``params``, ``module`` and, after these, averages (``ema_state_dict``,
+    ``state_dict_ema``, ``model_ema``, ``ema``); then under any other. If the file has other weights that fit as well,
+    a warning in the log names them, or, where no name is usual, an error.
 
-    One that lies in a dictionary is found under the usual names, or under ``key``. Raises
-    ModelError naming the file: absent, damaged, in need of code, or without a state dict.
+    A model with float64 or bfloat16 parameters keeps its dtype, any other is made float32.
+
+    Args:
+        make: returns the architecture. Called once more for every attempt after one that failed, since that may
+            have changed the model.
+        path: the file.
+        key: where in the file the weights lie: names of entries, and what stands before the names of the state
+            dict, joined by dots, as ``ema`` or ``state_dict.teacher``. None to look for them.
+
+    Raises:
+        ModelError: the file cannot be read, or nothing in it fits. It names the file and, of what fits best, the
+            keys that are missing, unexpected or of another shape.
     """
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    model = _floating(make())
+    content = read_weight_file(path)
     if key is not None:
-        entries = content if isinstance(content, Mapping) else {}
-        if key not in entries:
-            raise ModelError(f"{path} has no entry {key!r}{nearest(key, map(str, entries))}")
-        content = entries[key]
-        if not _is_state_dict(content):
-            raise ModelError(f"{path}: the entry {key!r} is not a state dict but of type {_describe(content)}")
-    return _unwrap(content, path)
+        content = _entry(content, key, path)
+    expected = dict(model.state_dict())
+    sources = sorted(_sources(content, key or ""), key=lambda source: not source.usual)
+    if not sources:
+        raise ModelError(_nothing_found(content, path, key))
+    attempts = [attempt for source in sources for attempt in _attempts(source, expected)]
+    attempts.sort(key=lambda attempt: not attempt.usual)
+    tried: list[_Attempt] = []
+    errors: list[Exception] = []
+    for attempt in _worth_trying(attempts):
+        if tried:
+            model = _floating(make())
+        tried.append(attempt)
+        try:
+            model.load_state_dict(attempt.ordered(), strict=True)
+        except Exception as error:  # hooks of the architecture's own run here
+            errors.append(error)
+            continue
+        _tell_of_others(attempt, attempts, path)
+        return model
+    best = min(range(len(tried)), key=lambda number: tried[number].fit.faults)
+    raise ModelError(_told(tried[best], tried, errors[best], path, type(model).__name__)) from errors[best]
 
 
-def load_weights(model: nn.Module, state: StateDict, path: Path) -> None:
-    """Copy a state dict into a model, as float32, less the prefixes that wrappers put before every key.
-
-    Raises ModelError listing the keys that are missing, unexpected or of another shape.
-    """
-    model.float()
-    expected: dict[str, Any] = model.state_dict()
-    state = _strip_prefixes(state, expected)
-    # Files of old PyTorch lack these counters, which evaluation does not use.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in expected]
-    misshapen = [
-        f"{key} {_shape(state[key])} instead of {_shape(expected[key])}"
-        for key in expected
-        if key in state
-        and isinstance(expected[key], Tensor)
-        and not is_lazy(expected[key])
-        and state[key].shape != expected[key].shape
-    ]
-    if missing or unexpected or misshapen:
-        faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        told = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in faults if keys)
-        raise ModelError(f"{path} does not fit the architecture ({type(model).__name__}): keys {told}")
-    try:
-        model.load_state_dict(dict(state), strict=False)
-    except Exception as error:  # hooks of the architecture's own run here
-        raise ModelError(f"{path} cannot be loaded into {type(model).__name__}: {error}") from error
+def _floating(model: nn.Module) -> nn.Module:
+    """The model in float32, unless all of it is in float64 or bfloat16."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.dtype.is_floating_point}
+    return model if dtypes in ({torch.float64}, {torch.bfloat16}) else model.float()
 
 
-def _read_safetensors(path: Path) -> StateDict:
-    try:
-        tensors: StateDict = load_file(path, device="cpu")
-    except Exception as error:  # safetensors' own error type, and the system's
-        raise ModelError(f"{path} is damaged or incomplete: {_reason(error)}") from error
-    return tensors
+# Where state dicts lie in a file
 
 
-def _read_torch(path: Path) -> Any:
-    advice = "load it where you trust it and keep its weights alone, with torch.save(model.state_dict(), file)"
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needed = _OTHER_OBJECT.search(str(error))
-        if needed is not None:
-            raise ModelError(
-                f"{path} holds other objects than weights ({needed[1]}), which are never loaded: {advice}"
-            ) from error
-        raise ModelError(
-            f"{path} cannot be read as PyTorch weights ({_reason(error)}); it may be damaged or of another format, "
-            f"or hold other objects than weights; if so, {advice}"
-        ) from error
-    except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
-        if "TorchScript" in str(error):
-            raise ModelError(f"{path} is a TorchScript archive, which is code and never loaded: {advice}") from error
-        raise ModelError(f"{path} is damaged or incomplete: {_reason(error)}") from error
+@dataclass(frozen=True)
+class _Source:
+    """A dictionary in a file that may be a state dict."""
+
+    place: str
+    """The ``key`` that names it."""
+    usual: bool
+    state: Mapping[str, Any]
 
 
-def _reason(error: Exception) -> str:
-    """The fault alone, of a message in which torch advises at length how to load code."""
-    lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _sources(content: Any, place: str, usual: bool = True, depth: int = 0) -> Iterator[_Source]:
+    if not isinstance(content, Mapping):
+        return
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    if len(named) == len(content) and any(isinstance(value, Tensor) for value in named.values()):
+        yield _Source(place, usual, content)
+    if depth < _DEEPEST:
+        others = [name for name in named if name not in _ENTRIES and not _NO_WEIGHTS.search(name)]
+        for name in (*(name for name in _ENTRIES if name in named), *others):
+            inner = f"{place}.{name}" if place else name
+            yield from _sources(named[name], inner, usual and name in _ENTRIES, depth + 1)
 
 
-def _is_state_dict(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+def _entry(content: Any, key: str, path: Path) -> Any:
+    entries = content if isinstance(content, Mapping) else {}
+    found = _named(entries, key)
+    if not found:
+        raise ModelError(f"{path} has no entry {key!r}{nearest(key, map(str, entries))}")
+    if not isinstance(found[0], Mapping):
+        raise ModelError(f"{path}: the entry {key!r} is not a state dict but of type {_describe(found[0])}")
+    return found[0]
+
+
+def _named(entries: Mapping[Any, Any], key: str) -> list[Any]:
+    """What a key names, which may have dots itself: an entry, an entry of an entry, or all names that begin so."""
+    if key in entries:
+        return [entries[key]]
+    for name, value in entries.items():
+        if isinstance(name, str) and key.startswith(f"{name}.") and isinstance(value, Mapping):
+            found = _named(value, key.removeprefix(f"{name}."))
+            if found:
+                return found
+    start = f"{key}."
+    under = {
+        name.removeprefix(start): value
+        for name, value in entries.items()
+        if isinstance(name, str) and name.startswith(start)
+    }
+    return [under] if under else []
+
+
+# Names and prefixes
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How the names and shapes of a state dict compare with those of a model."""
+
+    missing: Sequence[str]
+    unexpected: Sequence[str]
+    misshapen: Sequence[str]
+    shared: int
+    """Number of names that both have."""
+
+    @property
+    def faults(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.misshapen)
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    """A state dict to load."""
+
+    place: str
+    """The ``key`` that names it; empty for the file as it is."""
+    usual: bool
+    state: dict[str, Any]
+    metadata: dict[str, Any]
+    """Versions of modules, by which they read what older ones wrote."""
+    left_out: int
+    """Number of names of the same dictionary that are no part of it."""
+    fit: _Fit
+
+    def ordered(self) -> OrderedDict[str, Any]:
+        """As ``load_state_dict`` takes it, for it alone."""
+        state = OrderedDict(self.state)
+        if self.metadata:
+            state._metadata = dict(self.metadata)  # type: ignore[attr-defined]
+        return state
+
+
+def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt]:
+    """The state dict as it is, then without wrappers and prefixes."""
+    metadata = getattr(source.state, "_metadata", None)
+    metadata = dict(metadata) if isinstance(metadata, Mapping) else {}
+    whole = _completed(dict(source.state), expected)
+    fit = _compare(whole, expected)
+    yield _Attempt(source.place, source.usual, whole, metadata, 0, fit)
+    if not fit.faults:
+        return
+    ours = {_bare(name): name for name in expected}
+    if len(ours) < len(expected):  # wrappers are all that tells some names apart
+        ours = {name: name for name in expected}
+    prefixes = _prefixes(list(source.state), ours, expected)
+    under: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
+    for name in source.state:
+        for prefix in _beginnings(name):
+            if prefix in under:
+                under[prefix].append(name)
+    made = {_identity(source.state)}
+    for prefix, inside in under.items():
+        bare = [_bare(name.removeprefix(prefix)) for name in inside]
+        found = {ours.get(name, name): source.state[whole] for name, whole in zip(bare, inside, strict=True)}
+        if len(found) < len(inside) or _identity(found) in made:
+            continue
+        made.add(_identity(found))
+        state = _completed(dict(found), expected)
+        versions = {
+            _bare(f"{name}.".removeprefix(prefix)).removesuffix("."): version
+            for name, version in metadata.items()
+            if isinstance(name, str) and f"{name}.".startswith(prefix)
+        }
+        start = prefix.removesuffix(".")
+        yield _Attempt(
+            place=f"{source.place}.{start}" if source.place and start else source.place or start,
+            usual=source.usual and _is_usual(prefix),
+            state=state,
+            metadata=versions,
+            left_out=len(source.state) - len(inside),
+            fit=_compare(state, expected),
+        )
+
+
+def _prefixes(names: Sequence[str], ours: Mapping[str, str], expected: Mapping[str, Any]) -> list[str]:
+    """Prefixes, "" and with a dot at the end, under which there may be the weights, the usual ones first."""
+    size: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    for name in names:
+        for prefix in _beginnings(name):
+            size[prefix] += 1
+            hits[prefix] += _bare(name[len(prefix) :]) in ours
+    needed = len(expected) - sum(name.endswith(_COUNTER) for name in expected) - len(_aliases(expected))
+    known = [prefix for prefix in size if _is_usual(prefix)]
+    known.sort(key=lambda prefix: [_PREFIXES.index(part) for part in prefix.split(".")[:-1]])
+    full = [prefix for prefix in size if 0 < hits[prefix] == size[prefix] >= needed and prefix not in known]
+    # Where names change on loading, all that can be told is where most of them are.
+    most = max(hits, key=lambda prefix: hits[prefix], default="")
+    partly = [most] if 2 * hits[most] >= len(expected) and most not in (*known, *full) else []
+    return [*known, *full, *partly]
+
+
+def _is_usual(prefix: str) -> bool:
+    return all(part in _PREFIXES for part in prefix.split(".")[:-1])
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """All prefixes of a name: "", "a." and "a.b." of "a.b.c"."""
+    end = 0
+    while True:
+        yield name[:end]
+        end = name.find(".", end) + 1
+        if end == 0:
+            return
+
+
+def _identity(state: Mapping[str, Any]) -> frozenset[tuple[str, int]]:
+    return frozenset((name, id(value)) for name, value in state.items())
+
+
+def _bare(name: str) -> str:
+    """The name without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _completed(state: dict[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict with what files rightly leave out: counters of old versions, second names of one tensor."""
+    for name, value in expected.items():
+        if name not in state and name.endswith(_COUNTER) and isinstance(value, Tensor):
+            state[name] = value
+    for name, others in _aliases(expected).items():
+        found = next((state[other] for other in others if other in state), None)
+        if name not in state and found is not None:
+            state[name] = found
+    return state
+
+
+def _aliases(expected: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of names that a model has for one tensor: the second and later ones, each with all others."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in expected.items():
+        if isinstance(value, Tensor) and not is_lazy(value) and value.layout == torch.strided and value.numel():
+            memory = value.untyped_storage().data_ptr()
+            if memory:
+                groups.setdefault((memory, value.storage_offset(), value.shape, value.stride()), []).append(name)
+    return {
+        name: [other for other in names if other != name]
+        for names in groups.values()
+        if len(names) > 1
+        for name in names
+    }
+
+
+def _compare(state: Mapping[str, Any], expected: Mapping[str, Any]) -> _Fit:
+    misshapen = []
+    for name in expected:
+        if name in state and isinstance(expected[name], Tensor) and not is_lazy(expected[name]):
+            value, wanted = state[name], expected[name]
+            if not isinstance(value, Tensor):
+                misshapen.append(f"{name} of type {type(value).__name__}")
+            # Numbers were vectors of one element before PyTorch 0.4, and load_state_dict takes them.
+            elif value.shape != wanted.shape and not (wanted.dim() == 0 and value.shape == (1,)):
+                misshapen.append(f"{name} {_shape(value)} instead of {_shape(wanted)}")
+    return _Fit(
+        missing=[name for name in expected if name not in state],
+        unexpected=[name for name in state if name not in expected],
+        misshapen=misshapen,
+        shared=sum(name in expected for name in state),
     )
 
 
-def _unwrap(content: Any, path: Path) -> StateDict:
-    if _is_state_dict(content):
-        state: StateDict = content
-        return state
+# Which attempt is taken
+
+
+def _worth_trying(attempts: Sequence[_Attempt]) -> list[_Attempt]:
+    """What fits, then what may fit once the model's own hooks have seen it."""
+    exact = [attempt for attempt in attempts if not attempt.fit.faults]
+    others = [attempt for attempt in attempts if attempt.fit.faults]
+    alike = [attempt for attempt in others if attempt.fit.shared]
+    return [*exact, *(alike or others)][:_MOST_TRIES]
+
+
+def _tell_of_others(taken: _Attempt, attempts: Sequence[_Attempt], path: Path) -> None:
+    """Say if other weights would have fitted. Raises ModelError if nothing speaks for those taken."""
+    others = [other.place for other in attempts if other is not taken and _is_rival(other, taken)]
+    if others and not taken.usual:
+        raise ModelError(
+            f"{path} has different weights that fit under {_some([repr(place) for place in (taken.place, *others)])}: "
+            "choose with key"
+        )
+    if others:
+        log.warning(
+            "%s has different weights that fit: %s is taken; for others give key: %s",
+            path,
+            repr(taken.place) if taken.place else "the state dict without an entry",
+            " or ".join(others[:_SHOWN]),
+        )
+    if taken.left_out:
+        level = logging.INFO if taken.usual else logging.WARNING
+        log.log(level, "%s: the weights under %r fit; %d other keys are left out", path, taken.place, taken.left_out)
+
+
+def _is_rival(other: _Attempt, taken: _Attempt) -> bool:
+    """Whether other weights have the names and shapes of those taken, and other values."""
+    if not other.place or other.state.keys() != taken.state.keys():
+        return False
+    pairs = [
+        (value, other.state[name])
+        for name, value in taken.state.items()
+        if isinstance(value, Tensor) and isinstance(other.state[name], Tensor)
+    ]
+    if any(a.shape != b.shape for a, b in pairs):
+        return False
+    return any(a is not b and not torch.equal(a, b.to(a.dtype)) for a, b in pairs)
+
+
+# Errors
+
+
+def _nothing_found(content: Any, path: Path, key: str | None) -> str:
     if not isinstance(content, Mapping):
-        raise ModelError(f"{path} has no state dict: its content is of type {_describe(content)}")
-    found = [name for name in _ENTRIES if _is_state_dict(content.get(name))]
-    if len(found) == 1:
-        state = content[found[0]]
-        return state
+        return f"{path} has no state dict: its content is of type {_describe(content)}"
     entries = [f"{name} ({_describe(value)})" for name, value in content.items()]
-    fault = "more than one state dict" if found else "no state dict under a usual name"
-    raise ModelError(f"{path} has {fault}: name the entry to take with key; entries: {_some(entries)}")
+    where = "" if key is None else f" in its entry {key!r}"
+    return f"{path} has no state dict{where}; expected names with tensors, got: {_some(entries) or 'nothing'}"
+
+
+def _told(best: _Attempt, tried: Sequence[_Attempt], error: Exception, path: Path, architecture: str) -> str:
+    place = f" ({best.place})" if best.place else ""
+    if not best.fit.faults:
+        lines = str(error).strip().splitlines()
+        return f"{path}{place} cannot be loaded into {architecture}: {type(error).__name__}: {' '.join(lines[:3])}"
+    fit = best.fit
+    faults = (("missing", fit.missing), ("unexpected", fit.unexpected), ("of another shape", fit.misshapen))
+    told = "; ".join(f"{len(keys)} {what}: {_some(sorted(keys, key=len))}" for what, keys in faults if keys)
+    if any(
+        name.endswith("_packed_params") or getattr(value, "is_quantized", False) for name, value in best.state.items()
+    ):
+        told += "; the file has quantized weights, so the factory must return the quantized network"
+    if len(tried) > 1:
+        places = [repr(attempt.place) if attempt.place else "the file as it is" for attempt in tried]
+        told += f"; this fits best of what was tried: {_some(places)}"
+    return f"{path}{place} does not fit the architecture ({architecture}): keys {told}"
 
 
 def _describe(value: object) -> str:
-    return "state dict" if _is_state_dict(value) else type(value).__name__
-
-
-def _strip_prefixes(state: StateDict, expected: Mapping[str, Any]) -> StateDict:
-    while True:
-        for prefix in _PREFIXES:
-            everywhere = bool(state) and all(key.startswith(prefix) for key in state)
-            if everywhere and not any(key.startswith(prefix) for key in expected):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-                break
-        else:
-            return state
+    return "state dict" if [*_sources(value, "", depth=_DEEPEST)] else type(value).__name__
 
 
 def _shape(tensor: Tensor) -> str:
@@ -154,3 +418,6 @@ def _shape(tensor: Tensor) -> str:
 
 def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+
+
+__all__ = ["SUFFIXES", "load_weights"]

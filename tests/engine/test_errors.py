@@ -34,7 +34,7 @@ from genmeasures.interfaces import (
 from genmeasures.labelers import Image, KMeans
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
 from genmeasures.running import Run
-from genmeasures.tasks.weights import load_weights, read_state_dict
+from genmeasures.tasks.weights import load_weights
 
 VALUES = ("davies_bouldin", "roughness", "confidence", "confidence_unweighted")
 SMALL = ReceptiveField(cap=600)
@@ -83,9 +83,7 @@ class Checkpointed(Task):
     def models(self) -> Sequence[TaskModel]:
         def build(path: Path) -> Callable[[], nn.Module]:
             def load() -> nn.Module:
-                model = copy.deepcopy(self.architecture)
-                load_weights(model, read_state_dict(path), path)
-                return model
+                return load_weights(lambda: copy.deepcopy(self.architecture), path)
 
             return load
 
