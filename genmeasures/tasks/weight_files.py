@@ -74,6 +74,8 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
         if "TorchScript" in str(error):
             raise ModelError(f"{path} is a TorchScript archive, which is code and never loaded: {_ADVICE}") from error
+        if "magic number" in str(error):
+            raise ModelError(f"{path} was not written by torch.save, or is damaged; if sound, {_ADVICE}") from error
         if "legacy .tar format" in str(error):
             raise ModelError(f"{path} is in a format from before PyTorch 0.1.10, never loaded: {_ADVICE}") from error
         raise ModelError(f"{path} is damaged or incomplete: {_reason(error)}") from error

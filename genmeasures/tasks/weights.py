@@ -176,7 +176,7 @@ class _Fit:
     unexpected: Sequence[str]
     misshapen: Sequence[str]
     shared: int
-    """Number of names that both have."""
+    """Number of names that the file and the model have."""
 
     @property
     def faults(self) -> int:
@@ -209,15 +209,15 @@ def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt
     """The state dict as it is, then without wrappers and prefixes."""
     metadata = getattr(source.state, "_metadata", None)
     metadata = dict(metadata) if isinstance(metadata, Mapping) else {}
-    whole = _completed(dict(source.state), expected)
-    fit = _compare(whole, expected)
+    whole, fit = _completed(source.state, expected)
     yield _Attempt(source.place, source.usual, whole, metadata, 0, fit)
     if not fit.faults:
         return
-    ours = {_bare(name): name for name in expected}
-    if len(ours) < len(expected):  # wrappers are all that tells some names apart
-        ours = {name: name for name in expected}
-    prefixes = _prefixes(list(source.state), ours, expected)
+    bare: Callable[[str], str] = _bare
+    if len({bare(name) for name in expected}) < len(expected):
+        bare = str  # such parts are all that tells some of the model's own names apart
+    ours = {bare(name): name for name in expected}
+    prefixes = _prefixes(list(source.state), bare, ours, expected)
     under: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
     for name in source.state:
         for prefix in _beginnings(name):
@@ -225,14 +225,14 @@ def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt
                 under[prefix].append(name)
     made = {_identity(source.state)}
     for prefix, inside in under.items():
-        bare = [_bare(name.removeprefix(prefix)) for name in inside]
-        found = {ours.get(name, name): source.state[whole] for name, whole in zip(bare, inside, strict=True)}
+        names = [bare(name.removeprefix(prefix)) for name in inside]
+        found = {ours.get(name, name): source.state[whole] for name, whole in zip(names, inside, strict=True)}
         if len(found) < len(inside) or _identity(found) in made:
             continue
         made.add(_identity(found))
-        state = _completed(dict(found), expected)
+        state, fit = _completed(found, expected)
         versions = {
-            _bare(f"{name}.".removeprefix(prefix)).removesuffix("."): version
+            bare(f"{name}.".removeprefix(prefix)).removesuffix("."): version
             for name, version in metadata.items()
             if isinstance(name, str) and f"{name}.".startswith(prefix)
         }
@@ -243,25 +243,27 @@ def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt
             state=state,
             metadata=versions,
             left_out=len(source.state) - len(inside),
-            fit=_compare(state, expected),
+            fit=fit,
         )
 
 
-def _prefixes(names: Sequence[str], ours: Mapping[str, str], expected: Mapping[str, Any]) -> list[str]:
+def _prefixes(
+    names: Sequence[str], bare: Callable[[str], str], ours: Mapping[str, str], expected: Mapping[str, Any]
+) -> list[str]:
     """Prefixes, "" and with a dot at the end, under which there may be the weights, the usual ones first."""
     size: Counter[str] = Counter()
     hits: Counter[str] = Counter()
     for name in names:
         for prefix in _beginnings(name):
             size[prefix] += 1
-            hits[prefix] += _bare(name[len(prefix) :]) in ours
+            hits[prefix] += bare(name[len(prefix) :]) in ours
     needed = len(expected) - sum(name.endswith(_COUNTER) for name in expected) - len(_aliases(expected))
     known = [prefix for prefix in size if _is_usual(prefix)]
     known.sort(key=lambda prefix: [_PREFIXES.index(part) for part in prefix.split(".")[:-1]])
     full = [prefix for prefix in size if 0 < hits[prefix] == size[prefix] >= needed and prefix not in known]
-    # Where names change on loading, all that can be told is where most of them are.
+    # Where names change on loading, all that can be told is where most of the others are.
     most = max(hits, key=lambda prefix: hits[prefix], default="")
-    partly = [most] if 2 * hits[most] >= len(expected) and most not in (*known, *full) else []
+    partly = [most] if hits[most] and most not in (*known, *full) else []
     return [*known, *full, *partly]
 
 
@@ -288,16 +290,23 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _completed(state: dict[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(given: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[dict[str, Any], _Fit]:
     """The state dict with what files rightly leave out: counters of old versions, second names of one tensor."""
+    state = dict(given)
     for name, value in expected.items():
         if name not in state and name.endswith(_COUNTER) and isinstance(value, Tensor):
             state[name] = value
     for name, others in _aliases(expected).items():
-        found = next((state[other] for other in others if other in state), None)
+        found = next((given[other] for other in others if other in given), None)
         if name not in state and found is not None:
             state[name] = found
-    return state
+    fit = _Fit(
+        missing=[name for name in expected if name not in state],
+        unexpected=[name for name in state if name not in expected],
+        misshapen=_misshapen(state, expected),
+        shared=sum(name in expected for name in given),
+    )
+    return state, fit
 
 
 def _aliases(expected: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -316,22 +325,17 @@ def _aliases(expected: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _compare(state: Mapping[str, Any], expected: Mapping[str, Any]) -> _Fit:
-    misshapen = []
-    for name in expected:
-        if name in state and isinstance(expected[name], Tensor) and not is_lazy(expected[name]):
-            value, wanted = state[name], expected[name]
+def _misshapen(state: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name, wanted in expected.items():
+        if name in state and isinstance(wanted, Tensor) and not is_lazy(wanted):
+            value = state[name]
             if not isinstance(value, Tensor):
-                misshapen.append(f"{name} of type {type(value).__name__}")
+                found.append(f"{name} of type {type(value).__name__}")
             # Numbers were vectors of one element before PyTorch 0.4, and load_state_dict takes them.
             elif value.shape != wanted.shape and not (wanted.dim() == 0 and value.shape == (1,)):
-                misshapen.append(f"{name} {_shape(value)} instead of {_shape(wanted)}")
-    return _Fit(
-        missing=[name for name in expected if name not in state],
-        unexpected=[name for name in state if name not in expected],
-        misshapen=misshapen,
-        shared=sum(name in expected for name in state),
-    )
+                found.append(f"{name} {_shape(value)} instead of {_shape(wanted)}")
+    return found
 
 
 # Which attempt is taken
@@ -403,8 +407,8 @@ def _told(best: _Attempt, tried: Sequence[_Attempt], error: Exception, path: Pat
     ):
         told += "; the file has quantized weights, so the factory must return the quantized network"
     if len(tried) > 1:
-        places = [repr(attempt.place) if attempt.place else "the file as it is" for attempt in tried]
-        told += f"; this fits best of what was tried: {_some(places)}"
+        places = dict.fromkeys(repr(attempt.place) if attempt.place else "the file as it is" for attempt in tried)
+        told += f"; this fits best of what was tried: {_some(list(places))}"
     return f"{path}{place} does not fit the architecture ({architecture}): keys {told}"
 
 
