@@ -601,40 +601,59 @@ def pickled(*parts: bytes) -> bytes:
     return head.replace(body, b"\x80\x02" + b"".join(parts) + b".", 1)
 
 
-DTYPE = b"cnumpy\ndtype\n"
-SCALAR = b"cnumpy.core.multiarray\nscalar\n"
-
-
 def text(value: str) -> bytes:
-    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+    return b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
 
 
+def byte_string(value: str) -> bytes:
+    return b"c_codecs\nencode\n" + text(value) + text("latin1") + b"\x86R"
+
+
+def dtype(code: str, state: bytes = b"") -> bytes:
+    return b"cnumpy\ndtype\n" + text(code) + b"\x85R" + state
+
+
+def scalar(kind: bytes, content: bytes) -> bytes:
+    return b"cnumpy.core.multiarray\nscalar\n" + kind + content + b"\x86R"
+
+
+EIGHT = byte_string("12345678")
+FIELDS = b"(K\x03" + text("<") + b"N(" + text("a") + b"tNK\x08K\x01K\x3ftb"
+"""State that would give a dtype a field: what numpy.dtype itself takes for the place of an object."""
 HANDMADE = {
-    "object dtype": SCALAR + DTYPE + text("O8") + b"\x85R" + b"}\x86R",
-    "dtype made of objects later": SCALAR + DTYPE + text("f8") + b"\x85R(K\x03" + text("<") + b"N("
-    + text("a") + b"t}K\x08K\x01K\x3ftb" + b"U\x0812345678\x86R",
-    "void dtype": SCALAR + DTYPE + text("V8") + b"\x85R" + b"\x8a\x01\x01\x86R",
-    "too few bytes": SCALAR + DTYPE + text("f8") + b"\x85R" + b"U\x0412\x0034\x86R",
-    "no bytes": SCALAR + DTYPE + text("f8") + b"\x85R" + text("12345678") + b"\x86R",
-    "no dtype": SCALAR + text("f8") + b"U\x0812345678\x86R",
-    "expression as dtype": DTYPE + text("(2,3)f8,O") + b"\x85R",
-    "array of a size that is not there": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01J\xff\xff\xff\x7f\x85"
-    + DTYPE + text("f8") + b"\x85R\x89U\x0812345678tb",
-    "state in a namespace's method": b"cargparse\nNamespace\n)\x81}" + text("__setstate__") + b"cos\nsystem\nsb",
-    "attribute of a module": b"cos.path\nos.system\n",
-    "nested names": b"cargparse\n_sys.modules\n",
-    "numpy's loader": b"cnumpy\nload\n" + text("/etc/passwd") + b"\x85R",
-    "class of a file": b"cpathlib\nPath\n" + text("/etc") + b"\x85R",
-    "import": b"c__builtin__\n__import__\n" + text("os") + b"\x85R",
-    "building on a class": b"cargparse\nNamespace\n}" + text("__init__") + b"Nsb",
-}  # fmt: skip
+    "object dtype": (scalar(dtype("O8"), b"}"), "NumPy dtype 'O8'"),
+    "fields given later": (scalar(dtype("f8", FIELDS), EIGHT), "NumPy dtype with fields"),
+    "void dtype": (scalar(dtype("V8"), EIGHT), "NumPy dtype 'V8'"),
+    "expression as dtype": (dtype("(2,3)f8,O"), "NumPy dtype '(2,3)f8,O'"),
+    "too few bytes": (scalar(dtype("f8"), byte_string("1234")), "NumPy values of float64 that are not 1"),
+    "no bytes": (scalar(dtype("f8"), text("12345678")), "NumPy values of float64 that are not 1"),
+    "no dtype": (scalar(text("f8"), EIGHT), "NumPy values of an unknown dtype"),
+    "array of a size that is not there": (
+        b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01J\xff\xff\xff\x7f\x85" + dtype("f8") + b"\x89" + EIGHT + b"tb",
+        "NumPy values of float64 that are not 2147483647",
+    ),
+    "method of a namespace": (b"cargparse\nNamespace\n)\x81}" + text("__setstate__") + b"cos\nsystem\nsb", "system"),
+    "module of a module": (b"cos.path\nos.system\n", "os.path.os.system"),
+    "module of an allowed one": (b"cargparse\n_sys.modules\n", "argparse._sys.modules"),
+    "numpy's loader": (b"cnumpy\nload\n" + text("/etc/passwd") + b"\x85R", "numpy.load"),
+    "path that reaches the disk": (b"cpathlib\nPath\n" + text("/etc") + b"\x85R", "pathlib.Path"),
+    "import": (b"c__builtin__\n__import__\n" + text("os") + b"\x85R", "__import__"),
+    "state of a class": (b"cargparse\nNamespace\n}" + text("__init__") + b"Nsb", "(type)"),
+}
 
 
 @pytest.mark.parametrize("name", HANDMADE)
 def test_handmade_pickles_do_nothing_but_fail(name: str, tmp_path: Path) -> None:
-    (tmp_path / "net.pt").write_bytes(pickled(HANDMADE[name]))
-    with pytest.raises(ModelError, match=r"net\.pt (holds other|cannot be read|is damaged)"):
+    content, told = HANDMADE[name]
+    (tmp_path / "net.pt").write_bytes(pickled(content))
+    with pytest.raises(ModelError, match=r"net\.pt (holds other|cannot be read)") as caught:
         read_weight_file(tmp_path / "net.pt")
+    assert told in str(caught.value)
+
+
+def test_handmade_pickles_work_where_they_are_sound(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(pickled(scalar(dtype("f8"), EIGHT)))
+    assert read_weight_file(tmp_path / "net.pt") == np.frombuffer(b"12345678", np.float64)[0]
 
 
 def test_files_of_other_kinds_are_told_apart(tmp_path: Path) -> None:
