@@ -15,14 +15,14 @@ from typing import Any
 from torch import nn
 
 from genmeasures.errors import ModelError
+from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
+from genmeasures.tasks.cache import cache_folder, check_writable
 from genmeasures.tasks.digits import Arrays, split_digits, training_set
 from genmeasures.tasks.training import (
     Hparams,
     Job,
     Recipe,
-    cache_folder,
-    check_writable,
     read,
     train_all,
     worker_count,
@@ -85,6 +85,7 @@ class DigitsCNN(Task):
             (h.train_size, h.label_noise): training_set(train, h.train_size, h.label_noise) for h in chosen
         }
         folder = self._folder(recipe, train, test)
+        remove_stale_temporaries(folder)
         jobs = [Job(folder / f"{h.name}.pt", h, recipe, sets[h.train_size, h.label_noise], test) for h in chosen]
         metrics = {job.path: _kept_metrics(job) for job in jobs}
         missing = [job for job in jobs if metrics[job.path] is None]

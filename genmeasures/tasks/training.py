@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from genmeasures.errors import GenmeasuresError, OptionError
+from genmeasures.errors import GenmeasuresError
+from genmeasures.tasks.cache import keep, read_kept
 from genmeasures.tasks.cnn import SmallCNN
 from genmeasures.tasks.digits import Arrays
 
@@ -184,12 +182,6 @@ def worker_count(workers: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cache_folder(cache: str | None, name: str) -> Path:
-    """Where a task of that name keeps its networks, in the folder given or the default."""
-    root = cache or os.environ.get("GENMEASURES_CACHE") or Path.home() / ".cache" / "genmeasures"
-    return Path(root).expanduser() / name
-
-
 def start_worker() -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole group; the parent answers it, and ends the workers.
@@ -264,71 +256,15 @@ def accuracy(model: nn.Module, data: Arrays) -> float:
     return float((predicted == torch.from_numpy(data[1])).double().mean())
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder; raise OptionError where that fails or no file can be made in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OptionError(_cannot_write(folder, error)) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    return (
-        f"cannot write {path}: {error.strerror or error}; "
-        "give another folder as cache, or in the environment variable GENMEASURES_CACHE"
-    )
-
-
-def read_kept(path: Path) -> dict[str, Any]:
-    """What ``keep`` wrote, on the CPU; raises ValueError naming a damaged file, and FileNotFoundError."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
-            if archive.testzip() is not None:
-                raise ValueError("a checksum is wrong")
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(kept, dict):
-            raise ValueError(f"it holds {type(kept).__name__}")
-        return kept
-    except FileNotFoundError:
-        raise
-    except NotADirectoryError as error:  # a file stands where its folder should be
-        raise FileNotFoundError(path) from error
-    except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def keep(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the file under another name and move it into place, so that it is there whole or not at all.
-
-    Raises OptionError where that fails.
-    """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(buffer.getvalue())
-        os.replace(part, path)
-    except OSError as error:
-        raise OptionError(_cannot_write(path, error)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 __all__ = [
     "Hparams",
     "Job",
     "Recipe",
     "accuracy",
     "architecture",
-    "cache_folder",
-    "check_writable",
     "in_processes",
-    "keep",
     "one_thread",
     "read",
-    "read_kept",
     "start_worker",
     "train_all",
     "worker_count",

@@ -22,10 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from genmeasures.errors import DataError, ModelError, OptionError
+from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
+from genmeasures.tasks.cache import cache_folder, check_writable
 from genmeasures.tasks.training import (
-    cache_folder,
-    check_writable,
     in_processes,
     one_thread,
     start_worker,
@@ -103,6 +103,8 @@ class _UNets(Task, abc.ABC):
         """
         cases = self.cases()
         runs = self.runs(cases)
+        for run in runs:
+            remove_stale_temporaries(run.folder)
         known = {(run, epoch): metrics(run, epoch) for run in runs for epoch in self._epochs}
         missing = [run for run in runs if any(known[run, epoch] is None for epoch in self._epochs)]
         if missing:

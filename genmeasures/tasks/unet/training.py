@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genmeasures.tasks.training import keep, read_kept
+from genmeasures.tasks.cache import keep, read_kept
 from genmeasures.tasks.unet.assembly import predict_volume
 from genmeasures.tasks.unet.network import ResidualUNet
 from genmeasures.tasks.unet.problems import Problem
