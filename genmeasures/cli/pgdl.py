@@ -22,7 +22,8 @@ from genmeasures.interfaces import Aggregator
 from genmeasures.judging import published_scores, score_table
 from genmeasures.report import markdown_scores, render_scores
 from genmeasures.results import load
-from genmeasures.tasks.pgdl.folders import cache_folder, find_tasks
+from genmeasures.tasks.cache import cache_folder
+from genmeasures.tasks.pgdl.folders import find_tasks
 
 SECONDS_A_MODEL = 300
 """The competition's limit, pooled over the models of a task."""
@@ -38,7 +39,7 @@ class AllTasks(Callback):
             return
         if OmegaConf.is_missing(config.task, "path"):
             raise OptionError("task.path: a value is needed, task.path=…: the folder with the PGDL tasks")
-        tasks = find_tasks(Path(config.task.path), cache_folder(config.task.cache))
+        tasks = find_tasks(Path(config.task.path), cache_folder(config.task.cache, "pgdl"))
         with read_write(config), open_dict(config):
             names = ",".join("'" + name.replace("'", "\\'") + "'" for name in tasks)
             config.hydra.sweeper.params = {**(config.hydra.sweeper.params or {}), "task.which": names}

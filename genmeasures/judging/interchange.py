@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from genmeasures.errors import OptionError, ResultError, nearest
+from genmeasures.files import write_atomically
 from genmeasures.results.schema import STATUS, measure_variables
 
 _GAP = "generalization_gap"
@@ -49,10 +50,8 @@ def write_predictions(ds: xr.Dataset, measure: str, path: str | os.PathLike[str]
         )
     sign = -1.0 if int(ds[measure].attrs.get("direction", 0)) > 0 else 1.0
     content = {name: sign * float(value) for name, value in zip(names, values, strict=True)}
-    beside = Path(path).with_name(f".{Path(path).name}.part")
     try:
-        beside.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_atomically(Path(path), (json.dumps(content, indent=4) + "\n").encode())
     except OSError as error:
         raise ResultError(f"{path} cannot be written: {error.strerror or error}") from error
 

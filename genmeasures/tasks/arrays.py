@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genmeasures.errors import DataError, nearest
+from genmeasures.tasks.archives import check_sizes
 
 Arrays: TypeAlias = tuple[NDArray[np.float32]] | tuple[NDArray[np.float32], NDArray[Any]]
 
@@ -51,6 +52,9 @@ def load(spec: ArraySpec) -> Arrays:
     """The inputs, float32 (N, C, *space) or (N, features), and the targets where the specification names any.
 
     Targets keep their shape: whole numbers become int64, others float32. Raises DataError naming the file.
+
+    A file that is compressed more than 200 times, and that much larger than a machine may bear, is refused
+    unless ``GENMEASURES_TRUST_ARCHIVES=1`` stands in the environment.
     """
     named = [spec.x] if spec.y is None else [spec.x, spec.y]
     arrays = _read(spec.npz, named)
@@ -70,6 +74,7 @@ def load(spec: ArraySpec) -> Arrays:
 
 
 def _read(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
+    check_sizes(path, DataError, [f"{name}.npy" for name in names])
     try:
         file = np.load(path, allow_pickle=False)
     except FileNotFoundError:

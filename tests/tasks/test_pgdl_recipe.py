@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ import torch
 
 import genmeasures
 from genmeasures.errors import DataError, OptionError
+from genmeasures.files import temporary_path
 from genmeasures.tasks import PGDL
 from genmeasures.tasks.pgdl import make_task, recipe
 from genmeasures.tasks.pgdl.network import build_network
@@ -100,8 +102,10 @@ def test_a_made_task_is_measured(made: Path) -> None:
 def test_only_what_is_missing_is_made(task: Path) -> None:
     before = files(task)
     shutil.rmtree(task / "model_2")
-    (task / ".model_2.part").mkdir()
-    (task / ".model_2.part" / "left").touch()
+    left = temporary_path(task / "model_2")  # of a process that was killed two days ago
+    left.mkdir()
+    (left / "half").touch()
+    os.utime(left, (time.time() - 2 * 24 * 3600,) * 2)
     again(task)
     after = files(task)
     rewritten = {path for path in after if path.parts[0] in ("model_2", "model_configs.json")}
@@ -109,7 +113,7 @@ def test_only_what_is_missing_is_made(task: Path) -> None:
         path: about for path, about in before.items() if path not in rewritten
     }
     assert all(after[path][1] == before[path][1] for path in rewritten if path.suffix == ".json")
-    assert not (task / ".model_2.part").exists()
+    assert not left.exists()
     (task / "model_1" / "training.json").write_text("{")
     again(task)
     assert json.loads((task / "model_1" / "training.json").read_text())["epochs"] == 2

@@ -140,7 +140,7 @@ def test_an_archive_stays_in_its_folder(tmp_path: Path, name: str) -> None:
         made.writestr(zipfile.ZipInfo(name), "x")
     with pytest.raises(DataError, match=r"a\.zip: the entry .* leaves the archive's folder, nothing was unpacked"):
         PGDL(tmp_path / "a.zip", cache=str(tmp_path / "cache")).models()
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache" / "pgdl").iterdir())
 
 
 def test_an_archive_with_a_link_or_damage(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from genmeasures.errors import DataError, OptionError, nearest
+from genmeasures.files import remove_stale_temporaries, temporary_path
+from genmeasures.tasks.archives import check_sizes
 
 _CONFIGS = "model_configs.json"
 _MODEL = re.compile(r"model_(\d+)")
@@ -32,11 +34,6 @@ class TaskFolder:
         """Ids of the folders model_<id>, by number."""
         found = (_MODEL.fullmatch(one.name) for one in self.folder.iterdir() if one.is_dir())
         return sorted((match[1] for match in found if match), key=int)
-
-
-def cache_folder(given: str | None) -> Path:
-    """Where archives are unpacked."""
-    return Path(given).expanduser() if given is not None else Path.home() / ".cache" / "genmeasures" / "pgdl"
 
 
 def find_tasks(path: Path, cache: Path) -> dict[str, TaskFolder]:
@@ -76,22 +73,25 @@ def choose_task(path: Path, which: str | None, cache: Path) -> TaskFolder:
 def unpack(archive: Path, cache: Path) -> Path:
     """The folder below ``cache`` with what is in a zip archive, unpacked if it is not there yet.
 
-    Raises DataError naming the archive, also for an entry that would lie outside of the folder, or is a link.
+    Raises DataError naming the archive: damaged, with an entry that would lie outside of the folder or is no file,
+    or so much compressed that it must have been made to fill the disk.
     """
     about = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache / f"{archive.stem}-{key}"
+    remove_stale_temporaries(cache)
     if folder.is_dir():
         return folder
+    check_sizes(archive, DataError)
+    beside = temporary_path(folder)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=cache, prefix=".unpacking-"))
+        beside.mkdir()
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked into {cache}: {error.strerror or error}") from error
     try:
         with zipfile.ZipFile(archive) as content:
-            for entry in content.infolist():
-                _check_entry(entry, archive)
+            _check_entries(content.infolist(), archive)
             needed = sum(entry.file_size for entry in content.infolist())
             if needed > shutil.disk_usage(cache).free:
                 raise DataError(f"{archive} needs {needed / 1e9:.1f} GB unpacked, more than is free in {cache}")
@@ -107,11 +107,19 @@ def unpack(archive: Path, cache: Path) -> Path:
     return folder
 
 
-def _check_entry(entry: zipfile.ZipInfo, archive: Path) -> None:
-    name = entry.filename
-    outside = "\\" in name or ":" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
-    if outside or stat.S_ISLNK(entry.external_attr >> 16):
-        raise DataError(f"{archive}: the entry {name!r} leaves the archive's folder, nothing was unpacked")
+def _check_entries(entries: Sequence[zipfile.ZipInfo], archive: Path) -> None:
+    """Refuse names that leave the folder, that are there twice, and whatever is neither a file nor a folder."""
+    seen: set[str] = set()
+    for entry in entries:
+        name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
+        outside = "\\" in name or ":" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DataError(f"{archive}: the entry {name!r} leaves the archive's folder, nothing was unpacked")
+        # Where case does not matter, the second of two names would take the place of the first.
+        folded = str(PurePosixPath(name)).casefold()
+        if folded in seen and not entry.is_dir():
+            raise DataError(f"{archive}: the entry {name!r} is there twice, nothing was unpacked")
+        seen.add(folded)
 
 
 def _is_task(folder: Path) -> bool:

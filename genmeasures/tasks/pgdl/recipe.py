@@ -14,7 +14,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from genmeasures.errors import GenmeasuresError, OptionError, nearest
+from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically
 from genmeasures.interfaces import is_count
 from genmeasures.tasks.pgdl.network import build_network, read_network
 from genmeasures.tasks.pgdl.sources import CLASSES, SOURCES, Pictures, pictures
@@ -242,6 +244,7 @@ def _claim(path: Path, settings: Settings) -> None:
     """Make the folder this task's, or see that it is. Raises OptionError where it holds something else."""
     known = json.loads(json.dumps(asdict(settings)))
     file = path / _RECIPE
+    remove_stale_temporaries(path)
     if not path.is_dir() or not any(path.iterdir()):
         path.mkdir(parents=True, exist_ok=True)
         _write_json(file, known)
@@ -261,23 +264,26 @@ def _claim(path: Path, settings: Settings) -> None:
 def _write_data(path: Path, sets: Pictures) -> None:
     if (path / _DATA).is_dir():
         return
-    part = _fresh(path / f".{_DATA}.part")
-    write_split(part / "train", *sets[:2])
-    write_split(part / "test", *sets[2:])
-    os.replace(part, path / _DATA)
+    with _whole(path / _DATA) as part:
+        write_split(part / "train", *sets[:2])
+        write_split(part / "test", *sets[2:])
 
 
-def _fresh(folder: Path) -> Path:
-    """The folder, empty: a run that was interrupted may have left it with something in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A new folder, which takes the place of the one named once everything is in it."""
+    part = temporary_path(folder)
+    part.mkdir()
+    try:
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_json(path: Path, content: Any) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _write_configs(path: Path, settings: Settings) -> None:
@@ -312,12 +318,10 @@ class _Maker:
         folder = self.path / f"model_{number}"
         with one_thread():
             trained, initial, epochs = self._train(config, self.models[number])
-            part = _fresh(self.path / f".{folder.name}.part")
-            write_model(part, config, trained, initial)
-            metrics = self._measured(load(read_network(part / "config.json"), part / "weights.hdf5"))
-        _write_json(part / _TRAINING, {"epochs": epochs, "metrics": metrics})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+            with _whole(folder) as part:
+                write_model(part, config, trained, initial)
+                metrics = self._measured(load(read_network(part / "config.json"), part / "weights.hdf5"))
+                _write_json(part / _TRAINING, {"epochs": epochs, "metrics": metrics})
 
     def _train(self, config: Mapping[str, Any], hparams: Hparams) -> tuple[nn.Module, nn.Module, int]:
         """The trained network, the same before training, and the number of epochs."""

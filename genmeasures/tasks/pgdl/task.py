@@ -11,8 +11,9 @@ from torch import nn
 
 from genmeasures.errors import DataError, ModelError, OptionError, nearest
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, one_of, require
+from genmeasures.tasks.cache import cache_folder
 from genmeasures.tasks.pgdl.configs import ModelConfig, read_model_configs
-from genmeasures.tasks.pgdl.folders import TaskFolder, cache_folder, choose_task
+from genmeasures.tasks.pgdl.folders import TaskFolder, choose_task
 from genmeasures.tasks.pgdl.network import read_network
 from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
 from genmeasures.tasks.pgdl.weights import load
@@ -22,9 +23,12 @@ class PGDL(Task):
     """A task of the competition "Predicting Generalization in Deep Learning" (NeurIPS 2020), as it is downloaded.
 
     path: the task's folder, a folder above it, or the zip archive. which: its name, task1_v4 for
-    example, where the path holds several. cache: the folder in which archives are unpacked; None for
-    ``~/.cache/genmeasures/pgdl``. Hyper-parameters and metrics are read from ``model_configs.json``, in
-    the task's folder or in ``reference_data`` beside it.
+    example, where the path holds several. cache: archives are unpacked in ``<cache>/pgdl`` (default:
+    ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``). An archive that is compressed more than 200 times is
+    refused unless ``GENMEASURES_TRUST_ARCHIVES=1`` stands in the environment.
+
+    Hyper-parameters and metrics are read from ``model_configs.json``, in the task's folder or in
+    ``reference_data`` beside it.
 
     Models are built one at a time, data are read record by record, with their checksums verified. A
     model whose files are damaged fails by itself. Pictures (H, W, C) come as (C, H, W).
@@ -36,7 +40,8 @@ class PGDL(Task):
         sound = isinstance(path, str | os.PathLike) and bool(os.fspath(path))
         require(sound, self, f"path={path!r} must be the path of a folder or of a zip archive")
         require(which is None or isinstance(which, str), self, f"which={which!r} must be the name of a task")
-        require(cache is None or isinstance(cache, str), self, f"cache={cache!r} must be the path of a folder")
+        sound = cache is None or (isinstance(cache, str) and bool(cache))
+        require(sound, self, f"cache={cache!r} must be the path of a folder, or null for the default")
         self.path = os.fspath(path)
         self.which = which
         self.cache = cache
@@ -86,7 +91,7 @@ class PGDL(Task):
             raise DataError(f"task {task.name}: {error}") from error
 
     def _task(self) -> TaskFolder:
-        return choose_task(Path(self.path), self.which, cache_folder(self.cache))
+        return choose_task(Path(self.path), self.which, cache_folder(self.cache, "pgdl"))
 
 
 def _build(task: TaskFolder, number: str, config: ModelConfig | None) -> nn.Module:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genmeasures.errors import DataError
+from genmeasures.files import write_atomically
 
 _NAME = re.compile(r"shard_([0-9]+)\.tfrecord")
 _HEAD = struct.Struct("<QI")
@@ -277,16 +278,12 @@ def write_shard(path: str | os.PathLike[str], inputs: NDArray[np.float32], outpu
     limits = np.iinfo(np.int32)
     if outputs.min() < limits.min or outputs.max() > limits.max:
         raise DataError(f"{path}: outputs do not fit into an int32")
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("wb") as file:
-            for values, output in zip(inputs, outputs.astype(np.int32), strict=True):
-                data = _field(1, _feature(b"inputs", values, _FLOAT) + _feature(b"output", output, _INT32))
-                length = struct.pack("<Q", len(data))
-                file.write(b"".join((length, _SUM.pack(_masked(length)), data, _SUM.pack(_masked(data)))))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    records = []
+    for values, output in zip(inputs, outputs.astype(np.int32), strict=True):
+        data = _field(1, _feature(b"inputs", values, _FLOAT) + _feature(b"output", output, _INT32))
+        length = struct.pack("<Q", len(data))
+        records += [length, _SUM.pack(_masked(length)), data, _SUM.pack(_masked(data))]
+    write_atomically(path, b"".join(records))
 
 
 def _masked(data: bytes) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genmeasures.errors import DataError, ModelError
+from genmeasures.files import write_atomically
 from genmeasures.tasks.pgdl.configs import METRICS
 from genmeasures.tasks.pgdl.network import KerasLayer, build_network
 from genmeasures.tasks.pgdl.tfrecord import write_shard
@@ -88,8 +89,8 @@ def _order(value: Any) -> tuple[bool, Any]:
 
 
 def _write_weights(path: Path, layers: Sequence[KerasLayer], module: nn.Module) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    with h5py.File(beside, "w") as file:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         file.attrs["layer_names"] = np.array([layer.name.encode() for layer in layers])
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", _KERAS_VERSION.encode()
         for layer in layers:
@@ -99,7 +100,8 @@ def _write_weights(path: Path, layers: Sequence[KerasLayer], module: nn.Module) 
             group.attrs["weight_names"] = np.array(names) if names else np.zeros(0)
             for name, value in zip(names, arrays.values(), strict=True):
                 group.create_dataset(name.decode(), data=value)
-    os.replace(beside, path)
+    # HDF5 itself can bring the process down when the disk is full.
+    write_atomically(path, content.getvalue())
 
 
 def _arrays(layer: KerasLayer, network: nn.Module) -> dict[str, NDArray[np.float32]]:
@@ -127,6 +129,4 @@ def _arrays(layer: KerasLayer, network: nn.Module) -> dict[str, NDArray[np.float
 
 
 def _write_json(path: Path, content: Any) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
