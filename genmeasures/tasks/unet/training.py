@@ -151,7 +151,7 @@ def _begin(run: Run, cases: Cases, device: torch.device) -> tuple[ResidualUNet, 
                 model.load_state_dict(kept["state_dict"])
                 optimizer.load_state_dict(kept["optimizer"])
                 return model, optimizer, done
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # the optimizer's state is not checked before it is used
             log.warning("%s is damaged, training begins anew: %s", run.state, error)
         kept = None
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genmeasures.errors import DataError, GenmeasuresError, OptionError, nearest
+from genmeasures.tasks.archives import check_sizes
 
 _SUFFIXES = (".nii.gz", ".nii")
 
@@ -208,11 +209,13 @@ def _npz_cases(path: Path) -> list[Case]:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    names = ("x", "y", "case", "shape")
+    check_sizes(path, DataError, [f"{name}.npy" for name in names])
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.lib.npyio.NpzFile):
             with file:
-                return {name: file[name] for name in ("x", "y", "case", "shape") if name in file.files}
+                return {name: file[name] for name in names if name in file.files}
     except Exception as error:  # NumPy and zipfile raise many types on damaged files
         raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
     raise DataError(f"{path} is a single array: save it under the name x with numpy.savez")
