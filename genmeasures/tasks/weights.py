@@ -95,7 +95,7 @@ def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = No
             model = _floating(make())
         tried.append(attempt)
         try:
-            model.load_state_dict(attempt.ordered(), strict=True)
+            _load(model, attempt)
         except Exception as error:  # hooks of the architecture's own run here
             errors.append(error)
             continue
@@ -367,6 +367,21 @@ def _tell_of_others(taken: _Attempt, attempts: Sequence[_Attempt], path: Path) -
     if taken.left_out:
         level = logging.INFO if taken.usual else logging.WARNING
         log.log(level, "%s: the weights under %r fit; %d other keys are left out", path, taken.place, taken.left_out)
+
+
+def _load(model: nn.Module, attempt: _Attempt) -> None:
+    before = {} if attempt.fit.shared else {name: value.clone() for name, value in _tensors(model).items()}
+    model.load_state_dict(attempt.ordered(), strict=True)
+    # Some networks overrule strict. If they know no name of the file, their weights are still random.
+    after = _tensors(model)
+    if before and all(name in after and torch.equal(after[name], value) for name, value in before.items()):
+        raise ModelError("it ignores all that the file has")
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: value for name, value in model.state_dict().items() if isinstance(value, Tensor) and not is_lazy(value)
+    }
 
 
 def _is_rival(other: _Attempt, taken: _Attempt) -> bool:

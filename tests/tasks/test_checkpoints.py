@@ -80,6 +80,10 @@ def half_net():
     return Net().half()
 
 
+def on_meta():
+    return Net().to("meta")
+
+
 def text():
     return "not a network"
 
@@ -237,6 +241,18 @@ def test_architecture_in_half_precision_loses_nothing(tmp_path: Path, module: st
     net = trained()
     torch.save(net.state_dict(), tmp_path / "net_0.pt")
     assert_same(load(tmp_path, module, factory=f"{module}.half_net"), net)
+
+
+def test_architecture_without_memory_is_named(tmp_path: Path, module: str) -> None:
+    torch.save(trained().state_dict(), tmp_path / "net_0.pt")
+    with pytest.raises(ModelError, match=rf"{module}\.on_meta returned a network on the device meta"):
+        load(tmp_path, module, factory=f"{module}.on_meta")
+
+
+@pytest.mark.parametrize("name", ["net.ckpt", "net.bin", "net.pth.tar", "net.pkl", "net", "checkpoint-100"])
+def test_any_name_of_a_file_is_taken(name: str, tmp_path: Path, module: str) -> None:
+    torch.save({"state_dict": trained().state_dict()}, tmp_path / name)
+    assert_same(load(tmp_path, module, name), trained())
 
 
 def test_counters_that_old_files_lack_are_not_missed(tmp_path: Path, module: str) -> None:

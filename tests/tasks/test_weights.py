@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -401,6 +402,21 @@ def test_failed_attempts_leave_no_trace(tmp_path: Path) -> None:
         load(make, {"model": bad}, tmp_path)
 
 
+def test_networks_that_overrule_strict(tmp_path: Path) -> None:
+    class Lenient(nn.Linear):
+        def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> Any:
+            return super().load_state_dict(state, strict=False, assign=assign)
+
+    def make() -> nn.Module:
+        return Lenient(5, 3)
+
+    state = states(lambda: nn.Linear(5, 3), 1)[0]
+    loaded = load(make, {"state_dict": under("module.", state)}, tmp_path).state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+    with pytest.raises(ModelError, match="2 missing: bias, weight; 2 unexpected: kernel, offset"):
+        load(make, {"kernel": torch.ones(3, 5), "offset": torch.ones(3)}, tmp_path)
+
+
 def test_best_attempt_is_told_shortest_names_first(tmp_path: Path) -> None:
     state = states(Net, 1)[0]
     del state["head.bias"], state["model.0.weight"]
@@ -574,9 +590,10 @@ def traps(mark: str) -> Iterator[tuple[Any, str]]:
     yield np.array([Runs(builtins.eval, python)], dtype=object), ""
     yield np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")]), ""
     yield argparse.ArgumentParser, "argparse.ArgumentParser"
+    yield OmegaConf.create({"lr": 0.1}), "omegaconf.dictconfig.DictConfig"  # as Lightning keeps hyperparameters
 
 
-@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("number", range(12))
 @pytest.mark.parametrize("old_format", [False, True])
 def test_code_is_refused_by_name_and_never_run(number: int, old_format: bool, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
