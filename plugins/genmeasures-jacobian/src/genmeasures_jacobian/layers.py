@@ -192,6 +192,9 @@ def pull(
         own = [seed + 2**40 * (place + 1) for seed in seeds]
         for number, vector in enumerate(signs(own, projections, output[0].numel())):
             cotangent = vector.to(output).view_as(output)
-            (row,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True)
+            row: Tensor | None
+            (row,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
+            if row is None:  # the model detaches its input, and has a graph of its own
+                break
             squares[number, place] = torch.linalg.vector_norm(row.flatten(1), dim=1, dtype=torch.float64).square()
     return squares
