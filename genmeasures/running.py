@@ -20,6 +20,7 @@ import yaml
 from torch import nn
 
 import genmeasures
+from genmeasures.contexts import settled
 from genmeasures.data import DataSource
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
@@ -97,6 +98,7 @@ class Run:
         self._test = None if test is None else DataSource(test, "test", self._read)
         self._prepared: dict[int | None, tuple[Any, PreparedData, list[Measure]]] = {}
 
+    @settled()
     def measure(
         self,
         attrs: Mapping[str, Any],

@@ -130,7 +130,7 @@ class DataSource:
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
-                    made.append(torch.as_tensor(array))
+                    made.append(array if isinstance(array, Tensor) else torch.as_tensor(array, device="cpu"))
             except (TypeError, ValueError, RuntimeError) as error:
                 kind = f"array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise DataError(f"{self.name} data: the {what} are no array of numbers but {kind}: {error}") from error
@@ -162,7 +162,9 @@ class DataSource:
         batches: Iterator[Any] | None = None
         while True:
             try:
-                batches = iter(self._loader) if batches is None else batches
+                if batches is None:
+                    with torch.device("cpu"):  # where the generator of the loader is, whatever the default
+                        batches = iter(self._loader)
                 item = next(batches)
             except StopIteration:
                 return

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from genmeasures.contexts import settled
 from genmeasures.data import DataSource, mix
 from genmeasures.engine.passes import ModelRun, Progress, rows_for
 from genmeasures.engine.prepared import PreparedData
@@ -59,7 +60,7 @@ def measure_model(
     run or has no measurable layer, OptionError for a layer that it does not have.
     """
     first = next(iter(data.sources.values()))
-    with undisturbed(model, device):
+    with settled(), undisturbed(model, device):
         features = [measure for measure in measures if isinstance(measure, FeatureMeasure)]
         tiled = None if tile is None else _tiled(model, data, layers, device, tile)
         if tiled is not None:
@@ -71,7 +72,7 @@ def measure_model(
             chosen, tiling = _choose(traced.layers, layers), None
         rows = 1 if tiling is not None else rows_for(traced.layers)
         run = ModelRun(model, chosen, data, features, device, layout, rows, progress, tiling)
-        with torch.inference_mode():
+        with torch.no_grad():  # in inference mode models could not take gradients within, nor be trained after it
             run.run()
         outcomes: dict[str, Sequence[Outcome]] = {}
         for place, feature in enumerate(features):

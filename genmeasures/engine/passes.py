@@ -197,6 +197,7 @@ class ModelRun:
         def tap(traced: TracedLayer, given: Tensor, output: Tensor) -> None:
             index = traced.layer.index
             run = by_index[index]
+            given, output = given.detach(), output.detach()  # a model may take gradients within
             # A kept input is copied: the model may overwrite it, or it may be part of something larger.
             given = run.keep_inputs(over, given, part.start, total) if index in patched - stored else given
             stores = index in stored
@@ -329,7 +330,7 @@ class ModelRun:
                 work(run)
             return
 
-        @torch.inference_mode()  # holds in the thread that enters it
+        @torch.no_grad()  # holds in the thread that enters it
         def alone(run: LayerRun) -> None:
             work(run)
 

@@ -212,7 +212,7 @@ class _Surveyor:
             see(places[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms)
 
         taps = tapped(model, layers, receive, stop=True, whole=False)
-        with torch.inference_mode(model is self._model), taps as tap, norms:
+        with torch.no_grad(), taps as tap, norms:
             tap.run(inputs)
         return norms.known
 
@@ -223,7 +223,9 @@ class _Surveyor:
         """
         values = self._example.flatten(2).double()
         deviation, mean = torch.std_mean(values, 2, correction=0, keepdim=True)
-        drawn = torch.randn(*values.shape[:2], math.prod(spatial), generator=torch.Generator().manual_seed(0))
+        size = (*values.shape[:2], math.prod(spatial))
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
         made = mean.cpu() + torch.where(deviation > 0, deviation, 1.0).cpu() * drawn
         shaped: Tensor = made.to(self._example.dtype).unflatten(2, tuple(spatial))
         return shaped.to(self._device).contiguous(memory_format=self._layout)

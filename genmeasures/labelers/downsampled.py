@@ -52,7 +52,7 @@ class Downsampled(TargetLabeler):
         if classes > _MOST_CLASSES:
             raise DataError(f"a mask has the class number {classes - 1}: at most {_MOST_CLASSES - 1} is expected")
         # One class after the other: coverage of all at once takes classes × the mask.
-        best = torch.zeros(len(targets), *size, device=targets.device)
+        best = torch.zeros(len(targets), *size, dtype=torch.float32, device=targets.device)
         label = torch.zeros_like(best, dtype=torch.int64)
         for number in range(classes):
             coverage = pool((targets == number).float(), size, "avg")[:, 0]

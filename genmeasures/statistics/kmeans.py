@@ -33,8 +33,10 @@ def kmeans(points: Tensor, k: int, generator: torch.Generator, restarts: int = 1
     n = len(points)
     origin = points.mean(0)
     points = points - origin
-    chosen = torch.randperm(n, generator=generator)[:_SUBSAMPLE].sort().values if n > _SUBSAMPLE else None
-    subsample = points if chosen is None else points[chosen.to(points.device)]
+    subsample = points
+    if n > _SUBSAMPLE:
+        chosen = torch.randperm(n, generator=generator, device=generator.device)[:_SUBSAMPLE].sort().values
+        subsample = points[chosen.to(points.device)]
     starts = _plus_plus(subsample, k, restarts, generator)
     starts, inertias = _lloyd_batch(subsample, starts, iterations)
     finalists = _distinct_best(starts, inertias)
@@ -56,14 +58,14 @@ def _plus_plus(points: Tensor, k: int, restarts: int, generator: torch.Generator
     """(restarts, k, d) starting centres by greedy k-means++ with 2 + ln k candidates a step."""
     n, d = points.shape
     trials = 2 + int(math.log(k))
-    first = torch.randint(n, (restarts,), generator=generator).to(points.device)
+    first = torch.randint(n, (restarts,), generator=generator, device=generator.device).to(points.device)
     centres = points.new_empty(restarts, k, d)
     centres[:, 0] = points[first]
     closest = _square_distances(points, centres[:, 0])
     for step in range(1, k):
         mass = closest.cumsum(1)
-        draws = torch.rand(restarts, trials, generator=generator, dtype=torch.float64).to(points.device)
-        candidates = torch.searchsorted(mass, draws * mass[:, -1:], right=True).clamp(max=n - 1)
+        draws = torch.rand(restarts, trials, generator=generator, device=generator.device, dtype=torch.float64)
+        candidates = torch.searchsorted(mass, draws.to(points.device) * mass[:, -1:], right=True).clamp(max=n - 1)
         distance = _square_distances(points, points[candidates.flatten()]).view(restarts, trials, n)
         distance = torch.minimum(distance, closest[:, None])
         best = distance.sum(2).argmin(1)

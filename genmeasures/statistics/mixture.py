@@ -116,7 +116,7 @@ class _Frame:
         inverse = torch.linalg.solve_triangular(self._root, eye, upper=False)
         self._white = centred @ inverse.T
         self.ridge = ridge * inverse @ inverse.T
-        chosen = torch.randperm(n, generator=generator)[:_SUBSAMPLE].to(points.device)
+        chosen = torch.randperm(n, generator=generator, device=generator.device)[:_SUBSAMPLE].to(points.device)
         self.part = self._white[chosen]
         # In the points' own coordinates, where the directions that matter are the long ones.
         self.members = kmeans(points[chosen], m, generator, restarts=1).labels

@@ -56,8 +56,8 @@ class Geometry:
         """int64 (output size, kernel size): input index read along a dimension, −1 where it reads a zero."""
         size, kernel = self.input_spatial[dimension], self.kernel[dimension]
         stride, dilation, before = self.stride[dimension], self.dilation[dimension], self.before[dimension]
-        out = torch.arange(self.output_spatial[dimension])[:, None]
-        tap = torch.arange(kernel)[None, :] * dilation
+        out = torch.arange(self.output_spatial[dimension], device="cpu")[:, None]
+        tap = torch.arange(kernel, device="cpu")[None, :] * dilation
         if self.transposed:
             # Element i of the input is written to outputs i·stride − padding + tap: solved for i.
             place = out + before - tap

@@ -40,8 +40,9 @@ def fastest_layout(model: nn.Module, example: Tensor) -> torch.memory_format:
 
 
 def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
-    with torch.inference_mode():
-        return list(tensors_in([forward(model, example)]))
+    # Not in inference mode, where a model cannot take gradients within.
+    with torch.no_grad():
+        return [tensor.detach() for tensor in tensors_in([forward(model, example)])]
 
 
 def _same(plain: list[Tensor], other: list[Tensor]) -> bool:

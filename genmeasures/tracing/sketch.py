@@ -49,7 +49,7 @@ class Sketch:
     def input(self, shape: Sequence[int]) -> Tensor:
         """An input float32 of that shape for :attr:`model`."""
         with self._mode:
-            return torch.empty(tuple(shape), device=self._device)
+            return torch.empty(tuple(shape), dtype=torch.float32, device=self._device)
 
     def original(self, module: nn.Module, model: nn.Module) -> nn.Module:
         """The module of the model of which this one is the copy."""

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from genmeasures.contexts import uncast
 from genmeasures.errors import ModelError
 from genmeasures.tracing.trace import OTHER_LAYERS, TracedLayer, forward, is_followed, tensors_in
 
@@ -44,9 +46,13 @@ class Tap(TorchFunctionMode):
         self._batch = 0
         self._delivered = 0
         self._failure: Exception | None = None
+        self._gradients = False
 
     def run(self, inputs: Tensor) -> None:
         """One forward pass of a batch (B, …).
+
+        The receiver runs with gradients on or off as they are here, and without autocast, whatever the
+        model enters within its forward pass.
 
         An error of the receiver is raised as itself, one of the model as ModelError.
         """
@@ -54,6 +60,7 @@ class Tap(TorchFunctionMode):
         self._calls.clear()
         self._batch, self._delivered, self._failure = len(inputs), 0, None
         ended, self._running = False, True
+        self._gradients = torch.is_grad_enabled()
         try:
             with self:
                 forward(self._model, inputs)
@@ -115,7 +122,8 @@ class Tap(TorchFunctionMode):
                     f"the output of {traced.layer.name} for this batch is of shape {tuple(output.shape)}, {due} was due"
                 )
             self._delivered += 1
-            self._receive(traced, given, output)
+            with torch.set_grad_enabled(self._gradients), uncast():
+                self._receive(traced, given, output)
             if self._stop and self._delivered == len(self._layers):
                 raise _AllDelivered
         except Exception as error:

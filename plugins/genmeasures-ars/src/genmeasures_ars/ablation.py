@@ -32,7 +32,7 @@ def kernel_order(scores: ArrayLike, order: str, generator: torch.Generator | Non
     if order == "random":
         if generator is None:
             raise OptionError("order='random' needs a generator")
-        drawn: NDArray[np.int64] = torch.randperm(len(values), generator=generator).numpy()
+        drawn: NDArray[np.int64] = torch.randperm(len(values), generator=generator, device=generator.device).numpy()
         return drawn
     ascending = np.argsort(values, kind="stable")
     return ascending if order == "ascending" else ascending[::-1]
@@ -57,6 +57,8 @@ def accuracy_curve(
     kept: list[Tensor] = []
 
     def silence(_: TracedLayer, given: Tensor, output: Tensor) -> None:
+        if output.requires_grad:
+            raise Undefined("the model takes gradients within its forward pass: no kernel can be silenced")
         output[:, silenced] = 0  # in place: what follows in the model reads this very tensor
 
     head = model.register_forward_hook(lambda _module, _args, output: kept.append(output))

@@ -95,7 +95,8 @@ def ascend(
     x = ended.clone()
     mean = torch.zeros_like(x)
     target = kernels
-    rank, share = torch.full_like(active, -1), torch.full(active.shape, torch.inf, device=inputs.device)
+    rank = torch.full_like(active, -1)
+    share = torch.full(active.shape, torch.inf, dtype=torch.float32, device=inputs.device)
     still = torch.zeros_like(active)
     for stride, length in enumerate(lengths):
         gradient, maps, means = _gradient(run, x, target, objective)

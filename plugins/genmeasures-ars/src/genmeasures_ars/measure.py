@@ -129,7 +129,8 @@ class ARS(KernelMeasure):
     ) -> list[tuple[Kernels, Kernels, Kernels] | Undefined]:
         """RS, AR and ARS of each layer's kernels."""
         example = example_of(data)
-        noise = torch.randn((self.starts, *example.shape[1:]), generator=data.generator).to(example)
+        size, generator = (self.starts, *example.shape[1:]), data.generator
+        noise = torch.randn(size, generator=generator, dtype=torch.float32, device=generator.device).to(example)
         return [
             one if isinstance(one, Undefined) else self._layer(model, one, noise)
             for one in convolutions(model, layers, example)

@@ -37,7 +37,7 @@ def check_finite(values: Tensor) -> None:
 
 def seed_base(generator: torch.Generator) -> int:
     """What is added to an input's number to give the seed of its random projections."""
-    return int(torch.randint(2**62, (1,), generator=generator))
+    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
 
 
 def choose(data: ModelData, split: Split, samples: int | None) -> tuple[Tensor, Tensor | None]:

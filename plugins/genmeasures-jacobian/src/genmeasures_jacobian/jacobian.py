@@ -83,12 +83,11 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
     own = torch.zeros_like(total)
     head = Softmax(output)
 
-    def gradient(channel: Tensor, position: int) -> Tensor:
+    def row_of(channel: Tensor, position: int) -> Tensor:
         """float64 (B, d): of each input's logit at its channel (B,)."""
         cotangent = torch.zeros_like(output)
         cotangent[:, :, position].scatter_(1, channel[:, None], 1.0)
-        (made,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True)
-        return made.detach().flatten(1).double()
+        return gradient(output, leaf, cotangent).flatten(1).double()
 
     for position in range(positions):
         first = head.first[:, 0, position]
@@ -100,7 +99,7 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
         for place in range(channels):
             # The first of the channels trades places with the most probable one.
             channel = first if place == 0 else torch.where(first == place, 0, place)
-            row = gradient(channel, position)
+            row = row_of(channel, position)
             logits += _square(row)
             if softmax:
                 reference = row.clone() if reference is None else reference
@@ -136,11 +135,12 @@ def exact_forward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | Non
     logits = torch.zeros_like(total)
     own = torch.zeros_like(total)
     step = max(1, rows // batch)
-    output = torch.empty(0)
+    output = inputs
     for start in range(0, size, step):
         count = min(step, size - start)
         directions = torch.zeros(count, batch, size, dtype=inputs.dtype, device=inputs.device)
-        directions[torch.arange(count), :, torch.arange(start, start + count)] = 1.0
+        along = torch.arange(count, device=inputs.device)
+        directions[along, :, start + along] = 1.0
         repeated = inputs.repeat(count, *[1] * (inputs.dim() - 1))
         output, column = pushed(run, repeated, directions.reshape(repeated.shape))
         logits += _square(column).reshape(count, batch).sum(0)
@@ -181,8 +181,8 @@ def hutchinson(
         # Scaled, for in float32 the square of a sure network's gradient is none.
         scale = cotangent.abs().amax((1, 2), keepdim=True)
         scale = torch.where(scale > 0, scale, 1.0)
-        (made,) = torch.autograd.grad(output, leaf, (cotangent / scale).to(output.dtype), retain_graph=True)
-        return _square(made.detach()) * scale[:, 0, 0].square()
+        made = gradient(output, leaf, (cotangent / scale).to(output.dtype))
+        return _square(made) * scale[:, 0, 0].square()
 
     total = torch.stack([square(vector.view_as(output), softmax) for vector in vectors[:projections]])
     if targets is None:
@@ -200,6 +200,14 @@ def _graph(run: Run, inputs: Tensor) -> tuple[Tensor, Tensor]:
     if not output.requires_grad:
         raise _no_gradient()
     return leaf, output
+
+
+def gradient(output: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
+    """Of the leaf (B, …). Raises Undefined for a model that detaches its input, and has a graph of its own."""
+    (made,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
+    if made is None:
+        raise _no_gradient()
+    return made.detach()
 
 
 def _no_gradient() -> Undefined:

@@ -116,7 +116,7 @@ class JacobianNorm(ModelMeasure):
             parts = self._squares(model, run, inputs, classes, logits[0].numel(), base)
         squares = torch.cat([part.jacobian for part in parts], 1).cpu()
         squares = squares / positions if self.reduction == "mean" else squares
-        values, errors = (squares[0].sqrt(), torch.zeros(1)) if len(squares) == 1 else norms(squares)
+        values, errors = (squares[0].sqrt(), torch.zeros(1, device="cpu")) if len(squares) == 1 else norms(squares)
         check_finite(values)
         sure = self.output == "softmax" and all(_are_probabilities(part.output) for part in parts)
         note = "softmax was applied to the model's outputs, which are probabilities already" if sure else ""

@@ -14,12 +14,12 @@ def signs(seeds: Sequence[int], projections: int, size: int) -> Tensor:
     So an input's signs do not depend on what else is in its batch.
     """
     generator = torch.Generator()
-    shifts = torch.arange(8, dtype=torch.uint8)
-    made = torch.empty(projections, len(seeds), size, dtype=torch.int8)
+    shifts = torch.arange(8, dtype=torch.uint8, device="cpu")
+    made = torch.empty(projections, len(seeds), size, dtype=torch.int8, device="cpu")
     for row, seed in enumerate(seeds):
-        drawn = torch.randint(
-            256, (projections, -(-size // 8)), dtype=torch.uint8, generator=generator.manual_seed(seed)
-        )
+        generator.manual_seed(seed)
+        shape = (projections, -(-size // 8))
+        drawn = torch.randint(256, shape, dtype=torch.uint8, generator=generator, device="cpu")
         bits = (drawn[:, :, None] >> shifts) & 1
         made[:, row] = bits.flatten(1)[:, :size].to(torch.int8) * 2 - 1
     return made

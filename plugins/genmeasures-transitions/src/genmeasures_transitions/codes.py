@@ -225,7 +225,7 @@ def find_activations(model: nn.Module, example: Tensor, layers: Sequence[Layer] 
     there is none, or if one does not have the batch as its first dimension.
     """
     finders = []
-    with torch.inference_mode():
+    with torch.no_grad():
         # Only the batch dimension is shorter for fewer inputs: another may happen to be as long.
         for inputs in (example, example[:-1]):
             finder = _Finder()

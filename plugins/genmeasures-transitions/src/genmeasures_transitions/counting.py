@@ -94,7 +94,7 @@ def count_transitions(
     """
     tallies = [_Tally(activation.thresholds) for activation in activations]
     coder = Coder(model, activations, lambda place, pre: tallies[place].add(pre))
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, points, batch):
             coder.run(trajectory.points(start, min(start + batch, points), points))
     return np.array([tally.close() for tally in tallies], dtype=np.int64)

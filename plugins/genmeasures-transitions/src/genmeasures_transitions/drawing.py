@@ -31,7 +31,7 @@ def draw_pictures(data: ModelData, count: int) -> list[Tensor]:
     total = sum(len(inputs) for inputs, _ in _batches(data, "test"))
     if total < count:
         raise Undefined(f"{count} trajectories need as many test inputs, there are {total}")
-    drawn = torch.randperm(total, generator=data.generator)[:count]
+    drawn = torch.randperm(total, generator=data.generator, device=data.generator.device)[:count]
     return inputs_at(data, "test", _ordered(data, "test")[drawn].tolist())
 
 
@@ -51,7 +51,7 @@ def draw_triples(data: ModelData, count: int, classes: str) -> list[tuple[Tensor
     if total < 3:
         raise Undefined(f"an ellipse runs through three training inputs, there are {total}")
     order = _ordered(data, "train")
-    label = torch.cat(labels)[order] if labels else torch.zeros(total, dtype=torch.long)
+    label = torch.cat(labels)[order] if labels else torch.zeros(total, dtype=torch.long, device="cpu")
     _, label, sizes = label.unique(return_inverse=True, return_counts=True)
     if classes == "same" and int(sizes.max()) < 3:
         raise Undefined("no class has three training inputs")
@@ -67,7 +67,7 @@ def _triple(label: Tensor, sizes: Tensor, classes: str, generator: torch.Generat
     chosen: list[int] = []
     for _ in range(3):
         left = open_.nonzero()[:, 0]
-        chosen.append(int(left[torch.randint(len(left), (1,), generator=generator)]))
+        chosen.append(int(left[torch.randint(len(left), (1,), generator=generator, device=generator.device)]))
         alike = label == label[chosen[-1]]
         open_ = open_ & (alike if classes == "same" else ~alike if classes == "different" else True)
         open_[chosen[-1]] = False
@@ -96,7 +96,8 @@ def draw_random(data: ModelData, count: int) -> list[tuple[Tensor, Tensor, Tenso
     total, squares = rows.sum(1).tolist()
     mean = total / number
     spread = max(squares / number - mean**2, 0.0) ** 0.5
-    drawn = torch.randn(count, 3, *shape, generator=data.generator) * spread + mean
+    size, generator = (count, 3, *shape), data.generator
+    drawn = torch.randn(size, generator=generator, dtype=torch.float32, device=generator.device) * spread + mean
     return [(a, b, c) for a, b, c in drawn.to(data.device).unbind()]
 
 

@@ -92,7 +92,7 @@ def slice_through(
 
     coder = Coder(model, activations, receive)
     total = resolution * resolution
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, total, batch):
             coder.run(points(start, min(start + batch, total)))
     by_activation = np.stack([_numbers(own) for own in digests])
