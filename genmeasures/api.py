@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,6 +16,7 @@ from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Ta
 from genmeasures.judging import judge
 from genmeasures.registry import registry
 from genmeasures.running import Run
+from genmeasures.tracing.kinds import not_a_module
 
 __all__ = ["aggregate", "judge", "load_task", "measure"]
 
@@ -94,16 +95,20 @@ def load_task(name: str, **options: Any) -> Task:
     return _component("task", name, Task, **options)
 
 
-def _named(models: Mapping[str, nn.Module] | Sequence[nn.Module]) -> list[TaskModel]:
+def _named(models: Any) -> list[TaskModel]:
     if isinstance(models, nn.Module):
         raise ModelError("models is one module: give a list of models, [model], or a dict of names and models")
+    if not isinstance(models, Iterable) or isinstance(models, str):
+        kind = type(models).__name__
+        raise ModelError(f"models is of type {kind}, a list or dict of modules is expected{not_a_module(models)}")
     if isinstance(models, Mapping):
         named = [(str(name), model) for name, model in models.items()]
     else:
         named = [(f"model_{number}", model) for number, model in enumerate(models)]
     for name, model in named:
         if not isinstance(model, nn.Module):
-            raise ModelError(f"{name} is of type {type(model).__name__}, a torch.nn.Module is expected")
+            kind = type(model).__name__
+            raise ModelError(f"{name} is of type {kind}, a torch.nn.Module is expected{not_a_module(model)}")
     return [TaskModel(name, lambda model=model: model) for name, model in named]  # type: ignore[misc]
 
 

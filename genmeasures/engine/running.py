@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,20 @@ def outcome(value: float | Value | Undefined | NDArray[np.float64]) -> Outcome:
     if not np.isfinite(number):
         return Outcome(float("nan"), f"undefined: the measure gave {number}")
     return Outcome(number, f"note: {note}" if note else "ok")
+
+
+def noted(made: Outcome, note: str) -> Outcome:
+    """The outcome with one more remark in its status; one without a value, or an empty note, changes nothing.
+
+    Example:
+        >>> noted(Outcome(1.0, "ok"), "the model is random").status
+        'note: the model is random'
+        >>> noted(Outcome(1.0, "note: few vectors"), "the model is random").status
+        'note: few vectors; the model is random'
+    """
+    if not note or not (made.status == "ok" or made.status.startswith("note: ")):
+        return made
+    return replace(made, status=f"note: {note}" if made.status == "ok" else f"{made.status}; {note}")
 
 
 def _series(values: NDArray[np.float64]) -> Outcome:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from genmeasures.errors import ModelError
+from genmeasures.tracing.dtypes import plain
 from genmeasures.tracing.trace import OTHER_LAYERS, TracedLayer, forward, is_followed, tensors_in
 
 Receiver: TypeAlias = Callable[[TracedLayer, Tensor, Tensor], None]
@@ -115,7 +116,7 @@ class Tap(TorchFunctionMode):
                     f"the output of {traced.layer.name} for this batch is of shape {tuple(output.shape)}, {due} was due"
                 )
             self._delivered += 1
-            self._receive(traced, given, output)
+            self._receive(traced, plain(given), plain(output))
             if self._stop and self._delivered == len(self._layers):
                 raise _AllDelivered
         except Exception as error:
