@@ -67,6 +67,11 @@ def sample(tensor: object, batch: int, drew: bool) -> Sample | None:
     return Sample(thin.double().flatten(1), tuple(tensor.shape[1:]), rounding(tensor.dtype), drew)
 
 
+def alone(example: Tensor, count: int) -> Tensor:
+    """The last input of (B, …), ``count`` times: another batch, in which it has no neighbors but itself."""
+    return example[-1:].repeat(count, *(1,) * (example.dim() - 1))
+
+
 def differ(one: Sample | None, other: Sample | None, rows: Sequence[int], others: Sequence[int]) -> bool:
     """Whether rows of one sample are not ``others`` of the other, by more than rounding explains."""
     if one is None or other is None:
@@ -87,8 +92,7 @@ def notes(example: Tensor, first: Observed, again: Observed, observe: Callable[[
     Args:
         example: the inputs (B, …) of the first pass.
         first: that pass.
-        again: the pass of the same inputs without the first one, in reverse order, under another seed; of the
-            same input where there is one only.
+        again: a pass of the last of these inputs (:func:`alone`), under another seed.
         observe: one more pass under the seed of the first, that looks at each site whether random numbers
             have been drawn; called only where the two passes differ or have drawn any.
 
@@ -96,9 +100,9 @@ def notes(example: Tensor, first: Observed, again: Observed, observe: Callable[[
         One text a site. What holds for a site holds for all that follow it.
     """
     count, batch = len(first.sites), len(example)
-    rows = list(range(batch - 1, 0, -1)) if batch > 1 else [0]
+    last, copies = [batch - 1], range(max(1, batch - 1))
     pairs = zip(first.sites, again.sites, strict=True)
-    suspect = [differ(one, other, rows, range(len(rows))) for one, other in pairs]
+    suspect = [differ(one, other, last * len(copies), copies) for one, other in pairs]
     drew = first.drew and again.drew  # what is drawn in the first pass alone is for weights made at the first call
     if not drew and not any(suspect):
         return ("",) * count
@@ -110,11 +114,11 @@ def notes(example: Tensor, first: Observed, again: Observed, observe: Callable[[
     random_from = _first([a or b for a, b in zip(unseeded, drawn, strict=True)])
     batch_from = count
     if batch > 1 and any(suspect[:random_from]):
-        # The last input stays in its place, so that its features are the same to the bit unless they depend on others.
-        last = batch - 1
-        alone = observe(example[last:].expand_as(example).contiguous())
-        pairs = zip(first.sites[:random_from], alone.sites, strict=False)
-        batch_from = _first([differ(one, other, [last], [last]) for one, other in pairs])
+        # In a batch of the same size and in its place the last input has the same features to the bit, unless they
+        # depend on the others: what differed by rounding alone, by which small differences of large numbers are made
+        # for one, does not differ here.
+        pairs = zip(first.sites[:random_from], observe(alone(example, batch)).sites, strict=False)
+        batch_from = _first([differ(one, other, last, last) for one, other in pairs])
     made = []
     for site in range(count):
         random = (UNSEEDED if any(unseeded) else RANDOM) if site >= random_from else ""

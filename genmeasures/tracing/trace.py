@@ -21,7 +21,7 @@ from genmeasures.interfaces import Layer
 from genmeasures.tracing.dtypes import given_as, is_readable, plain
 from genmeasures.tracing.geometry import MEASURED, Geometry, MeasuredModule, follows_geometry, geometry_of
 from genmeasures.tracing.randomness import Generators
-from genmeasures.tracing.repeat import RANDOM, Observed, Sample, notes, sample
+from genmeasures.tracing.repeat import RANDOM, Observed, Sample, alone, notes, sample
 from genmeasures.tracing.skipped import not_measured
 
 OTHER_LAYERS = (
@@ -264,9 +264,9 @@ def _version(tensor: Tensor | None) -> int:
 def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
     """Run the example (B, …) and list the model's layers in the order in which they ran.
 
-    It runs twice, the second time with fewer inputs in another order: where the features differ by more
-    than rounding, or random numbers are drawn, the notes of the layers and of the trace say so. No
-    generator of random numbers is moved.
+    It runs twice, the second time with the last input in the place of all and one input less: where its
+    features differ by more than rounding, or random numbers are drawn, the notes of the layers and of the
+    trace say so. No generator of random numbers is moved.
 
     The model must be in evaluation mode on the example's device. ``tap``: "activation" reads a
     layer's output after the normalization and activation that directly follow it, "linear" the
@@ -288,7 +288,7 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
 
     observer = observe(example, _SEEDS[0])
     # Only the batch dimension is shorter for fewer inputs: another may happen to be as long.
-    again = observe(example[1:].flip(0) if len(example) > 1 else example, _SEEDS[1])
+    again = observe(alone(example, max(1, len(example) - 1)), _SEEDS[1])
     _check_order(observer, again)
     layers: list[TracedLayer] = []
     skipped: list[tuple[str, str]] = []
