@@ -69,7 +69,7 @@ def sample(tensor: object, batch: int, drew: bool) -> Sample | None:
 
 def alone(example: Tensor, count: int) -> Tensor:
     """The last input of (B, …), ``count`` times: another batch, in which it has no neighbors but itself."""
-    return example[-1:].repeat(count, *(1,) * (example.dim() - 1))
+    return torch.cat([example[-1:]] * count)  # in the memory layout of the example, for the same kernels
 
 
 def differ(one: Sample | None, other: Sample | None, rows: Sequence[int], others: Sequence[int]) -> bool:
