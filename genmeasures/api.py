@@ -49,8 +49,14 @@ def measure(
     tile: runs inputs by tiles of this size, of all spatial axes or of each, where their activations
     would not fit into memory; what a tile reads beside it is found and added, and no value changes.
 
+    Floating-point inputs are read as float32 and come to each model in the type of its parameters (of
+    the first layer that runs, where these differ); integers stay as they are. Features are float32.
+
     Returns a Dataset with dims model and layer; each variable has a ``<name>_status`` beside it.
-    A model that cannot be measured has NaN, and the reason in ``model_status``.
+    A model that cannot be measured has NaN, and the reason in ``model_status``. Layers with weights
+    that are not measured are in ``skipped_layers``, with the reason. Where a model is random in
+    evaluation mode, or its features depend on the other inputs of the batch, the status of its values
+    says so; what is random is seeded by ``seed``, and the global generators are not moved.
 
     Raises OptionError, DataError, or ModelError if no model can be measured.
     """

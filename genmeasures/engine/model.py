@@ -64,8 +64,8 @@ def measure_model(
     """
     check_model(model)
     first = next(iter(data.sources.values()))
-    generators = Generators(model, device)
     with undisturbed(model, device), ExitStack() as stack:
+        generators = Generators(model, device)
         dtype = input_dtype(model, lambda: first.example(1).to(device))
         stack.enter_context(inputs_as(model, dtype))
         features = [measure for measure in measures if isinstance(measure, FeatureMeasure)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,20 +41,6 @@ def outcome(value: float | Value | Undefined | NDArray[np.float64]) -> Outcome:
     return Outcome(number, f"note: {note}" if note else "ok")
 
 
-def noted(made: Outcome, note: str) -> Outcome:
-    """The outcome with one more remark in its status; one without a value, or an empty note, changes nothing.
-
-    Example:
-        >>> noted(Outcome(1.0, "ok"), "the model is random").status
-        'note: the model is random'
-        >>> noted(Outcome(1.0, "note: few vectors"), "the model is random").status
-        'note: few vectors; the model is random'
-    """
-    if not note or not (made.status == "ok" or made.status.startswith("note: ")):
-        return made
-    return replace(made, status=f"note: {note}" if made.status == "ok" else f"{made.status}; {note}")
-
-
 def _series(values: NDArray[np.float64]) -> Outcome:
     """The outcome of a row of values (n,), of which those that are not finite are none."""
     if values.ndim != 1:
@@ -64,6 +50,18 @@ def _series(values: NDArray[np.float64]) -> Outcome:
     if missing == len(made):
         return Outcome(made, "undefined: the measure gave no finite value")
     return Outcome(made, f"note: {missing} of {len(made)} values are not finite" if missing else "ok")
+
+
+def noted(outcome: Outcome, note: str) -> Outcome:
+    """The outcome with one more note in its status; a value that is missing has none.
+
+    Example:
+        >>> noted(noted(Outcome(1.0, "ok"), "one"), "two").status
+        'note: one; two'
+    """
+    if not note or not (outcome.status == "ok" or outcome.status.startswith("note: ")):
+        return outcome
+    return Outcome(outcome.value, f"note: {note}" if outcome.status == "ok" else f"{outcome.status}; {note}")
 
 
 class Running:
