@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,6 +16,7 @@ from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Ta
 from genmeasures.judging import judge
 from genmeasures.registry import registry
 from genmeasures.running import Run
+from genmeasures.tracing.kinds import not_a_module
 
 __all__ = ["aggregate", "judge", "load_task", "measure"]
 
@@ -48,8 +49,14 @@ def measure(
     tile: runs inputs by tiles of this size, of all spatial axes or of each, where their activations
     would not fit into memory; what a tile reads beside it is found and added, and no value changes.
 
+    Floating-point inputs are read as float32 and come to each model in the type of its parameters (of
+    the first layer that runs, where these differ); integers stay as they are. Features are float32.
+
     Returns a Dataset with dims model and layer; each variable has a ``<name>_status`` beside it.
-    A model that cannot be measured has NaN, and the reason in ``model_status``.
+    A model that cannot be measured has NaN, and the reason in ``model_status``. Layers with weights
+    that are not measured are in ``skipped_layers``, with the reason. Where a model is random in
+    evaluation mode, or its features depend on the other inputs of the batch, the status of its values
+    says so; what is random is seeded by ``seed``, and the global generators are not moved.
 
     Raises OptionError, DataError, or ModelError if no model can be measured.
     """
@@ -94,16 +101,20 @@ def load_task(name: str, **options: Any) -> Task:
     return _component("task", name, Task, **options)
 
 
-def _named(models: Mapping[str, nn.Module] | Sequence[nn.Module]) -> list[TaskModel]:
+def _named(models: Any) -> list[TaskModel]:
     if isinstance(models, nn.Module):
         raise ModelError("models is one module: give a list of models, [model], or a dict of names and models")
+    if not isinstance(models, Iterable) or isinstance(models, str):
+        kind = type(models).__name__
+        raise ModelError(f"models is of type {kind}, a list or dict of modules is expected{not_a_module(models)}")
     if isinstance(models, Mapping):
         named = [(str(name), model) for name, model in models.items()]
     else:
         named = [(f"model_{number}", model) for number, model in enumerate(models)]
     for name, model in named:
         if not isinstance(model, nn.Module):
-            raise ModelError(f"{name} is of type {type(model).__name__}, a torch.nn.Module is expected")
+            kind = type(model).__name__
+            raise ModelError(f"{name} is of type {kind}, a torch.nn.Module is expected{not_a_module(model)}")
     return [TaskModel(name, lambda model=model: model) for name, model in named]  # type: ignore[misc]
 
 

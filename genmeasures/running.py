@@ -26,6 +26,7 @@ from genmeasures.engine import ModelResult, PreparedData, Progress, measure_mode
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
 from genmeasures.interfaces import Extractor, Measure, Split, TaskModel, is_count
 from genmeasures.results import SCHEMA_VERSION, combine, load, model_dataset, save, writable
+from genmeasures.tracing.kinds import not_a_module
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Run:
         except Exception as error:  # a task's own code can fail in any way
             raise ModelError(f"it cannot be built: {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
-            raise ModelError(f"a model is a torch.nn.Module, not {type(model).__name__}")
+            raise ModelError(f"a model is a torch.nn.Module, not {type(model).__name__}{not_a_module(model)}")
         part = self._part(task_model, model, data, measures)
         if part is not None and part.is_file():
             try:

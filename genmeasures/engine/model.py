@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +16,18 @@ from genmeasures.contexts import settled
 from genmeasures.data import DataSource, mix
 from genmeasures.engine.passes import ModelRun, Progress, rows_for
 from genmeasures.engine.prepared import PreparedData
-from genmeasures.engine.running import Outcome, outcome
-from genmeasures.engine.seeds import generator_for
-from genmeasures.engine.survey import sketched_trace, survey
+from genmeasures.engine.running import Outcome, noted, outcome
+from genmeasures.engine.seeds import ModelSeeds, generator_for
+from genmeasures.engine.survey import Survey, sketched_trace, survey
 from genmeasures.engine.tiling import Tiling
 from genmeasures.errors import ModelError, OptionError, Undefined, nearest
 from genmeasures.failures import status_of
 from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelData, ModelMeasure, Split, Variable
 from genmeasures.tracing import Sketch, Trace, TracedLayer, fastest_layout, trace
+from genmeasures.tracing.dtypes import input_dtype, inputs_as
 from genmeasures.tracing.guard import undisturbed
+from genmeasures.tracing.kinds import check_model
+from genmeasures.tracing.randomness import Generators
 
 _EXAMPLES = 3
 """Inputs of the traced forward pass: more than one shows which dimension is the batch."""
@@ -59,30 +63,42 @@ def measure_model(
     inputs are run, an entry a spatial axis; None runs them whole. Raises ModelError if the model cannot be
     run or has no measurable layer, OptionError for a layer that it does not have.
     """
+    check_model(model)
     first = next(iter(data.sources.values()))
-    with settled(), undisturbed(model, device):
+    with settled(), undisturbed(model, device), ExitStack() as stack:
+        generators = Generators(model, device)
+        dtype = input_dtype(model, lambda: first.example(1).to(device))
+        stack.enter_context(inputs_as(model, dtype))
         features = [measure for measure in measures if isinstance(measure, FeatureMeasure)]
-        tiled = None if tile is None else _tiled(model, data, layers, device, tile)
-        if tiled is not None:
-            traced, chosen, layout, tiling = tiled
-        else:
-            example = first.example(_EXAMPLES).to(device)
-            layout = fastest_layout(model, example)
-            traced = trace(model, example.contiguous(memory_format=layout), data.extractor.tap)
-            chosen, tiling = _choose(traced.layers, layers), None
+        with generators.kept():
+            tiled = None if tile is None else _tiled(model, data, layers, device, tile, generators)
+            if tiled is not None:
+                traced, chosen, layout, tiling = tiled
+            else:
+                example = first.example(_EXAMPLES).to(device)
+                layout = fastest_layout(model, example)
+                traced = trace(model, example.contiguous(memory_format=layout), data.extractor.tap)
+                chosen, tiling = _choose(traced.layers, layers), None
+        if traced.note:
+            stack.enter_context(generators.kept())
+        seeds = ModelSeeds(generators, data.seed, bool(traced.note))
         rows = 1 if tiling is not None else rows_for(traced.layers)
-        run = ModelRun(model, chosen, data, features, device, layout, rows, progress, tiling)
+        run = ModelRun(model, chosen, data, features, device, layout, rows, seeds, progress, tiling)
         with torch.no_grad():  # in inference mode models could not take gradients within, nor be trained after it
-            run.run()
+            _run(run, traced)
         outcomes: dict[str, Sequence[Outcome]] = {}
         for place, feature in enumerate(features):
             by_layer = [layer.running[place].outcomes() for layer in run.layers]
             for variable in feature.variables:
-                outcomes[variable.name] = [values[variable.name] for values in by_layer]
+                outcomes[variable.name] = [
+                    noted(values[variable.name], layer.note) for values, layer in zip(by_layer, chosen, strict=True)
+                ]
         described = tuple(layer.layer for layer in chosen)
         for measure in measures:
             if isinstance(measure, ModelMeasure):
-                outcomes.update(_model_measure(measure, model, described, data, device, tiling is not None))
+                seeds.set(measure)
+                made = _model_measure(measure, model, described, data, device, tiling is not None)
+                outcomes.update(_with_notes(measure, made, traced.note, chosen))
     left_out = tuple(
         (layer.layer.name, "not among the chosen layers") for layer in traced.layers if layer not in chosen
     )
@@ -96,6 +112,7 @@ def _tiled(
     layers: Sequence[str] | None,
     device: torch.device,
     tile: Sequence[int],
+    generators: Generators,
 ) -> tuple[Trace, list[TracedLayer], torch.memory_format, Tiling] | None:
     """The trace, the chosen layers, the layout and the tiles, found without running a whole input.
 
@@ -119,8 +136,45 @@ def _tiled(
     shape = (min(_EXAMPLES, len(source.scan())), *example.shape[1:])
     traced = sketched_trace(model, sketch, shape, data.extractor.tap)
     chosen = _choose(traced.layers, layers)
-    found = survey(model, sketch, chosen, example, tile, device, layout)
+    before = generators.state()
+    found: Survey | None = None
+    failed: ModelError | None = None
+    try:
+        found = survey(model, sketch, chosen, example, tile, device, layout)
+    except ModelError as error:
+        failed = error
+    if generators.state() != before:
+        raise ModelError(
+            "the model is random in evaluation mode, so that its tiles do not fit together: it cannot be measured by "
+            "tiles; leave tile out"
+        ) from failed
+    if failed is not None:
+        raise failed
     return None if found is None else (traced, chosen, layout, Tiling(model, found, chosen, size, device, layout))
+
+
+def _run(run: ModelRun, traced: Trace) -> None:
+    """Make all passes; an error of a model that is random says so."""
+    try:
+        run.run()
+    except ModelError as error:
+        if not traced.note:
+            raise
+        raise ModelError(f"{error}; {traced.note}") from error
+
+
+def _with_notes(
+    measure: Measure, made: Mapping[str, Sequence[Outcome]], note: str, layers: Sequence[TracedLayer]
+) -> dict[str, Sequence[Outcome]]:
+    """The outcomes of a model measure with the notes of the layers, or of the model where a value is the model's."""
+    by_layer = [layer.note for layer in layers]
+    return {
+        variable.name: [
+            noted(one, text)
+            for one, text in zip(made[variable.name], by_layer if "layer" in variable.dims else [note], strict=True)
+        ]
+        for variable in measure.variables
+    }
 
 
 def _choose(traced: Sequence[TracedLayer], names: Sequence[str] | None) -> list[TracedLayer]:

@@ -19,6 +19,7 @@ from genmeasures.engine.layer import PATCH_FIELDS, LayerRun
 from genmeasures.engine.norms import Moments, Norms
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running
+from genmeasures.engine.seeds import ModelSeeds
 from genmeasures.engine.tiles import Site, Tile, sampled
 from genmeasures.engine.tiling import Tiling
 from genmeasures.errors import Undefined
@@ -89,10 +90,12 @@ class ModelRun:
         device: torch.device,
         layout: torch.memory_format,
         rows: int,
+        seeds: ModelSeeds,
         progress: Progress | None,
         tiling: Tiling | None = None,
     ) -> None:
         self._model = model
+        self._seeds = seeds
         self._layout = layout
         self._rows = rows
         self._data = data
@@ -195,6 +198,7 @@ class ModelRun:
         part: _Part
 
         def tap(traced: TracedLayer, given: Tensor, output: Tensor) -> None:
+            given, output = given.float(), output.float()  # models of other types give features of their own
             index = traced.layer.index
             run = by_index[index]
             given, output = given.detach(), output.detach()  # a model may take gradients within
@@ -210,6 +214,7 @@ class ModelRun:
         stop = not whole or len(runs) < len(self.layers)
         with tapped(self._model, layers, tap, stop, whole) as taps:
             for part in self._parts(over, runs):
+                self._seeds.set(split_of(over), part.start)
                 with nullcontext() if part.tile is None else Norms(part.norms):
                     taps.run(part.inputs)
                 if self._progress is not None:

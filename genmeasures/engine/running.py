@@ -52,6 +52,18 @@ def _series(values: NDArray[np.float64]) -> Outcome:
     return Outcome(made, f"note: {missing} of {len(made)} values are not finite" if missing else "ok")
 
 
+def noted(outcome: Outcome, note: str) -> Outcome:
+    """The outcome with one more note in its status; a value that is missing has none.
+
+    Example:
+        >>> noted(noted(Outcome(1.0, "ok"), "one"), "two").status
+        'note: one; two'
+    """
+    if not note or not (outcome.status == "ok" or outcome.status.startswith("note: ")):
+        return outcome
+    return Outcome(outcome.value, f"note: {note}" if outcome.status == "ok" else f"{outcome.status}; {note}")
+
+
 class Running:
     """A measure on a layer: its passes to come, and its failure if it has failed."""
 

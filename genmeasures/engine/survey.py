@@ -18,13 +18,12 @@ from genmeasures.engine.norms import Moments, Norms
 from genmeasures.engine.tiles import Site, round_up
 from genmeasures.errors import ModelError
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
+from genmeasures.tracing.dtypes import rounding
 from genmeasures.tracing.sketch import Shapes, Sketch
 from genmeasures.tracing.trace import tensors_in
 
 _GROWTH = math.factorial(8)
 """Elements by which an axis is made longer to see strides: a multiple of all that are usual."""
-_AGREE = 1e-3
-"""Largest difference between a tile and the whole, as a share of the largest value: rounding alone, also of TF32."""
 
 _CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -327,7 +326,7 @@ class _Surveyor:
                     if one.shape != other.shape:
                         return site
                     scale = float(other.abs().max()) if other.numel() else 0.0
-                    if not torch.allclose(one, other, rtol=0, atol=_AGREE * scale, equal_nan=True):
+                    if not torch.allclose(one, other, rtol=0, atol=rounding(one.dtype) * scale, equal_nan=True):
                         return site
         return None
 

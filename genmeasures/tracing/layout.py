@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from genmeasures.errors import ModelError
+from genmeasures.tracing.dtypes import plain, rounding
 from genmeasures.tracing.trace import forward, tensors_in
-
-_AGREE = 1e-3
-"""Largest difference of outputs, as a share of the largest: layouts differ in rounding alone."""
 
 
 def fastest_layout(model: nn.Module, example: Tensor) -> torch.memory_format:
@@ -24,13 +22,13 @@ def fastest_layout(model: nn.Module, example: Tensor) -> torch.memory_format:
     layout = layouts.get(example.dim(), torch.contiguous_format)
     if example.device.type != "cpu" or layout == torch.contiguous_format or not example.is_floating_point():
         return torch.contiguous_format
-    plain = _outputs(model, example)
+    as_given = _outputs(model, example)
     own = [(parameter, parameter.data) for parameter in model.parameters()]
     try:
         for parameter, data in own:
             if data.dim() == example.dim():
                 parameter.data = data.contiguous(memory_format=layout)
-        if _same(plain, _outputs(model, example.contiguous(memory_format=layout))):
+        if _same(as_given, _outputs(model, example.contiguous(memory_format=layout))):
             return layout
     except ModelError:  # a view of a tensor that is laid out otherwise, for one
         pass
@@ -42,12 +40,13 @@ def fastest_layout(model: nn.Module, example: Tensor) -> torch.memory_format:
 def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
     # Not in inference mode, where a model cannot take gradients within.
     with torch.no_grad():
-        return [tensor.detach() for tensor in tensors_in([forward(model, example)])]
+        return [plain(tensor).detach() for tensor in tensors_in([forward(model, example)])]
 
 
-def _same(plain: list[Tensor], other: list[Tensor]) -> bool:
-    return [one.shape for one in plain] == [one.shape for one in other] and all(
-        torch.allclose(b, a, rtol=0, atol=_AGREE * float(a.nan_to_num(0, 0, 0).abs().max()), equal_nan=True)
-        for a, b in zip(plain, other, strict=True)
+def _same(first: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether the outputs differ by rounding alone."""
+    return [one.shape for one in first] == [one.shape for one in other] and all(
+        torch.allclose(b, a, rtol=0, atol=rounding(a.dtype) * float(a.nan_to_num(0, 0, 0).abs().max()), equal_nan=True)
+        for a, b in zip(first, other, strict=True)
         if a.numel()
     )

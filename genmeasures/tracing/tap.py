@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from genmeasures.contexts import uncast
 from genmeasures.errors import ModelError
+from genmeasures.tracing.dtypes import plain
 from genmeasures.tracing.trace import OTHER_LAYERS, TracedLayer, forward, is_followed, tensors_in
 
 Receiver: TypeAlias = Callable[[TracedLayer, Tensor, Tensor], None]
@@ -123,7 +124,7 @@ class Tap(TorchFunctionMode):
                 )
             self._delivered += 1
             with torch.set_grad_enabled(self._gradients), uncast():
-                self._receive(traced, given, output)
+                self._receive(traced, plain(given), plain(output))
             if self._stop and self._delivered == len(self._layers):
                 raise _AllDelivered
         except Exception as error:

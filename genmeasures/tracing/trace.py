@@ -6,18 +6,23 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import Layer
+from genmeasures.tracing.dtypes import given_as, is_readable, plain
 from genmeasures.tracing.geometry import MEASURED, Geometry, MeasuredModule, follows_geometry, geometry_of
+from genmeasures.tracing.randomness import Generators
+from genmeasures.tracing.repeat import RANDOM, Observed, Sample, alone, notes, sample
+from genmeasures.tracing.skipped import not_measured
 
 OTHER_LAYERS = (
     "the model ran other layers for this batch than for the first one: "
@@ -51,9 +56,9 @@ _DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
 """The identity on a model in evaluation mode."""
 _FOLLOWED = _NORMALISATIONS | _ACTIVATIONS | _DROPOUTS
 
-_NORMALISATION_MODULES = (
-    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU,
-)  # fmt: skip
+
+_SEEDS = (0, 1)
+"""Of the first pass and of the second: what is random shows."""
 
 
 def is_followed(function: Callable[..., Any]) -> bool:
@@ -90,6 +95,8 @@ class TracedLayer:
     """Whether the model overwrites the layer's input before the output can be read."""
     reads: int | None
     """The index of the layer whose output, where it is tapped, is this layer's input; None if it is none's."""
+    note: str = ""
+    """What a reader of the layer's values must know: that its features are random, for example."""
 
     def output_shape(self, batch: int) -> tuple[int, ...]:
         """The shape of the layer's output for that many inputs."""
@@ -103,6 +110,8 @@ class Trace:
 
     layers: tuple[TracedLayer, ...]
     skipped: tuple[tuple[str, str], ...]
+    note: str = ""
+    """What a reader of values of the whole model must know."""
 
 
 @dataclass
@@ -112,6 +121,7 @@ class _Use:
     result: Tensor
     version: int
     input_versions: dict[int, int]
+    sample: Sample | None
 
 
 @dataclass
@@ -123,46 +133,103 @@ class _Call:
     input_version: int
     output: Any
     output_version: int
+    sample: Sample | None
 
 
 class _Observer(TorchFunctionMode):
-    """Keeps every call of a measured module, and which functions use which tensors."""
+    """Keeps every call of a measured module, and which functions use which tensors, in one forward pass.
 
-    def __init__(self) -> None:
+    watch: looks for every layer whether the pass has drawn random numbers by then.
+    """
+
+    def __init__(self, batch: int, generators: Generators, seed: int, watch: bool) -> None:
         super().__init__()
         self.calls: list[_Call] = []
         self.uses: dict[int, list[_Use]] = {}
+        self.outputs: list[Sample | None] = []
+        """Of the model."""
+        self.drew = False
+        """Whether the pass has drawn random numbers, when last looked at."""
         self._kept: list[Tensor] = []
+        self._batch = batch
+        self._generators = generators
+        self._watch = watch
+        self._looking = False
+        generators.seed(seed)
+        self._before = generators.state()
+
+    def run(self, model: nn.Module, inputs: Tensor) -> None:
+        """Make the pass."""
+        handles = [
+            module.register_forward_hook(self._hook(name), with_kwargs=True)
+            for name, module in model.named_modules()
+            if isinstance(module, MEASURED)
+        ]
+        try:
+            with torch.no_grad(), self:
+                output = forward(model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._look()
+        self.outputs = [self._sample(tensor) for tensor in tensors_in([output])]
+
+    def order(self) -> list[tuple[nn.Module, int]]:
+        """The calls of measured modules, in running order."""
+        return [(call.module, call.count) for call in self.calls]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = next(tensors_in([result]), None)
+        made = None if self._looking else next(tensors_in([result]), None)
         if made is not None:
-            versions = {id(call.input): _version(call.input) for call in self.calls} if func in _FOLLOWED else {}
+            followed = func in _FOLLOWED
+            versions = {id(call.input): _version(call.input) for call in self.calls} if followed else {}
+            kept = self._sample(made) if followed else None
             for place, used in enumerate(tensors_in([*args, *(kwargs or {}).values()])):
                 # Kept alive, so that no later tensor can take over the id.
                 self._kept += [used, made]
-                self.uses.setdefault(id(used), []).append(_Use(func, place == 0, made, _version(made), versions))
+                use = _Use(func, place == 0, made, _version(made), versions, kept)
+                self.uses.setdefault(id(used), []).append(use)
         return result
 
-    def watch(self, name: str) -> Callable[..., None]:
+    def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             count = sum(call.module is module for call in self.calls)
             given = next(tensors_in([*args, *kwargs.values()]), None)
             made = _version(output) if isinstance(output, Tensor) else -1
-            self.calls.append(_Call(name, module, count, given, _version(given), output, made))
+            kept = self._sample(output)
+            self.calls.append(_Call(name, module, count, given, _version(given), output, made, kept))
 
         return hook
 
-    def follow(self, call: _Call) -> tuple[tuple[Callable[..., Any], ...], bool, tuple[Tensor, int]]:
-        """The functions between a layer and its tap, whether its input is overwritten by then, and what is tapped."""
+    def _look(self) -> None:
+        self.drew = self.drew or self._generators.state() != self._before
+
+    def _sample(self, tensor: object) -> Sample | None:
+        if self._watch:
+            self._look()
+        if isinstance(tensor, FakeTensor):  # it has no values
+            return None
+        self._looking = True  # what a sample is made by is no use of the tensor
+        try:
+            return sample(tensor, self._batch, self.drew)
+        finally:
+            self._looking = False
+
+    def follow(self, call: _Call, tap: str) -> tuple[tuple[Callable[..., Any], ...], bool, _Use | _Call]:
+        """The functions between a layer and its tap, whether its input is overwritten by then, and where it is tapped.
+
+        That is the last of these functions, or the call itself where there is none.
+        """
+        if tap != "activation":
+            return (), False, call
         taken: list[Callable[..., Any]] = []
         steps = 0
         normalised = activated = changed = False
         current, uses = call.output, self.uses.get(id(call.output), [])
-        tapped = (call.output, call.output_version)
+        tapped: _Use | _Call = call
         while uses:
             use = uses[0]
             in_place = use.result is current
@@ -181,7 +248,7 @@ class _Observer(TorchFunctionMode):
             taken.append(use.function)
             if use.function not in _DROPOUTS:
                 steps = len(taken)
-                tapped = (use.result, use.version)
+                tapped = use
                 version = use.input_versions[id(call.input)]
                 changed = version < 0 or version != call.input_version
             uses = uses[1:] if in_place else self.uses.get(id(use.result), [])
@@ -195,64 +262,79 @@ def _version(tensor: Tensor | None) -> int:
 
 
 def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
-    """Run the example (B, …) once and list the model's layers in the order in which they ran.
+    """Run the example (B, …) and list the model's layers in the order in which they ran.
+
+    It runs twice, the second time with the last input in the place of all and one input less: where its
+    features differ by more than rounding, or random numbers are drawn, the notes of the layers and of the
+    trace say so. No generator of random numbers is moved.
 
     The model must be in evaluation mode on the example's device. ``tap``: "activation" reads a
-    layer's output after the normalisation and activation that directly follow it, "linear" the
+    layer's output after the normalization and activation that directly follow it, "linear" the
     bare output. Raises ModelError if the forward pass fails or no layer can be measured.
     """
-    observer = _Observer()
-    _observe(model, example, observer)
-    fewer = [-1] * len(observer.calls)
-    if len(example) > 1:
-        # Only the batch dimension is shorter for fewer inputs: another may happen to be as long.
-        again = _Observer()
-        _observe(model, example[:-1], again)
-        if [(call.module, call.count) for call in again.calls] != [
-            (call.module, call.count) for call in observer.calls
-        ]:
-            raise ModelError(OTHER_LAYERS)
-        fewer = [
-            call.output.shape[0] if isinstance(call.output, Tensor) and call.output.dim() else 0 for call in again.calls
-        ]
+    generators = Generators(model, example.device)
+    with generators.kept():
+        return _trace(model, example, tap, generators)
+
+
+def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) -> Trace:
+    def observe(inputs: Tensor, seed: int, watch: bool = False) -> _Observer:
+        while True:
+            modules = set(model.modules())
+            observer = _Observer(len(inputs), generators, seed, watch)
+            observer.run(model, inputs)
+            if set(model.modules()) == modules:  # else it made some at this call, which were not seen
+                return observer
+
+    observer = observe(example, _SEEDS[0])
+    # Only the batch dimension is shorter for fewer inputs: another may happen to be as long.
+    again = observe(alone(example, max(1, len(example) - 1)), _SEEDS[1])
+    _check_order(observer, again)
     layers: list[TracedLayer] = []
     skipped: list[tuple[str, str]] = []
     calls = Counter(id(call.module) for call in observer.calls)
     makers: dict[tuple[int, int], int] = {}
-    for call, rows in zip(observer.calls, fewer, strict=True):
+    places: list[int] = []
+    for place, (call, fewer) in enumerate(zip(observer.calls, again.calls, strict=True)):
         name = call.name or "(model)"
         name = name if call.count == 0 else f"{name}#{call.count + 1}"
-        reason = _unmeasurable(call, len(example), rows)
+        reason = _unmeasurable(call, len(example), fewer.output if len(example) > 1 else None)
         if reason:
             skipped.append((name, reason))
             continue
-        made = (call.output, call.output_version)
-        follow, changed, made = observer.follow(call) if tap == "activation" else ((), False, made)
+        follow, changed, made = observer.follow(call, tap)
         reads = makers.get((id(call.input), call.input_version))
-        makers[id(made[0]), made[1]] = len(layers)
+        result, version = (made.output, made.output_version) if isinstance(made, _Call) else (made.result, made.version)
+        makers[id(result), version] = len(layers)
         layers.append(_describe(call, name, len(layers), calls[id(call.module)], follow, changed, reads))
-    skipped += _not_measured(model, set(calls))
+        places.append(place)
+    skipped += not_measured(model, set(calls))
     if not layers:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise ModelError(
             "no layer can be measured: convolutions and linear layers are, the model has "
             f"{', '.join(kinds) or 'no modules'}" + "".join(f"; {name}: {reason}" for name, reason in skipped)
         )
-    return Trace(tuple(layers), tuple(skipped))
+
+    def observed(one: _Observer) -> Observed:
+        tapped = [one.follow(one.calls[place], tap)[2].sample for place in places]
+        return Observed([*tapped, *one.outputs], one.drew)
+
+    def repeat(inputs: Tensor) -> Observed:
+        made = observe(inputs, _SEEDS[0], watch=True)
+        _check_order(observer, made)
+        return observed(made)
+
+    by_site = notes(example, observed(observer), observed(again), repeat)
+    described = tuple(replace(layer, note=note) for layer, note in zip(layers, by_site, strict=False))
+    whole = "; ".join(dict.fromkeys(text for note in by_site for text in note.split("; ") if text))
+    return Trace(described, tuple(skipped), whole)
 
 
-def _observe(model: nn.Module, example: Tensor, observer: _Observer) -> None:
-    handles = [
-        module.register_forward_hook(observer.watch(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, MEASURED)
-    ]
-    try:
-        with torch.no_grad(), observer:
-            forward(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+def _check_order(one: _Observer, other: _Observer) -> None:
+    if one.order() != other.order():
+        random = one.drew and other.drew
+        raise ModelError(f"{OTHER_LAYERS}; {RANDOM}" if random else OTHER_LAYERS)
 
 
 def forward(model: nn.Module, inputs: Tensor) -> Any:
@@ -265,12 +347,15 @@ def forward(model: nn.Module, inputs: Tensor) -> Any:
     except Exception as error:  # whatever a user's model raises
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        dtype = str(inputs.dtype).removeprefix("torch.")
-        raise ModelError(f"the model refuses a batch of shape {tuple(inputs.shape)}, {dtype}: {kind}{what}") from error
+        dtype = given_as(model, inputs.dtype)
+        name = str(dtype).removeprefix("torch.")
+        if dtype in (torch.float16, torch.bfloat16) and inputs.device.type == "cpu":
+            what += f" (not all operations take {name} on a CPU: run it on a GPU, or give model.float())"
+        raise ModelError(f"the model refuses a batch of shape {tuple(inputs.shape)}, {name}: {kind}{what}") from error
 
 
-def _unmeasurable(call: _Call, batch: int, fewer: int) -> str:
-    """Why a layer's tensors cannot be read, if so; ``fewer``: length of its output for one input less, or −1."""
+def _unmeasurable(call: _Call, batch: int, fewer: Any) -> str:
+    """Why a layer's tensors cannot be read, if so; ``fewer``: its output for one input less, None if there is none."""
     module: MeasuredModule = call.module  # type: ignore[assignment]
     if call.input is None:
         return "it was called without a tensor"
@@ -279,12 +364,19 @@ def _unmeasurable(call: _Call, batch: int, fewer: int) -> str:
     given, made = tuple(call.input.shape), tuple(call.output.shape)
     if not isinstance(module, nn.Linear) and len(made) == len(module.kernel_size) + 1:
         return f"it was called without a batch dimension (output of shape {made})"
-    if len(made) < 2 or given[:1] != (batch,) or made[0] != batch or fewer not in (-1, batch - 1):
+    short = batch - 1 if fewer is None else len(fewer) if isinstance(fewer, Tensor) and fewer.dim() else 0
+    if len(made) < 2 or given[:1] != (batch,) or made[0] != batch or short != batch - 1:
         return f"its output of shape {made} does not have the batch of {batch} inputs first"
     if not follows_geometry(module, given, made):
         return (
             f"its output of shape {made} does not follow from its input of shape {given} by its own kernel and padding"
         )
+    if not is_readable(call.input) or not is_readable(call.output):
+        return f"its tensors are of type {type(call.output).__name__}, which cannot be read as plain tensors"
+    weight: Any = module.weight
+    if not isinstance(weight, Tensor) or not is_readable(weight) or not plain(weight.detach()).is_floating_point():
+        kind = f"as {weight.dtype}".replace("torch.", "") if isinstance(weight, Tensor) else "packed"
+        return f"its weight is stored {kind}: give the model as it was before quantization"
     return ""
 
 
@@ -311,29 +403,7 @@ def _describe(
         spatial=output_shape[1:-1] if linear else output_shape[2:],
         patch_size=geometry.patch_size,
         input_size=call.input[0].numel(),
-        weight_norm=float(torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64)),
+        weight_norm=float(torch.linalg.vector_norm(plain(module.weight.detach()), dtype=torch.float64)),
         tap=" > ".join([kind, *(step.__name__.strip("_") for step in follow if step not in _DROPOUTS)]),
     )
     return TracedLayer(layer, call.module, call.count, calls, geometry, linear, follow, copy_input, reads)
-
-
-def _not_measured(model: nn.Module, called: set[int]) -> Iterator[tuple[str, str]]:
-    inner = {
-        id(part)
-        for module in model.modules()
-        if isinstance(module, parametrize.ParametrizationList)
-        for part in module.modules()
-    }
-    for name, module in model.named_modules():
-        if id(module) in inner:
-            continue  # part of the layer whose weight it makes
-        own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
-        if parametrize.is_parametrized(module):
-            own = [*module.parametrizations, *own]
-        if isinstance(module, MEASURED):
-            if id(module) not in called:
-                yield name or "(model)", "it was never called in the forward pass"
-        elif own and not isinstance(module, _NORMALISATION_MODULES):
-            what = f"parameters {', '.join(own[:3])}{', …' if len(own) > 3 else ''}"
-            kind = parametrize.type_before_parametrizations(module).__name__
-            yield name or "(model)", f"layers of type {kind} are not measured ({what})"

@@ -1,0 +1,169 @@
+"""Every module that has weights and is not measured, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from genmeasures.tracing.geometry import MEASURED
+
+_NORMALIZATIONS = (
+    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU,
+)  # fmt: skip
+_RUNNING_STATISTICS = frozenset({"running_mean", "running_var"})
+"""Buffers that make a module a normalization, whatever its type: a frozen batch norm, for example."""
+
+_TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
+_DEPTH = 3
+_LONGEST = 10_000
+"""Nested lists and dicts that are searched for tensors: how deep, and up to which length."""
+
+_PACKED_DTYPES = frozenset(
+    {torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+)
+_PACKED_STORES = frozenset({"LinearPackedParams", "EmbeddingPackedParams", "PackedParameter"})
+"""Modules of torch.ao that hold the packed weight of the quantized layer that they are part of."""
+_PROGRAMS = frozenset({"ExportedProgram", "AOTICompiledModel", "ScriptFunction", "InferenceSession"})
+"""Objects that are no modules and have weights of their own, by type name: their packages need not be installed."""
+
+
+def not_measured(model: nn.Module, called: Set[int]) -> Iterator[tuple[str, str]]:
+    """(name, reason) of every module that has weights and was not called as a layer that can be measured.
+
+    Weights are parameters, buffers and tensors in plain attributes (also in lists and dicts), except for
+    masks, indices and single numbers; and packed weights of quantized layers. Normalization layers are
+    left out.
+
+    Args:
+        model: the model, after a forward pass.
+        called: ids of the modules that this pass called and that can be measured by their type.
+    """
+    registered = {id(module) for module in model.modules()}
+    inner = {
+        id(part)
+        for module in model.modules()
+        if isinstance(module, parametrize.ParametrizationList)
+        for part in module.modules()
+    }
+    packed = _owners_of_packed_weights(model)
+    scripted: list[str] = []
+    for name, module in model.named_modules():
+        if id(module) in inner or _is_store(module):
+            continue  # part of the layer whose weight it makes or keeps
+        shown = name or "(model)"
+        if isinstance(module, torch.jit.ScriptModule):
+            own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
+            if own or not any(name.startswith(f"{root}.") for root in scripted):
+                yield shown, "it is a TorchScript module, whose layers cannot be read: give the module it was made from"
+            scripted.append(name)
+            continue
+        yield from _unregistered(shown, module, registered)
+        if isinstance(module, MEASURED):
+            if id(module) not in called:
+                yield shown, "it was never called in the forward pass"
+        elif name in packed:
+            yield (
+                shown,
+                (
+                    f"layers of type {type(module).__name__} ({type(module).__module__.partition('.modules')[0]}) hold "
+                    "quantized weights, which are not measured: give the model as it was before quantization"
+                ),
+            )
+        elif not isinstance(module, _NORMALIZATIONS):
+            own_weights = _described(module)
+            if own_weights:
+                kind = parametrize.type_before_parametrizations(module).__name__
+                yield shown, f"layers of type {kind} are not measured ({own_weights})"
+
+
+def _is_store(module: nn.Module) -> bool:
+    return type(module).__name__ in _PACKED_STORES and type(module).__module__.startswith("torch.ao.")
+
+
+def _owners_of_packed_weights(model: nn.Module) -> frozenset[str]:
+    """Names of the modules whose packed weights are in themselves or in a module made to hold them."""
+    named = dict(model.named_modules())
+    owners = set()
+    for name, module in named.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        if not any(isinstance(value, torch.ScriptObject) for _, value in _attributes(module)):
+            continue
+        while _is_store(named[name]) or isinstance(named[name], nn.ModuleList):
+            name = name.rpartition(".")[0]
+        owners.add(name)
+    return frozenset(owners)
+
+
+def _described(module: nn.Module) -> str:
+    """The weights of a module that is no layer by itself, in words: "parameters w, b; buffers scale"; "" for none."""
+    parameters = [name for name, _ in module.named_parameters(recurse=False)]
+    if isinstance(parametrized := getattr(module, "parametrizations", None), nn.ModuleDict):
+        parameters = [*parametrized, *parameters]
+    buffers = dict(module.named_buffers(recurse=False))
+    if buffers.keys() >= _RUNNING_STATISTICS:
+        buffers = {}
+    if type(module).__module__.startswith("torch.ao.quantization."):
+        buffers = {}  # what observers have seen
+    attributes = dict(_attributes(module))
+    found = {
+        "parameters": parameters,
+        "buffers": [name for name, buffer in buffers.items() if _may_be_weight(buffer)],
+        "attributes": [
+            name
+            for name, value in attributes.items()
+            if (isinstance(value, Tensor) and _may_be_weight(value)) or type(value).__name__ in _PROGRAMS
+        ],
+    }
+    return "; ".join(
+        f"{kind} {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" for kind, names in found.items() if names
+    )
+
+
+def _may_be_weight(tensor: Tensor) -> bool:
+    """Whether a tensor that is not registered as a parameter can be a weight: it is no mask, index or single number."""
+    if isinstance(tensor, nn.Parameter) or tensor.requires_grad or tensor.is_quantized:
+        return True
+    if tensor.numel() < 2:
+        return False
+    if tensor.dtype in _PACKED_DTYPES or tensor.is_complex():
+        return True
+    if not tensor.is_floating_point():
+        return False
+    # A mask has two values, 0 and -inf for one; a constant tensor has one.
+    return not bool(((tensor == tensor.min()) | (tensor == tensor.max())).all())
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and values of a module's plain attributes, those in lists, tuples and dicts too: "heads[0]"."""
+    for name, value in vars(module).items():
+        if name not in _TORCH_ATTRIBUTES:
+            yield from _flat(name, value, _DEPTH)
+
+
+def _flat(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, list | tuple | dict):
+        yield name, value
+    elif depth and len(value) <= _LONGEST:
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(f"{name}[{key!r}]", one, depth - 1)
+
+
+def _unregistered(name: str, module: nn.Module, registered: Set[int]) -> Iterator[tuple[str, str]]:
+    """Modules in plain attributes of a module: torch does not know them."""
+    for attribute, value in _attributes(module):
+        if not isinstance(value, nn.Module) or id(value) in registered:
+            continue
+        if next(value.parameters(), None) is not None or next(value.buffers(), None) is not None:
+            place = attribute if name == "(model)" else f"{name}.{attribute}"
+            yield (
+                place,
+                (
+                    "it is held in a plain list or dict, so that torch does not count it among the model's modules: "
+                    "hold it in an nn.ModuleList or nn.ModuleDict"
+                ),
+            )
