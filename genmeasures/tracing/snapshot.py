@@ -48,13 +48,16 @@ def keep(model: nn.Module, device: torch.device, undo: ExitStack) -> None:
     Not seen: what is held by closures, by caches of functions, by objects of the standard library or of
     C++, and what lies beyond the limits at the head of this module.
     """
-    _Keeper(model, device, undo).run()
+    keeper = _Keeper(model, device)
+    undo.callback(keeper.restore)
+    keeper.keep()
 
 
 class _Keeper:
-    def __init__(self, model: nn.Module, device: torch.device, undo: ExitStack) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model = model
-        self._undo = undo
+        self._notes: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        """What puts things back, with its arguments."""
         self._device = device
         self._registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._seen: dict[int, object] = {}
@@ -67,7 +70,19 @@ class _Keeper:
         """By the id of a tensor made in inference mode, what stands in for it."""
         self._content_bytes = _CONTENT_BYTES
 
-    def run(self) -> None:
+    def restore(self) -> None:
+        """Put everything back, whatever fails or interrupts in between; the first error is raised in the end."""
+        failure: BaseException | None = None
+        for restore, arguments in reversed(self._notes):
+            try:
+                restore(*arguments)
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def keep(self) -> None:
+        """Look at everything that can be reached, note how it is put back, and make the copies that are run on."""
         for module in self._model.modules():
             self._look(module)
         # A scripted module's are in C++, where its attributes do not lead.
@@ -81,6 +96,9 @@ class _Keeper:
             for place, value in list(kind.items(container) if issubclass(kind, dict) else enumerate(container)):
                 kind.__setitem__(container, place, self._without_inference(value))
 
+    def _note(self, restore: Callable[..., object], *arguments: Any) -> None:
+        self._notes.append((restore, arguments))
+
     def _look_at(self, values: Iterable[object]) -> None:
         for value in values:
             self._look(value)
@@ -91,7 +109,9 @@ class _Keeper:
             self._waiting.append(value)
 
     def _keep(self, value: object) -> None:
-        if isinstance(value, Tensor):
+        if type(value) in _CONTAINERS:  # by far the most, and quickly told
+            self._keep_container(value)
+        elif isinstance(value, Tensor):
             self._keep_tensor(value)
         elif isinstance(value, nn.Module):
             self._keep_module(value)
@@ -100,13 +120,13 @@ class _Keeper:
         elif isinstance(value, np.ndarray):
             self._keep_array(value)
         elif isinstance(value, torch.Generator):
-            self._undo.callback(value.set_state, value.get_state())
+            self._note(value.set_state, value.get_state())
         elif isinstance(value, random.Random):
-            self._undo.callback(value.setstate, value.getstate())
+            self._note(value.setstate, value.getstate())
         elif isinstance(value, np.random.Generator):
-            self._undo.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
+            self._note(setattr, value.bit_generator, "state", value.bit_generator.state)
         elif isinstance(value, np.random.RandomState):
-            self._undo.callback(value.set_state, value.get_state())
+            self._note(value.set_state, value.get_state())
         else:
             if isinstance(value, dict | list | set | deque):
                 self._keep_container(value)
@@ -114,14 +134,14 @@ class _Keeper:
                 self._keep_attributes(value)
 
     def _keep_module(self, module: nn.Module) -> None:
-        self._undo.callback(_restore_module, module, type(module), module.training)
+        self._note(_restore_module, module, type(module), module.training)
         self._keep_container(vars(module))
         for own in type(module).__mro__:
             if own is nn.Module:
                 break
             if not _is_foreign(own) and id(own) not in self._seen:
                 self._seen[id(own)] = own
-                self._undo.callback(_restore_class, own, dict(vars(own)))
+                self._note(_restore_class, own, dict(vars(own)))
                 held = (value for name, value in vars(own).items() if not name.startswith("__"))
                 self._look_at(value for value in held if isinstance(value, dict | list | set | deque | Tensor))
 
@@ -132,17 +152,19 @@ class _Keeper:
         slots = [slot for one in type(value).__mro__ for slot in _slots(one)]
         if slots:
             before = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
-            self._undo.callback(_restore_slots, value, slots, before)
+            self._note(_restore_slots, value, slots, before)
             self._look_at(before.values())
 
     def _keep_container(self, container: Any) -> None:
         kind, restore = _containers(container)
         elements = list(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))
-        self._undo.callback(restore, container, elements)
-        if not isinstance(container, set):
+        self._notes.append((restore, (container, elements)))
+        if not elements:  # most are: modules have a dozen empty containers of hooks
+            return
+        if kind is not set:
             self._containers.append(container)
         if len(elements) <= _ELEMENTS:
-            self._look_at((value for _, value in elements) if issubclass(kind, dict) else elements)
+            self._look_at([value for _, value in elements] if issubclass(kind, dict) else elements)
 
     def _keep_tensor(self, tensor: Tensor) -> None:
         self._keep_container(tensor.__dict__)
@@ -158,15 +180,15 @@ class _Keeper:
                 self._copied.append(tensor)
         elif self._affords(tensor.nbytes, registered):
             content = tensor.detach().clone()
-        self._undo.callback(_restore_tensor, tensor, tensor.data, content, tensor.is_leaf, tensor.requires_grad)
+        self._note(_restore_tensor, tensor, tensor.data, content, tensor.is_leaf, tensor.requires_grad)
         for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
             hooks = getattr(tensor, name)
             if hooks is None:
-                self._undo.callback(_remove_hooks, tensor, name)
+                self._note(_remove_hooks, tensor, name)
             else:
                 self._keep_container(hooks)
         if tensor.is_leaf:
-            self._undo.callback(setattr, tensor, "grad", tensor.grad)
+            self._note(setattr, tensor, "grad", tensor.grad)
             tensor.grad = None
 
     def _stand_in(self, tensor: Tensor) -> None:
@@ -184,7 +206,7 @@ class _Keeper:
 
     def _keep_array(self, array: np.ndarray[Any, Any]) -> None:
         if not array.dtype.hasobject and array.flags.writeable and self._affords(array.nbytes, False):
-            self._undo.callback(_restore_array, array, array.copy())
+            self._note(_restore_array, array, array.copy())
 
     def _affords(self, size: int, registered: bool) -> bool:
         if not registered:
@@ -192,6 +214,7 @@ class _Keeper:
         return registered or self._content_bytes >= 0
 
 
+_CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type, type(None), torch.dtype, torch.device, torch.Size})
 
 
@@ -240,6 +263,8 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _restore_dict(container: dict[Any, Any], before: list[tuple[Any, Any]]) -> None:
+    if not before and not container:
+        return
     kind = OrderedDict if isinstance(container, OrderedDict) else dict
     now = list(kind.items(container))
     if len(now) != len(before) or any(a is not c or b is not d for (a, b), (c, d) in zip(now, before, strict=True)):

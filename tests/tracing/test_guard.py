@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
+import genmeasures
 from genmeasures.errors import ModelError
 from genmeasures.tracing import tapped, trace
 from genmeasures.tracing.guard import undisturbed
@@ -246,3 +251,347 @@ def test_values_that_are_not_there_are_refused_by_name(make: Callable[[], nn.Mod
 def test_a_model_without_parameters_passes() -> None:
     with undisturbed(nn.Sequential(nn.ReLU(), nn.Flatten()), CPU):
         pass
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_buffers_that_are_not_learned_may_be_infinite(value: float) -> None:
+    model = net()
+    model.calls.fill_(value)
+    model.register_buffer("attn_mask", torch.full((3, 3), value).triu(1))
+    with undisturbed(model, CPU):
+        model(INPUTS)
+
+
+@pytest.mark.parametrize("name", ["running_mean", "norm_running_std", "moving_variance"])
+def test_statistics_are_known_by_name(name: str) -> None:
+    model = net()
+    model.head.register_buffer(name, torch.tensor([1.0, torch.inf]))
+    with pytest.raises(ModelError, match=rf"1 of 2 values of head\.{name} are NaN or infinite"):
+        undisturbed(model, CPU).__enter__()
+
+
+# What modules keep of a forward pass -----------------------------------------------------------------------------
+
+
+class Notes:
+    """A plain object that a module holds."""
+
+    def __init__(self) -> None:
+        self.cache: dict[int, Tensor] = {}
+        self.count = 0
+
+
+class Slots:
+    __slots__ = ("count", "kept")
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Keeps(nn.Module):
+    """A layer of eight features that does something to itself whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        self.keep(y)
+        return y
+
+    def keep(self, y: Tensor) -> None:
+        raise NotImplementedError
+
+
+class Attributes(Keeps):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flag, self.kept, self.notes, self.slots = False, None, Notes(), Slots()
+
+    def keep(self, y: Tensor) -> None:
+        self.flag, self.kept, self.more = True, y, y
+        self.notes.cache[len(y)], self.notes.count = y, self.notes.count + 1
+        self.slots.kept, self.slots.count = y, self.slots.count + 1
+
+
+class Containers(Keeps):
+    def __init__(self) -> None:
+        super().__init__()
+        self.list: list[Any] = [torch.zeros(2), {"a": [torch.zeros(2)]}]
+        self.ordered = collections.OrderedDict(a=1, b=2)
+        self.queue: collections.deque[Any] = collections.deque([1, 2], maxlen=2)
+        self.set, self.space, self.pair = {1}, types.SimpleNamespace(x=None), (torch.zeros(2), [0])
+
+    def keep(self, y: Tensor) -> None:
+        self.list[0].add_(1)
+        self.list[1]["a"].append(y)
+        self.list[1]["a"][0].data.fill_(3)
+        self.ordered.move_to_end("a")
+        self.queue.append(y)
+        self.set.add(2)
+        self.space.x = y
+        self.pair[0].fill_(1)
+        self.pair[1].clear()
+
+
+class States(Keeps):
+    """Random generators and arrays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator, self.numpy = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        self.array = np.zeros(3)
+
+    def keep(self, y: Tensor) -> None:
+        torch.rand(1, generator=self.generator)
+        self.array += self.numpy.random()
+
+
+class Parts(Keeps):
+    """Registers all that can be registered, and takes away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone = nn.Linear(2, 2)
+        self.handle = self.linear.register_forward_pre_hook(lambda *_: None)
+
+    def keep(self, y: Tensor) -> None:
+        if hasattr(self, "gone"):
+            del self.gone
+            self.handle.remove()
+            self.register_buffer("table", torch.ones(2))
+            self.register_parameter("scale", nn.Parameter(torch.ones(2)))
+            self.extra = nn.Linear(2, 2)
+            self.linear.register_forward_hook(lambda *_: None)
+            self.linear.weight.register_hook(lambda grad: grad * 0)
+            self.linear.bias.requires_grad_(False)
+            self.linear.bias.note = "seen"  # type: ignore[attr-defined]
+
+
+class Values(Keeps):
+    """Parameters are set from the first batch, each in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.four = (nn.Parameter(torch.ones(8)) for _ in range(4))
+        self.unregistered = [nn.Linear(2, 2)]
+
+    def keep(self, y: Tensor) -> None:
+        self.one.data.copy_(y.detach().std(0))
+        self.two.data = torch.zeros(4)
+        with torch.no_grad():
+            self.three.detach().numpy()[:] = 7
+            self.four.mul_(1.5)
+            self.unregistered[0].weight.zero_()
+
+
+class Parametrizes(Keeps):
+    """The class of a parametrized module is another one."""
+
+    def keep(self, y: Tensor) -> None:
+        if not parametrize.is_parametrized(self.linear):
+            parametrizations.weight_norm(self.linear)
+
+
+class Shared(Keeps):
+    """Keeps things in its class."""
+
+    tables: ClassVar[dict[int, Tensor]] = {}
+    ready = False
+
+    def keep(self, y: Tensor) -> None:
+        Shared.tables[len(y)], Shared.ready = y, True
+
+
+class Grows(Keeps):
+    """A buffer becomes part of the graph, and parameters get gradients, in the forward pass itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def keep(self, y: Tensor) -> None:
+        with torch.enable_grad():
+            z = self.linear(torch.ones(1, 8)).square().sum()
+            z.backward()
+            self.mean = self.mean.mul_(0.9).add_(self.linear.weight.sum(0))
+
+
+KEEPING = [Attributes, Containers, States, Parts, Values, Parametrizes, Shared, Grows]
+
+
+def seen(value: Any, known: dict[int, Any]) -> Any:
+    """All that can be reached from a value, with identities and contents: written apart from the guard's own way."""
+    if value is None or isinstance(value, bool | int | float | str | type):
+        return value
+    if id(value) in known:
+        return known[id(value)][0]
+    known[id(value)] = (f"object {len(known)}", value)
+    if isinstance(value, Tensor):
+        own = (id(value), value.is_leaf, value.requires_grad, value.is_inference(), value.stride(), value.data_ptr())
+        hooks = len(value._backward_hooks or ())
+        return [
+            own,
+            hooks,
+            value.detach().clone(),
+            seen(value.grad if value.is_leaf else None, known),
+            dict(vars(value)),
+        ]
+    if isinstance(value, dict):
+        return [(str(key), seen(one, known)) for key, one in value.items()]
+    if isinstance(value, list | tuple | collections.deque):
+        return [type(value), *(seen(one, known) for one in value)]
+    if isinstance(value, set):
+        return sorted(value, key=str)
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Slots):
+        return [value.count, seen(getattr(value, "kept", None), known)]
+    parts: list[Any] = [type(value), seen(getattr(value, "__dict__", None), known)]
+    if isinstance(value, Shared):
+        parts.append([seen(dict(Shared.tables), known), Shared.ready])
+    return parts
+
+
+def wrapped(kind: type[Keeps]) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), kind(), nn.Linear(8, 4))
+    model(torch.ones(2, 8)).sum().backward() if kind is Values else None
+    return model
+
+
+ROWS = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", KEEPING)
+def test_what_modules_keep_is_put_back(kind: type[Keeps], error: type[BaseException] | None) -> None:
+    model = wrapped(kind)
+    model[1].linear.weight.grad = torch.ones(8, 8)
+    before = seen(model, {})
+    with contextlib.suppress(ZeroDivisionError, KeyboardInterrupt), undisturbed(model, CPU):
+        model(ROWS)
+        assert not equal(seen(model, {}), before)  # or nothing is told by what follows
+        if error is not None:
+            raise error
+    assert equal(seen(model, {}), before)
+    model.train()(ROWS)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("kind", [Attributes, Containers, Parts, Values, Shared])
+def test_a_model_trains_after_it_was_measured(kind: type[Keeps], inference: bool) -> None:
+    model = wrapped(kind)
+    before = seen(model, {})
+    with torch.inference_mode(inference):
+        genmeasures.measure([model], (ROWS, torch.arange(24) % 3), (ROWS, torch.arange(24) % 3))
+    assert equal(seen(model, {}), before)
+    model.zero_grad()
+    model(ROWS).square().sum().backward()
+    assert model[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("kind", [Attributes, Containers])
+def test_plain_copies_stand_in_for_what_was_made_in_inference_mode(kind: type[Keeps]) -> None:
+    with torch.inference_mode():
+        model = wrapped(kind)
+    before = seen(model, {})
+    with undisturbed(model, CPU):
+        assert not any(parameter.is_inference() for parameter in model.parameters())
+        model(ROWS.clone().requires_grad_()).sum().backward()
+    assert equal(seen(model, {}), before)
+
+
+def test_memory_that_parameters_share_stays_shared() -> None:
+    flat = torch.arange(20.0)
+    model = nn.Linear(4, 4)
+    model.weight.data, model.bias.data = flat[:16].view(4, 4), flat[16:]
+    own = [parameter.data_ptr() for parameter in model.parameters()]
+    small = nn.Parameter(torch.zeros(1000)[:2])
+    model.register_parameter("small", small)
+    with undisturbed(model, CPU):
+        made = [model.weight.data_ptr(), model.bias.data_ptr()]
+        assert made != own
+        assert made[1] - made[0] == own[1] - own[0]
+        assert small.untyped_storage().nbytes() == 8  # not all of the thousand
+        torch.testing.assert_close(model.bias.detach(), flat[16:], rtol=0, atol=0)
+    assert [model.weight.data_ptr(), model.bias.data_ptr()] == own
+
+
+# Training mode, as modules reach it -------------------------------------------------------------------------------
+
+
+class Adapter(nn.Linear):
+    """Merges its adapter into the weight in evaluation mode, as LoRA layers do; going back rounds."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.low = nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+        self.merged = False
+        self.changes: list[bool] = []
+
+    def train(self, mode: bool = True) -> Adapter:
+        super().train(mode)
+        self.changes.append(mode)
+        if self.merged == mode:
+            self.weight.data += -self.low if mode else self.low
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = super().forward(x)
+        return made if self.merged else made + x @ self.low.T
+
+
+class Frozen(nn.Sequential):
+    """Keeps its normalisation in evaluation mode whatever comes."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [Adapter, Frozen])
+def test_modes_are_reached_as_modules_reach_them(kind: type[nn.Module], training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(), nn.Linear(8, 2)).train(training)
+    before = seen(model, {})
+    expected = model(ROWS) if kind is Adapter else None
+    with undisturbed(model, CPU):
+        assert not any(module.training for module in model.modules())
+        if isinstance(model[0], Adapter):
+            assert model[0].merged
+            torch.testing.assert_close(model(ROWS), expected)
+    assert equal(seen(model, {}), before)
+
+
+def test_the_way_back_is_the_modules_own() -> None:
+    """What a module does outside of itself on the way into evaluation mode is undone by its own ``train()``."""
+    outside: list[bool] = []
+
+    class Told(nn.Linear):
+        def train(self, mode: bool = True) -> Told:
+            super().train(mode)
+            outside.append(mode)
+            return self
+
+    model = nn.Sequential(Told(2, 2))
+    outside.clear()
+    with undisturbed(model, CPU):
+        assert outside == [False]
+    assert outside == [False, True]
+    model.eval()
+    outside.clear()
+    with undisturbed(model, CPU):  # as its owner put it into evaluation mode
+        pass
+    assert outside == []
