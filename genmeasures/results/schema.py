@@ -8,6 +8,27 @@ import xarray as xr
 STATUS = "_status"
 """Suffix of the variable that says why a value is what it is."""
 
+LAYERS_USED = "_layers_used"
+"""Suffix of the variable of an aggregated result that says how many layers a value is made of."""
+
+MODEL_CONTENT = "model_content"
+"""Coordinate: a hash of what each model is, whatever the settings; "" where it is not known."""
+
+MODEL_KEY = "model_key"
+"""Coordinate: a hash of everything that each model's values depend on; "" where it is not known."""
+
+MODEL_NAME = "model_name"
+"""Coordinate of merged results: what each model is called in its task."""
+
+MODEL_TASK = "model_task"
+"""Coordinate of merged results: the label of each model's task."""
+
+MODEL_TASK_ID = "model_task_id"
+"""Coordinate of merged results: the identity of each model's task; "" where it is not known."""
+
+RESERVED = frozenset({MODEL_CONTENT, MODEL_KEY, MODEL_NAME, MODEL_TASK, MODEL_TASK_ID})
+"""Coordinates that are added to results later on."""
+
 
 def measure_variables(ds: xr.Dataset) -> list[str]:
     """Names of the measure variables of a result, in the order of the dataset.
