@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import xarray as xr
+import yaml
+
+from genmeasures.errors import ResultError
 
 STATUS = "_status"
 """Suffix of the variable that says why a value is what it is."""
@@ -43,3 +49,25 @@ def measure_variables(ds: xr.Dataset) -> list[str]:
         and set(variable.dims) in ({"model"}, {"model", "layer"})
         and f"{name}{STATUS}" in ds.data_vars
     ]
+
+
+def settings_of(ds: xr.Dataset, path: Path) -> dict[str, Any]:
+    """How a result was measured: measures, extractor, layers and seed.
+
+    Args:
+        ds: a result; without the attribute ``settings``, as of a table of another program, nothing is known.
+        path: its file, for the error.
+
+    Returns:
+        Values by name, as they stand in the attribute ``settings``.
+
+    Raises:
+        ResultError: the attribute is not what a run writes.
+    """
+    try:
+        settings = yaml.safe_load(str(ds.attrs.get("settings", ""))) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ResultError(f"cannot read the result {path}: its settings are not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ResultError(f"cannot read the result {path}: its settings are {type(settings).__name__}, not a mapping")
+    return settings

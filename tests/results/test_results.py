@@ -469,11 +469,11 @@ def test_a_model_measured_twice_is_left_out_and_named(tmp_path: Path, collected:
     write(tmp_path / "2.nc", "b", "c", "a")
     found = collected()
     (merged,) = found.files.values()
-    assert merged["model"].values.tolist() == ["a", "b"]
-    (problem,) = found.problems
-    assert "2.nc" in problem
-    assert "1.nc" in problem
-    assert "model b and 1 more" in problem
+    assert merged["model"].values.tolist() == ["a", "b", "c"]
+    assert found.problems == []
+    (remark,) = found.remarks
+    assert remark.startswith(f"{tmp_path / '2.nc'}: model b and 1 more already measured")
+    assert f"{tmp_path / '1.nc'}; left out" in remark
 
 
 def test_other_settings_stand_apart(tmp_path: Path, collected: Callable[[], Any]) -> None:
