@@ -39,3 +39,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f" ({hint}known: {', '.join(names) or 'none'})"
+
+
+def shown(text: str) -> str:
+    r"""Return a text as a terminal can show it: control characters and the like are escaped.
+
+    Example:
+        >>> print(shown("net\n1\x1b[31m"))
+        net\n1\x1b[31m
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -19,11 +19,18 @@ from genmeasures.errors import ResultError
 from genmeasures.files import remove_stale_temporaries, write_atomically
 from genmeasures.results.build import combine
 from genmeasures.results.models import ModelResults, distinct_names, models_of
-from genmeasures.results.schema import MODEL_NAME, MODEL_TASK, MODEL_TASK_ID, measure_variables, settings_of
+from genmeasures.results.schema import (
+    MODEL_NAME,
+    MODEL_TASK,
+    MODEL_TASK_ID,
+    SOURCES,
+    hparams_of,
+    is_merged,
+    measure_variables,
+    settings_of,
+)
 from genmeasures.results.store import load, save
 
-_SOURCES = "sources"
-"""Attribute of merged results: the files that they were made of (JSON)."""
 _HOUR = 60 * 60
 _EXAMPLES = 3
 """How many names a line lists before it stops."""
@@ -72,7 +79,7 @@ def collect(folder: Path, output: Path) -> Collected:
     collected = Collected()
     remove_stale_temporaries(output)
     files = _read(_result_files(folder, collected.problems), collected.problems)
-    originals = [file for file in files if _SOURCES not in file.ds.attrs]
+    originals = [file for file in files if not is_merged(file.ds)]
     groups: dict[str, list[_File]] = {}
     for file in originals or files:
         groups.setdefault(file.way, []).append(file)
@@ -83,7 +90,7 @@ def collect(folder: Path, output: Path) -> Collected:
         if merged is not None:
             path = output / f"collected-{name}.nc"
             collected.files[path] = merged
-            settings[path] = members[0].settings
+            settings[path] = settings_of(members[0].ds)
     if originals:
         _say_left_out([file for file in files if file not in originals], originals, collected)
     for path, ds in collected.files.items():
@@ -99,8 +106,6 @@ class _File:
     path: Path
     ds: xr.Dataset
     models: list[ModelResults]
-    settings: dict[str, Any]
-    hparams: list[str]
 
     @property
     def way(self) -> str:
@@ -114,8 +119,7 @@ def _read(paths: Iterable[Path], problems: list[str]) -> list[_File]:
     for path in paths:
         try:
             ds = load(path)
-            hparams = json.loads(ds.attrs.get("hparams", "[]"))
-            files.append(_File(path, ds, models_of(path, ds), settings_of(ds, path), [str(name) for name in hparams]))
+            files.append(_File(path, ds, models_of(path, ds)))
         except ResultError as error:
             problems.append(f"{error}; left out")
         except Exception as error:  # whoever wrote it can have put anything into it
@@ -158,8 +162,8 @@ def _merged(members: Sequence[_File], folder: Path, collected: Collected) -> xr.
     datasets = [_part(file, names) for file in used]
     attrs = _attrs(datasets)
     attrs["task"] = ", ".join(dict.fromkeys(model.task for model in kept))
-    attrs["hparams"] = json.dumps(list(dict.fromkeys(name for file in used for name in file.hparams)))
-    attrs[_SOURCES] = json.dumps([file.path.relative_to(folder).as_posix() for file in used])
+    attrs["hparams"] = json.dumps(list(dict.fromkeys(name for file in used for name in hparams_of(file.ds))))
+    attrs[SOURCES] = json.dumps([file.path.relative_to(folder).as_posix() for file in used])
     try:
         return combine(datasets, attrs)
     except Exception as error:  # files with a right checksum that no run wrote can differ in any way

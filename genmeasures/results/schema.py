@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ MODEL_TASK = "model_task"
 MODEL_TASK_ID = "model_task_id"
 """Coordinate of merged results: the identity of each model's task; "" where it is not known."""
 
+SOURCES = "sources"
+"""Attribute of merged results alone: the files that they were made of (JSON)."""
+
 RESERVED = frozenset({MODEL_CONTENT, MODEL_KEY, MODEL_NAME, MODEL_TASK, MODEL_TASK_ID})
 """Coordinates that are added to results later on."""
 
@@ -51,23 +54,39 @@ def measure_variables(ds: xr.Dataset) -> list[str]:
     ]
 
 
-def settings_of(ds: xr.Dataset, path: Path) -> dict[str, Any]:
-    """How a result was measured: measures, extractor, layers and seed.
+def is_merged(ds: xr.Dataset) -> bool:
+    """Whether a result was merged from others."""
+    return SOURCES in ds.attrs
 
-    Args:
-        ds: a result; without the attribute ``settings``, as of a table of another program, nothing is known.
-        path: its file, for the error.
 
-    Returns:
-        Values by name, as they stand in the attribute ``settings``.
+def hparams_of(ds: xr.Dataset) -> list[str]:
+    """Names of the hyper-parameters of a result. Raises ResultError if its attribute ``hparams`` is no JSON list."""
+    try:
+        names = json.loads(str(ds.attrs.get("hparams", "[]")))
+    except ValueError as error:
+        raise ResultError(f"its attribute hparams is not JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ResultError("its attribute hparams is no list of names")
+    return names
 
-    Raises:
-        ResultError: the attribute is not what a run writes.
+
+def settings_of(ds: xr.Dataset) -> dict[str, Any]:
+    """How a result was measured: measures, extractor, layers and seed, as its attribute ``settings`` says.
+
+    Empty where a result does not say. Raises ResultError if the attribute is no YAML mapping.
     """
     try:
         settings = yaml.safe_load(str(ds.attrs.get("settings", ""))) or {}
     except (yaml.YAMLError, ValueError) as error:
-        raise ResultError(f"cannot read the result {path}: its settings are not YAML: {error}") from error
+        raise ResultError(f"its attribute settings is not YAML: {error}") from error
     if not isinstance(settings, dict):
-        raise ResultError(f"cannot read the result {path}: its settings are {type(settings).__name__}, not a mapping")
+        raise ResultError("its attribute settings is no mapping")
     return settings
+
+
+def check(ds: xr.Dataset) -> None:
+    """Raise ResultError unless a dataset has what all who read results rely on."""
+    if "model" not in ds.coords or ds["model"].dims != ("model",) or not ds.sizes["model"]:
+        raise ResultError("it names no models")
+    hparams_of(ds)
+    settings_of(ds)

@@ -15,11 +15,13 @@ import re
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from genmeasures.errors import ResultError
 from genmeasures.files import write_atomically
 from genmeasures.results.escape import decoded, encoded
+from genmeasures.results.schema import check
 
 SCHEMA_VERSION = 2
 
@@ -101,13 +103,15 @@ def load(path: str | Path) -> xr.Dataset:
     except Exception as error:  # a file with a right checksum that is no result can fail in any way
         raise ResultError(f"cannot read the result {path}: {type(error).__name__}: {error}") from error
     version = ds.attrs.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if not np.isscalar(version) or version != SCHEMA_VERSION:
         raise ResultError(
             f"{path} is no result of this version of genmeasures (schema {version}, expected {SCHEMA_VERSION}): "
             "measure again"
         )
-    if "model" not in ds.coords or ds["model"].dims != ("model",) or not ds.sizes["model"]:
-        raise ResultError(f"{path} is no result: it names no models")
+    try:
+        check(ds)
+    except ResultError as error:
+        raise ResultError(f"{path} is no result: {error}") from error
     for name in ds.variables:
         if ds[name].dtype.kind in "UST":
             ds[name] = ds[name].astype(object)
