@@ -42,10 +42,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shown(text: str) -> str:
-    r"""Return a text as a terminal can show it: control characters and the like are escaped.
+    """A text on one line, with what a terminal would act upon escaped: line ends, control characters, surrogates.
 
     Example:
-        >>> print(shown("net\n1\x1b[31m"))
-        net\n1\x1b[31m
+        >>> shown("net\\n1 modèle")
+        'net\\\\n1 modèle'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """A message on one line, its control characters escaped.
+
+    Example:
+        >>> one_line("it failed:\\n  no weights")
+        'it failed: no weights'
+    """
+    return shown(" ".join(text.split()))

@@ -89,18 +89,17 @@ def _percent(text: str) -> str:
 
 
 def _with_texts(ds: xr.Dataset, change: Callable[[str], str]) -> xr.Dataset:
-    """A copy in which every text among the values and attributes went through ``change``."""
-    ds = ds.copy()
-    ds.attrs = _attrs(ds.attrs, change)
-    for name in ds.variables:
-        variable = ds[name].variable
+    """A dataset in which every text among the values and attributes went through ``change``."""
+    made = {}
+    for name, variable in ds.variables.items():
         values = variable.values
         if values.dtype.kind in "OUT":
-            values = np.array([change(v) if isinstance(v, str) else v for v in values.flat], dtype=object)
-            values = values.reshape(variable.shape)
-        changed = xr.Variable(variable.dims, values, _attrs(variable.attrs, change))
-        ds = ds.assign_coords({name: changed}) if name in ds.coords else ds.assign({name: changed})
-    return ds
+            changed = np.empty(values.shape, dtype=object)
+            changed.flat = [change(value) if isinstance(value, str) else value for value in values.flat]
+            values = changed
+        made[name] = xr.Variable(variable.dims, values, _attrs(variable.attrs, change))
+    coords = {name: made.pop(name) for name in ds.coords}
+    return xr.Dataset(made, coords, _attrs(ds.attrs, change))
 
 
 def _attrs(attrs: Mapping[Any, Any], change: Callable[[str], str]) -> dict[Any, Any]:

@@ -50,14 +50,16 @@ class ModelResults:
 
     def is_same(self, other: ModelResults) -> bool:
         """Whether both are results of one model, measured once or twice."""
-        known = self.task_id and other.task_id
-        task = self.task_id == other.task_id if known else self.task == other.task
+        identified = bool(self.task_id and other.task_id)
+        task = self.task_id == other.task_id if identified else self.task == other.task
         if not task or self.name != other.name:
             return False
         if self.content and other.content:
             return self.content == other.content
-        # What is not known can only be compared. A model that failed has no values, and often no content.
-        return self._is_known_as(other) and (self.measured != other.measured or self._has_equal_layers(other))
+        # What is not known can only be compared. A model that failed often has no content, and no values.
+        if not (self.measured and other.measured):
+            return identified or self._is_known_as(other)
+        return self.has_values_of(other)
 
     def has_values_of(self, other: ModelResults) -> bool:
         """Whether both have equal values, but for rounding, and are known to be alike."""
