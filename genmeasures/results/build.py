@@ -175,16 +175,17 @@ def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Data
 def _alike(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     """The same with each coordinate either a text in all of them, or in none."""
     names = dict.fromkeys(name for ds in datasets for name in ds.coords)
-    texts = [name for name in names if _is_text([ds[name] for ds in datasets if name in ds.coords], len(datasets))]
+    found = {name: [ds.variables[name] for ds in datasets if name in ds.coords] for name in names}
+    texts = [name for name in names if _is_text(found[name], len(datasets))]
     made = []
     for ds in datasets:
-        numbers = [name for name in texts if name in ds.coords and not _holds_text(ds[name])]
-        as_text = {name: (ds[name].dims, _texts([_text(v) for v in ds[name].values])) for name in numbers}
+        numbers = {name: ds[name] for name in texts if name in ds.coords and not _holds_text(ds.variables[name])}
+        as_text = {name: (old.dims, _texts([_text(v) for v in old.values]), old.attrs) for name, old in numbers.items()}
         made.append(ds.assign_coords(as_text))
     return made
 
 
-def _is_text(arrays: Sequence[xr.DataArray], count: int) -> bool:
+def _is_text(arrays: Sequence[xr.Variable], count: int) -> bool:
     """Whether a coordinate that these of so many datasets have must be a text in all of them."""
     if any(map(_holds_text, arrays)):
         return True
@@ -195,7 +196,7 @@ def _is_text(arrays: Sequence[xr.DataArray], count: int) -> bool:
     return any(values.size and (values.max() > _EXACT or values.min() < -_EXACT) for values in whole)
 
 
-def _holds_text(array: xr.DataArray) -> bool:
+def _holds_text(array: xr.DataArray | xr.Variable) -> bool:
     return array.dtype.kind in "OUST"
 
 

@@ -94,9 +94,8 @@ def _with_texts(ds: xr.Dataset, change: Callable[[str], str]) -> xr.Dataset:
     for name, variable in ds.variables.items():
         values = variable.values
         if values.dtype.kind in "OUT":
-            changed = np.empty(values.shape, dtype=object)
-            changed.flat = [change(value) if isinstance(value, str) else value for value in values.flat]
-            values = changed
+            texts = (change(value) if isinstance(value, str) else value for value in values.flat)
+            values = np.fromiter(texts, dtype=object, count=values.size).reshape(values.shape)
         made[name] = xr.Variable(variable.dims, values, _attrs(variable.attrs, change))
     coords = {name: made.pop(name) for name in ds.coords}
     return xr.Dataset(made, coords, _attrs(ds.attrs, change))
