@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,3 +77,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """``small_disk(kib)``: a folder on a disk of its own with so many KiB left; again, and they are left on the same.
+
+    Skips where nothing can be mounted.
+    """
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+
+    def leave(kib: int) -> Path:
+        filler = disk / "filler"
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(b"\0" * shutil.disk_usage(disk).free)
+        os.truncate(filler, filler.stat().st_size - 1024 * kib)
+        return disk
+
+    try:
+        yield leave
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

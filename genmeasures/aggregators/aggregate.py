@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from genmeasures.aggregators.layers import has_layer
 from genmeasures.errors import ResultError
 from genmeasures.interfaces import Aggregator
-from genmeasures.results.schema import STATUS, measure_variables
+from genmeasures.results.schema import LAYERS_USED, STATUS, measure_variables
 
 
 def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
@@ -50,7 +50,7 @@ def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
         label = attrs.get("long_name", name)
         reduced[name] = xr.DataArray(numbers, dims="model", attrs=attrs)
         reduced[f"{name}{STATUS}"] = xr.DataArray(status, dims="model", attrs=ds[f"{name}{STATUS}"].attrs)
-        reduced[f"{name}_layers_used"] = xr.DataArray(
+        reduced[f"{name}{LAYERS_USED}"] = xr.DataArray(
             used, dims="model", attrs={"long_name": f"{label}: number of layers used", "units": "1"}
         )
     # Measures first and in their order; what else there is along the models follows.

@@ -9,19 +9,19 @@ from typing import Any
 
 import pandas as pd
 import xarray as xr
-import yaml
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 
 from genmeasures.api import aggregate, judge
+from genmeasures.cli.collect import write_table
 from genmeasures.cli.run import AT_END
 from genmeasures.errors import GenmeasuresError, OptionError, ResultError
 from genmeasures.interfaces import Aggregator
 from genmeasures.judging import published_scores, score_table
-from genmeasures.report import markdown_scores, render_scores
-from genmeasures.results import load
+from genmeasures.report import markdown_scores, print_line, render_scores
+from genmeasures.results import is_merged, load, settings_of
 from genmeasures.tasks.cache import cache_folder
 from genmeasures.tasks.pgdl.folders import find_tasks
 
@@ -51,15 +51,19 @@ def show_scores(config: DictConfig) -> None:
     folder = Path(config.output)
     scores, lines = official_scores(folder, instantiate(config.aggregator, _convert_="all"))
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        print_line(console, line)
     if scores.empty:
         return
     beside = published_scores([str(name) for name in scores.columns])
     table = score_table(pd.concat([scores, beside]))
     render_scores(table, console)
-    table.to_csv(folder / "pgdl.csv")
-    (folder / "pgdl.md").write_text(markdown_scores(table), encoding="utf-8")
-    console.print(f"table: {folder / 'pgdl.csv'}, {folder / 'pgdl.md'}", soft_wrap=True)
+    try:
+        write_table(folder / "pgdl.csv", table.to_csv())
+        write_table(folder / "pgdl.md", markdown_scores(table))
+    except ResultError as error:  # the scores are on the screen, and the results in the folder
+        print_line(console, str(error), "yellow")
+        return
+    print_line(console, f"table: {folder / 'pgdl.csv'}, {folder / 'pgdl.md'}")
 
 
 def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame, list[str]]:
@@ -75,7 +79,10 @@ def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame,
             ds = load(path)
             judged = judge(aggregate(ds, aggregator), "generalization_gap", resamples=1)
         except GenmeasuresError as error:
-            lines.append(f"{path} is left out: {error}" if not isinstance(error, ResultError) else str(error))
+            lines.append(f"{path} is left out: {error}")
+            continue
+        if is_merged(ds):
+            lines.append(f"{path} is left out: it is merged from other results")
             continue
         task = str(ds.attrs.get("task", path.stem))
         seconds = float(ds.attrs.get("seconds", 0.0)) / ds.sizes["model"]
@@ -101,5 +108,5 @@ def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame,
 
 def _way(ds: xr.Dataset) -> str:
     """How a result was measured, but for its measures: two with the same can stand in one row."""
-    settings = yaml.safe_load(str(ds.attrs.get("settings", ""))) or {}
-    return ", ".join(f"{key}={value}" for key, value in settings.items() if key != "measures" and value is not None)
+    settings = settings_of(ds).items()
+    return ", ".join(f"{key}={value}" for key, value in settings if key != "measures" and value is not None)

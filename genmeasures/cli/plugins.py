@@ -5,22 +5,27 @@ from __future__ import annotations
 import inspect
 
 from rich.console import Console
+from rich.text import Text
 
+from genmeasures.errors import shown
 from genmeasures.registry import registry
+from genmeasures.report import print_line
 
 
 def plugins_command() -> int:
     """Print the plugins; returns the exit status."""
     console = Console()
     for info in registry().plugins:
-        console.print(f"[bold]{info.name}[/bold]  {info.distribution} {info.version}")
+        console.print(
+            Text.assemble((shown(info.name), "bold"), shown(f"  {info.distribution} {info.version}")), soft_wrap=True
+        )
         if info.error:
-            console.print(f"  failed to load: {info.error}", style="red", markup=False)
+            print_line(console, f"  failed to load: {info.error}", "red")
         for kind in dict.fromkeys(kind for kind, _ in info.components):
             console.print(f"  {kind}", style="cyan")
             for component in (component for of, component in info.components if of == kind):
                 options = ", ".join(str(p) for p in _parameters(component))
-                console.print(f"    {component.name}({options})", markup=False, highlight=False, soft_wrap=True)
+                print_line(console, f"    {component.name}({options})")
     return 0
 
 

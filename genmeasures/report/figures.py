@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from genmeasures.errors import ResultError
+from genmeasures.errors import ResultError, shown
 from genmeasures.judging.correlation import is_constant, pearson
 from genmeasures.results.schema import measure_variables
 
@@ -47,7 +47,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     if not names:
         raise ResultError(f"nothing to draw in {fspath(path)}: the result has no measure variable")
     metric = str(ds.attrs.get("metric", "accuracy"))
-    label = f"test {'IoU' if metric == 'iou' else metric}"
+    label = _plain(f"test {'IoU' if metric == 'iou' else metric}")
     models = ds.sizes["model"]
     known = ds[f"test_{metric}"].values.astype(np.float64) if f"test_{metric}" in ds.coords else np.full(models, np.nan)
     shades = _shades(known)
@@ -66,8 +66,8 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
             below.remove()
             continue
         name = names[place]
-        title = textwrap.fill(str(ds[name].attrs.get("long_name", name)), 32)
-        unit = str(ds[name].attrs.get("units", "1"))
+        title = textwrap.fill(_plain(str(ds[name].attrs.get("long_name", name))), 32)
+        unit = _plain(str(ds[name].attrs.get("units", "1")))
         quantity = title if unit in ("", "1") else f"{title} [{unit}]"
         _scatter(above, aggregated[name].values.astype(np.float64), known, colors)
         above.set_xlabel(quantity)
@@ -84,6 +84,11 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
         figure.savefig(path, format="png")
     except OSError as error:
         raise ResultError(f"cannot write the figure {fspath(path)}: {error.strerror or error}") from error
+
+
+def _plain(text: str) -> str:
+    """A text in which matplotlib finds no formula."""
+    return shown(text).replace("$", r"\$")
 
 
 def _shades(known: NDArray[np.float64]) -> ScalarMappable:

@@ -16,6 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from genmeasures.errors import shown
 from genmeasures.judging.correlation import STATISTICS
 from genmeasures.results.schema import STATUS, measure_variables
 
@@ -27,6 +28,11 @@ _GRID = {"pgdl": "PGDL", "granulated_kendall": "ψ"}
 """Scores on the grid of hyper-parameters that tables show, and how they call them."""
 _REASONS = 5
 """How many reasons are told apart for one measure."""
+
+
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Print one line as it stands, whatever names are in it: no markup, no emoji, control characters escaped."""
+    console.print(Text(shown(line), style=style), soft_wrap=True)
 
 
 def render_table(judged: pd.DataFrame, console: Console) -> None:
@@ -74,7 +80,7 @@ def failures(ds: xr.Dataset) -> list[str]:
         lines.append(f"{len(names)} of {len(models)} models failed ({_list(names)}){_reason(status[failed][alike])}")
     for name in measure_variables(ds):
         lines += _undefined(ds.isel(model=~failed), name)
-    return lines
+    return [shown(line) for line in lines]
 
 
 def _undefined(ds: xr.Dataset, name: str) -> list[str]:
@@ -145,7 +151,7 @@ def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
 
 def _title(rows: pd.DataFrame, target: str) -> str:
     attrs = rows.attrs
-    parts = [f"Against {target}"]
+    parts = [f"Against {shown(target)}"]
     if "models" in attrs:
         parts.append(f"{attrs['models']} models")
     if "aggregator" in attrs:
@@ -165,15 +171,15 @@ def _cells(rows: pd.DataFrame, target: bool = False) -> tuple[list[str], list[li
     header += ["models"] + ["status"] * remarks
     body = []
     for _, row in rows.iterrows():
-        cells = [str(row["measure"])]
+        cells = [shown(str(row["measure"]))]
         if layers:
             cells.append("" if pd.isna(row["layer"]) else str(row["layer"]))
         if target:
-            cells.append(str(row["against"]))
+            cells.append(shown(str(row["against"])))
         cells += [_interval(row, name) for name in STATISTICS]
         cells += [_decimals(row[name]) if np.isfinite(row[name]) else "–" for name in grid]
         cells.append(f"{row['n']} of {row['n'] + row['excluded']}" if row["excluded"] else str(row["n"]))
-        cells += [str(row["status"])] * remarks
+        cells += [shown(str(row["status"]))] * remarks
         body.append(cells)
     return header, body
 

@@ -2,7 +2,7 @@
 
 from genmeasures.results.build import combine, model_dataset
 from genmeasures.results.collect import Collected, collect
-from genmeasures.results.schema import STATUS, measure_variables
+from genmeasures.results.schema import STATUS, is_merged, measure_variables, settings_of
 from genmeasures.results.store import SCHEMA_VERSION, load, save, writable
 
 __all__ = [
@@ -11,9 +11,11 @@ __all__ = [
     "Collected",
     "collect",
     "combine",
+    "is_merged",
     "load",
     "measure_variables",
     "model_dataset",
     "save",
+    "settings_of",
     "writable",
 ]

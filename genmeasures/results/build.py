@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +15,10 @@ from numpy.typing import NDArray
 from genmeasures.engine import ModelResult, Outcome
 from genmeasures.errors import ResultError
 from genmeasures.interfaces import Measure, TaskModel
-from genmeasures.results.schema import STATUS
+from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS
 
-_LAYER_TEXTS = ("layer_name", "layer_type", "layer_tap")
+_EXACT = 2**53
+"""Up to which float64 holds every whole number."""
 
 
 def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequence[Measure]) -> xr.Dataset:
@@ -82,16 +85,26 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
             of = tuple(dim for dim in dims if dim not in own)
             status = _texts([one.status for one in found]).reshape([sizes[dim] for dim in of])
             variables[variable.name + STATUS] = (of, status)
-    taken = {*coords, *variables, "generalization_gap"}
-    for name, value in {**model.hparams, **model.metrics}.items():
+    taken = {*coords, *variables, *RESERVED, "generalization_gap"}
+    taken |= {f"{variable.name}{LAYERS_USED}" for measure in measures for variable in measure.variables}
+    known: list[tuple[object, object]] = [*model.hparams.items(), *model.metrics.items()]
+    for name, value in known:
+        what = f"model {model.name}: "
+        if not isinstance(name, str):
+            raise ResultError(f"{what}the name of a hyper-parameter or metric is a text, not {name!r}: rename it")
         if name in taken:
-            raise ResultError(f"model {model.name}: a hyper-parameter or metric cannot be called {name!r}: rename it")
-        if not isinstance(value, str | bool | int | float | np.number | np.bool_):
+            raise ResultError(f"{what}a hyper-parameter or metric cannot be called {name!r}: rename it")
+        if name in model.hparams and name in model.metrics:
+            raise ResultError(f"{what}{name!r} is a hyper-parameter and a metric: rename one of them")
+        column = _column(value)
+        if column is None:
             raise ResultError(
-                f"model {model.name}: the hyper-parameter {name!r} must be a number, a text, true or false, not "
+                f"{what}the hyper-parameter {name!r} must be a number, a text, true or false, not "
                 f"{value!r}: leave it out where there is none"
             )
-        coords[name] = ("model", _texts([value]) if isinstance(value, str) else np.array([value]))
+        if name in model.metrics and column.dtype.kind not in "if":
+            raise ResultError(f"{what}the metric {name!r} must be a number, not {value!r}")
+        coords[name] = ("model", column)
     metric = next((name.removeprefix("train_") for name in model.metrics if name.startswith("train_")), None)
     if metric is not None and f"test_{metric}" in model.metrics:
         gap = model.metrics[f"train_{metric}"] - model.metrics[f"test_{metric}"]
@@ -111,11 +124,25 @@ def _own_sizes(outcomes: Mapping[str, Sequence[Outcome]], measures: Sequence[Mea
 
 
 def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Dataset:
-    """One dataset of all models, in the given order; layers and coordinates that a model lacks are NaN or ""."""
+    """One dataset of all models, in the given order.
+
+    Args:
+        datasets: results with dims (model, layer), of one model or more, each name once.
+        attrs: the attributes of the whole.
+
+    Returns:
+        All variables and coordinates that any of them has. Where a model lacks one it is NaN, or "" for
+        texts; whole numbers and booleans are then float64. A hyper-parameter that is a text for one model
+        is one for all, and so is one with whole numbers that float64 would have to hold and cannot.
+
+    Raises:
+        ResultError: there is nothing to combine, or two models have the same name.
+    """
     if not datasets:
         raise ResultError("there is no result to combine")
     names = [str(name) for ds in datasets for name in ds["model"].values]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counts = collections.Counter(names)
+    twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise ResultError(f"models with the same name: {', '.join(twice)}")
     datasets = _alike(datasets)
@@ -133,7 +160,7 @@ def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Data
             if name in lengths:
                 ds = ds.assign_coords({name: (name, np.arange(lengths[name]))})
                 continue
-            shape = tuple(lengths.get(str(dim), 1) for dim in like.dims)
+            shape = tuple(lengths.get(str(dim), ds.sizes["model"]) for dim in like.dims)
             empty = np.full(shape, _fill(like), dtype=object if like.dtype == object else np.float64)
             made = xr.DataArray(empty, dims=like.dims, attrs=like.attrs)
             ds = ds.assign_coords({name: made}) if name in like.coords else ds.assign({name: made})
@@ -146,18 +173,55 @@ def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Data
 
 
 def _alike(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
-    """A hyper-parameter that is a text for one model is one for all."""
-    texts = {name for ds in datasets for name in ds.coords if ds[name].dtype.kind in "OUST"}
+    """The same with each coordinate either a text in all of them, or in none."""
+    names = dict.fromkeys(name for ds in datasets for name in ds.coords)
+    found = {name: [ds.variables[name] for ds in datasets if name in ds.coords] for name in names}
+    texts = [name for name in names if _is_text(found[name], len(datasets))]
     made = []
     for ds in datasets:
-        numbers = [name for name in texts & set(ds.coords) if ds[name].dtype.kind not in "OUST"]
-        as_text = {name: (ds[name].dims, _texts([str(value) for value in ds[name].values])) for name in numbers}
+        numbers = {name: ds[name] for name in texts if name in ds.coords and not _holds_text(ds.variables[name])}
+        as_text = {name: (old.dims, _texts([_text(v) for v in old.values]), old.attrs) for name, old in numbers.items()}
         made.append(ds.assign_coords(as_text))
     return made
 
 
+def _is_text(arrays: Sequence[xr.Variable], count: int) -> bool:
+    """Whether a coordinate that these of so many datasets have must be a text in all of them."""
+    if any(map(_holds_text, arrays)):
+        return True
+    whole = [array.values for array in arrays if array.dtype.kind == "i"]
+    if len(whole) == count:
+        return False
+    # Beside a float, or a model that lacks it, whole numbers become floats.
+    return any(values.size and (values.max() > _EXACT or values.min() < -_EXACT) for values in whole)
+
+
+def _holds_text(array: xr.DataArray | xr.Variable) -> bool:
+    return array.dtype.kind in "OUST"
+
+
+def _text(value: Any) -> str:
+    """A number as a text: 64 may have become 64.0 beside a model that lacks it, and NaN is none at all."""
+    number = value.item()
+    if isinstance(number, float):
+        return "" if math.isnan(number) else str(int(number) if number.is_integer() else number)
+    return str(number)
+
+
+def _column(value: object) -> NDArray[Any] | None:
+    """What is known of a model, as text, bool, int64 or float64 (1,); None for what is none of these."""
+    if isinstance(value, bool | np.bool_):
+        return np.array([bool(value)])
+    if isinstance(value, int | np.integer):
+        number = int(value)
+        return np.array([number]) if -(2**63) <= number < 2**63 else _texts([str(number)])
+    if isinstance(value, float | np.floating):
+        return np.array([float(value)])
+    return _texts([str(value)]) if isinstance(value, str) else None
+
+
 def _fill(array: xr.DataArray) -> Any:
-    return "" if array.dtype.kind in "OUST" else np.nan
+    return "" if _holds_text(array) else np.nan
 
 
 def _texts(values: Sequence[Any]) -> NDArray[np.object_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -360,19 +361,20 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, mode: str) -> None
     if mode == "over another":
         save(combined(one("kept")), path)
     unstorable = combined(one("a")).assign(bad=("model", np.array([object()], dtype=object)))
-    with pytest.raises(Exception, match="object"):
+    with pytest.raises(ResultError, match=r"cannot write the result .*result\.nc.*object"):
         save(unstorable, path)
     assert [p.name for p in tmp_path.iterdir()] == (["result.nc"] if mode == "over another" else [])
     if mode == "over another":
         assert load(path)["model"].values.tolist() == ["kept"]
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: Any, **options: Any) -> None:
-        Path(args[1]).write_bytes(b"half of it")
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def interrupted(*args: Any) -> None:
+        assert len(list(tmp_path.iterdir())) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", interrupted)
+    monkeypatch.setattr(os, call, interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(combined(one("a")), tmp_path / "result.nc")
     assert list(tmp_path.iterdir()) == []
@@ -467,11 +469,11 @@ def test_a_model_measured_twice_is_left_out_and_named(tmp_path: Path, collected:
     write(tmp_path / "2.nc", "b", "c", "a")
     found = collected()
     (merged,) = found.files.values()
-    assert merged["model"].values.tolist() == ["a", "b"]
-    (problem,) = found.problems
-    assert "2.nc" in problem
-    assert "1.nc" in problem
-    assert "model b and 1 more" in problem
+    assert merged["model"].values.tolist() == ["a", "b", "c"]
+    assert found.problems == []
+    (remark,) = found.remarks
+    assert remark.startswith(f"{tmp_path / '2.nc'}: model b and 1 more already measured")
+    assert f"{tmp_path / '1.nc'}; left out" in remark
 
 
 def test_other_settings_stand_apart(tmp_path: Path, collected: Callable[[], Any]) -> None:
