@@ -370,6 +370,11 @@ class DataSource:
         return made
 
     @property
+    def ignored(self) -> tuple[float, ...]:
+        """The values of the targets that mean "no label"."""
+        return () if self._reading is None else self._reading.ignored
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a status says of how the targets were read, where that is not as they stand."""
         return () if self._reading is None else self._reading.notes

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genmeasures.errors import OptionError
 from genmeasures.interfaces import Split
 
 Kind: TypeAlias = Literal["integer", "continuous"]
@@ -81,6 +82,12 @@ class Reading:
             return np.uint64(0)
         text = repr((self.kind, self.argmax, self.ignored))
         return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
+
+
+def check_ignore_index(value: object) -> None:
+    """Raise OptionError unless the value is a number, NaN being one, or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
+        raise OptionError(f"ignore_index must be a number, such as 255, or null, not {value!r}")
 
 
 def is_any_of(targets: Tensor, values: tuple[float, ...]) -> Tensor:
@@ -192,6 +199,11 @@ class TargetSummary:
         most = _MOST_MASK_CLASSES if self.info.spatial else min(_MOST_CLASSES, self.inputs // _SHARE)
         return self.can_be_classes and self.distinct <= most
 
+    @property
+    def _multi_hot(self) -> bool:
+        """Whether several channels are 1, or none, where the others are 0."""
+        return self.info.channels > 1 and self.whole and self.least >= 0 and self.largest == 1 and not self.one_hot
+
     def as_classes(self) -> Reading:
         """The reading as class numbers."""
         notes = []
@@ -212,7 +224,7 @@ class TargetSummary:
         """The reading as continuous targets; ``why`` where they might be class numbers."""
         notes = [why] if why else []
         if self.info.channels > 1 and self.places:
-            if self.whole and self.least >= 0 and self.largest <= 1 and not self.one_hot:
+            if self._multi_hot:
                 notes.append("multi-hot targets were read as continuous vectors")
             elif self.soft:
                 notes.append("soft labels were read as continuous vectors")
@@ -223,8 +235,7 @@ class TargetSummary:
         if self.are_classes:
             return self.as_classes()
         if self.info.kind == "integer":
-            multi_hot = self.info.channels > 1 and self.least >= 0 and self.largest <= 1
-            return self.as_continuous() if multi_hot else Reading("integer", ignored=self.ignored)
+            return self.as_continuous() if self._multi_hot else Reading("integer", ignored=self.ignored)
         if self.info.channels == 1 and self.whole and self.places and self.distinct <= _MOST_CLASSES:
             many = "masks" if self.info.spatial else f"{self.inputs} inputs"
             return self.as_continuous(f"{_READ}continuous: {int(self.distinct)} different ones are many for {many}")
