@@ -15,7 +15,7 @@ import functools
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -374,8 +374,6 @@ class Variable:
     dims: tuple[str, ...] = ("layer",)
     """``("layer",)`` for a value a layer, ``()`` for a value a model. Of a model measure, one more dimension may
     follow, ``("layer", "kernel")`` or ``("sample",)``: for looking at, not aggregated nor judged."""
-    reads_targets: bool = False
-    """Of a model measure: whether the value depends on targets. It then says how they were read, if not as given."""
 
 
 @dataclass(frozen=True)
@@ -454,6 +452,10 @@ class FeatureMeasure(Measure, abc.ABC):
 
 class ModelMeasure(Measure, abc.ABC):
     """A measure that needs the model itself: gradients, trajectories, activation maximisation."""
+
+    def from_targets(self) -> Collection[str]:
+        """Names of the variables that depend on targets: their status says how these were read, if not as given."""
+        return ()
 
     @abc.abstractmethod
     def measure(

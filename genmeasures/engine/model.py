@@ -173,7 +173,7 @@ def _model_measure(
         values = measure.measure(model, layers, given)
         for variable in measure.variables:
             found = _outcomes(variable, values[variable.name], len(layers))
-            note = data.target_note(read) if variable.reads_targets else ""
+            note = data.target_note(read) if variable.name in measure.from_targets() else ""
             made[variable.name] = [noted(one, note) for one in found]
         return made
     except Exception as error:  # the other measures go on
