@@ -123,7 +123,7 @@ class ReceptiveFields(PatchSet):
             return self._dense().cluster_sums(self._rows - self._first, self._positions, labels, k)
         sums = labels.new_zeros((k, self._reader.geometry.patch_size), dtype=torch.float64)
         for part, patches in self._blocks():
-            sums += cluster_sums(patches, labels[part], k)
+            cluster_sums(patches, labels[part], k, out=sums)
         return sums
 
     def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:
