@@ -37,6 +37,7 @@ def measure(
     batch_size: int = 128,
     keep: str | Path | None = None,
     tile: int | Sequence[int] | None = None,
+    ignore_index: float | None = None,
 ) -> xr.Dataset:
     """Measure trained networks layer by layer.
 
@@ -48,6 +49,9 @@ def measure(
     every model's result as soon as it is there, for a run that is broken off and made again.
     tile: runs inputs by tiles of this size, of all spatial axes or of each, where their activations
     would not fit into memory; what a tile reads beside it is found and added, and no value changes.
+    ignore_index: the target that means "no label", such as 255; pixels, or inputs, that have it are
+    left out where labels are read. None takes the task's. How targets are read, and which notes
+    the statuses have of it: :func:`genmeasures.data.targets.settle`.
 
     Floating-point inputs are read as float32 and come to each model in the type of its parameters (of
     the first layer that runs, where these differ); integers stay as they are. Features are float32.
@@ -66,6 +70,7 @@ def measure(
         attrs = {"task": repr(models), "metric": models.metric}
         train = models.data("train") if train is None else train
         test = models.data("test") if test is None else test
+        ignore_index = models.ignore_index if ignore_index is None else ignore_index
     else:
         task_models = _named(models)
     run = Run(
@@ -83,6 +88,7 @@ def measure(
         batch_size=batch_size,
         keep=None if keep is None else Path(keep),
         tile=tile,
+        ignore_index=ignore_index,
     )
     return run.measure(attrs)
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import abc
 import copy
+import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -100,6 +102,10 @@ class PatchSet(abc.ABC):
         """float32 (n, D): all patches, in the order (*kernel, channels)."""
 
     @abc.abstractmethod
+    def select(self, rows: Tensor) -> PatchSet:
+        """The patches at these places, int64 (m,), ascending."""
+
+    @abc.abstractmethod
     def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
         """float64 (k, D): sums of the patches by label int64 (n,) in 0 … k − 1."""
 
@@ -161,6 +167,7 @@ class FeatureBatch:
         self._labels = labels
         self._made: dict[Field, Any] = {}
         self._labelled: dict[str, Tensor] = {}
+        self._restricted: dict[str, FeatureBatch | None] = {}
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -208,6 +215,40 @@ class FeatureBatch:
         if key not in self._labelled:
             self._labelled[key] = self._labels(labeler, self)
         return self._labelled[key]
+
+    def labeled(self, labeler: Labeler) -> FeatureBatch:
+        """The vectors that have a label: the batch itself where all have.
+
+        The engine gives measures nothing else in a pass that reads labels of targets.
+        """
+        key = repr(labeler)
+        if key not in self._restricted:
+            has_label = self.labels(labeler) >= 0
+            # None stands for the batch itself, which would be a cycle and outlive its use.
+            self._restricted[key] = None if bool(has_label.all()) else self._part(has_label.nonzero()[:, 0])
+        made = self._restricted[key]
+        return self if made is None else made
+
+    def _part(self, rows: Tensor) -> FeatureBatch:
+        """The batch of these of the vectors, int64 (m,), which computes nothing that this one has computed."""
+        whole = weakref.ref(self)
+
+        def select(name: Field, _: FeatureBatch) -> Tensor | PatchSet:
+            made: Tensor | PatchSet = _alive(whole)._get(name)
+            return made.select(rows) if isinstance(made, PatchSet) else made[rows]
+
+        def labels(labeler: Labeler, _: FeatureBatch) -> Tensor:
+            return _alive(whole).labels(labeler)[rows]
+
+        fields = {name: functools.partial(select, name) for name in self._fields}
+        return FeatureBatch(self.layer, self.split, self.rank[rows.to(self.rank.device)], fields, labels)
+
+
+def _alive(batch: weakref.ref[FeatureBatch]) -> FeatureBatch:
+    made = batch()
+    if made is None:
+        raise GenmeasuresError("a batch of features is read after its use: copy what you keep of it")
+    return made
 
 
 class Sample(abc.ABC):
@@ -284,7 +325,11 @@ class Labeler(Component, abc.ABC):
 
 
 class TargetLabeler(Labeler):
-    """Labels from the targets alone. Targets come as (B, C, *S): S = () for one target an input."""
+    """Labels from the targets alone. Targets come as (B, C, *S): S = () for one target an input.
+
+    Where the data have no label, class numbers are −1 and continuous targets NaN, in all channels.
+    A vector without a label gets −1: measures that read these labels do not see it.
+    """
 
     def observe(self, targets: Tensor) -> None:
         """See a batch of training targets, before any model runs."""
@@ -294,7 +339,10 @@ class TargetLabeler(Labeler):
 
     @abc.abstractmethod
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
-        """int64 (B, P): labels at every position of a layer of that spatial size ((B, 1) where all are alike)."""
+        """int64 (B, P): labels at every position of a layer of that spatial size ((B, 1) where all are alike).
+
+        −1 stands for a position without any label.
+        """
 
 
 class FeatureLabeler(Labeler):
@@ -405,6 +453,10 @@ class FeatureMeasure(Measure, abc.ABC):
 class ModelMeasure(Measure, abc.ABC):
     """A measure that needs the model itself: gradients, trajectories, activation maximisation."""
 
+    def from_targets(self) -> Collection[str]:
+        """Names of the variables that depend on targets: their status says how these were read, if not as given."""
+        return ()
+
     @abc.abstractmethod
     def measure(
         self, model: nn.Module, layers: Sequence[Layer], data: ModelData
@@ -423,7 +475,8 @@ class ModelData:
     """What a model measure may read besides the model."""
 
     batches: Callable[[Split], Iterator[tuple[Tensor, Tensor | None]]]
-    """``batches("train")`` iterates over (inputs (B, …), targets (B, C, *S) or None) in fixed order."""
+    """``batches("train")`` iterates over (inputs (B, …), targets (B, C, *S) or None) in fixed order. Where there
+    is no label, class numbers are −1 and continuous targets NaN."""
     sample: Callable[[Split, int | None], tuple[Tensor, Tensor | None]]
     """``sample("train", n)``: at most n inputs with their targets, all for None: the same ones, in the same order,
     whatever the order of the data and the batch size."""
@@ -467,6 +520,8 @@ class Task(Component, abc.ABC):
     """A set of trained models, the data they were trained and tested on, and what is known of them."""
 
     metric: ClassVar[str] = "accuracy"
+    ignore_index: float | None = None
+    """The target that means "no label"; None where all targets are labels."""
 
     @property
     def label(self) -> str:

@@ -21,7 +21,7 @@ from torch import nn
 
 import genmeasures
 from genmeasures.contexts import settled
-from genmeasures.data import DataSource
+from genmeasures.data import DataSource, check_ignore_index, read_alike
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
 from genmeasures.interfaces import Extractor, Measure, Split, TaskModel, is_count
@@ -41,7 +41,7 @@ class Run:
     of ``train``. device: None measures each model where it is. keep: a folder that keeps each
     model's result as soon as it is there, and from which a later run with the same settings,
     data and weights takes it. tile: size of the tiles by which inputs are run, of all spatial axes
-    or of each; None runs them whole.
+    or of each; None runs them whole. ignore_index: the target that means "no label".
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Run:
         batch_size: int,
         keep: Path | None,
         tile: int | Sequence[int] | None = None,
+        ignore_index: float | None = None,
     ) -> None:
         if not models:
             raise ModelError("there are no models to measure")
@@ -75,6 +76,7 @@ class Run:
             raise OptionError(f"batch_size must be a whole number ≥ 1, not {batch_size!r}")
         if not is_count(seed, 0):
             raise OptionError(f"seed must be a whole number ≥ 0, not {seed!r}")
+        check_ignore_index(ignore_index)
         if tile is not None:
             sizes = [tile] if isinstance(tile, int) else tile
             if not isinstance(sizes, Sequence) or not sizes or not all(map(is_count, sizes)):
@@ -96,7 +98,8 @@ class Run:
         # By tiles inputs are run one by one: no more of them need to be in memory.
         self._read = batch_size if tile is None else 1
         self._tile = tile if tile is None or isinstance(tile, int) else list(tile)
-        self._test = None if test is None else DataSource(test, "test", self._read)
+        self._ignore_index = ignore_index
+        self._test = None if test is None else DataSource(test, "test", self._read, ignore_index)
         self._prepared: dict[int | None, tuple[Any, PreparedData, list[Measure]]] = {}
 
     @settled()
@@ -176,11 +179,12 @@ class Run:
             train = self._train if model.train is None else model.train
             sources: dict[Split, DataSource] = {}
             if train is not None:
-                sources["train"] = DataSource(train, "train", self._read)
+                sources["train"] = DataSource(train, "train", self._read, self._ignore_index)
             if self._test is not None:
                 sources["test"] = self._test
             if not sources:
                 raise DataError("there are no data: give train, test or both")
+            sources = read_alike(sources)
             measures = prepare_measures(self._measures, self._extractor, sources)
             data = prepare_data(sources, measures, self._extractor, self._seed)
             self._tile_of(data)
@@ -227,6 +231,7 @@ class Run:
             "extractor": repr(self._extractor),
             "layers": None if self._layers is None else list(self._layers),
             "seed": self._seed,
+            **({} if self._ignore_index is None else {"ignore_index": self._ignore_index}),
         }
         return {
             "title": "generalization measures",

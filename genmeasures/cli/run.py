@@ -141,6 +141,7 @@ def _job(config: DictConfig) -> None:
             batch_size=config.batch_size,
             keep=keep,
             tile=list(config.tile) if isinstance(config.tile, ListConfig) else config.tile,
+            ignore_index=task.ignore_index if config.ignore_index is None else config.ignore_index,
         )
         if config.force:
             _remove(keep)

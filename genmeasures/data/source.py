@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+import copy
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from genmeasures.data.keys import content_keys, distinct, mix
+from genmeasures.data.plain import collate, plain
+from genmeasures.data.randomness import PrivateRandomness, drawn
+from genmeasures.data.targets import Reading, TargetInfo, TargetSummary, is_any_of, settle
 from genmeasures.errors import DataError
-from genmeasures.interfaces import TargetLabeler
+from genmeasures.interfaces import Split, TargetLabeler
 
 Batch: TypeAlias = tuple[Tensor, Tensor | None]
 """Inputs (B, …) float32 (or integer token ids) and targets (B, C, *S), int64 or float32, or None."""
 
-
-@dataclass(frozen=True)
-class TargetInfo:
-    """What the targets of a split are like."""
-
-    kind: Literal["integer", "continuous"]
-    channels: int
-    spatial: tuple[int, ...]
+_READ_AGAIN = "the data must be readable more than once, the same each time: give a data set, arrays or a list"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Scan:
     """(N,): keys of inputs and targets together, equal where both are."""
     input_shape: tuple[int, ...]
     targets: TargetInfo | None
+    summary: TargetSummary | None = None
+    """What all targets are like, before they are read in one way or another."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -53,12 +58,20 @@ class DataSource:
     collate function, workers and selection of samples are used, but not its shuffling.
     Floating-point inputs are read as float32. Targets are integers, (N,) or dense, or floating
     point, (N,), (N, C) or dense, with or without channels. For inputs (N, C, X) targets (N, X)
-    are dense.
+    are dense. Arrays are tensors or NumPy arrays of any class, lists, or what becomes an array, as
+    a pandas column. The data are read several times and must be the same each time. Random samplers
+    are read once, seeded; reading moves no global generator.
+
+    ignore_index: the target that means "no label", None for none. Until :func:`read_alike` has settled how
+    targets are read, they come as they are.
     """
 
-    def __init__(self, data: Any, name: str, batch_size: int) -> None:
+    def __init__(self, data: Any, name: str, batch_size: int, ignore_index: float | None = None) -> None:
         self.name = name
         self._batch_size = batch_size
+        self._ignore_index = ignore_index
+        self._reading: Reading | None = None
+        self._readings = 0
         self._arrays: tuple[Tensor, Tensor | None] | None = None
         self._loader: DataLoader[Any] | None = None
         self._selected: list[Any] | None = None
@@ -67,16 +80,17 @@ class DataSource:
         if isinstance(data, DataLoader):
             self._loader = self._in_order(data)
         elif isinstance(data, Dataset):
-            self._loader = DataLoader(data, batch_size=batch_size, generator=torch.Generator())
+            self._loader = DataLoader(data, batch_size=batch_size, generator=torch.Generator(), collate_fn=collate)
         elif isinstance(data, tuple | list) and len(data) in (1, 2):
             self._arrays = self._tensors(data)
-        elif isinstance(data, np.ndarray | Tensor):
+        elif isinstance(data, np.ndarray | Tensor) or hasattr(data, "__array__"):
             self._arrays = self._tensors((data,))
         else:
             of = f" of {len(data)}" if isinstance(data, tuple | list) else ""
+            once = f"; {_READ_AGAIN}" if isinstance(data, Iterator) else ""
             raise DataError(
                 f"{name} data: expected a tuple of arrays (inputs, targets), a torch Dataset or a DataLoader, "
-                f"got {type(data).__name__}{of}"
+                f"got {type(data).__name__}{of}{once}"
             )
         if self._loader is not None and not isinstance(self._loader.dataset, IterableDataset):
             if not isinstance(self._loader.dataset, Sized):
@@ -86,34 +100,45 @@ class DataSource:
 
     def _in_order(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """The loader without its shuffling: what it selects, in ascending order."""
+        collate_fn = collate if loader.collate_fn is default_collate else loader.collate_fn
         if isinstance(loader.dataset, IterableDataset) or not isinstance(loader.dataset, Sized):
-            return loader
+            own = copy.copy(loader)
+            own._iterator = None  # workers that persist serve the user's loader
+            own.generator = torch.Generator()  # or each reading would move the global one on
+            own.collate_fn = collate_fn
+            return own
         sampler: Any = loader.sampler
         whole = isinstance(sampler, SequentialSampler) or (
             isinstance(sampler, RandomSampler) and not sampler.replacement
         )
         whole = whole and len(sampler) == len(loader.dataset)
         if loader.batch_sampler is None:  # the data set makes the batches
-            batch_size, order = None, None if whole else list(sampler)
+            batch_size, order = None, None if whole else self._drawn(sampler, loader.dataset)
         else:
             batch_size = loader.batch_size or self._batch_size
             if loader.batch_size is None:  # a batch sampler of the user's own, which need not take all
-                order = sorted(index for batch in loader.batch_sampler for index in batch)
+                order = sorted(self._drawn(_Flat(loader.batch_sampler), loader.dataset))
             else:
-                order = None if whole else sorted(sampler)
+                order = None if whole else sorted(self._drawn(sampler, loader.dataset))
             self._selected = order
         return DataLoader(
             loader.dataset,
             batch_size=batch_size,
             sampler=order,
             num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
+            collate_fn=collate_fn,
             worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,
             persistent_workers=loader.persistent_workers,
             timeout=loader.timeout,
-            generator=torch.Generator(),  # or each reading would move the global one on
+            generator=torch.Generator(),  # as above
         )
+
+    def _drawn(self, sampler: Any, dataset: Sized) -> list[Any]:
+        try:
+            return drawn(sampler, len(dataset))
+        except Exception as error:  # whatever a user's sampler raises
+            raise DataError(f"{self.name} data: the sampler cannot be read: {type(error).__name__}: {error}") from error
 
     def _sample(self, place: int) -> str:
         """What to call a sample in an error: by its number in the user's data set."""
@@ -125,12 +150,8 @@ class DataSource:
             if array is None:
                 made.append(None)
                 continue
-            if isinstance(array, np.ndarray) and (min(array.strides, default=0) < 0 or not array.dtype.isnative):
-                array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
             try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
-                    made.append(array if isinstance(array, Tensor) else torch.as_tensor(array, device="cpu"))
+                made.append(plain(array))
             except (TypeError, ValueError, RuntimeError) as error:
                 kind = f"array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise DataError(f"{self.name} data: the {what} are no array of numbers but {kind}: {error}") from error
@@ -151,6 +172,14 @@ class DataSource:
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches, in the same order every time."""
+        for inputs, targets in self._raw():
+            yield inputs, self._read(targets)
+
+    def _read(self, targets: Tensor | None) -> Tensor | None:
+        return targets if targets is None or self._reading is None else self._reading.apply(targets)
+
+    def _raw(self) -> Iterator[Batch]:
+        """All batches with their targets as they are."""
         if self._arrays is not None:
             inputs, targets = self._arrays
             for start in range(0, len(inputs), self._batch_size):
@@ -158,15 +187,21 @@ class DataSource:
                 yield self._batch(inputs[rows], None if targets is None else targets[rows])
             return
         assert self._loader is not None
-        count = 0
+        count = number = 0
         batches: Iterator[Any] | None = None
+        # Seeded otherwise at each reading: data that are random differ from one to the next, and are found out.
+        randomness = PrivateRandomness(self._readings)
+        self._readings += 1
         while True:
             try:
-                if batches is None:
-                    with torch.device("cpu"):  # where the generator of the loader is, whatever the default
-                        batches = iter(self._loader)
-                item = next(batches)
-            except StopIteration:
+                with randomness:
+                    if batches is None:
+                        with torch.device("cpu"):  # where the generator of the loader is, whatever the default
+                            batches = iter(self._loader)
+                    item = next(batches)
+                number += 1
+            except StopIteration as end:
+                self._check_end(count, number, end)
                 return
             except Exception as error:  # whatever a user's data set raises
                 raise self._unreadable(error, count) from error
@@ -179,6 +214,16 @@ class DataSource:
             yield batch
             count += len(batch[0])
 
+    def _check_end(self, count: int, number: int, end: StopIteration) -> None:
+        """Raise DataError if the data end too early: after ``count`` samples in ``number`` batches."""
+        if self._scan is not None and count < len(self._scan):
+            before = f"{count} samples where there were {len(self._scan)} at the first reading"
+            raise DataError(f"{self.name} data: {before}; {_READ_AGAIN}")
+        assert self._loader is not None
+        if not isinstance(self._loader.dataset, IterableDataset) and number < len(self._loader):
+            where = f"the batch from {self._sample(count)} on"
+            raise DataError(f"{self.name} data: {where} cannot be read: StopIteration; {_READ_AGAIN}") from end
+
     def _unreadable(self, error: Exception, count: int) -> DataError:
         lines = str(error).strip().splitlines() or [""]
         # An error in a worker process ends with what it was there.
@@ -188,8 +233,7 @@ class DataSource:
         return DataError(f"{self.name} data: the batch from {self._sample(count)} on cannot be read: {what}")
 
     def _batch(self, inputs: Any, targets: Any) -> Batch:
-        if not isinstance(inputs, Tensor):
-            raise DataError(f"{self.name} data: an input is of type {type(inputs).__name__}, a tensor is expected")
+        inputs = self._plain(inputs, "an input", "a tensor")
         if inputs.dim() < 2:
             raise DataError(f"{self.name} data: inputs must be of shape (N, …), got {tuple(inputs.shape)}")
         if inputs.dtype in (torch.uint8, torch.int8, torch.bool):
@@ -204,15 +248,18 @@ class DataSource:
         inputs = inputs.detach().clone(memory_format=torch.contiguous_format)
         if targets is None:
             return inputs, None
-        if not isinstance(targets, Tensor):
-            raise DataError(
-                f"{self.name} data: a target is of type {type(targets).__name__}, a number or tensor is expected"
-            )
+        targets = self._plain(targets, "a target", "a number or tensor")
         if targets.is_complex():
             raise DataError(f"{self.name} data: complex targets are not supported")
         self._check_count(inputs, targets)
         targets = targets.detach().float() if targets.is_floating_point() else targets.long()
         dense = inputs.dim() - 2
+        space = tuple(inputs.shape[2:])
+        if dense and targets.dim() == dense + 2 and targets.shape[1:-1] == space != tuple(targets.shape[2:]):
+            raise DataError(
+                f"{self.name} data: targets of shape {tuple(targets.shape)} have their channels last; "
+                "give (N, C, *spatial)"
+            )
         is_dense = dense > 1 or (dense == 1 and targets.shape[-1] == inputs.shape[-1])
         if targets.dim() == 1 or (is_dense and targets.dim() == dense + 1):
             targets = targets[:, None]
@@ -222,6 +269,16 @@ class DataSource:
                 f"{tuple(inputs.shape)}: one a sample (N,) or (N, C), or dense (N, *spatial) or (N, C, *spatial)"
             )
         return inputs, targets
+
+    def _plain(self, value: Any, what: str, expected: str) -> Tensor:
+        if type(value) is Tensor and value.layout == torch.strided and not value.is_quantized:
+            return value
+        try:
+            return plain(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"{self.name} data: {what} is of type {type(value).__name__}, {expected} is expected ({error})"
+            ) from error
 
     def example(self, count: int) -> Tensor:
         """The first inputs, at most ``count``."""
@@ -241,17 +298,26 @@ class DataSource:
         Raises DataError naming the first sample that is NaN or infinite, of another shape, or
         whose label is negative.
         """
-        if self._scan is not None and not labelers:
-            return self._scan
+        if self._scan is None:
+            self._scan = self._first_look()
+        for _, _, targets in self.checked() if labelers else ():
+            if targets is not None:
+                for labeler in labelers:
+                    labeler.observe(targets)
+        return self._scan
+
+    def _first_look(self) -> Scan:
         keys: list[NDArray[np.uint64]] = []
         contents: list[NDArray[np.uint64]] = []
         shape: tuple[int, ...] | None = None
         info: TargetInfo | None = None
+        summary: TargetSummary | None = None
         count = 0
-        for inputs, targets in self:
+        for inputs, targets in self._raw():
             if shape is None:
                 shape = tuple(inputs.shape[1:])
                 info = _target_info(targets)
+                summary = None if info is None else TargetSummary(info, self._ignore_index)
             if tuple(inputs.shape[1:]) != shape:
                 raise DataError(
                     f"{self.name} data: {self._sample(count)} has the shape {tuple(inputs.shape[1:])}, "
@@ -260,29 +326,60 @@ class DataSource:
             if info != _target_info(targets):
                 raise DataError(f"{self.name} data: targets differ in shape or type from {self._sample(count)} on")
             self._check_finite(inputs, "input", count)
-            if targets is not None:
-                self._check_finite(targets, "target", count)
-                if info is not None and info.kind == "integer" and bool((targets < 0).any()):
-                    bad = int((targets < 0).flatten(1).any(1).nonzero()[0, 0])
-                    raise DataError(
-                        f"{self.name} data: the label of {self._sample(count + bad)} is negative "
-                        f"({int(targets[bad].min())}); labels are 0, 1, 2, …"
-                    )
-                for labeler in labelers:
-                    labeler.observe(targets)
+            if targets is not None and summary is not None:
+                if summary.info.kind == "integer":
+                    self._check_classes(targets, summary, count)
+                else:
+                    self._check_finite(targets, "target", count)
+                summary.add(targets)
             keys.append(content_keys(inputs))
             contents.append(_contents(keys[-1], targets))
             count += len(inputs)
         if shape is None:
             raise DataError(f"{self.name} data: the data set is empty")
-        self._scan = Scan(distinct(np.concatenate(keys)), np.concatenate(contents), shape, info)
-        return self._scan
+        return Scan(distinct(np.concatenate(keys)), np.concatenate(contents), shape, info, summary)
+
+    def _check_classes(self, targets: Tensor, summary: TargetSummary, first: int) -> None:
+        if int(targets.min()) >= 0:
+            return
+        bad = (targets < 0) & ~summary.is_left_out(targets)
+        if bool(bad.any()):
+            row = int(bad.flatten(1).any(1).nonzero()[0, 0])
+            value = int(targets[row][bad[row]].min())
+            raise DataError(
+                f"{self.name} data: the label of {self._sample(first + row)} is negative ({value}); "
+                f'labels are 0, 1, 2, …; ignore_index={value} leaves it out if it means "no label"'
+            )
 
     def _check_finite(self, values: Tensor, what: str, first: int) -> None:
         finite = torch.isfinite(values)
         if not bool(finite.all()):
+            if what == "target" and self._ignore_index is not None:
+                finite |= is_any_of(values, (float(self._ignore_index),))
+                if bool(finite.all()):
+                    return
             bad = int((~finite.flatten(1).all(1)).nonzero()[0, 0])
             raise DataError(f"{self.name} data: the {what} of {self._sample(first + bad)} is NaN or infinite")
+
+    def read_as(self, reading: Reading) -> Self:
+        """The same data with targets read in that way, after a scan; ``scan().contents`` then tell that too."""
+        scan = self.scan()
+        assert scan.targets is not None
+        made = copy.copy(self)
+        made._reading = reading
+        contents = _salted(scan.contents, reading, scan.targets)
+        made._scan = replace(scan, targets=reading.info(scan.targets), contents=contents)
+        return made
+
+    @property
+    def ignored(self) -> tuple[float, ...]:
+        """The values of the targets that mean "no label"."""
+        return () if self._reading is None else self._reading.ignored
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a status says of how the targets were read, where that is not as they stand."""
+        return () if self._reading is None else self._reading.notes
 
     def checked(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """All batches with the index of their first input, after a scan.
@@ -290,10 +387,13 @@ class DataSource:
         Raises DataError if an input or a target is not what it was then: augmentation must be off,
         or passes over the data would see different data.
         """
-        contents = self.scan().contents
+        scan = self.scan()
+        contents = scan.contents
         start = 0
-        for inputs, targets in self:
+        for inputs, targets in self._raw():
             found, expected = _contents(content_keys(inputs), targets), contents[start : start + len(inputs)]
+            if self._reading is not None and scan.summary is not None:
+                found = _salted(found, self._reading, scan.summary.info)
             if len(found) > len(expected):
                 raise DataError(f"{self.name} data: more than the {len(contents)} samples of the first reading")
             if (found != expected).any():
@@ -301,7 +401,7 @@ class DataSource:
                     f"{self.name} data: {self._sample(start + int((found != expected).argmax()))} differs from one "
                     "reading to the next; switch off random augmentation and shuffling"
                 )
-            yield start, inputs, targets
+            yield start, inputs, self._read(targets)
             start += len(inputs)
         if start != len(contents):
             raise DataError(f"{self.name} data: {start} samples where there were {len(contents)} at the first reading")
@@ -318,3 +418,27 @@ def _target_info(targets: Tensor | None) -> TargetInfo | None:
 def _contents(keys: NDArray[np.uint64], targets: Tensor | None) -> NDArray[np.uint64]:
     """Keys of the inputs and targets together."""
     return keys if targets is None else mix(keys ^ mix(content_keys(targets)))
+
+
+def _salted(contents: NDArray[np.uint64], reading: Reading, raw: TargetInfo) -> NDArray[np.uint64]:
+    """Keys of what is read of inputs and targets."""
+    salt = reading.salt(raw)
+    return mix(contents ^ salt) if salt else contents
+
+
+class _Flat:
+    """The indices of a batch sampler, one by one."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return (index for batch in self.batches for index in batch)
+
+
+def read_alike(sources: Mapping[Split, DataSource]) -> dict[Split, DataSource]:
+    """The splits with targets read as :func:`genmeasures.data.targets.settle` says, by all targets of the first."""
+    summaries = {name: source.scan().summary for name, source in sources.items()}
+    known = {name: summary for name, summary in summaries.items() if summary is not None}
+    readings = settle(known) if known else {}
+    return {name: source.read_as(readings[name]) if name in readings else source for name, source in sources.items()}

@@ -78,7 +78,7 @@ class LayerRun:
         self.samples: dict[Over, Sample] = {over: data.sample(over, self.layer.positions) for over in overs}
         one_sample = "train" in self.samples and self.samples["fit"] is self.samples["train"]
         self._recorded_overs: frozenset[Over] = frozenset({"fit", "train"} if one_sample else {"fit"})
-        self.running = [Running(copy.deepcopy(measure), self.layer, data.seed) for measure in measures]
+        self.running = [Running(copy.deepcopy(one), self.layer, data.seed, data.label_note(one)) for one in measures]
         self.pca: PCA | None = None
         self._kept: _Kept | None = None
         self._extractor = data.extractor

@@ -195,7 +195,10 @@ def _model_measure(
     device: torch.device,
     by_tiles: bool,
 ) -> dict[str, Sequence[Outcome]]:
+    read: set[Split] = set()
+
     def batches(split: Split) -> Iterator[tuple[Tensor, Tensor | None]]:
+        read.add(split)
         for _, inputs, targets in _source(data, split, measure).checked():
             yield inputs.to(device), None if targets is None else targets.to(device)
 
@@ -205,6 +208,7 @@ def _model_measure(
         return np.argsort(mix(keys ^ mix(salt)))
 
     def sample(split: Split, count: int | None) -> tuple[Tensor, Tensor | None]:
+        read.add(split)
         places = {int(place): rank for rank, place in enumerate(order(split)[:count])}
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
         for start, inputs, targets in _source(data, split, measure).checked():
@@ -223,7 +227,9 @@ def _model_measure(
             raise OptionError(f"{measure.name} runs the model on whole inputs, which tile rules out")
         values = measure.measure(model, layers, given)
         for variable in measure.variables:
-            made[variable.name] = _outcomes(variable, values[variable.name], len(layers))
+            found = _outcomes(variable, values[variable.name], len(layers))
+            note = data.target_note(read) if variable.name in measure.from_targets() else ""
+            made[variable.name] = [noted(one, note) for one in found]
         return made
     except Exception as error:  # the other measures go on
         failed = Outcome(float("nan"), status_of(error, str(measure)))

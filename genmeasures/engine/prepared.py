@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from genmeasures.data import DataSource, TargetInfo
@@ -46,6 +46,21 @@ class PreparedData:
                 made = self.sample("train", positions)  # one object says that one record serves both
             self._samples[key] = made
         return self._samples[key]
+
+    def label_note(self, measure: FeatureMeasure) -> str:
+        """What the status of a measure's values says of how the targets behind its labels were read."""
+        labeler = measure.labeler
+        if not isinstance(labeler, TargetLabeler):
+            return ""
+        splits = {split_of(one.split) for one in measure.passes if "labels" in one.fields}
+        if splits and type(labeler).fit is not TargetLabeler.fit:
+            splits.add("train")
+        return self.target_note(splits)
+
+    def target_note(self, splits: Collection[Split]) -> str:
+        """What the status of a value says of how the targets of these splits were read."""
+        notes = [note for split, source in self.sources.items() if split in splits for note in source.notes]
+        return "; ".join(dict.fromkeys(notes))
 
 
 def labeler_for(targets: TargetInfo) -> TargetLabeler:
@@ -96,6 +111,11 @@ def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataS
     if source.scan().targets is None:
         raise DataError(
             f"{measure.name} with the labeler {labeler.name!r} needs targets, and the {source.name} data have none"
+        )
+    if isinstance(labeler, Downsampled) and labeler.rounding == "nearest" and 0 in source.ignored:
+        raise DataError(
+            f"{measure.name}: {source.name} data: with rounding='nearest' class 0 stands where no other has half the "
+            "area, and ignore_index=0 leaves it out: choose rounding='ceil' or 'majority'"
         )
     _, targets = next(iter(source))
     assert targets is not None

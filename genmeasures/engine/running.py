@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import GenmeasuresError, Undefined
 from genmeasures.failures import status_of
-from genmeasures.interfaces import FeatureBatch, FeatureLabeler, FeatureMeasure, Field, Layer, Pass, Value, Values
+from genmeasures.interfaces import (
+    FeatureBatch,
+    FeatureLabeler,
+    FeatureMeasure,
+    Field,
+    Layer,
+    Pass,
+    TargetLabeler,
+    Value,
+    Values,
+)
 
 FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_patches"})
 """What can be read of a batch only after the training sample has been fitted."""
@@ -65,11 +75,16 @@ def noted(outcome: Outcome, note: str) -> Outcome:
 
 
 class Running:
-    """A measure on a layer: its passes to come, and its failure if it has failed."""
+    """A measure on a layer: its passes to come, and its failure if it has failed.
 
-    def __init__(self, measure: FeatureMeasure, layer: Layer, seed: int) -> None:
+    note: what the status of its values says besides.
+    """
+
+    def __init__(self, measure: FeatureMeasure, layer: Layer, seed: int, note: str = "") -> None:
         self.measure = measure
         self.layer = layer
+        self._note = note
+        self._seen = self._labeled = 0
         self.remaining = list(measure.passes)
         self.failure: str | None = None
         with _Guard(self):
@@ -88,14 +103,23 @@ class Running:
         return bool(one.fields & FITTED_FIELDS) or ("labels" in one.fields and by_features)
 
     def update(self, batch: FeatureBatch) -> None:
-        """See a batch of the current pass."""
+        """See a batch of the current pass: of one that reads labels of targets, the vectors that have a label."""
         if self.failure is None:
             with _Guard(self):
-                self.measure.update(batch)
+                labeler = self.measure.labeler
+                by_targets = isinstance(labeler, TargetLabeler) and "labels" in self.remaining[0].fields
+                given = batch.labeled(labeler) if labeler is not None and by_targets else batch
+                self._seen += len(batch)
+                self._labeled += len(given)
+                if len(given) or not len(batch):
+                    self.measure.update(given)
 
     def end_pass(self) -> None:
         """Go on to the next pass."""
         self.remaining.pop(0)
+        if self._seen and not self._labeled and self.failure is None:
+            self.failure = "undefined: no vector of the sample has a label"
+        self._seen = self._labeled = 0
         if self.failure is None:
             with _Guard(self):
                 self.measure.end_pass()
@@ -108,7 +132,7 @@ class Running:
             with _Guard(self):
                 values: Values = self.measure.compute()
                 by_name = values if isinstance(values, Mapping) else {names[0]: values}
-                made = {name: outcome(by_name[name]) for name in names}
+                made = {name: noted(outcome(by_name[name]), self._note) for name in names}
         if self.failure is None:
             return made
         return {name: Outcome(float("nan"), self.failure) for name in names}

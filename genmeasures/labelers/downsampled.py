@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,6 +28,8 @@ class Downsampled(TargetLabeler):
       a binary mask the average rounded half up.
     - "majority": the class with the largest coverage, the lowest-numbered of equals.
     - "max": the highest-numbered class in the area, by max pooling; the same as "ceil".
+
+    Voxels without a label (−1) are no part of the area; one that has no others gets −1.
     """
 
     name = "downsampled"
@@ -46,7 +49,7 @@ class Downsampled(TargetLabeler):
             )
         size = resized(targets.dim() - 2, spatial)
         if self.rounding in ("max", "ceil"):
-            # The highest class with any coverage is the maximum over the area.
+            # The highest class with any coverage is the maximum over the area. No label is the lowest of all.
             return pool(targets.float(), size, "max").long().flatten(1)
         classes = int(targets.max()) + 1
         if classes > _MOST_CLASSES:
@@ -54,9 +57,16 @@ class Downsampled(TargetLabeler):
         # One class after the other: coverage of all at once takes classes × the mask.
         best = torch.zeros(len(targets), *size, dtype=torch.float32, device=targets.device)
         label = torch.zeros_like(best, dtype=torch.int64)
+        half: Tensor | float = 0.5
+        unlabeled = targets < 0
+        if bool(unlabeled.any()):
+            labeled = pool((~unlabeled).float(), size, "avg")[:, 0]
+            label.masked_fill_(labeled == 0, -1)
+            # Where nothing has a label, no class has coverage either.
+            half = torch.where(labeled > 0, 0.5 * labeled, math.inf)
         for number in range(classes):
             coverage = pool((targets == number).float(), size, "avg")[:, 0]
-            taken = coverage > best if self.rounding == "majority" else coverage >= 0.5
+            taken = coverage > best if self.rounding == "majority" else coverage >= half
             best = torch.where(taken, coverage, best)
             label = torch.where(taken, number, label)
         return label.flatten(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,8 @@ class Histogram(TargetLabeler):
     extremes, "quantile" at their quantiles. Values outside go to the outermost bins. Targets of
     several channels get one k-means quantiser with ``bins`` centres instead, fitted on the training
     targets (Rajagopal et al. 2021, section 2.2.2, where an integer label is the special case).
+    Places without a label (NaN, or −1 in integers) count neither for the edges nor in an average; an
+    area that has no others gets −1.
     """
 
     name = "histogram"
@@ -42,9 +45,14 @@ class Histogram(TargetLabeler):
         self._centres: Tensor | None = None
 
     def observe(self, targets: Tensor) -> None:
-        values = targets.to(torch.float64).flatten(2) if targets.dim() > 2 else targets.to(torch.float64)[:, :, None]
-        self._low = min(self._low, float(values.min()))
-        self._high = max(self._high, float(values.max()))
+        made = _numbers(targets)
+        values = made.flatten(2) if made.dim() > 2 else made[:, :, None]
+        unlabeled = torch.isnan(values)
+        labeled = values[~unlabeled] if bool(unlabeled.any()) else values
+        if not labeled.numel():
+            return
+        self._low = min(self._low, float(labeled.min()))
+        self._high = max(self._high, float(labeled.max()))
         if self.edges == "quantile" or values.shape[1] > 1:
             positions = _spread(values.shape[2])[: self._kept]
             self._seen.append(values[:, :, positions.to(values.device)].cpu())
@@ -56,10 +64,11 @@ class Histogram(TargetLabeler):
     def fit(self, generator: torch.Generator) -> None:
         if self._seen and self._seen[0].shape[1] > 1:
             points = torch.cat([seen.transpose(1, 2).flatten(0, 1) for seen in self._seen])
+            points = points[~torch.isnan(points).any(1)]
             points = points[torch.from_numpy(np.lexsort(points.T.numpy()))]
             self._centres = kmeans(points, self.bins, generator).centres
         elif self._seen:
-            values = torch.cat([seen.flatten() for seen in self._seen]).numpy()
+            values = torch.cat([seen[~torch.isnan(seen)] for seen in self._seen]).numpy()
             self._inner = torch.from_numpy(np.unique(np.quantile(values, np.arange(1, self.bins) / self.bins)))
         elif self._low <= self._high:
             self._inner = torch.from_numpy(np.histogram_bin_edges([self._low, self._high], self.bins)[1:-1])
@@ -67,17 +76,37 @@ class Histogram(TargetLabeler):
 
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
         if self._inner is None and self._centres is None:
-            raise DataError("histogram labels are fitted on training targets, and there are none")
-        values = targets.to(torch.float64)
+            raise DataError("histogram labels are fitted on training targets, and there are none with a label")
+        values = _numbers(targets)
+        unlabeled = torch.isnan(values).any(1, keepdim=True)
+        some = bool(unlabeled.any())
+        if some:
+            values = values.masked_fill(unlabeled, 0.0)
         if values.dim() > 2:
-            values = pool(values, resized(values.dim() - 2, spatial), "avg").flatten(2)
+            size = resized(values.dim() - 2, spatial)
+            values = pool(values, size, "avg").flatten(2)
+            if some:
+                share = pool((~unlabeled).double(), size, "avg").flatten(2)
+                unlabeled = share == 0
+                values = values / share.masked_fill(unlabeled, 1.0)
         else:
             values = values[:, :, None]
+        labels = self._labels(values)
+        return labels.masked_fill(unlabeled.flatten(1), -1) if some else labels
+
+    def _labels(self, values: Tensor) -> Tensor:
+        """int64 (B, P) of values (B, C, P)."""
         if self._centres is not None:
             points = values.transpose(1, 2)
             return assign(points.flatten(0, 1), self._centres.to(values.device)).view(points.shape[:2])
         assert self._inner is not None
         return torch.bucketize(values[:, 0].contiguous(), self._inner.to(values.device), right=True)
+
+
+def _numbers(targets: Tensor) -> Tensor:
+    """float64, NaN where there is no label."""
+    values = targets.to(torch.float64)
+    return values if targets.is_floating_point() else values.masked_fill(targets < 0, math.nan)
 
 
 @lru_cache(maxsize=8)

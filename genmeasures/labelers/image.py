@@ -9,7 +9,7 @@ from genmeasures.interfaces import TargetLabeler
 
 
 class Image(TargetLabeler):
-    """The class of the input, for every vector made from it."""
+    """The class of the input, for every vector made from it; −1 where it has no label."""
 
     name = "image"
 

@@ -14,10 +14,22 @@ _NEAR = 1e-2
 _FAR = 10.0
 """How many times their spread vectors may lie from the origin before they are centred."""
 _PROBE = 64
+MANY = 1024
+"""Of more clusters than this each vector is added to, or compared with, its own alone: products with all take
+n × k numbers, more than the vectors themselves."""
 
 
-def cluster_sums(vectors: Tensor, labels: Tensor, k: int) -> Tensor:
-    """float64 (k, D): sums of vectors (n, D), float32 or float64, by label int64 (n,) in 0 … k − 1."""
+def cluster_sums(vectors: Tensor, labels: Tensor, k: int, out: Tensor | None = None) -> Tensor:
+    """float64 (k, D): sums of vectors (n, D), float32 or float64, by label int64 (n,) in 0 … k − 1.
+
+    They are added to ``out`` where it is given.
+    """
+    if k > MANY:
+        out = vectors.new_zeros((k, vectors.shape[1]), dtype=torch.float64) if out is None else out
+        rows = max(1, _CONVERTED // max(1, vectors.shape[1]))
+        for block, label in zip(vectors.split(rows), labels.split(rows), strict=True):
+            out.index_add_(0, label, block.double())
+        return out
     sums = vectors.new_zeros((k, vectors.shape[1]), dtype=torch.float64)
     numbers = torch.arange(k, device=vectors.device)[:, None]
     for block, label in _blocks(vectors, labels):
@@ -28,12 +40,17 @@ def cluster_sums(vectors: Tensor, labels: Tensor, k: int) -> Tensor:
         else:
             sums += member @ (block - origin)
             sums += member.sum(1, keepdim=True).double() * origin.double()
-    return sums
+    return sums if out is None else out.add_(sums)
 
 
 def square_distances(vectors: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
     """float64 (n,): squared distance of vectors (n, D) to their own of the centroids float64 (k, D)."""
     out = vectors.new_empty(len(vectors), dtype=torch.float64)
+    if len(centroids) > MANY:
+        for block, label, made in zip(*_blocks_of(vectors, labels, out), strict=True):
+            own = centroids[label].to(vectors.dtype)
+            made.copy_(own.sub_(block).square_().sum(1, dtype=torch.float64))
+        return out
     # Rounding a centroid to the vectors' type shifts it by a fraction of what the vectors resolve, and
     # a shift about the mean moves mean distances in second order only.
     rounded = centroids.to(vectors.dtype)

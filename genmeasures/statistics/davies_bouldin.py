@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from genmeasures.errors import Undefined
 from genmeasures.interfaces import PatchSet
-from genmeasures.statistics.clusters import cluster_sums, square_distances
+from genmeasures.statistics.clusters import MANY, cluster_sums, square_distances
 
 _COINCIDE = 1e-6
 """Centroids nearer than this share of their clusters' spreads differ by the rounding of float32 alone."""
 _ROUNDING = 1e-13
 """Share of their length by which equal centroids may differ: they are sums divided by counts."""
+_PAIRS = 1 << 21
+"""Pairs of centroids, or numbers of theirs, compared at a time."""
+_NEAR = 1e-4
+"""A squared distance below this share of the squared lengths is taken from differences: expanded, it loses digits."""
 
 
 def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
     """DB = (1/k) Σ_i max_{j≠i} (s_i + s_j) / d_ij (Davies & Bouldin 1979).
 
     centroids: float64 (k, D); spreads: float64 (k,). Raises Undefined for fewer than two clusters
-    and for clusters whose centroids coincide, where the index is infinite.
+    and for clusters whose centroids coincide, where the index is infinite. Takes memory for some rows
+    of the k × k distances at a time. Of more than 1,024 clusters distances come from products of
+    centred centroids, which are many times faster and good to about eleven digits.
     """
     if len(centroids) < 2:
         raise Undefined(f"{len(centroids)} cluster in the sample: two are needed")
-    # Differences, not the expansion into products: centroids may lie far from the origin.
-    distance = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
-    apart = ~torch.eye(len(centroids), dtype=torch.bool, device=centroids.device)
-    reach = spreads[:, None] + spreads
-    least = torch.maximum(_COINCIDE * reach, _ROUNDING * centroids.norm(dim=1).max())
-    if bool((distance <= least)[apart].any()):
-        raise Undefined("constant features: clusters with the same centroid")
-    ratio = torch.where(apart, reach / distance, 0.0)
-    return float(ratio.max(1).values.mean())
+    rounding = _ROUNDING * centroids.norm(dim=1).max()
+    worst = torch.empty_like(spreads)
+    rows = len(centroids) if len(centroids) <= MANY else max(1, _PAIRS // len(centroids))
+    for start, distance in _distances(centroids, rows):
+        part = slice(start, start + len(distance))
+        # None is its own neighbour.
+        distance[torch.arange(len(distance)), torch.arange(part.start, part.stop)] = math.inf
+        reach = spreads[part, None] + spreads
+        if bool((distance <= torch.maximum(_COINCIDE * reach, rounding)).any()):
+            raise Undefined("constant features: clusters with the same centroid")
+        worst[part] = (reach / distance).max(1).values
+    return float(worst.mean())
+
+
+def _distances(centroids: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """Distances of some centroids to all, (·, k), with the number of the first of them."""
+    if len(centroids) <= MANY:
+        # Differences, not the expansion into products: centroids may lie far from the origin.
+        yield 0, torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+        return
+    centred = centroids - centroids.mean(0)
+    squares = centred.square().sum(1)
+    for start in range(0, len(centroids), rows):
+        part = centred[start : start + rows]
+        scale = squares[start : start + rows, None] + squares
+        distance = torch.addmm(scale, part, centred.T, alpha=-2).clamp_(min=0)
+        # What is a small difference of large numbers is taken from differences of the vectors.
+        for pairs in (distance < _NEAR * scale).nonzero().split(max(1, _PAIRS // centred.shape[1])):
+            one, other = pairs.T
+            distance[one, other] = (part[one] - centred[other]).square_().sum(1)
+        yield start, distance.sqrt_()
 
 
 class ClusterSums:
     """First pass: sums of the vectors of each cluster. Labels may be any integers."""
 
     def __init__(self) -> None:
-        self._sums: dict[int, Tensor] = {}
-        self._counts: dict[int, int] = {}
+        self._rows: dict[int, int] = {}
+        """By label: the row of what follows."""
+        self._sums: Tensor | None = None
+        """(rows, D), of which there are more than labels, so that new ones find room."""
+        self._counts = torch.zeros(0)
 
     def add(self, vectors: Tensor | PatchSet, labels: Tensor) -> None:
         """Add n vectors of length D, float32 or float64, with labels int64 (n,)."""
@@ -50,18 +84,26 @@ class ClusterSums:
             sums = vectors.cluster_sums(index, len(known))
         else:
             sums = cluster_sums(vectors, index, len(known))
-        for number, total, count in zip(known.tolist(), sums, counts.tolist(), strict=True):
-            self._sums[number] = self._sums[number] + total if number in self._sums else total
-            self._counts[number] = self._counts.get(number, 0) + count
+        rows = [self._rows.setdefault(number, len(self._rows)) for number in known.tolist()]
+        if self._sums is None:
+            self._sums, self._counts = sums.new_zeros(sums.shape), sums.new_zeros(len(sums))
+        if len(self._rows) > len(self._sums):
+            more = max(len(self._rows) - len(self._sums), len(self._sums))
+            self._sums = torch.cat([self._sums, self._sums.new_zeros(more, sums.shape[1])])
+            self._counts = torch.cat([self._counts, self._counts.new_zeros(more)])
+        place = torch.tensor(rows, device=sums.device)
+        self._sums.index_add_(0, place, sums)
+        self._counts.index_add_(0, place, counts.double())
 
     def result(self) -> ClusterSpreads:
         """The second pass, about the centroids found in the first."""
-        if not self._sums:
+        if self._sums is None:
             raise Undefined("no vectors in the sample")
-        numbers = sorted(self._sums)
-        sums = torch.stack([self._sums[number] for number in numbers])
-        counts = sums.new_tensor([self._counts[number] for number in numbers])
-        return ClusterSpreads(torch.tensor(numbers, device=sums.device), sums / counts[:, None], counts)
+        numbers = sorted(self._rows)
+        place = torch.tensor([self._rows[number] for number in numbers], device=self._sums.device)
+        counts = self._counts[place]
+        centroids = self._sums[place].div_(counts[:, None])
+        return ClusterSpreads(torch.tensor(numbers, device=centroids.device), centroids, counts)
 
 
 class ClusterSpreads:

@@ -18,6 +18,11 @@ _WIDE = 4096
 """Dimensions beyond which the rows of a block would be too few."""
 _MORE = 6
 """Directions of the dual form beyond those asked for, refined with them."""
+_EXACT = 4096
+"""Size up to which a covariance matrix is formed and decomposed, which takes time with its cube."""
+_STEPS = 60
+_SETTLED = 1e-9
+_CONSTANT = "constant features: every vector of the training sample is the same"
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,9 @@ def fit_pca(vectors: Tensor, components: int) -> tuple[PCA, Tensor]:
     """Fit min(components, k, n − 1) = d principal components to vectors float32 (n, k), and project these: (n, d).
 
     The k × k covariance is formed when k ≤ n, else the n × n one (the dual form), so a sample of
-    few long vectors never makes a k × k matrix.
+    few long vectors never makes a k × k matrix. Where n and k are both above 4,096, neither is formed:
+    block Lanczos iteration from fixed random directions goes on until the residuals of all components
+    are below 1e-9 of the largest eigenvalue. Where it takes too many steps, the matrix is formed.
 
     Raises Undefined for fewer than two vectors or vectors without any variance.
     """
@@ -60,7 +67,8 @@ def fit_pca(vectors: Tensor, components: int) -> tuple[PCA, Tensor]:
         raise Undefined(f"{n} vectors are too few for a PCA")
     mean = _mean(vectors)
     d = min(components, k, n - 1)
-    values, basis, total, scores = (_primal if k <= n else _dual)(vectors, mean, d)
+    found = _lanczos(vectors, mean, d) if min(n, k) > _EXACT else None
+    values, basis, total, scores = found or (_primal if k <= n else _dual)(vectors, mean, d)
     signs = _signs(basis)
     pca = PCA(mean, (basis * signs).T.contiguous(), values / (n - 1), total / (n - 1))
     return pca, pca.project(vectors) if scores is None else scores * signs
@@ -107,6 +115,39 @@ def _dual(vectors: Tensor, mean: Tensor, d: int) -> _Fit:
     return values, basis @ turn, total, scores @ turn
 
 
+def _lanczos(vectors: Tensor, mean: Tensor, d: int) -> _Fit | None:
+    """From products of the vectors with few directions at a time; None where the components do not settle.
+
+    Block Lanczos with full reorthogonalization (Golub & Van Loan 2013, section 10.3), in float64.
+    """
+    k, size = vectors.shape[1], d + _MORE
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(k, size, generator=generator, dtype=torch.float64).to(vectors.device)
+    directions, _ = torch.linalg.qr(start)
+    basis, image = directions.new_empty(k, 0), directions.new_empty(k, 0)
+    rows = list(_row_blocks(vectors, 4 * _ELEMENTS))
+    total = 0.0
+    for step in range(_STEPS):
+        new = torch.zeros_like(directions)
+        for centred in _centred(vectors, mean, torch.float64, rows, None):
+            new.addmm_(centred.T, centred @ directions)
+            total += float(torch.linalg.vector_norm(centred)) ** 2 if step == 0 else 0.0
+        if not total > 0:
+            raise Undefined(_CONSTANT)
+        basis, image = torch.cat([basis, directions], 1), torch.cat([image, new], 1)
+        product = basis.T @ image
+        values, turn = _leading((product + product.T) / 2, d)
+        found = basis @ turn
+        residuals = (image @ turn - found * values).norm(dim=0)
+        if float(residuals.max()) <= _SETTLED * float(values[0]):
+            return values, found, total, None
+        for _ in range(2):  # once leaves what rounding makes of it
+            new = new - basis @ (basis.T @ new)
+            new, _ = torch.linalg.qr(new)
+        directions = new
+    return None
+
+
 def _centred(
     vectors: Tensor, mean: Tensor, dtype: torch.dtype, rows: list[slice] | None, columns: list[slice] | None
 ) -> Iterator[Tensor]:
@@ -145,7 +186,7 @@ def _positive(symmetric: Tensor) -> float:
     """The trace. Raises Undefined where there is no variance."""
     trace = float(symmetric.trace())
     if not trace > 0:
-        raise Undefined("constant features: every vector of the training sample is the same")
+        raise Undefined(_CONSTANT)
     return trace
 
 

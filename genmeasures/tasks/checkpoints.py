@@ -41,6 +41,7 @@ class Checkpoints(Task):
           test:                                # … or what a callable returns: a torch Dataset or DataLoader
             _target_: mypackage.MyDataset
             root: /data/mine                   # its arguments, handed on as they stand
+          ignore_index: 255                    # target that means "no label", if there is one
         models:
           net_0:
             weights: net_0.pth                 # default: net_0 with .pt, .pth, .th or .safetensors
@@ -76,6 +77,11 @@ class Checkpoints(Task):
     def metric(self) -> str:  # type: ignore[override]  # a class variable of most tasks
         """The metric that the manifest names."""
         return read_manifest(self.path).metric
+
+    @property
+    def ignore_index(self) -> float | None:  # type: ignore[override]  # as above
+        """The target that means "no label" by the manifest."""
+        return read_manifest(self.path).ignore_index
 
     def models(self) -> Sequence[TaskModel]:
         """The models of the manifest, none of them loaded; raises OptionError naming file and key."""

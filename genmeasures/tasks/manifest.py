@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
+from genmeasures.data import check_ignore_index
 from genmeasures.errors import OptionError, nearest
 from genmeasures.interfaces import SPLITS, Split
 from genmeasures.tasks.arrays import ArraySpec, layout_fault
@@ -58,6 +59,8 @@ class Manifest:
     """Folders to search for the modules that the manifest names."""
     metric: str
     data: Mapping[Split, ArraySpec | DatasetSpec]
+    ignore_index: float | None
+    """The target that means "no label"."""
     models: tuple[ModelSpec, ...]
 
 
@@ -79,7 +82,8 @@ def read_manifest(path: str | Path) -> Manifest:
     known = {name for model in models for name in model.metrics}
     if known and not known & {f"train_{metric}", f"test_{metric}"}:
         top.fail("metric", f"no model has train_{metric} or test_{metric}; they have {', '.join(sorted(known))}")
-    return Manifest(file, _python_path(top), metric, _data(top), models)
+    data, ignore_index = _data(top)
+    return Manifest(file, _python_path(top), metric, data, ignore_index, models)
 
 
 class _Loader(yaml.SafeLoader):
@@ -193,12 +197,18 @@ def _python_path(top: _Section) -> tuple[Path, ...]:
     return tuple(folders)
 
 
-def _data(top: _Section) -> dict[Split, ArraySpec | DatasetSpec]:
+def _data(top: _Section) -> tuple[dict[Split, ArraySpec | DatasetSpec], float | None]:
     section = top.section("data")
-    section.allow(*SPLITS)
-    if not section.values:
+    section.allow(*SPLITS, "ignore_index")
+    splits = [split for split in SPLITS if split in section.values]
+    if not splits:
         top.fail("data", "is missing: give train and test data")
-    return {split: _one_data(section.section(split)) for split in SPLITS if split in section.values}
+    ignore_index = section.values.get("ignore_index")
+    try:
+        check_ignore_index(ignore_index)
+    except OptionError:
+        section.fail("ignore_index", f"must be a number, such as 255, but is {ignore_index!r}")
+    return {split: _one_data(section.section(split)) for split in splits}, ignore_index
 
 
 def _one_data(section: _Section) -> ArraySpec | DatasetSpec:

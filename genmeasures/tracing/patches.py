@@ -67,6 +67,9 @@ class StoredPatches(PatchSet):
     def unfold(self) -> Tensor:
         return self._patches
 
+    def select(self, rows: Tensor) -> PatchSet:
+        return StoredPatches(self._patches[rows])
+
     def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
         return cluster_sums(self._patches, labels, k)
 
@@ -85,6 +88,9 @@ class WholeInputs(PatchSet):
         given = self._reader.input
         whole = (given if self._reader.channels_last else given.movedim(1, -1)).flatten(1)
         return (whole if len(self._rows) == len(whole) else whole.index_select(0, self._rows)).float()
+
+    def select(self, rows: Tensor) -> PatchSet:
+        return WholeInputs(self._reader, self._rows[rows])
 
     def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
         return cluster_sums(self.unfold(), labels, k)
@@ -109,12 +115,15 @@ class ReceptiveFields(PatchSet):
     def unfold(self) -> Tensor:
         return self._reader.gather(self._rows, self._positions)
 
+    def select(self, rows: Tensor) -> PatchSet:
+        return ReceptiveFields(self._reader, self._rows[rows], self._positions[rows])
+
     def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
         if self._is_dense(k):
             return self._dense().cluster_sums(self._rows - self._first, self._positions, labels, k)
         sums = labels.new_zeros((k, self._reader.geometry.patch_size), dtype=torch.float64)
         for part, patches in self._blocks():
-            sums += cluster_sums(patches, labels[part], k)
+            cluster_sums(patches, labels[part], k, out=sums)
         return sums
 
     def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:

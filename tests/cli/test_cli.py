@@ -126,6 +126,31 @@ def test_values_are_those_of_the_python_interface(run: Callable[..., Any], tmp_p
         np.testing.assert_array_equal(found[name].values, expected[name].values)
 
 
+def test_ignore_index_comes_from_the_command_line_or_the_manifest(
+    run: Callable[..., Any], tmp_path: Path, checkpoints: Path
+) -> None:
+    run("measure=[davies_bouldin]", "ignore_index=3")
+    (path,) = results(tmp_path)
+    found = load(path)
+    text = (checkpoints / "manifest.yaml").read_text()
+    (checkpoints / "ignoring.yaml").write_text(text.replace("data:\n", "data:\n  ignore_index: 3\n"))
+    task = genmeasures.load_task("checkpoints", path=str(checkpoints / "ignoring.yaml"))
+    assert task.ignore_index == 3
+    extractor = genmeasures.extractors.ReceptiveField(cap=400)  # type: ignore[attr-defined]
+    by_manifest = genmeasures.measure(task, extractor=extractor, measures=["davies_bouldin"])
+    np.testing.assert_array_equal(found["davies_bouldin"].values, by_manifest["davies_bouldin"].values)
+    plain = genmeasures.load_task("checkpoints", path=str(checkpoints))
+    assert plain.ignore_index is None
+    without = genmeasures.measure(plain, extractor=extractor, measures=["davies_bouldin"])
+    assert (found["davies_bouldin"].values != without["davies_bouldin"].values).all()
+    run("measure=[davies_bouldin]", task=str(checkpoints / "ignoring.yaml"))
+    (other,) = set(results(tmp_path)) - {path}
+    np.testing.assert_array_equal(load(other)["davies_bouldin"].values, found["davies_bouldin"].values)
+    status, _, err = run("measure=[davies_bouldin]", "ignore_index=void")
+    assert status == 1
+    assert "ignore_index must be a number" in err
+
+
 def test_a_result_that_is_there_is_not_made_again(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +184,7 @@ def test_results_are_named_by_what_their_values_depend_on(checkpoints: Path) -> 
             assert name(presentation) == plain
         others = [
             "seed=1", "extractor=whole_tensor", "extractor.cap=7", "measure=[roughness]", "layers=[conv]",
-            "measure.roughness.spread=rms", "measure.confidence.labeler.k=4", "task.path=elsewhere",
+            "ignore_index=3", "measure.roughness.spread=rms", "measure.confidence.labeler.k=4", "task.path=elsewhere",
         ]  # fmt: skip
         names = [name(*override.split(" ")) for override in others]
     assert len({plain, *names}) == len(others) + 1

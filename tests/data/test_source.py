@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -123,6 +124,122 @@ def test_every_kind_of_data_is_read_alike(make: Callable[[], Any]) -> None:
     assert targets.dtype == torch.int64
     assert torch.equal(targets, LABELS[:, None])
     assert sizes == [10, 10, 3]
+
+
+class Tagged(torch.Tensor):
+    """Carries something with it, and its own ``new_empty`` takes one size."""
+
+    def new_empty(self, size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+        plain = self.as_subclass(Tensor)
+        return plain.new_empty(size=size, dtype=dtype, device=device, requires_grad=requires_grad).as_subclass(Tagged)
+
+
+class Jealous(torch.Tensor):
+    """Whatever is done with it gives its class again, as its own functions do."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = super().__torch_function__(func, types, args, kwargs or {})
+        return made.as_subclass(cls) if type(made) is Tensor else made
+
+
+class Unit(np.ndarray[Any, Any]):
+    """A NumPy array of another class."""
+
+
+class Foreign:
+    """An array of another library, by one of the two protocols."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+
+class ByArray(Foreign):
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.asarray(self._array, dtype)
+
+
+class ByDlpack(Foreign):
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise TypeError("not on this device")
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+
+FOREIGN: list[tuple[str, Callable[[], Any]]] = [
+    ("a subclass", lambda: (INPUTS.as_subclass(Tagged), LABELS.as_subclass(Tagged))),
+    ("a jealous subclass", lambda: (INPUTS.as_subclass(Jealous), LABELS.as_subclass(Jealous))),
+    ("a parameter", lambda: (torch.nn.Parameter(INPUTS), LABELS)),
+    ("sparse", lambda: (INPUTS.to_sparse(), LABELS)),
+    ("conjugated", lambda: (torch.complex(INPUTS, -INPUTS).conj().imag, LABELS)),
+    ("a NumPy subclass", lambda: (INPUTS.numpy().view(Unit), LABELS.numpy().view(Unit))),
+    ("masked nowhere", lambda: (np.ma.array(INPUTS.numpy()), np.ma.array(LABELS.numpy(), mask=False))),
+    ("pandas column", lambda: (INPUTS, pd.Series(LABELS.numpy(), index=np.arange(N)[::-1] + 5))),
+    ("pandas column of a table", lambda: (INPUTS, pd.DataFrame({"label": LABELS.numpy()}))),
+    (
+        "pandas integers with missing values, of which there are none",
+        lambda: (INPUTS, pd.Series(LABELS, dtype="Int64")),
+    ),
+    ("pandas categories", lambda: (INPUTS, pd.Series(LABELS.numpy()).astype("category"))),
+    ("objects that are numbers", lambda: (INPUTS, np.array(LABELS.tolist(), dtype=object))),
+    ("lists of tensors", lambda: (list(INPUTS), list(LABELS))),
+    ("lists of arrays and numbers", lambda: ([x.numpy() for x in INPUTS], LABELS.tolist())),
+    ("by __array__", lambda: (ByArray(INPUTS.numpy()), ByArray(LABELS.numpy()))),
+    ("by __dlpack__", lambda: (ByDlpack(INPUTS), ByDlpack(LABELS))),
+    ("data set of a subclass", lambda: Pairs(INPUTS.as_subclass(Tagged), LABELS.as_subclass(Jealous))),
+    ("data set of foreign arrays", lambda: Pairs([ByArray(x) for x in INPUTS.numpy()], LABELS.numpy())),
+    ("data set with lists as targets", lambda: Pairs(INPUTS, [[label] for label in LABELS.tolist()])),
+    (
+        "loader of a subclass with a worker",
+        lambda: DataLoader(Pairs(INPUTS.as_subclass(Tagged), LABELS), 10, True, num_workers=1),
+    ),
+    ("loader that makes NumPy arrays", lambda: DataLoader(TensorDataset(INPUTS, LABELS), 10, collate_fn=numpy_batch)),
+    ("stream of a subclass", lambda: DataLoader(Tags(), 10)),
+]
+
+
+def numpy_batch(items: list[Any]) -> Any:
+    return np.stack([x.numpy() for x, _ in items]), [int(label) for _, label in items]
+
+
+class Tags(Stream):
+    def __iter__(self) -> Iterator[Any]:
+        return iter([(x.as_subclass(Tagged), y.as_subclass(Tagged)) for x, y in super().__iter__()])
+
+
+@pytest.mark.parametrize("make", [make for _, make in FOREIGN], ids=[name for name, _ in FOREIGN])
+def test_the_same_numbers_in_another_class_are_read_alike(make: Callable[[], Any]) -> None:
+    inputs, targets, sizes = read(make())
+    assert type(inputs) is Tensor
+    assert inputs.dtype == torch.float32
+    assert torch.equal(inputs, INPUTS)
+    assert type(targets) is Tensor
+    assert torch.equal(targets, LABELS[:, None])
+    assert sizes == [10, 10, 3]
+
+
+def test_a_model_is_given_plain_tensors() -> None:
+    for inputs, targets in source((INPUTS.as_subclass(Jealous), LABELS.as_subclass(Jealous))):
+        assert type(inputs) is type(targets) is Tensor
+        assert type(inputs + 1) is Tensor
+
+
+def test_places_without_a_number_are_refused() -> None:
+    hidden = np.ma.array(LABELS.numpy(), mask=LABELS.numpy() == 2)
+    refused((INPUTS, hidden), "a masked array has places without a number.*ignore_index")
+    refused((np.ma.array(INPUTS.numpy(), mask=INPUTS.numpy() > 0), LABELS), "a masked array has places")
+    refused(Pairs([np.ma.array(x.numpy(), mask=x.numpy() > 0) for x in INPUTS], LABELS), "a masked array has places")
+    refused((INPUTS, pd.Series(LABELS, dtype="Int64").where(LABELS.numpy() > 1)), "the target of sample 0 is NaN")
+    refused((INPUTS, pd.Series(["a"] * N, dtype="category")), "the targets are no array of numbers but Series")
+    refused((torch.nested.nested_tensor([torch.zeros(2, 3)] * N), LABELS), "nested tensors have no one shape")
+    refused((INPUTS.to("meta"), LABELS), "meta device")
 
 
 UNLABELED: list[Callable[[], Any]] = [
@@ -605,3 +722,58 @@ def test_data_that_grow_or_shrink_are_refused(step: int, message: str) -> None:
 def test_a_checked_reading_scans_first() -> None:
     with pytest.raises(DataError, match="sample 13 is NaN"):
         next(source((spoilt(INPUTS, (13, 0, 0, 0), float("nan")),)).checked())
+
+
+# Data that can be read once only.
+
+
+class Once(IterableDataset[Any]):
+    """Goes on where it was, as what reads from a socket does."""
+
+    def __init__(self) -> None:
+        self.samples = iter(list(zip(INPUTS, LABELS, strict=True)))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.samples
+
+
+class Pulls(Pairs):
+    """A data set with a length that takes its samples from a generator."""
+
+    def __init__(self) -> None:
+        super().__init__(INPUTS, LABELS)
+        self.rest = iter(list(zip(INPUTS, LABELS, strict=True)))
+
+    def __getitem__(self, index: int) -> Any:
+        return next(self.rest)
+
+
+class Generated(IterableDataset[Any]):
+    def __init__(self) -> None:
+        self.samples = (pair for pair in zip(INPUTS, LABELS, strict=True))
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.samples
+
+
+@pytest.mark.parametrize("read_again", [lambda one: list(one.checked()), lambda one: next(iter(one)), list])
+@pytest.mark.parametrize(
+    "make", [Once, Pulls, Generated, lambda: DataLoader(Once(), 4), lambda: DataLoader(Pulls(), 4)]
+)
+def test_data_that_can_be_read_once_say_so(make: Callable[[], Any], read_again: Callable[[DataSource], Any]) -> None:
+    one = source(make())
+    assert len(one.scan()) == N
+    with pytest.raises(DataError, match=r"train data: .*must be readable more than once"):
+        read_again(one)
+
+
+def test_a_data_set_that_stops_early_is_not_taken_for_a_shorter_one() -> None:
+    data = Pulls()
+    for _ in range(9):
+        next(data.rest)
+    refused(data, "the batch from sample 10 on cannot be read: StopIteration; .*readable more than once")
+
+
+def test_iterators_are_refused_with_the_reason() -> None:
+    for data in ((x for x in INPUTS), iter(DataLoader(TensorDataset(INPUTS)))):
+        refused(data, "must be readable more than once")

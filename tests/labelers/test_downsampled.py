@@ -147,3 +147,34 @@ def test_class_numbers_are_bounded_where_each_is_counted() -> None:
 def test_an_unknown_rounding_is_refused() -> None:
     with pytest.raises(OptionError, match="did you mean 'ceil'"):
         Downsampled("ceiling")
+
+
+@settings(max_examples=150, deadline=None)
+@given(masks(), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.5, 0.9]))
+def test_coverages_are_those_of_the_labeled_voxels(
+    case: tuple[NDArray[Any], tuple[int, ...], int], seed: int, share: float
+) -> None:
+    """A voxel without a label is as if it were not there; an area of such voxels alone has no label."""
+    made, size, classes = case
+    made = np.where(np.random.default_rng(seed).random(made.shape) < share, classes, made)  # the number of no class
+    targets = torch.from_numpy(np.where(made == classes, -1, made))[:, None]
+    labels = {rounding: Downsampled(rounding).label(targets, size).numpy() for rounding in ROUNDINGS}
+    for one, mask in enumerate(made):
+        counts = coverages(mask, size or (1,) * mask.ndim, classes + 1)[0][:, :classes]
+        totals = counts.sum(1)
+        numbers = np.arange(classes)
+        highest = np.where(counts > 0, numbers, 0).max(1)
+        half = np.where(2 * counts >= totals[:, None], numbers, 0).max(1)
+        for rounding, expected in [
+            ("ceil", highest),
+            ("max", highest),
+            ("nearest", half),
+            ("majority", counts.argmax(1)),
+        ]:
+            np.testing.assert_array_equal(labels[rounding][one], np.where(totals > 0, expected, -1), rounding)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_batch_without_any_label(rounding: str) -> None:
+    targets = torch.full((2, 1, 4, 4), -1)
+    assert Downsampled(rounding).label(targets, (2, 2)).tolist() == [[-1] * 4] * 2

@@ -190,3 +190,57 @@ def test_a_copy_has_no_edges() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"Histogram: {next(iter(options))}"):
         Histogram(**options)
+
+
+# Places without a label.
+
+
+def holes(values: NDArray[Any], share: float = 0.4, seed: int = 1) -> NDArray[Any]:
+    """The same values (N, C, *S) with NaN in all channels of some places."""
+    missing = np.random.default_rng(seed).random((len(values), 1, *values.shape[2:])) < share
+    return np.where(missing, np.nan, values)
+
+
+@pytest.mark.parametrize("edges", ["uniform", "quantile"])
+@pytest.mark.parametrize(("shape", "size"), [((8, 6), (4, 3)), ((6,), (2,)), ((4, 4, 2), (2, 1, 2)), ((8, 6), ())])
+def test_averages_and_edges_are_of_the_labeled_places(
+    edges: str, shape: tuple[int, ...], size: tuple[int, ...]
+) -> None:
+    values = holes(np.random.default_rng(0).normal(size=(20, 1, *shape)))
+    values[3] = np.nan
+    cells = size or (1,) * len(shape)
+    blocks = values.reshape(20, *[n for s, full in zip(cells, shape, strict=True) for n in (s, full // s)])
+    axes = tuple(range(2, blocks.ndim, 2))
+    seen = (~np.isnan(blocks)).sum(axes)
+    means = (np.nansum(blocks, axes) / np.maximum(seen, 1)).reshape(20, -1)
+    known = values[~np.isnan(values)]
+    labeler = fitted(Histogram(5, edges), *torch.from_numpy(values).split(3))
+    found = np.histogram_bin_edges(known, 5)[1:-1] if edges == "uniform" else np.quantile(known, [0.2, 0.4, 0.6, 0.8])
+    expected = np.where(seen.reshape(20, -1) > 0, bins(means, np.concatenate([[-np.inf], found, [np.inf]])), -1)
+    assert (expected[3] == -1).all()
+    np.testing.assert_array_equal(labeler.label(torch.from_numpy(values), size), expected)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_vectors_without_a_label_are_not_quantised(dense: bool) -> None:
+    points, blobs = make_blobs(600, 3, centers=6, cluster_std=0.3, center_box=(-20, 20), random_state=3)
+    targets = torch.from_numpy(points)
+    targets = targets.view(6, 100, 3).transpose(1, 2).reshape(6, 3, 10, 10) if dense else targets
+    targets = torch.from_numpy(holes(targets.numpy()))
+    labels = fitted(Histogram(6), targets[:2], targets[2:]).label(targets, (10, 10) if dense else ()).flatten()
+    missing = torch.isnan(targets[:, 0]).flatten()
+    assert bool((labels[missing] == -1).all())
+    assert adjusted_rand_score(labels[~missing], blobs[~missing.numpy()]) == 1.0
+
+
+def test_integers_without_a_label_are_not_binned() -> None:
+    targets = torch.arange(-1, 10)[:, None]
+    assert fitted(Histogram(10), targets).label(targets, ())[:, 0].tolist() == list(range(-1, 10))
+
+
+@pytest.mark.parametrize("edges", ["uniform", "quantile"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_training_targets_without_any_label_are_refused(edges: str, channels: int) -> None:
+    targets = torch.full((6, channels), float("nan"))
+    with pytest.raises(DataError, match="there are none with a label"):
+        fitted(Histogram(4, edges), targets).label(targets, ())

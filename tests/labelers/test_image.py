@@ -26,3 +26,7 @@ def test_one_label_stands_for_all_positions(spatial: tuple[int, ...]) -> None:
 def test_other_targets_are_refused_with_the_labeler_that_takes_them(targets: torch.Tensor, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Image().label(targets, (4, 4))
+
+
+def test_no_label_stays_none() -> None:
+    assert Image().label(torch.tensor([[3], [-1]]), (4, 5)).tolist() == [[3], [-1]]

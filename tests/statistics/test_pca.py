@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from genmeasures.errors import Undefined
+from genmeasures.statistics import pca
 from genmeasures.statistics.pca import fit_pca
 
 
@@ -130,3 +131,49 @@ def test_the_sample_is_not_changed() -> None:
     before: NDArray[np.float32] = x.numpy().copy()
     fit_pca(x, 3)[0].project(x)
     np.testing.assert_array_equal(x.numpy(), before)
+
+
+@pytest.fixture
+def iterated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of any size are fitted as large ones are, and nothing else would do."""
+    monkeypatch.setattr(pca, "_EXACT", 20)
+    monkeypatch.setattr(pca, "_primal", None)
+    monkeypatch.setattr(pca, "_dual", None)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize(("n", "k"), [(600, 250), (120, 900)])
+@pytest.mark.usefixtures("iterated")
+def test_large_samples_are_fitted_by_iteration(n: int, k: int, offset: float) -> None:
+    x = vectors(n, k, offset)
+    found = fit_pca(x, 7)[0]
+    reference = PCA(7, svd_solver="full").fit(x.double().numpy())
+    np.testing.assert_allclose(found.variance.numpy(), reference.explained_variance_, rtol=1e-12)
+    np.testing.assert_allclose(found.total_variance, x.double().var(0).sum().item(), rtol=1e-12)
+    sign = np.sign((found.components.numpy() * reference.components_).sum(1))
+    # Residuals of 1e-9 of the largest eigenvalue, over gaps of a tenth of it.
+    np.testing.assert_allclose(found.components.numpy(), sign[:, None] * reference.components_, atol=1e-7)
+
+
+@pytest.mark.usefixtures("iterated")
+def test_iteration_completes_the_basis_and_repeats_itself() -> None:
+    x = vectors(300, 80, rank=3)
+    x[:, 5:] = 0
+    first, second = fit_pca(x, 6)[0], fit_pca(x, 6)[0]
+    np.testing.assert_allclose((first.components @ first.components.T).numpy(), np.eye(6), atol=1e-9)
+    assert float(first.variance[5:].max()) <= 1e-12 * first.total_variance
+    assert torch.equal(first.components, second.components)
+
+
+def test_what_iteration_does_not_settle_is_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = vectors(300, 80)
+    exact = fit_pca(x, 6)[0]
+    monkeypatch.setattr(pca, "_EXACT", 20)
+    monkeypatch.setattr(pca, "_STEPS", 1)
+    assert torch.equal(fit_pca(x, 6)[0].components, exact.components)
+
+
+@pytest.mark.usefixtures("iterated")
+def test_iteration_on_constant_features_is_undefined() -> None:
+    with pytest.raises(Undefined, match="constant features"):
+        fit_pca(torch.full((50, 30), 0.1), 3)

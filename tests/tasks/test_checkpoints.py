@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -497,6 +498,23 @@ def test_path_of_the_manifest_itself_and_home(tmp_path: Path, module: str, monke
     assert len(Checkpoints("~/other.yaml").models()) == 1
 
 
+@pytest.mark.parametrize(("text", "value"), [("255", 255), ("-1", -1), ("-9999.5", -9999.5), ("null", None)])
+def test_ignore_index(text: str, value: float | None, tmp_path: Path, module: str) -> None:
+    task = write(tmp_path, f"""
+        factory: {module}.Net
+        data: {{train: {{npz: a.npz, x: x}}, ignore_index: {text}}}
+        models: {{a: {{test_accuracy: 1}}}}
+    """)  # fmt: skip
+    assert task.ignore_index == value
+
+
+def test_ignore_index_may_be_nan(tmp_path: Path, module: str) -> None:
+    data = {"train": {"npz": "a.npz", "x": "x"}, "ignore_index": float("nan")}
+    value = write(tmp_path, manifest(module, data=data)).ignore_index
+    assert value is not None
+    assert math.isnan(value)
+
+
 def test_default_metric(tmp_path: Path, module: str) -> None:
     assert write(tmp_path, manifest(module)).metric == "accuracy"
 
@@ -513,6 +531,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"python_path": "nowhere"}, "python_path: there is no folder 'nowhere'"),
     ({"python_path": 3}, "python_path: there is no folder 3"),
     ({"data": None}, "data: is missing"),
+    ({"data": {"ignore_index": 255}}, "data: is missing: give train and test data"),
+    ({"data": {"test": {"npz": "a", "x": "x"}, "ignore_index": "void"}}, "data.ignore_index: must be a number"),
+    ({"data": {"test": {"npz": "a", "x": "x"}, "ignore_index": [255]}}, "data.ignore_index: must be a number"),
+    ({"data": {"test": {"npz": "a", "x": "x", "ignore_index": 1}}}, "data.test.ignore_index: unknown key"),
     ({"data": {"tset": {}}}, r"data.tset: unknown key \(did you mean 'test'"),
     ({"data": {"test": {"x": "x"}}}, "data.test: give either npz"),
     ({"data": {"test": {"npz": "a", "_target_": "a.b"}}}, "data.test: give either npz"),

@@ -11,7 +11,7 @@ from ars_networks import data, pictures, small, traced
 from genmeasures_ars import accuracy_curve, kernel_order, largest_gap
 from torch import nn
 
-from genmeasures.plugin import DataError, OptionError
+from genmeasures.plugin import DataError, OptionError, Undefined
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -69,3 +69,17 @@ def test_without_classes() -> None:
     for targets in (None, y.float(), y.repeat(1, 2)):
         with pytest.raises(DataError, match="cumulative ablation needs"):
             accuracy_curve(model, traced(model, x)[0], [range(5)], data(x, targets).batches("test"))
+
+
+def test_inputs_without_a_label_do_not_count() -> None:
+    model = small(False)
+    x, y = pictures(60)
+    y[::3] = -1
+    layer = traced(model, x)[0]
+    orders = [np.arange(layer.layer.channels)]
+    known = y[:, 0] >= 0
+    curves = accuracy_curve(model, layer, orders, data(x, y).batches("test"))
+    expected = accuracy_curve(model, layer, orders, data(x[known], y[known]).batches("test"))
+    np.testing.assert_allclose(curves, expected, rtol=1e-12)
+    with pytest.raises(Undefined, match="no inputs with a label"):
+        accuracy_curve(model, layer, orders, data(x, torch.full_like(y, -1)).batches("test"))

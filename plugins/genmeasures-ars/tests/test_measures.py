@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+import genmeasures
 from genmeasures.plugin import DataError, ModelError, ModelMeasure, OptionError, Undefined, Value
 from genmeasures.registry import Registry
 
@@ -202,3 +203,16 @@ def test_registered_with_configs_that_hold_the_defaults() -> None:
         configured = instantiate(OmegaConf.load(f"{folder}/conf/measure/{name}.yaml"))
         assert repr(configured) == repr(registry.make("measure", name, {}))
         assert repr(configured.clone()) == repr(configured)
+
+
+def test_the_status_tells_how_classes_were_read() -> None:
+    """One-hot targets mean the same classes, and what depends on them says so."""
+    model, given = small(norm=True), torch.nn.functional.one_hot(Y[:, 0]).float()
+    measures = [ClassSelectivity(), ARS(steps=2)]
+    expected = genmeasures.measure([model], test=(X, Y[:, 0]), measures=measures)
+    found = genmeasures.measure([model], test=(X, given), measures=measures)
+    for name in ("class_selectivity", "class_selectivity_kernel"):
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
+        assert "one-hot targets were read as class numbers" in str(found[f"{name}_status"].values.flat[0])
+        assert "one-hot" not in str(expected[f"{name}_status"].values.flat[0])
+    assert "one-hot" not in "".join(map(str, found["ars_status"].values.flat))

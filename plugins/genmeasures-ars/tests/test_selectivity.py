@@ -32,3 +32,16 @@ def test_class_means_do_not_depend_on_batches() -> None:
         parts.add(some, these)
     np.testing.assert_allclose(whole.result(), parts.result())
     np.testing.assert_allclose(whole.result()[1], maps[classes == 2].mean(dim=(0, 2, 3)).numpy(), rtol=1e-5)
+
+
+def test_inputs_without_a_label_are_of_no_class() -> None:
+    maps = torch.randn(12, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([0, -1, 5, 2] * 3)
+    some, known = ClassMeans(), ClassMeans()
+    some.add(maps, classes)
+    known.add(maps[classes >= 0], classes[classes >= 0])
+    np.testing.assert_array_equal(some.result(), known.result())
+    none = ClassMeans()
+    none.add(maps, torch.full((12,), -1))
+    with pytest.raises(Undefined, match="no inputs with a label"):
+        none.result()

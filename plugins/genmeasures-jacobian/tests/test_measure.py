@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from genmeasures_jacobian import JacobianNorm, LayerJacobian
+from genmeasures_jacobian.bounds import lower_bound, upper_bound
 from genmeasures_jacobian.layers import pull, push, traced_layers
 from jacobian_networks import convolutional, data_of, dense, jacobians, layers_of, linear, pictures
 from torch import Tensor, nn
@@ -201,6 +202,29 @@ def test_without_classes_the_bounds_alone_are_undefined(targets: Tensor | None, 
     for name in ("lower", "upper", "approximation", "target", "sample_loss"):
         with pytest.raises(Undefined, match=reason):
             raise found[f"jacobian_norm_{name}"]
+
+
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_inputs_without_a_label_have_no_row_of_their_class(method: str) -> None:
+    model, inputs = convolutional(), pictures()
+    some = CLASSES.clone()
+    some[::4] = -1
+    whole, found = (measured(model, data_of(inputs, classes), method=method) for classes in (CLASSES, some))
+    unlabeled = np.isnan(found["jacobian_norm_sample_loss"])
+    assert unlabeled.sum() == 3
+    loss = whole["jacobian_norm_sample_loss"]
+    np.testing.assert_array_equal(found["jacobian_norm_sample_loss"][~unlabeled], loss[~unlabeled])
+    np.testing.assert_array_equal(found["jacobian_norm_sample"], whole["jacobian_norm_sample"])
+    square = found["logit_gradient_square"]
+    assert found["jacobian_norm_lower"] == pytest.approx(lower_bound(loss[~unlabeled], square, 5).mean(), rel=1e-12)
+    assert found["jacobian_norm_upper"] == pytest.approx(upper_bound(loss[~unlabeled], square).mean(), rel=1e-12)
+    if method == "exact":
+        known = some[:, 0] >= 0
+        alone = measured(model, data_of(inputs[known], some[known]), method=method)
+        assert found["jacobian_norm_target"] == pytest.approx(alone["jacobian_norm_target"], rel=1e-5)
+    none = measured(model, data_of(inputs, torch.full_like(CLASSES, -1)))["jacobian_norm_target"]
+    with pytest.raises(Undefined, match="labels, and no input has one"):
+        raise none
 
 
 def test_degenerate_inputs_and_outputs() -> None:

@@ -86,6 +86,24 @@ def test_the_classes_of_the_triples(pictures: tuple[Tensor, Tensor], given: Give
             assert not any(torch.equal(one, other) for one, other in ((a, b), (b, c), (a, c)))
 
 
+def test_inputs_without_a_label_belong_to_no_class(pictures: tuple[Tensor, Tensor], given: Given) -> None:
+    inputs, labels = pictures
+    unlabeled = torch.where(labels == 2, -1, labels)
+    known = inputs[labels != 2]
+    for kind in ("same", "different"):
+        for triple in draw_triples(given(targets=unlabeled), 20, kind):
+            assert all(bool((known == one).flatten(1).all(1).any()) for one in triple)
+    unlabeled[2:] = -1
+    with pytest.raises(Undefined, match="three training inputs, 2 have a label"):
+        draw_triples(given(targets=unlabeled), 1, "same")
+    assert len(draw_triples(given(targets=unlabeled), 3, "any")) == 3
+
+
+def test_values_depend_on_targets_where_classes_are_told_apart() -> None:
+    assert TransitionCount().from_targets() == ()
+    assert len(TransitionCount(classes="same").from_targets()) == len(TransitionCount.variables)
+
+
 def test_random_ellipses_are_as_bright_as_the_data(given: Given) -> None:
     data = given(inputs=3 + 2 * torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0)), targets=None)
     drawn = torch.stack([torch.stack(triple) for triple in draw_random(data, 30)])

@@ -48,8 +48,9 @@ def accuracy_curve(
 
     The layer's output is zeroed where the next layer receives it, after normalisation and activation.
     orders: permutations of the layer's I kernels. batches: (inputs (B, …), classes int64 (B, 1)), gone
-    through once. Raises DataError where there are no classes, or the model gives no (B, classes)
-    scores, and Undefined where there are no inputs.
+    through once; inputs of the class −1, which have no label, do not count. Raises DataError where
+    there are no classes, or the model gives no (B, classes) scores, and Undefined where there are no
+    inputs with a label.
     """
     right = np.zeros((len(orders), layer.layer.channels + 1))
     total = 0
@@ -67,7 +68,7 @@ def accuracy_curve(
         with torch.no_grad(), tapped(model, [layer], silence) as tap:
             for inputs, targets in batches:
                 classes = classes_of(targets, "cumulative ablation")
-                total += len(classes)
+                total += int((classes >= 0).sum())
                 whole: float | None = None
                 for row, order in zip(right, permutations, strict=True):
                     for count in range(len(row)):
@@ -82,7 +83,7 @@ def accuracy_curve(
     finally:
         head.remove()
     if not total:
-        raise Undefined("there are no inputs")
+        raise Undefined("there are no inputs with a label")
     return right / total
 
 

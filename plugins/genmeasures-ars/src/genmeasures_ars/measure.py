@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -176,6 +176,10 @@ class ClassSelectivity(KernelMeasure):
         one_of(self, "split", split, _SPLITS)
         self.split = split
 
+    def from_targets(self) -> Collection[str]:
+        """All variables."""
+        return [variable.name for variable in self.variables]
+
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
         """See :meth:`ModelMeasure.measure`."""
         values = self.kernel_scores(model, layers, data)
@@ -246,6 +250,10 @@ class CumulativeAblation(ModelMeasure):
         one_of(self, "split", split, _SPLITS)
         self.score = ARS() if score is None else score
         self.split = split
+
+    def from_targets(self) -> Collection[str]:
+        """All variables: they are accuracies."""
+        return [variable.name for variable in self.variables]
 
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
         """See :meth:`ModelMeasure.measure`."""

@@ -40,9 +40,9 @@ class ClassMeans:
         self._counts: dict[int, int] = {}
 
     def add(self, maps: Tensor, classes: Tensor) -> None:
-        """See activation maps (B, I, *spatial) of inputs of the given classes int64 (B,)."""
+        """See activation maps (B, I, *spatial) of inputs of the given classes int64 (B,); −1 is no class."""
         means = maps.double().flatten(2).mean(2)
-        for label in classes.unique().tolist():
+        for label in classes[classes >= 0].unique().tolist():
             chosen = classes == label
             self._sums[label] = self._sums.get(label, 0) + means[chosen].sum(0)
             self._counts[label] = self._counts.get(label, 0) + int(chosen.sum())
@@ -50,14 +50,17 @@ class ClassMeans:
     def result(self) -> NDArray[np.float64]:
         """float64 (C, I): the means, in the order of the classes. Raises Undefined where nothing was seen."""
         if not self._sums:
-            raise Undefined("there are no inputs")
+            raise Undefined("there are no inputs with a label")
         rows = [self._sums[label] / self._counts[label] for label in sorted(self._sums)]
         means: NDArray[np.float64] = torch.stack(rows).cpu().numpy()
         return means
 
 
 def classes_of(targets: Tensor | None, what: str) -> Tensor:
-    """int64 (B,) from the targets of a batch. Raises DataError naming ``what`` unless they are one class an input."""
+    """int64 (B,) from the targets of a batch, −1 for an input without a label.
+
+    Raises DataError naming ``what`` unless they are one class an input.
+    """
     if targets is None:
         raise DataError(f"{what} needs classes, and the data have no targets")
     if targets.is_floating_point() or targets.shape[1:] != (1,):

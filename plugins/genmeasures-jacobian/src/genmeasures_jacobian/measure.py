@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,14 @@ _REFERENCES = "Novak et al. 2018, Sensitivity and Generalization in Neural Netwo
 EXACT = 128
 """Of more outputs and inputs than this, ``method="auto"`` estimates."""
 
+_FROM_TARGETS = (
+    "jacobian_norm_target",
+    "jacobian_norm_lower",
+    "jacobian_norm_upper",
+    "jacobian_norm_approximation",
+    "jacobian_norm_sample_loss",
+)
+
 
 def _variable(name: str, long_name: str, direction: int = 0, dims: tuple[str, ...] = ()) -> Variable:
     return Variable(name, long_name, direction, references=_REFERENCES, bounds=(0.0, math.inf), dims=dims)
@@ -58,7 +66,7 @@ class JacobianNorm(ModelMeasure):
     upper one of ‖J_y‖₂ alone, the approximation is of ‖J‖_F; they rest on the gradients of logits
     being orthogonal and of the same norm. Values an input: its norm, its cross-entropy and its index
     in the split, in the order of ``ModelData.sample``, the same for all models. What needs true classes is undefined
-    without them, for dense outputs and for logits.
+    without them, for dense outputs and for logits; where some inputs have no label, it is of the others.
     """
 
     name = "jacobian_norm"
@@ -97,6 +105,10 @@ class JacobianNorm(ModelMeasure):
         self.split = split
         self.memory = memory
 
+    def from_targets(self) -> Collection[str]:
+        """What needs the true classes."""
+        return _FROM_TARGETS
+
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
         """Values by the names of ``variables``; those an input are float64 (N,), N the inputs drawn.
 
@@ -113,7 +125,9 @@ class JacobianNorm(ModelMeasure):
                 raise Undefined("the softmax of a single output is constant: give output=logits")
             reason = self._no_classes(targets, channels, positions)
             classes = None if reason or targets is None else targets[:, 0]
-            parts = self._squares(model, run, inputs, classes, logits[0].numel(), base)
+            # An input without a label, −1, is given a class here, and what comes of it is left out below.
+            known = None if classes is None else classes.clamp(min=0)
+            parts = self._squares(model, run, inputs, known, logits[0].numel(), base)
         squares = torch.cat([part.jacobian for part in parts], 1).cpu()
         squares = squares / positions if self.reduction == "mean" else squares
         values, errors = (squares[0].sqrt(), torch.zeros(1, device="cpu")) if len(squares) == 1 else norms(squares)
@@ -170,25 +184,30 @@ class JacobianNorm(ModelMeasure):
         if targets.is_floating_point() or targets.shape[1:] != (1,):
             kind = str(targets.dtype).removeprefix("torch.")
             return f"one class an input, not {kind} targets of shape {tuple(targets.shape[1:])}"
-        if int(targets.min()) < 0 or int(targets.max()) >= channels:
-            return f"classes from 0 to {channels - 1}, targets are from {int(targets.min())} to {int(targets.max())}"
+        labels = targets[targets >= 0]
+        if not len(labels):
+            return "labels, and no input has one"
+        if int(labels.max()) >= channels:
+            return f"classes from 0 to {channels - 1}, targets are from {int(labels.min())} to {int(labels.max())}"
         return ""
 
 
 def _bounds(parts: Sequence[Squares], classes: Tensor, channels: int) -> dict[str, Any]:
-    """What needs the true classes int64 (N,) of all inputs."""
+    """What needs the true classes int64 (N,) of all inputs, −1 where there is no label."""
     own = torch.cat([part.target for part in parts if part.target is not None]).cpu()
     gradients = torch.cat([part.logits for part in parts if part.logits is not None], 1).cpu()
     logits = torch.cat([part.output for part in parts]).cpu()
-    loss = Softmax(logits).cross_entropy(classes.cpu()).numpy()
+    labeled = (classes >= 0).cpu().numpy()
+    losses = Softmax(logits).cross_entropy(classes.clamp(min=0).cpu()).numpy()
+    loss = losses[labeled]
     square = float(gradients.mean()) / channels
     return {
-        "jacobian_norm_target": float(own.sqrt().mean()),
+        "jacobian_norm_target": float(own[torch.from_numpy(labeled)].sqrt().mean()),
         "jacobian_norm_lower": float(lower_bound(loss, square, channels).mean()),
         "jacobian_norm_upper": float(upper_bound(loss, square).mean()),
         "jacobian_norm_approximation": float(approximation(loss, square, channels).mean()),
         "logit_gradient_square": square,
-        "jacobian_norm_sample_loss": loss,
+        "jacobian_norm_sample_loss": np.where(labeled, losses, np.nan),
     }
 
 

@@ -40,6 +40,7 @@ def draw_triples(data: ModelData, count: int, classes: str) -> list[tuple[Tensor
 
     classes: the three of the "same" class, of three "different" ones, or of "any". The first is
     drawn evenly among all inputs that have such company, the next evenly among what remains.
+    Inputs without a label are left out where classes are told apart.
     Raises Undefined if there are no such three, or no classes to tell.
     """
     labels: list[Tensor] = []
@@ -52,6 +53,9 @@ def draw_triples(data: ModelData, count: int, classes: str) -> list[tuple[Tensor
         raise Undefined(f"an ellipse runs through three training inputs, there are {total}")
     order = _ordered(data, "train")
     label = torch.cat(labels)[order] if labels else torch.zeros(total, dtype=torch.long, device="cpu")
+    order, label = order[label >= 0], label[label >= 0]
+    if len(label) < 3:
+        raise Undefined(f"an ellipse runs through three training inputs, {len(label)} have a label")
     _, label, sizes = label.unique(return_inverse=True, return_counts=True)
     if classes == "same" and int(sizes.max()) < 3:
         raise Undefined("no class has three training inputs")

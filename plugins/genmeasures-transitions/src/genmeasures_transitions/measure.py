@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,10 @@ class TransitionCount(ModelMeasure):
         self.points = points
         self.trajectories = trajectories
         self.curvature_points = curvature_points
+
+    def from_targets(self) -> Collection[str]:
+        """All variables, where classes are told apart."""
+        return () if self.classes == "any" else [variable.name for variable in self.variables]
 
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
         """transition_count and path_curvature float, transition_count_layer one a layer, …_trajectory float64 (T,).
