@@ -37,6 +37,9 @@ from genmeasures.running import Run
 from genmeasures.tasks.weights import load_weights, read_state_dict
 
 VALUES = ("davies_bouldin", "roughness", "confidence", "confidence_unweighted")
+ROUNDING = 1e-6
+"""Relative difference allowed where other measures run beside: they decide what is kept between passes, so the same
+float32 distances come from other operations (a convolution, or patches gathered before), which differ by about 1e-8."""
 SMALL = ReceptiveField(cap=600)
 
 
@@ -566,7 +569,7 @@ def test_a_measure_that_fails_on_one_layer(net: nn.Module, measured: Callable[..
         expected = ["ok", "failed: ZeroDivisionError: by my own fault", "ok", "ok"]
         assert list(ds[f"{name}_status"].values[0]) == expected
     for name in VALUES:
-        np.testing.assert_array_equal(ds[name].values, plain[name].values)
+        np.testing.assert_allclose(ds[name].values, plain[name].values, rtol=ROUNDING)
 
 
 def returning(value: Any) -> Measure:
@@ -754,7 +757,7 @@ def test_a_model_measure(net: nn.Module, measured: Callable[..., xr.Dataset], di
         assert found["product_status"] == "note: large"
     assert ds["product"].dims == ("model",)
     plain = measured(nets, measures=["davies_bouldin"])
-    np.testing.assert_array_equal(ds["davies_bouldin"].values, plain["davies_bouldin"].values)
+    np.testing.assert_allclose(ds["davies_bouldin"].values, plain["davies_bouldin"].values, rtol=ROUNDING)
 
 
 @pytest.mark.parametrize(

@@ -406,8 +406,10 @@ def assert_same(found: xr.Dataset, expected: xr.Dataset, rtol: float) -> None:
         assert all(status.startswith(("ok", "note: ")) for status in expected[f"{name}_status"].values.flat)
         np.testing.assert_array_equal(found[f"{name}_status"].values, expected[f"{name}_status"].values)
         np.testing.assert_allclose(found[name].values, expected[name].values, rtol=rtol)
-    for name in ("layer_name", "vectors_train", "vectors_test", "weight_norm"):
+    for name in ("layer_name", "vectors_train", "vectors_test"):
         np.testing.assert_array_equal(found[name].values, expected[name].values)
+    # Summed in the order of the memory, which need not be that of the whole.
+    np.testing.assert_allclose(found["weight_norm"].values, expected["weight_norm"].values, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["unet of pictures", "unet of volumes", "dilated, instance norm"])
