@@ -606,7 +606,7 @@ def returning(value: Any) -> Measure:
         ("much", "failed: ValueError"),
         ({"other": 1.0}, "failed: KeyError: 'returning'"),
         (torch.zeros(2), "failed: "),
-        (MemoryError("gone"), "failed: MemoryError: gone"),
+        (MemoryError("gone"), "failed: resources: MemoryError: gone"),
     ],
     ids=repr,
 )
