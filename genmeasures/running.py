@@ -23,6 +23,7 @@ import genmeasures
 from genmeasures.data import DataSource
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
+from genmeasures.failures import debugging
 from genmeasures.interfaces import Extractor, Measure, Split, TaskModel, is_count
 from genmeasures.results import SCHEMA_VERSION, combine, load, model_dataset, save, writable
 
@@ -119,6 +120,8 @@ class Run:
             try:
                 datasets.append(self._measure_one(model, on_batch))
             except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
+                if debugging():
+                    raise
                 error = (
                     caught if isinstance(caught, GenmeasuresError) else ModelError(f"{type(caught).__name__}: {caught}")
                 )
