@@ -263,7 +263,9 @@ def test_measuring_again_after_a_shortage_is_no_shortage() -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
-    "error", [MemoryError("gone"), torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOSPC, "full")], ids=repr
+    "error",
+    [MemoryError("gone"), torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOSPC, "full")],
+    ids=repr,
 )
 def test_a_shortage_has_a_status_of_its_own_at_every_place(
     place: str, error: Exception, measured: Callable[[str, Exception], list[str]]
