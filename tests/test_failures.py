@@ -238,10 +238,9 @@ def test_a_shortage_is_told_from_a_fault(error: Exception) -> None:
     status = status_of(error, "a measure")
     assert status.startswith(RESOURCE_STATUS)
     assert status.removeprefix(RESOURCE_STATUS)
-    try:
+    with pytest.raises(ModelError) as wrapped:
         raise ModelError("it cannot be built") from error
-    except ModelError as wrapped:
-        assert is_shortage(wrapped)
+    assert is_shortage(wrapped.value)
 
 
 @pytest.mark.parametrize("error", NO_SHORTAGES, ids=repr)
@@ -255,10 +254,10 @@ def test_measuring_again_after_a_shortage_is_no_shortage() -> None:
     try:
         raise MemoryError
     except MemoryError:
-        try:
-            raise ValueError("another fault")
-        except ValueError as error:
-            assert status_of(error, "a measure") == "failed: ValueError: another fault"
+        with pytest.raises(ValueError, match="another fault") as after:
+            raise ValueError("another fault")  # noqa: B904 -- that it has a context is what is tested
+    assert isinstance(after.value.__context__, MemoryError)
+    assert status_of(after.value, "a measure") == "failed: ValueError: another fault"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -381,11 +380,13 @@ def test_a_stored_exception_raised_twice_keeps_its_own_traceback(caplog: pytest.
 
 def test_the_traceback_of_the_caller_is_left_alone(measured: Callable[[str, Exception], list[str]]) -> None:
     """Measuring while an exception is handled takes nothing from that exception."""
+    kept = None
     try:
         raise KeyError("of the caller")
     except KeyError as error:
         measured("measure, update", ZeroDivisionError("my own fault"))
-        assert error.__traceback__ is not None
+        kept = error.__traceback__
+    assert kept is not None
 
 
 # Models -----------------------------------------------------------------------------------------------------
