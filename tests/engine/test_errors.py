@@ -184,6 +184,36 @@ def test_activations_that_overflow(net: nn.Module, measured: Callable[..., xr.Da
     np.testing.assert_allclose(found, ds["davies_bouldin"].sel(model="a").values[0], rtol=0.2)
 
 
+class Largest(FeatureMeasure):
+    """The largest activation."""
+
+    name = "largest"
+    variables = (Variable("largest", "largest activation", 0),)
+    passes = (Pass("test", "vectors"),)
+
+    def start(self, layer: Layer, generator: torch.Generator) -> None:
+        self._largest = 0.0
+
+    def update(self, batch: FeatureBatch) -> None:
+        self._largest = max(self._largest, float(batch.vectors.abs().max()))
+
+    def compute(self) -> float:
+        return self._largest
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_finite_activations_whose_sum_overflows_are_no_infinity(sign: float) -> None:
+    """Each is a float32, 500 of them together are none."""
+    net = nn.Sequential(nn.Linear(4, 8, bias=False))
+    with torch.no_grad():
+        net[0].weight.fill_(sign * 5e37)
+    x = torch.ones(60, 4)
+    assert not torch.isfinite(net(x).sum())
+    ds = genmeasures.measure({"net": net}, test=x, measures=[Largest()])
+    assert ds["largest_status"].values.tolist() == [["ok"]]
+    np.testing.assert_allclose(ds["largest"].values, [[2e38]], rtol=1e-6)
+
+
 def test_activations_that_are_nan_for_one_test_input_only(net: nn.Module, measured: Callable[..., xr.Dataset]) -> None:
     class Rooted(nn.Module):
         def __init__(self) -> None:
