@@ -602,6 +602,38 @@ def test_a_measure_that_fails_on_one_layer(net: nn.Module, measured: Callable[..
         np.testing.assert_allclose(ds[name].values, plain[name].values, rtol=ROUNDING)
 
 
+@pytest.mark.parametrize("where", ["update", "end_pass"])
+def test_a_measure_that_has_failed_sees_nothing_more(
+    net: nn.Module, measured: Callable[..., xr.Dataset], where: str
+) -> None:
+    """Nor does a later failure take the place of the first, which tells what is wrong."""
+
+    class Counts(FeatureMeasure):
+        name = "counts"
+        variables = (Variable("counts", "number of calls", 0),)
+        passes = (Pass("test", "vectors"), Pass("test", "vectors"))
+
+        def start(self, layer: Layer, generator: torch.Generator) -> None:
+            self._calls = {"update": 0, "end_pass": 0}
+
+        def _called(self, name: str) -> None:
+            self._calls[name] += 1
+            if name == where or self._calls[where]:
+                raise ValueError(f"{name} {self._calls[name]}")
+
+        def update(self, batch: FeatureBatch) -> None:
+            self._called("update")
+
+        def end_pass(self) -> None:
+            self._called("end_pass")
+
+        def compute(self) -> float:
+            return 0.0
+
+    ds = measured({"net": net}, measures=[Counts(), "roughness"], batch_size=7)
+    assert set(ds["counts_status"].values.flat) == {f"failed: ValueError: {where} 1"}
+
+
 def returning(value: Any) -> Measure:
     class Returning(FeatureMeasure):
         name = "returning"

@@ -379,6 +379,39 @@ def test_dense_targets_label_the_positions_of_the_whole() -> None:
     assert len(expected[0][3].unique()) == 3
 
 
+class GrabAgain(Grab):
+    """Sees the same vectors in a second pass, and keeps these."""
+
+    name = "grab_again"
+    variables = (Variable("grab_again", "number of vectors", 0),)
+
+    def prepare(self, extractor: Any) -> None:
+        self.passes = (Pass("test", "patches"), Pass("test", "patches"))
+
+    def start(self, layer: Layer, generator: torch.Generator) -> None:
+        super().start(layer, generator)
+        self._again = False
+
+    def update(self, batch: FeatureBatch) -> None:
+        if self._again:
+            self._parts.append((batch.rank.clone(), batch.patches.clone()))
+
+    def end_pass(self) -> None:
+        self._again = True
+
+
+def test_vectors_kept_for_a_second_pass_have_their_ranks() -> None:
+    """A tile's vectors come in another order than the sample's."""
+    net, shape, tile = made("unet of pictures")
+    x = inputs(shape, 3)
+    kept = [Kept(), Kept()]
+    for one, size in zip(kept, (None, tile), strict=True):
+        extractor = ReceptiveField(cap=300)
+        ds = genmeasures.measure({"net": net}, test=x, measures=[GrabAgain(one)], extractor=extractor, tile=size)
+        assert set(ds["grab_again_status"].values.flat) == {"ok"}
+    assert_alike(kept[1], kept[0])
+
+
 # Measures ----------------------------------------------------------------------------------------------------
 
 
