@@ -6,10 +6,15 @@ import errno
 import logging
 import os
 import re
+import traceback
+from collections.abc import Iterator
+from typing import TypeVar
 
 from genmeasures.errors import GenmeasuresError, Undefined
 
 log = logging.getLogger(__name__)
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 DEBUG_VARIABLE = "GENMEASURES_DEBUG"
 """Environment variable; "1" raises what would otherwise become a status."""
@@ -29,18 +34,31 @@ def is_shortage(error: BaseException | None) -> bool:
 
     Such a failure says nothing about the model: it is never kept, and the same command tries again.
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, MemoryError):
+    for one in _chain(error):
+        if isinstance(one, MemoryError):
             return True
-        if isinstance(error, OSError) and error.errno in _SHORTAGE_ERRNOS:
+        if isinstance(one, OSError) and one.errno in _SHORTAGE_ERRNOS:
             return True
         # torch raises RuntimeError, and errors of ours quote what they were caused by.
-        if isinstance(error, RuntimeError | GenmeasuresError) and _SHORTAGES.search(str(error)):
+        if isinstance(one, RuntimeError | GenmeasuresError) and _SHORTAGES.search(str(one)):
             return True
-        error = error.__cause__ or error.__context__
     return False
+
+
+def debugging() -> bool:
+    """Whether failures are to be raised rather than recorded."""
+    return os.environ.get(DEBUG_VARIABLE) == "1"
+
+
+def to_raise_later(error: _Error) -> _Error:
+    """The error, to be kept and raised again, with its traceback as a note in place of frames that hold tensors.
+
+    Where ``GENMEASURES_DEBUG=1`` the frames stay, for a debugger to look at.
+    """
+    if not debugging():
+        error.add_note("".join(traceback.format_exception(error)))
+        _forget_frames(error)
+    return error
 
 
 def status_of(error: Exception, what: str) -> str:
@@ -64,13 +82,33 @@ def status_of(error: Exception, what: str) -> str:
         'failed: ValueError: no'
     """
     if isinstance(error, Undefined):
+        _forget_frames(error)
         return f"undefined: {error}"
     log.debug("%s failed", what, exc_info=error)
-    if os.environ.get(DEBUG_VARIABLE) == "1":
+    if debugging():
         raise error
+    _forget_frames(error)
     if is_shortage(error):
         return f"{RESOURCE_STATUS}{_told(error)}"
     return f"failed: {_told(error)}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, what it was raised from, and so on.
+
+    Not its ``__context__``: a caller may measure while it handles an exception of its own.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def _forget_frames(error: BaseException) -> None:
+    """An error that is kept somewhere must not keep the tensors of all functions that it came through."""
+    for one in _chain(error):
+        one.__traceback__ = None
 
 
 def _told(error: Exception) -> str:

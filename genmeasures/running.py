@@ -24,6 +24,7 @@ from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
+from genmeasures.failures import debugging
 from genmeasures.interfaces import Extractor, Measure, Split, TaskModel, is_count
 from genmeasures.results import SCHEMA_VERSION, combine, load, model_dataset, save, writable
 from genmeasures.tracing.kinds import not_a_module
@@ -125,6 +126,8 @@ class Run:
             try:
                 datasets.append(self._measure_one(model, on_batch))
             except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
+                if debugging():
+                    raise
                 error = (
                     caught if isinstance(caught, GenmeasuresError) else ModelError(f"{type(caught).__name__}: {caught}")
                 )

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+pytest_plugins = ["pytester"]
+
 Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 

@@ -11,11 +11,12 @@ from genmeasures.errors import OptionError, nearest
 from genmeasures.registry import registry
 from genmeasures.testing import run_checks
 
+_MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red"), "skipped": ("–", "yellow")}
 _KINDS = ("extractor", "labeler", "measure", "aggregator")
 
 
 def check_command(name: str, options: Sequence[str]) -> int:
-    """Run all checks and print what each asks and found; returns 1 if one failed."""
+    """Run all checks, print what each asks and found, and their counts; returns 1 if one failed."""
     kind, component_name = _find(name)
     given = {}
     for option in options:
@@ -26,15 +27,15 @@ def check_command(name: str, options: Sequence[str]) -> int:
     component = registry().make(kind, component_name, given)
     console = Console()
     console.print(f"[bold]{kind} {component_name}[/bold]  {component!r}", highlight=False)
-    failed = 0
-    for check, asked, problem in run_checks(component):
-        failed += bool(problem)
-        mark = "[red]✗[/red]" if problem else "[green]✓[/green]"
-        console.print(f"  {mark} {check}: {asked}", highlight=False)
-        if problem:
-            console.print(f"      {problem}", style="red", markup=False, highlight=False)
-    console.print(f"{failed} checks failed" if failed else "all checks passed")
-    return 1 if failed else 0
+    counts = dict.fromkeys(_MARKS, 0)
+    for one in run_checks(component):
+        counts[one.status] += 1
+        mark, color = _MARKS[one.status]
+        console.print(f"  [{color}]{mark}[/{color}] {one.name}: {one.asked}", highlight=False)
+        if one.message:
+            console.print(f"      {one.message}", style=color, markup=False, highlight=False)
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
+    return 1 if counts["failed"] else 0
 
 
 def _find(name: str) -> tuple[str, str]:

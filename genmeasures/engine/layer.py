@@ -16,7 +16,7 @@ from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Running
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import Undefined
-from genmeasures.failures import status_of
+from genmeasures.failures import status_of, to_raise_later
 from genmeasures.interfaces import (
     Extractor,
     FeatureBatch,
@@ -167,7 +167,7 @@ class LayerRun:
                 try:
                     labels[batch.rank] = batch.labels(labeler)
                 except Exception as error:
-                    self._record.labels[key] = error
+                    self._record.labels[key] = to_raise_later(error)
 
     def fit(self) -> None:
         """Fit the projection and the labelers on the kept training sample."""
@@ -188,7 +188,7 @@ class LayerRun:
                 fresh.fit(self._record.projected, generator_for(self._seed, "labeler", key, self.layer.index))
                 self._fitted[key] = fresh
             except Exception as error:
-                self._fitted[key] = error
+                self._fitted[key] = to_raise_later(error)
         if not self._keep_vectors:
             self._record.vectors = None
 
@@ -202,7 +202,7 @@ class LayerRun:
             try:
                 self.patch_pca, _ = fit_pca(self._record.patches, self.patch_components)
             except Exception as error:  # whatever it is, only measures that read it have no value
-                self._patch_failure = error
+                self._patch_failure = to_raise_later(error)
             self._record.patches = None
 
     def project_patches(self, patches: Tensor) -> Tensor:

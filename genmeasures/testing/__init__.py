@@ -8,10 +8,11 @@ In a test module of a plugin::
     def test_conforms(component, check):
         check(component)
 
-A check raises AssertionError with what the component did. ``genmeasures check NAME`` runs the
-same checks on an installed component.
+A check raises AssertionError with what the component did; one that does not apply to the component
+is reported as skipped, with the reason. ``genmeasures check NAME`` runs the same checks on an
+installed component.
 """
 
-from genmeasures.testing.suite import Check, checks_for, parametrize_with_checks, run_checks
+from genmeasures.testing.suite import Check, Checked, checks_for, parametrize_with_checks, run_checks
 
-__all__ = ["Check", "checks_for", "parametrize_with_checks", "run_checks"]
+__all__ = ["Check", "Checked", "checks_for", "parametrize_with_checks", "run_checks"]

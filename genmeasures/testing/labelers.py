@@ -24,13 +24,14 @@ def _targets() -> list[torch.Tensor]:
 
 
 def _labelled(component: TargetLabeler) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The targets that a fresh copy takes, and the labels it gives them."""
+    """The targets that a fresh copy takes, one kind at least, and the labels it gives them."""
     made = []
     for targets in _targets():
         try:
             made.append((targets, _fitted_on(component, targets).label(targets, _size(targets))))
         except (DataError, Undefined):
             continue
+    assert made, "it takes neither classes, nor masks, nor continuous targets"
     return made
 
 
@@ -41,12 +42,12 @@ def check_labels(component: Labeler) -> None:
         assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
         assert tuple(labels.shape) == (31,), f"labels of 31 vectors are of shape {tuple(labels.shape)}"
     elif isinstance(component, TargetLabeler):
-        found = _labelled(component)
-        assert found, "it takes neither classes, nor masks, nor continuous targets"
-        for targets, labels in found:
+        for targets, labels in _labelled(component):
             due = [(12, 1), (12, 16)] if targets.dim() > 2 else [(12, 1)]
             assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
             assert tuple(labels.shape) in due, f"labels are of shape {tuple(labels.shape)}, {due[-1]} was due"
+    else:
+        raise AssertionError("it is neither a TargetLabeler nor a FeatureLabeler")
 
 
 def _fitted(component: FeatureLabeler, points: torch.Tensor) -> FeatureLabeler:

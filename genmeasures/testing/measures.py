@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from functools import cache
 from pathlib import Path
+from unittest import SkipTest
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ import xarray as xr
 from torch import nn
 
 from genmeasures.api import measure
-from genmeasures.errors import GenmeasuresError
 from genmeasures.interfaces import Measure, Variable
 from genmeasures.results import load, save
 from genmeasures.testing import toys
@@ -26,7 +26,6 @@ def _measured(component: Measure, net: nn.Module, train: toys.Arrays, test: toys
     return measure({"net": net}, train, test, measures=[component.clone()], **settings)  # type: ignore[arg-type]
 
 
-@cache
 def _data() -> tuple[toys.Arrays, toys.Arrays]:
     return toys.pictures(60, 1), toys.pictures(45, 2)
 
@@ -41,7 +40,10 @@ def _summaries(component: Measure) -> list[Variable]:
 
 
 def _assert_same(component: Measure, one: xr.Dataset, other: xr.Dataset, what: str, tolerance: float = _SAME) -> None:
-    for variable in _summaries(component):
+    summaries = _summaries(component)
+    if not summaries:
+        raise SkipTest("each of its variables has a dimension of its own, and these are not compared")
+    for variable in summaries:
         left, right = one[variable.name].values.ravel(), other[variable.name].values.ravel()
         same = np.isclose(left, right, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
         assert same.all(), f"{variable.name} is {left[~same][0]} and, {what}, {right[~same][0]}"
@@ -73,6 +75,8 @@ def check_values(component: Measure) -> None:
 
 def check_bounds(component: Measure) -> None:
     """No value lies outside the bounds that its variable declares."""
+    if all(variable.bounds == (-math.inf, math.inf) for variable in component.variables):
+        raise SkipTest("none of its variables declares bounds")
     for seed in range(2):
         ds = _measured(component, toys.network(seed), *_data())
         for variable in component.variables:
@@ -124,7 +128,7 @@ def check_scale(component: Measure) -> None:
     """Variables that are declared scale invariant do not change when all features are multiplied by 1024."""
     invariant = [variable.name for variable in _summaries(component) if variable.scale_invariant]
     if not invariant:
-        return
+        raise SkipTest("none of its variables is declared scale invariant")
     one, other = _plain(component), _measured(component, toys.network(scale=1024.0), *_data())
     for name in invariant:
         # The patches of the first layer are the pictures themselves, which are the same.
@@ -187,10 +191,7 @@ def check_degenerate_data(component: Measure) -> None:
 def check_nan(component: Measure) -> None:
     """NaN and infinite activations give a status, not a number."""
     train, test = _data()
-    try:
-        ds = _measured(component, toys.overflowing_network(), train, test)
-    except GenmeasuresError:
-        return
+    ds = _measured(component, toys.overflowing_network(), train, test)
     for variable in component.variables:
         values = ds[variable.name].values
         status = [str(text) for text in ds[f"{variable.name}_status"].values.ravel()]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+from unittest import SkipTest
 
 from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure
 from genmeasures.testing import aggregators, components, extractors, labelers, measures
@@ -20,12 +23,19 @@ _CHECKS: tuple[tuple[type[Component], Sequence[Check]], ...] = (
 
 
 def checks_for(component: Component) -> list[Check]:
-    """The checks that a component has to pass, functions of the component that raise AssertionError."""
+    """The checks that a component has to pass, functions of the component.
+
+    They raise AssertionError with what the component did, and :class:`unittest.SkipTest` with the reason
+    where they do not apply to it; pytest reports the first as failed, the second as skipped.
+    """
     return [check for base, checks in _CHECKS if isinstance(component, base) for check in checks]
 
 
 def parametrize_with_checks(given: Sequence[Component]) -> Any:
-    """Decorator for a test of (component, check): runs it with every check of every component. Needs pytest."""
+    """Decorator for a test of (component, check): runs it with every check of every component. Needs pytest.
+
+    A check that does not apply to a component is reported as skipped, with the reason.
+    """
     import pytest
 
     cases = [
@@ -36,17 +46,51 @@ def parametrize_with_checks(given: Sequence[Component]) -> Any:
     return pytest.mark.parametrize(("component", "check"), cases)
 
 
-def run_checks(component: Component) -> Iterator[tuple[str, str, str]]:
-    """(name, what is asked, what went wrong or "") of each check, one after another."""
+@dataclass(frozen=True)
+class Checked:
+    """What a check found."""
+
+    name: str
+    asked: str
+    """What the check asks of a component, in a sentence."""
+    status: Literal["passed", "failed", "skipped"]
+    message: str
+    """What went wrong, or why the check does not apply; "" where it passed."""
+
+
+def run_checks(component: Component) -> Iterator[Checked]:
+    """Run all checks of a component, one after another.
+
+    Args:
+        component: an extractor, labeler, measure or aggregator.
+
+    Yields:
+        What each check found; a failure of any kind is recorded, none is raised.
+
+    Example:
+        >>> from genmeasures.aggregators import Mean
+        >>> [one.name for one in run_checks(Mean()) if one.status == "failed"]
+        []
+    """
     for check in checks_for(component):
-        problem = ""
+        status: Literal["passed", "failed", "skipped"] = "passed"
+        message = ""
         try:
             check(component)
-        except AssertionError as error:
-            problem = str(error) or "it does not"
+        except SkipTest as reason:
+            status, message = "skipped", str(reason)
         except Exception as error:  # a component can fail in any way
-            problem = f"{type(error).__name__}: {error}"
-        yield name_of(check), (check.__doc__ or "").strip().splitlines()[0], problem
+            status, message = "failed", _told(error)
+        yield Checked(name_of(check), (check.__doc__ or "").strip().splitlines()[0], status, message)
+
+
+def _told(error: Exception) -> str:
+    """What an error says; where it says nothing, the line that raised it."""
+    text = str(error).strip()
+    if not text:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} at {last.filename}:{last.lineno}: {last.line}"
+    return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
 
 
 def name_of(check: Check) -> str:

@@ -21,7 +21,28 @@ def test_check_says_what_was_asked_and_found(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "aggregator frobenius" in out
     assert "✓ reduce: It gives one number and one count of layers a model" in " ".join(out.split())
-    assert "all checks passed" in out
+    assert out.splitlines()[-1] == "8 passed, 0 failed, 0 skipped"
+
+
+def test_check_says_what_does_not_apply(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "single", "layer=conv2"]) == 0
+    out = capsys.readouterr().out
+    assert "– config: Where it is registered" in out
+    assert "      its config leaves options to the user" in out
+    assert out.splitlines()[-1] == "7 passed, 0 failed, 1 skipped"
+
+
+def test_check_counts_what_failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_nothing(component: object) -> None:
+        """It fails."""
+        raise AssertionError("that is [bold]how it is")
+
+    monkeypatch.setattr("genmeasures.testing.suite._CHECKS", ((object, (check_nothing,)),))
+    assert main(["check", "frobenius"]) == 1
+    out = capsys.readouterr().out
+    assert "✗ nothing: It fails." in out
+    assert "      that is [bold]how it is" in out
+    assert out.splitlines()[-1] == "0 passed, 1 failed, 0 skipped"
 
 
 def test_check_takes_options(capsys: pytest.CaptureFixture[str]) -> None:

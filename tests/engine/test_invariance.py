@@ -1,8 +1,4 @@
-"""What may change no value: batch size, order, threads, other measures, other models, labels that are not read.
-
-Forward passes of another batch size or thread count round differently in float32 (1e-7 relative), and so may a
-value: 1e-6 relative is allowed, which no other vector in the sample or in a cluster could hide in.
-"""
+"""What may change no value: batch size, order, threads, other measures, other models, labels that are not read."""
 
 from __future__ import annotations
 
@@ -27,6 +23,10 @@ from genmeasures.labelers import KMeans
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
 
 VALUES = ("davies_bouldin", "roughness", "confidence", "confidence_unweighted")
+ROUNDING = 1e-6
+"""Relative difference allowed between runs whose operations differ. Forward passes of another batch size or thread
+count round differently in float32 (1e-7 relative); so do distances where other measures decide what is kept between
+passes. No other vector in the sample or in a cluster could hide in it."""
 EXTRACTORS: dict[str, Extractor] = {
     "receptive_field": ReceptiveField(cap=3000, fit_cap=1500),
     "whole_tensor": WholeTensor(cap=200, components=5),
@@ -78,10 +78,11 @@ def plain(measured: Callable[..., xr.Dataset]) -> xr.Dataset:
 
 def assert_close(found: xr.Dataset, expected: xr.Dataset, names: tuple[str, ...] = VALUES) -> None:
     for name in names:
-        np.testing.assert_allclose(found[name].values, expected[name].values, rtol=1e-6)
+        np.testing.assert_allclose(found[name].values, expected[name].values, rtol=ROUNDING)
 
 
 def assert_same(found: xr.Dataset, expected: xr.Dataset, names: tuple[str, ...] = VALUES) -> None:
+    """For runs that execute the same operations in the same order: equal to the bit."""
     for name in names:
         np.testing.assert_array_equal(found[name].values, expected[name].values)
 
@@ -142,18 +143,18 @@ def test_number_of_threads(measured: Callable[..., xr.Dataset], plain: xr.Datase
 
 def test_added_measures(measured: Callable[..., xr.Dataset], plain: xr.Dataset) -> None:
     more = measured(measures=[Noise(), "davies_bouldin", "confidence", "roughness"])
-    assert_same(more, plain)
+    assert_close(more, plain)
     for name, alone in (("davies_bouldin", DaviesBouldin()), ("roughness", Roughness()), ("confidence", Confidence())):
-        assert_same(measured(measures=[alone]), plain, (name,))
+        assert_close(measured(measures=[alone]), plain, (name,))
 
 
 def test_chosen_layers(measured: Callable[..., xr.Dataset], plain: xr.Dataset) -> None:
     """A layer's value is its own, but for its place among all measured layers, which its random numbers come from."""
     few = measured(layers=["conv1", "conv2"])
-    assert_same(few, plain.isel(layer=[0, 1]))
+    assert_close(few, plain.isel(layer=[0, 1]))
     assert list(few["layer_name"].values[0]) == ["conv1", "conv2"]
     later = measured(layers=["fc1"], measures=["davies_bouldin"])
-    assert_same(later, plain.isel(layer=[2]), ("davies_bouldin",))
+    assert_close(later, plain.isel(layer=[2]), ("davies_bouldin",))
 
 
 def test_labels(measured: Callable[..., xr.Dataset], plain: xr.Dataset, digits: Any) -> None:
@@ -161,8 +162,9 @@ def test_labels(measured: Callable[..., xr.Dataset], plain: xr.Dataset, digits: 
     names = ("roughness", "confidence", "confidence_unweighted")
     (x_train, y_train), (x_test, y_test) = digits
     measures = ["roughness", "confidence"]
-    assert_same(measured((x_train,), (x_test,), measures=measures), plain, names)
-    assert_same(measured(x_train, x_test, measures=measures), plain, names)
+    without = measured(x_train, x_test, measures=measures)
+    assert_close(without, plain, names)
+    assert_same(measured((x_train,), (x_test,), measures=measures), without, names)
     assert_same(measured((x_train, y_train[::-1].copy()), (x_test, 9 - y_test)), plain, names)
 
 

@@ -31,7 +31,7 @@ from genmeasures.judging import (
 )
 from genmeasures.judging.pgdl import grid_codes, pair_scores
 
-TASK2 = Path(__file__).parents[2].parent / "shared" / "data" / "cmi_task2"
+TASK2 = Path(__file__).parents[1] / "data" / "cmi_task2"
 MODES = ["official", "symmetric"]
 SVHN_TEST = 26032
 
@@ -121,19 +121,18 @@ def defined(call: Callable[..., float], *args: Any) -> float:
 
 @pytest.fixture(scope="module")
 def task2() -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
-    if not TASK2.is_dir():
-        pytest.skip(f"the gaps and official scores of task 2 are not at {TASK2}")
-    measures = pd.read_csv(TASK2 / "measures.csv")
-    configs = json.loads((TASK2 / "model_configs.json").read_text())
-    models = [configs[name.removeprefix("model_")]["hparams"] for name in measures["model"]]
-    hparams = pd.DataFrame([{name: entry["current_value"] for name, entry in model.items()} for model in models])
-    return measures, hparams, json.loads((TASK2 / "official_scores.json").read_text())
+    """The models with their gaps and measures, their hyperparameters, and the score of each measure."""
+    table = pd.read_csv(TASK2 / "task2_v1.csv")
+    official = json.loads((TASK2 / "official_scores.json").read_text())
+    measures = table[["model", "gap", *official]]
+    return measures, table.drop(columns=measures.columns), official
 
 
 def test_official_scores_of_task_2(task2: tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]) -> None:
     measures, hparams, official = task2
     scores = {name: pgdl_score(measures[name], measures["gap"], hparams) for name in official}
     assert len(official) == 4
+    assert hparams.shape == (54, 4)
     assert scores == pytest.approx(official, abs=1e-11)
     at_once = pair_scores(measures[list(official)].to_numpy().T, measures["gap"].to_numpy(), grid_codes(hparams))
     np.testing.assert_allclose(at_once.min(axis=1), list(official.values()), atol=1e-11)

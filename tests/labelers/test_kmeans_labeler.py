@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from genmeasures.errors import OptionError, Undefined
 from genmeasures.labelers import KMeans
+from genmeasures.statistics.kmeans import assign, kmeans
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -57,6 +58,22 @@ def test_one_seed_gives_one_labeling() -> None:
         labels.append(labeler.label(points))
     assert torch.equal(labels[0], labels[1])
     assert not torch.equal(labels[0], labels[2])
+
+
+def test_as_many_restarts_as_asked_for() -> None:
+    """Points without clusters: which of many local optima is found depends on the starts."""
+    points = torch.rand(600, 3, dtype=torch.float64, generator=generator(5))
+    found = {}
+    for restarts in (1, 3, 10):
+        labeler = KMeans(8, restarts)
+        labeler.fit(points, generator())
+        found[restarts] = labeler.label(points)
+        expected = kmeans(points, 8, generator(), restarts).centres
+        assert torch.equal(found[restarts], assign(points, expected))
+    labeler = KMeans(8)
+    labeler.fit(points, generator())
+    assert torch.equal(labeler.label(points), found[10])
+    assert not torch.equal(found[1], found[10])
 
 
 def test_too_few_points_have_no_labels() -> None:

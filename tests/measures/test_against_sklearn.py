@@ -290,7 +290,32 @@ def prototypes(digits_net: nn.Module, digits_data: Data, extractor: Extractor) -
     return Case(digits_net, data, extractor)
 
 
-CASES = ("digits", "digits, fitted on a part", "cifar net_0", "cifar net_3")
+def colored_case(extractor: Extractor) -> Case:
+    """The same network on pictures of three channels that are made here: stripes of ten directions and colors."""
+    rng = np.random.default_rng(0)
+    angles, colors = np.linspace(0, np.pi, 10, endpoint=False), rng.normal(size=(10, 3))
+    i, j = np.mgrid[:32, :32]
+    data = {}
+    for split, count in (("train", 500), ("test", 300)):
+        y = rng.integers(10, size=count)
+        phase = rng.uniform(0, 2 * np.pi, count)[:, None, None]
+        along = np.cos(angles[y])[:, None, None] * i + np.sin(angles[y])[:, None, None] * j
+        x = colors[y][:, :, None, None] * np.sin(along / 2 + phase)[:, None] + rng.normal(0, 0.3, (count, 3, 32, 32))
+        data[split] = (x.astype(np.float32), y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = CifarNet()
+        optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+        for step in range(40):
+            rows = slice(step % 5 * 100, step % 5 * 100 + 100)
+            optimizer.zero_grad()
+            x, y = (torch.from_numpy(array[rows]) for array in data["train"])
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    return Case(net.eval(), data, extractor)
+
+
+CASES = ("digits", "digits, fitted on a part", "colors", "cifar net_0", "cifar net_3")
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -298,6 +323,8 @@ def case(request: pytest.FixtureRequest, digits_net: nn.Module, digits_data: Dat
     """Fewer pixels than there are, so that the sample matters."""
     if request.param.startswith("digits"):
         return Case(digits_net, digits_data, ReceptiveField(6000, fit_cap=6000 if request.param == "digits" else 1500))
+    if request.param == "colors":
+        return colored_case(ReceptiveField(cap=5000))
     return cifar_case(int(request.param[-1]), ReceptiveField(cap=8000))
 
 

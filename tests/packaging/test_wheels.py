@@ -1,12 +1,16 @@
 """As a user gets it: wheels in an environment made for them, a multirun from an empty folder, plugins that come and go.
 
-Needs pip's index and some five minutes, and is therefore run by hand: ``pytest -m slow tests/packaging``.
+The tests marked as slow need pip's index and some five minutes, and are therefore run by hand:
+``pytest -m slow tests/packaging``.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -58,6 +62,43 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     (core,) = folder.glob("genmeasures-*.whl")
     made.install(str(core))
     return made
+
+
+def test_the_wheel_of_the_core_works_by_itself(tmp_path: Path) -> None:
+    """Installed into an environment of its own, which borrows what it depends on from the one that runs the tests."""
+    pip = [sys.executable, "-m", "pip"]
+    quiet = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"COLUMNS": "200", "GENMEASURES_PLUGINS": ""}  # the plugins here are not of that environment
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run(*pip, "wheel", *quiet, "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT))
+    (wheel,) = tmp_path.glob("genmeasures-*.whl")
+    venv.create(tmp_path / "fresh", with_pip=False)
+    python = str(tmp_path / "fresh" / "bin" / "python")
+    run(*pip, "--python", python, "install", *quiet, str(wheel))
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(tmp_path / "fresh")}))
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    assert run(python, "-c", "import genmeasures; print(genmeasures.__file__)").startswith(str(packages))
+    command = str(tmp_path / "fresh" / "bin" / "genmeasures")
+    listed = [line for line in run(command, "plugins").splitlines() if line[0] != " "]
+    assert listed == ["genmeasures  genmeasures 0.1.0"]
+    out = run(command, "run", "task.limit=1", "task.cache=cache", "extractor.cap=200", "figures=true")
+    assert "result: results/" in out
+    (path,) = (empty / "results").glob("*.nc")
+    ds = xr.load_dataset(path, engine="h5netcdf")
+    assert ds["model_status"].values.tolist() == ["ok"]
+    assert ds["roughness"].notnull().all()
+    assert path.with_suffix(".png").is_file()
+    run(command, "new-plugin", "my_measure")  # from a template that the wheel brings along
+    assert (empty / "genmeasures-my-measure" / "pyproject.toml").is_file()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import davies_bouldin_score
 
 from genmeasures.errors import Undefined
+from genmeasures.statistics.clusters import square_distances
 from genmeasures.statistics.davies_bouldin import ClusterSums, davies_bouldin
 
 Vectors = NDArray[np.floating]
@@ -57,6 +58,23 @@ def brute_force(vectors: Vectors, labels: Labels, spread: str) -> float:
         for i in range(len(groups))
     ]
     return float(np.mean(worst))
+
+
+@pytest.mark.parametrize("distance", [1.0, 5.0, 9.0, 1e3])
+def test_vectors_at_their_centroid_are_no_distance_from_it(distance: float) -> None:
+    """float32: expanded into products, the distance would be the root of what the products lose, or of less than 0."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(3, 60)).astype(np.float32) + np.float32(distance / 60**0.5)
+    labels = torch.from_numpy(rng.integers(3, size=400))
+    near = 1e-5 * rng.normal(size=(400, 60)).astype(np.float32) * (np.arange(400) % 2)[:, None]
+    vectors = torch.from_numpy(points)[labels] + torch.from_numpy(near).float()
+    centroids = torch.from_numpy(points).double()
+    expected = (vectors.double() - centroids[labels]).square().sum(1).numpy()
+    found = square_distances(vectors, centroids, labels).numpy()
+    # Half of them are exactly 0; of the others float32 resolves differences to its rounding of the coordinates.
+    assert (found[::2] == 0).all()
+    resolved = 60**0.5 * np.finfo(np.float32).eps * float(vectors.abs().max())
+    np.testing.assert_allclose(np.sqrt(found), np.sqrt(expected), rtol=1e-3, atol=resolved)
 
 
 def sample(n: int, d: int, k: int, offset: float = 0.0, seed: int = 0) -> tuple[NDArray[np.float64], Labels]:

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits, make_blobs
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
+from genmeasures.statistics import kmeans as kmeans_module
 from genmeasures.statistics.kmeans import Clusters, assign, kmeans
 
 Points = NDArray[np.float64]
@@ -53,6 +54,23 @@ def test_separated_blobs_are_found_as_by_sklearn(seed: int, offset: float) -> No
     np.testing.assert_allclose(found.inertia, reference.inertia_, rtol=1e-6)
     np.testing.assert_allclose(found.inertia, inertia_of(points, found), rtol=1e-6)
     assert adjusted_rand_score(found.labels, reference.labels_) == 1
+
+
+def test_more_than_one_restart_goes_on_with_all_points(digit_patches: Points, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best on the subsample need not be the best on all points."""
+    ends: list[float] = []
+    lloyd = kmeans_module._lloyd
+
+    def noting(*given: object) -> Clusters:
+        made: Clusters = lloyd(*given)  # type: ignore[arg-type]
+        ends.append(made.inertia)
+        return made
+
+    monkeypatch.setattr(kmeans_module, "_lloyd", noting)
+    found = [cluster(digit_patches, 9, seed).inertia for seed in range(4)]
+    assert len(ends) == 8
+    assert found == [min(pair) for pair in zip(ends[::2], ends[1::2], strict=True)]
+    assert any(first > second for first, second in zip(ends[::2], ends[1::2], strict=True))
 
 
 def test_blobs_beyond_the_subsample_are_found_too() -> None:

@@ -853,6 +853,46 @@ class Net(nn.Module):
 """
 
 
+def test_networks_of_a_tutorial_with_a_table_and_pictures_in_bytes(tmp_path: Path, module: str) -> None:
+    """As the next test, on pictures and networks that it makes: colors tell the classes apart."""
+    (tmp_path / f"{module}.py").write_text(TUTORIAL)
+    rng = np.random.default_rng(0)
+    colors = rng.integers(40, 216, size=(10, 3))
+    y = rng.integers(10, size=300)
+    x = np.clip(colors[y][:, None, None] + rng.normal(0, 30, (300, 32, 32, 3)), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "pictures.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
+    scaled = torch.from_numpy((x.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
+    namespace: dict[str, Any] = {}
+    exec(TUTORIAL, namespace)
+    accuracies = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = namespace["Net"]()
+        optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+        for _ in range(12 * seed):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(scaled[:200]), torch.from_numpy(y[:200])).backward()
+            optimizer.step()
+        torch.save(net.state_dict(), tmp_path / f"net_{seed}.pth")
+        with torch.no_grad():
+            right = net(scaled).argmax(1).numpy() == y
+        accuracies.append((right[:200].mean(), right[200:].mean()))
+    lines = [f"net_{seed},{train},{test},net_{seed}.pth" for seed, (train, test) in enumerate(accuracies)]
+    (tmp_path / "table.csv").write_text("\n".join(["model,train_accuracy,test_accuracy,weights", *lines]))
+    arrays = {"npz": "pictures.npz", "layout": "NHWC", "scale": 255, "mean": 0.5, "std": 0.5}
+    parts = {split: {**arrays, "x": f"x_{split}", "y": f"y_{split}"} for split in ("train", "test")}
+    task = write(tmp_path, manifest(module, data=parts, models={"table": "table.csv"}))
+    assert [model.name for model in task.models()] == ["net_0", "net_1", "net_2"]
+    assert accuracies[2][1] > accuracies[0][1] + 0.2  # so that networks, splits and pictures are told apart
+    for model, (train, test) in zip(task.models(), accuracies, strict=True):
+        for split, accuracy in (("train", train), ("test", test)):
+            given, classes = task.data(split)  # type: ignore[arg-type]
+            assert model.metrics[f"{split}_accuracy"] == pytest.approx(accuracy)
+            with torch.no_grad():
+                found = (model.build()(torch.from_numpy(given)).numpy().argmax(1) == classes).mean()
+            assert found == pytest.approx(accuracy, abs=0.011)  # one picture may be a tie in float32
+
+
 @pytest.mark.skipif(not CIFAR.is_dir(), reason=f"needs the networks in {CIFAR}")
 def test_networks_of_the_cifar10_tutorial(tmp_path: Path, module: str) -> None:
     (tmp_path / f"{module}.py").write_text(TUTORIAL)

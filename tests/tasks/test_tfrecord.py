@@ -22,6 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,8 +30,8 @@ from genmeasures.errors import DataError
 from genmeasures.tasks.pgdl.tfrecord import RecordDataset, Shard, shards_of, write_shard
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
+HERE = Path(__file__).parents[1] / "data" / "keras_golden"
 GOLDEN, TOY = DATA / "keras_golden", DATA / "pgdl_toy_sample"
-needs_shared = pytest.mark.skipif(not GOLDEN.is_dir() or not TOY.is_dir(), reason="the shared data are not here")
 
 
 # Written apart from the code under test, field by field, as the formats have them.
@@ -115,20 +116,30 @@ def folder(tmp_path: Path) -> Path:
 # --- what is read ---------------------------------------------------------------------------------
 
 
-@needs_shared
-def test_the_golden_test_split_is_read_as_tensorflow_wrote_it() -> None:
-    truth = np.load(GOLDEN / "first64_test.npz")
-    inputs, labels = (truth[name] for name in sorted(truth.files, key=lambda name: -truth[name].ndim))
-    data = RecordDataset(shards_of(GOLDEN / "dataset_1" / "test"))
-    assert len(data) == 400
-    pairs = data.__getitems__(range(64))
-    assert np.array_equal(torch.stack([x for x, _ in pairs]).movedim(1, -1).numpy(), inputs)
-    assert [int(y) for _, y in pairs] == labels.tolist()
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_records_are_read_as_tensorflow_wrote_them(split: str) -> None:
+    """The digits of scikit-learn in the order that they were written in: 800 for training, then 400 for testing."""
+    digits = load_digits()
+    first = 0 if split == "train" else 800
+    order = np.random.RandomState(0).permutation(len(digits.images))[first:]
+    data = RecordDataset(shards_of(HERE / "dataset_1" / split))
+    assert len(data) == (16 if split == "train" else 64)
+    pairs = data.__getitems__(range(len(data)))
+    expected = (digits.images[order[: len(data)]] / 16).astype(np.float32)
+    assert np.array_equal(torch.stack([x for x, _ in pairs])[:, 0].numpy(), expected)
+    assert [int(y) for _, y in pairs] == digits.target[order[: len(data)]].tolist()
     assert pairs[0][0].shape == (1, 8, 8)
 
 
-@needs_shared
-@pytest.mark.parametrize(("folder", "shape"), [(GOLDEN, (1, 8, 8)), (TOY, (3,))], ids=["golden", "toy"])
+@pytest.mark.parametrize(
+    ("folder", "shape"),
+    [
+        (HERE, (1, 8, 8)),
+        pytest.param(GOLDEN, (1, 8, 8), marks=pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"{GOLDEN} is absent")),
+        pytest.param(TOY, (3,), marks=pytest.mark.skipif(not TOY.is_dir(), reason=f"{TOY} is absent")),
+    ],
+    ids=["here", "golden", "toy"],
+)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_real_shards_are_read_whole_and_written_again_as_they_were(
     folder: Path, shape: tuple[int, ...], split: str, tmp_path: Path

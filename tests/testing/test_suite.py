@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import SkipTest
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from torch import Tensor
 
 from genmeasures.extractors import ReceptiveField, WholeTensor
 from genmeasures.extractors.samples import Drawn
-from genmeasures.interfaces import FeatureLabeler
+from genmeasures.interfaces import FeatureLabeler, Labeler, TargetLabeler
 from genmeasures.plugin import (
     Aggregator,
     Component,
@@ -23,8 +28,9 @@ from genmeasures.plugin import (
     Undefined,
     Variable,
 )
-from genmeasures.registry import registry
-from genmeasures.testing import checks_for, parametrize_with_checks, run_checks
+from genmeasures.registry import Registry, registry
+from genmeasures.testing import checks_for, parametrize_with_checks, run_checks, suite
+from genmeasures.testing import components as component_checks
 from genmeasures.testing.suite import name_of
 
 _NEEDED = {"explicit": {"weights": [1.0, 2.0, 1.0, 1.0]}, "single": {"layer": "conv2"}}
@@ -74,9 +80,22 @@ class Doubles(Mean):
         self.power = power * 2
 
 
+class Itself(Mean):
+    def clone(self) -> Any:
+        return self
+
+
 class NoCopy(Mean):
     def __init__(self) -> None:
         self.function = lambda x: x
+
+
+class LosesOnCopy(Mean):
+    def __init__(self, power: int = 1) -> None:
+        self.power = power
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.power = state["power"] + 1
 
 
 class Nameless(Mean):
@@ -86,6 +105,11 @@ class Nameless(Mean):
 class Fails(Mean):
     def compute(self) -> Any:
         raise RuntimeError("broken")
+
+
+class Endless(Mean):
+    def compute(self) -> Any:
+        return float("nan")
 
 
 class OutOfBounds(Mean):
@@ -144,6 +168,20 @@ class WritesData(ModelMeasure):
         return {"writes_data": float(sum(len(targets.zero_()) for _, targets in data.batches("test")))}
 
 
+class NumpyDice(Mean):
+    def compute(self) -> Any:
+        return super().compute() + float(np.random.rand())  # noqa: NPY002
+
+
+class LeavesHook(ModelMeasure):
+    name = "leaves_hook"
+    variables = (Variable("leaves_hook", "number of layers", 0, dims=()),)
+
+    def measure(self, model: Any, layers: Any, data: Any) -> Any:
+        model.register_forward_hook(lambda *_: None)
+        return {"leaves_hook": float(len(layers))}
+
+
 class Divides(Mean):
     """A ratio that fails where every feature is zero."""
 
@@ -166,6 +204,28 @@ class NoLabels(FeatureLabeler):
 
     def label(self, projected: Tensor) -> Tensor:
         return projected[:, 0] > self.least  # bool
+
+
+class TakesNothing(TargetLabeler):
+    name = "takes_nothing"
+
+    def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        raise Undefined("these are no targets of mine")
+
+
+class NoKind(Labeler):
+    name = "no_kind"
+
+
+class OwnTargets(TargetLabeler):
+    """Writes to the targets that it labels."""
+
+    name = "own_targets"
+
+    def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        if targets.is_floating_point():
+            raise Undefined("continuous")
+        return targets.zero_().flatten(1)[:, :1]
 
 
 class ByBatch(NoLabels):
@@ -204,6 +264,14 @@ class TooMany(WholeTensor):
         return super().sample(positions, keys, seed)
 
 
+class OutOfOrder(WholeTensor):
+    name = "out_of_order"
+
+    def sample(self, *given: Any) -> Any:
+        inputs, positions, rank = super().sample(*given).part(0, 1 << 20)
+        return Drawn(inputs[::-1], positions[::-1], rank[::-1])
+
+
 class Half(WholeTensor):
     name = "half"
 
@@ -229,54 +297,239 @@ class Ranks(Plain):
         return number - number.mean(), used
 
 
+class Writes(Plain):
+    def reduce(self, values: Any, weight_norms: Any, layer_names: Any) -> Any:
+        number, used = super().reduce(values, weight_norms, layer_names)
+        values[:] = 0
+        return number, used
+
+
 class Zero(Plain):
     def reduce(self, values: Any, weight_norms: Any, layer_names: Any) -> Any:
         return np.nansum(values, 1), (~np.isnan(values)).sum(1)
 
 
-BROKEN: Sequence[tuple[str, type[Component]]] = [
-    ("name", BadName),
-    ("options_are_stored", Forgets),
-    ("clone", Doubles),
-    ("copy_and_pickle", NoCopy),
-    ("variables", Nameless),
-    ("values", Fails),
-    ("bounds", OutOfBounds),
-    ("batch_size", MeanOfBatches),
-    ("order", Last),
-    ("seed", Clock),
-    ("global_state", Dice),
-    ("scale", NotInvariant),
-    ("model_is_left_alone", Trains),
-    ("data_is_left_alone", WritesData),
-    ("degenerate_data", Divides),
-    ("nan", NanIsZero),
-    ("labels", NoLabels),
-    ("label_batches", ByBatch),
-    ("label_seed", ByChance),
-    ("sample", Twice),
-    ("sample_order", InOrder),
-    ("fit_sample", TooMany),
-    ("vectors", Half),
-    ("reduce", WrongShape),
-    ("models_by_themselves", Ranks),
-    ("missing_layers", Zero),
+class NoText(Mean):
+    """Units that netCDF gives back as a list."""
+
+    variables = (Variable("mean_feature", "mean of the features", 0, units=("a", "b")),)  # type: ignore[arg-type]
+
+
+BROKEN: Sequence[tuple[str, type[Component], str]] = [
+    ("name", BadName, "name is 'Mean Feature'"),
+    ("options_are_stored", Forgets, "takes 'power' but does not store it as self.power"),
+    ("clone", Doubles, r"the clone is Doubles\(power=4\), the original Doubles\(power=2\)"),
+    ("clone", Itself, r"clone\(\) returns the component itself"),
+    ("copy_and_pickle", NoCopy, "it cannot be pickled: "),
+    ("copy_and_pickle", LosesOnCopy, r"the copy is LosesOnCopy\(power=2\), the original LosesOnCopy\(power=1\)"),
+    ("variables", Nameless, "mean_feature has no long_name"),
+    ("values", Fails, "mean_feature: failed: RuntimeError: broken"),
+    ("values", Endless, "mean_feature has no value: undefined: the measure gave nan"),
+    ("bounds", OutOfBounds, r"mean_feature is 0\.6\d+, declared between -3 and -2"),
+    ("batch_size", MeanOfBatches, r"mean_feature is 0\.6\d+ and, in sevens, 0\.6"),
+    ("order", Last, r"mean_feature is 0\.\d+ and, with the samples in another order, 0\."),
+    ("seed", Clock, r"mean_feature is \d+\.\d+ and, with the same seed again, \d+\."),
+    ("global_state", Dice, "torch's global random state has moved"),
+    ("global_state", NumpyDice, "NumPy's global random state has moved"),
+    ("scale", NotInvariant, r"mean_feature is \[0\.6.*, scaled \[ *64\d\."),
+    ("model_is_left_alone", Trains, r"\.weight has changed"),
+    ("model_is_left_alone", LeavesHook, "a hook is left on Sequential"),
+    ("data_is_left_alone", WritesData, "targets have changed"),
+    ("degenerate_data", Divides, "constant features: mean_feature: failed: ZeroDivisionError"),
+    ("nan", NanIsZero, r"mean_feature is \[0\.\]"),
+    ("file", NoText, r"mean_feature: units is \['a', 'b'\] in the file"),
+    ("labels", NoLabels, "labels are torch.bool"),
+    ("labels", TakesNothing, "it takes neither classes, nor masks, nor continuous targets"),
+    ("labels", NoKind, "it is neither a TargetLabeler nor a FeatureLabeler"),
+    ("label_batches", ByBatch, "labels differ in batches of 7"),
+    ("label_seed", ByChance, "two fits with one seed give different labels"),
+    ("label_seed", OwnTargets, "the targets have changed"),
+    ("sample", Twice, "a vector is listed twice"),
+    ("sample", OutOfOrder, "the vectors are not sorted by input"),
+    ("sample_order", InOrder, "the sample depends on the order of the data"),
+    ("fit_sample", TooMany, "fit_cap is 3, and 4 vectors are drawn to fit on"),
+    ("vectors", Half, "vectors are torch.float16"),
+    ("reduce", WrongShape, r"shapes \(3, 4\) and \(3,\), \(3,\) was due"),
+    ("reduce", Writes, "the values have changed"),
+    ("models_by_themselves", Ranks, r"model 0: 0\.\d+ among others, 0\.0 alone"),
+    ("missing_layers", Zero, r"of layers without a value it makes \[0\. 0\. 0\.\]"),
 ]
+IDS = [f"{name}-{broken.__name__}" for name, broken, _ in BROKEN]
 
 
 def test_a_sound_measure_passes() -> None:
-    assert [name for name, _, problem in run_checks(Mean()) if problem] == []
+    found = {one.name: one for one in run_checks(Mean())}
+    assert [name for name, one in found.items() if one.status == "failed"] == []
+    skipped = {name: one.message for name, one in found.items() if one.status == "skipped"}
+    assert skipped == {
+        "config": "it is not registered under its name, so it needs no config",
+        "scale": "none of its variables is declared scale invariant",
+    }
+    assert all(one.message == "" for one in found.values() if one.status == "passed")
 
 
-@pytest.mark.parametrize(("name", "broken"), BROKEN, ids=[name for name, _ in BROKEN])
-def test_each_check_catches_what_it_is_for(name: str, broken: type[Component]) -> None:
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.parametrize(("name", "broken", "message"), BROKEN, ids=IDS)
+def test_each_check_catches_what_it_is_for(name: str, broken: type[Component], message: str) -> None:
     component = broken()
-    check = next(check for check in checks_for(component) if name_of(check) == name)
-    with pytest.raises((AssertionError, Exception)):
+    (check,) = (check for check in checks_for(component) if name_of(check) == name)
+    with pytest.raises(AssertionError, match=message):
         check(component)
 
 
+@pytest.mark.parametrize("case", [WritesData, Trains, OwnTargets], ids=lambda case: case.__name__)
+def test_a_run_of_all_checks_reports_it(case: type[Component]) -> None:
+    """Also after the checks before it, whose data or model a component that writes to them could have spoiled."""
+    ((name, message),) = ((name, message) for name, broken, message in BROKEN if broken is case)
+    (found,) = (one for one in run_checks(case()) if one.name == name)
+    assert found.status == "failed"
+    assert re.search(message, found.message)
+    assert found.asked.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "no config package has measure/configured.yaml"),
+        ("_target_: configured_here.Configured\nsize: 1\n", r"configured\.yaml sets size, which are no options"),
+        ("_target_: configured_here.Configured\npower: 2\n", r"makes Configured\(power=2\), the defaults of the class"),
+        ("_target_: builtins.dict\npower: 1\n", r"configured\.yaml makes a dict"),
+        ("_target_: configured_here.Configured\npower: ???\n", "skipped"),
+        ("_target_: configured_here.Configured\npower: 1\n", ""),
+    ],
+)
+def test_the_config_is_checked(
+    config: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Configured(Mean):
+        name = "configured"
+
+        def __init__(self, power: int = 1) -> None:
+            self.power = power
+
+    module = ModuleType("configured_here")
+    module.Configured = Configured  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "configured_here", module)
+    folder = tmp_path / f"conf_{tmp_path.name}" / "measure"  # a name for each case: a package is imported once
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    if config is not None:
+        (folder / "configured.yaml").write_text(config)
+
+    class Known(Registry):
+        def config_packages(self) -> list[str]:
+            return [folder.parent.name]
+
+    known = Known()
+    known._classes["measure"]["configured"] = Configured
+    monkeypatch.setattr(component_checks, "registry", lambda: known)
+    check = component_checks.check_config
+    if message == "skipped":
+        with pytest.raises(SkipTest, match="its config leaves options to the user"):
+            check(Configured())
+    elif message:
+        with pytest.raises(AssertionError, match=message):
+            check(Configured())
+    else:
+        check(Configured())
+
+
 def test_no_check_is_without_its_broken_component() -> None:
-    """But for two that need files: a config that differs, and attributes that netCDF loses."""
+    """The config's are in a test of their own, for they need files."""
     checks = {name_of(check) for component in [*BUILTIN, Mean(), NoLabels()] for check in checks_for(component)}
-    assert checks - {name for name, _ in BROKEN} == {"config", "file"}
+    assert checks - {name for name, *_ in BROKEN} == {"config"}
+
+
+# Checks that do not apply, and failures without a word ------------------------------------------------------
+
+
+class OwnDimension(ModelMeasure):
+    name = "own_dimension"
+    variables = (Variable("own_dimension", "a value an input", 0, dims=("sample",)),)
+
+    def measure(self, model: Any, layers: Any, data: Any) -> Any:
+        inputs, _ = data.sample("test", None)
+        return {"own_dimension": model(inputs).detach().sum(1).double().numpy()}
+
+
+class NoCap(WholeTensor):
+    name = "no_cap"
+
+    def __init__(self) -> None:
+        super().__init__(fit_cap=10**9)
+
+
+@pytest.mark.parametrize(
+    ("component", "name", "reason"),
+    [
+        (Mean(), "config", "it is not registered under its name"),
+        (Mean(), "scale", "none of its variables is declared scale invariant"),
+        (NotInvariant(), "bounds", "none of its variables declares bounds"),
+        (OwnDimension(), "order", "each of its variables has a dimension of its own"),
+        (OwnDimension(), "batch_size", "each of its variables has a dimension of its own"),
+        (NoCap(), "fit_sample", "fit_cap is 1000000000, more than the 200000 inputs that are tried"),
+    ],
+    ids=lambda one: getattr(one, "name", one),
+)
+def test_a_check_that_does_not_apply_is_skipped(component: Component, name: str, reason: str) -> None:
+    (found,) = (one for one in run_checks(component) if one.name == name)
+    assert found.status == "skipped"
+    assert found.message.startswith(reason)
+
+
+def test_built_in_components_skip_no_more_than_they_must() -> None:
+    skipped = set()
+    for component in BUILTIN:
+        for check in checks_for(component):
+            if name_of(check) in ("config", "bounds", "scale", "fit_sample"):
+                try:
+                    check(component)
+                except SkipTest:
+                    skipped.add((component.name, name_of(check)))
+    assert skipped == {
+        ("explicit", "config"),
+        ("single", "config"),
+        ("confidence", "bounds"),
+        ("confidence", "scale"),
+    }
+
+
+def test_pytest_reports_it_as_skipped(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = (component_checks.check_config, component_checks.check_name)
+    monkeypatch.setattr(suite, "_CHECKS", ((Component, checks),))
+    pytester.makepyfile(
+        """
+        from genmeasures.measures import Confidence
+        from genmeasures.testing import parametrize_with_checks
+
+        class Other(Confidence):
+            pass
+
+        @parametrize_with_checks([Other()])
+        def test_conforms(component, check):
+            check(component)
+        """
+    )
+    done = pytester.runpytest_inprocess("-rs", "-p", "no:cacheprovider")
+    done.assert_outcomes(passed=1, skipped=1)
+    done.stdout.fnmatch_lines(["*it is not registered under its name, so it needs no config*"])
+
+
+def silent(component: Component) -> None:
+    """It says nothing."""
+    assert not component.name
+
+
+def silent_error(component: Component) -> None:
+    """It says nothing either."""
+    raise ValueError
+
+
+def test_a_failure_without_a_message_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "_CHECKS", ((Component, (silent, silent_error)),))
+    one, other = run_checks(Mean())
+    assert one.status == other.status == "failed"
+    assert "assert" in one.message
+    assert other.message.startswith("ValueError at ")
+    assert other.message.endswith(": raise ValueError")

@@ -36,7 +36,7 @@ def test_order(classes: int) -> None:
 
 def test_no_loss_no_norm() -> None:
     assert lower_bound(0.0, 1, 10) == upper_bound(0.0, 1) == approximation(0.0, 1, 10) == 0
-    assert float(lower_bound(1e-18, 1, 2)) == pytest.approx(math.sqrt(2) * 1e-18)
+    assert float(lower_bound(1e-18, 1, 2)) == pytest.approx(math.sqrt(2) * 1e-18, abs=0)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -21,6 +21,9 @@ from genmeasures.plugin import ModelData, ModelError, OptionError, Undefined, Va
 from genmeasures.testing import parametrize_with_checks
 
 CLASSES = (torch.arange(12) % 5)[:, None]
+ROUNDING = 1e-5
+"""Relative difference allowed where other operations lead to the same float32 gradients: other batches, other
+requests beside, inference mode."""
 
 
 def measured(model: nn.Module, data: ModelData, **options: Any) -> dict[str, Any]:
@@ -88,10 +91,10 @@ def test_estimates_stand_by_their_error() -> None:
 def test_nothing_depends_on_the_batches(method: str, samples: int | None) -> None:
     model, inputs = convolutional(), pictures()
     one, other = (measured(model, data_of(inputs, CLASSES, batch), method=method, samples=samples) for batch in (12, 5))
-    for name, value in one.items():
+    for name, value in one.items():  # equal bits: the measure makes batches of its own, whatever those of the data
         np.testing.assert_array_equal(number(value), number(other[name]))
     small = measured(model, data_of(inputs, CLASSES), method=method, samples=samples, memory=1)
-    np.testing.assert_allclose(number(small["jacobian_norm"]), number(one["jacobian_norm"]), rtol=1e-5)
+    np.testing.assert_allclose(number(small["jacobian_norm"]), number(one["jacobian_norm"]), rtol=ROUNDING)
 
 
 def test_a_seed_draws_the_projections() -> None:
@@ -122,7 +125,7 @@ def test_all_variables_in_a_run() -> None:
     assert sorted(index) == list(range(12))
     np.testing.assert_allclose(ds.jacobian_norm_sample.values[0], jacobian.numpy()[index], rtol=1e-4)
     without = genmeasures.measure({"net": model}, test=(inputs,), measures=[JacobianNorm()])
-    np.testing.assert_array_equal(without.jacobian_norm.values, ds.jacobian_norm.values)
+    np.testing.assert_allclose(without.jacobian_norm.values, ds.jacobian_norm.values, rtol=ROUNDING)
     for name in ("jacobian_norm_upper", "jacobian_norm_sample_loss"):
         assert without[name].isnull().all()
         assert str(without[f"{name}_status"].values[0]) == (
@@ -184,7 +187,7 @@ def test_values_within_no_grad_and_inference_mode() -> None:
     with torch.no_grad():
         assert measured(model, data_of(inputs))["jacobian_norm"].value == expected
     with torch.inference_mode():
-        assert measured(model, data_of(inputs))["jacobian_norm"].value == pytest.approx(expected)
+        assert measured(model, data_of(inputs))["jacobian_norm"].value == pytest.approx(expected, rel=ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -303,9 +306,9 @@ def test_layers_do_not_depend_on_the_batches(samples: int | None) -> None:
     one, other = (
         LayerJacobian(samples=samples).measure(model, layers, data_of(inputs, None, batch)) for batch in (12, 5)
     )
-    assert one == other
+    assert one == other  # equal bits: the measure makes batches of its own, whatever those of the data
     small = LayerJacobian(samples=samples, memory=1).measure(model, layers, data_of(inputs))
-    assert small["layer_jacobian"] == pytest.approx(one["layer_jacobian"], rel=1e-5)
+    assert small["layer_jacobian"] == pytest.approx(one["layer_jacobian"], rel=ROUNDING)
 
 
 def test_a_layer_that_reads_no_input_is_undefined() -> None:

@@ -62,7 +62,8 @@ def test_values_and_their_independence_of_batches(cnn: nn.Module, given: Given, 
     for batch in (1, 40):
         again = measure.measure(cnn, layers, given(batch))
         assert again["transition_count_trajectory"].tolist() == per_trajectory.tolist()
-        assert again["path_curvature"] == values["path_curvature"]
+        # The statistics that random inputs follow are summed from other batches.
+        assert again["path_curvature"] == pytest.approx(values["path_curvature"], rel=1e-6)
 
 
 def test_the_values_are_those_of_the_drawn_trajectories(cnn: nn.Module, given: Given) -> None:

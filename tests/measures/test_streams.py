@@ -1,0 +1,94 @@
+"""Measures fed by hand: the same vectors in any pieces, in any order, and a sample that others read more of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import genmeasures
+from genmeasures.extractors import ReceptiveField
+from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, Pass, Variable
+from genmeasures.labelers import KMeans
+from genmeasures.measures import Confidence, DaviesBouldin, Roughness
+
+ROUNDING = 1e-9
+"""Relative difference of sums in float64 in another order."""
+PIECES = 1e-6
+"""The same where vectors are float32, which sums of a batch are rounded to."""
+
+LAYER = Layer(0, "conv", "Conv2d", 4, (2, 2), 9, 16, 1.0, "Conv2d")
+
+
+def fed(measure: FeatureMeasure, pieces: int, seed: int | None) -> Any:
+    """What a measure makes of 240 vectors of 4 clusters that come in so many pieces, each pass in another order."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(240) % 4
+    projected = torch.randn(240, 3, generator=generator, dtype=torch.float64) + 4.0 * labels[:, None]
+    vectors = torch.randn(240, 4, generator=generator) + 4.0 * labels[:, None]
+    rng = np.random.default_rng(seed)
+    measure.start(LAYER, torch.Generator().manual_seed(0))
+    for one in measure.passes:
+        order = np.arange(240) if seed is None else rng.permutation(240)
+        for part in np.array_split(order, pieces):
+            rows = torch.from_numpy(part)
+            fields: dict[Any, Any] = {
+                "projected": lambda _, rows=rows: projected[rows],
+                "vectors": lambda _, rows=rows: vectors[rows],
+            }
+            split = "test" if one.split == "test" else "train"
+            measure.update(FeatureBatch(LAYER, split, rows, fields, lambda _, batch: labels[batch.rank]))  # type: ignore[arg-type]
+        measure.end_pass()
+    return measure.compute()
+
+
+@pytest.mark.parametrize(
+    ("measure", "tolerance"),
+    [
+        (DaviesBouldin(KMeans(4)), ROUNDING),
+        (DaviesBouldin(KMeans(4), space="pixel"), PIECES),
+        (Confidence(components=2), ROUNDING),
+        (Confidence(components=2, density="linear", over="mixture"), ROUNDING),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_pieces_and_their_order_change_nothing(measure: FeatureMeasure, tolerance: float, pieces: int) -> None:
+    plain, other = fed(measure.clone(), 1, None), fed(measure.clone(), pieces, 3)
+    if isinstance(plain, dict):
+        plain, other = ([value.value for value in made.values()] for made in (plain, other))
+    assert other == pytest.approx(plain, rel=tolerance)
+
+
+class MorePatchComponents(FeatureMeasure):
+    """Reads eight components of the patches."""
+
+    name = "more"
+    variables = (Variable("more", "number of components", 0),)
+    passes = (Pass("test", "projected_patches"),)
+    patch_components = 8
+
+    def start(self, layer: Layer, generator: torch.Generator) -> None:
+        self._components = 0
+
+    def update(self, batch: FeatureBatch) -> None:
+        self._components = batch.projected_patches.shape[1]
+
+    def compute(self) -> float:
+        return self._components
+
+
+def test_a_measure_reads_no_more_components_than_it_asked_for() -> None:
+    """Though another needs more, and one projection serves both."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    x = torch.randn(30, 2, 8, 8)
+    roughness = Roughness(KMeans(3), input_pca=2)
+    options: dict[str, Any] = {"extractor": ReceptiveField(cap=600)}
+    alone = genmeasures.measure({"net": net}, x, x, measures=[roughness], **options)
+    both = genmeasures.measure({"net": net}, x, x, measures=[roughness, MorePatchComponents()], **options)
+    assert both["more"].values.tolist() == [[8, 8]]
+    np.testing.assert_allclose(both["roughness"].values, alone["roughness"].values, rtol=1e-6)
