@@ -59,7 +59,7 @@ def collect(folder: Path, output: Path) -> Collected:
     A model is the same in two files if its task, its name and its content are, where a result
     does not tell its content if all its values are: it is taken from the first file in which it
     did not fail. Models of one name that are not the same are all kept, with the label of their
-    task before the name, or a part of their content's hash after it where the labels are equal too.
+    task before the name, or a short hash of their content after it where the labels are equal too.
 
     Merged files in the folder are left out, unless there are no others: then they are the data.
     What killed processes have left in the folder is removed.

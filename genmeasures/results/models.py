@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +24,6 @@ from genmeasures.results.schema import (
 
 _ROUNDING = 1e-5
 """Relative difference of values that another processor or batch size may make: features are float32."""
-_SHORT = 8
-"""Characters of a hash that tell models apart in a name."""
 _OF_A_RUN = RESERVED | {"model", "model_status", "skipped_layers"}
 
 
@@ -119,6 +118,10 @@ def _number(value: str | float) -> float | None:
         return None
 
 
+def _short(identity: str) -> str:
+    return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+
+
 def models_of(path: Path, ds: xr.Dataset) -> list[ModelResults]:
     """The models of a result file, merged or not."""
     count = ds.sizes["model"]
@@ -140,19 +143,19 @@ def models_of(path: Path, ds: xr.Dataset) -> list[ModelResults]:
 def distinct_names(models: Sequence[ModelResults]) -> list[str]:
     """A name for each of some models that are all different, none of them twice.
 
-    Models of several tasks have the label of the task before their name. Where that does not
-    tell them apart, a part of the content's hash follows, else of the task's, else a number.
+    Models of several tasks have the label of the task before their name. Where that does not tell
+    them apart, a short hash of their content follows, else of their task's identity, else a number.
     """
     several = len({model.task for model in models}) > 1
     names = [f"{model.task}/{model.name}" if several else model.name for model in models]
     for name, count in Counter(names).items():
         places = [place for place, other in enumerate(names) if other == name] if count > 1 else []
         alike = [models[place] for place in places]
-        for marks in ([m.content[:_SHORT] for m in alike], [m.task_id[:_SHORT] for m in alike]):
-            if all(marks) and len(set(marks)) == len(marks):
+        marks = [str(number) for number in range(1, len(alike) + 1)]
+        for known in ([model.content for model in alike], [model.task_id for model in alike]):
+            if all(known) and len(set(known)) == len(known):
+                marks = [_short(identity) for identity in known]
                 break
-        else:
-            marks = [str(number) for number in range(1, len(alike) + 1)]
         for place, mark in zip(places, marks, strict=True):
             names[place] = f"{name} [{mark}]"
     made: list[str] = []
