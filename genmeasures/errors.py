@@ -39,3 +39,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f" ({hint}known: {', '.join(names) or 'none'})"
+
+
+def shown(text: str) -> str:
+    """A text on one line, with what a terminal would act upon escaped: line ends, control characters, surrogates.
+
+    Example:
+        >>> shown("net\\n1 modèle")
+        'net\\\\n1 modèle'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """A message on one line, its control characters escaped.
+
+    Example:
+        >>> one_line("it failed:\\n  no weights")
+        'it failed: no weights'
+    """
+    return shown(" ".join(text.split()))

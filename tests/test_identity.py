@@ -31,7 +31,7 @@ from genmeasures.identity import (
     origins,
     versions_identity,
 )
-from genmeasures.interfaces import Layer, ModelData, ModelMeasure, Variable
+from genmeasures.interfaces import Layer, ModelData, ModelMeasure, Split, Variable
 from genmeasures.labelers import KMeans
 from genmeasures.measures import DaviesBouldin
 
@@ -594,9 +594,9 @@ def test_options_that_cannot_be_told_apart() -> None:
 
 
 def test_data_are_inputs_and_targets() -> None:
-    def identity(x: Any, y: Any = None, split: str = "test", batch_size: int = 3) -> str:
+    def identity(x: Any, y: Any = None, split: Split = "test", batch_size: int = 3) -> str:
         given = (x,) if y is None else (x, y)
-        return data_identity({split: DataSource(given, split, batch_size).scan()})
+        return data_identity({split: DataSource(given, split, batch_size)})
 
     x, y = np.arange(12, dtype="f4").reshape(6, 2), np.arange(6)
     plain = identity(x, y)

@@ -5,6 +5,7 @@ from genmeasures.identity.identity import (
     Unidentified,
     component_identity,
     data_identity,
+    has_address,
     model_identity,
     versions_identity,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "Unidentified",
     "component_identity",
     "data_identity",
+    "has_address",
     "model_identity",
     "versions_identity",
 ]

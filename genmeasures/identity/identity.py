@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import genmeasures
-from genmeasures.data import Scan
+from genmeasures.data import DataSource
 from genmeasures.identity.origins import CORE, version
-from genmeasures.identity.walk import DIGEST_SIZE, Unidentified, Walk, tensor_contents
-from genmeasures.interfaces import Component
+from genmeasures.identity.walk import DIGEST_SIZE, Unidentified, Walk, has_address, tensor_contents
+from genmeasures.interfaces import Component, Split
 
 _VALUES = ("data", "engine", "extractors", "labelers", "measures", "statistics", "tracing", "interfaces.py")
 """The parts of the core that values depend on."""
@@ -94,11 +94,11 @@ def component_identity(components: Iterable[Component]) -> tuple[str, frozenset[
     return walk.digest(), frozenset(distributions)
 
 
-def data_identity(scans: Mapping[str, Scan]) -> str:
-    """Hash the inputs and targets of all splits, as they were read."""
+def data_identity(sources: Mapping[Split, DataSource]) -> str:
+    """Hash the inputs and targets of all splits, as they are read."""
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    for split in sorted(scans):
-        scan = scans[split]
+    for split in sorted(sources):
+        scan = sources[split].scan()
         digest.update(f"{split} {len(scan)} {scan.input_shape} {scan.targets}\0".encode())
         digest.update(scan.contents.tobytes())
     return digest.hexdigest()
@@ -128,6 +128,7 @@ __all__ = [
     "Unidentified",
     "component_identity",
     "data_identity",
+    "has_address",
     "model_identity",
     "versions_identity",
 ]

@@ -462,7 +462,7 @@ class Walk:
 
     def _component(self, component: Component) -> None:
         text = repr(component)
-        if _ADDRESS.search(text):
+        if has_address(text):
             # Random numbers of a component are drawn by what it is called.
             raise self._unidentified(
                 f"an option of {type(component).__name__} is shown with its place in memory: give its class a __repr__"
@@ -543,6 +543,11 @@ def tensor_contents(tensor: Tensor) -> list[Any]:
         return [head.encode(), *scale, *tensor_contents(tensor.int_repr())]
     flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return [head.encode(), flat.view(torch.uint8).numpy()] if flat.numel() else [head.encode()]
+
+
+def has_address(text: str) -> bool:
+    """Whether a representation has a place in memory, which is another one in each process: ``<X object at 0x7f…>``."""
+    return _ADDRESS.search(text) is not None
 
 
 def _with_inner(code: types.CodeType) -> list[types.CodeType]:
