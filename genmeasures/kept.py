@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 CONTENT, KEY = "model_content", "model_key"
 """Coordinates of results: a hash of what a model is, and of all that its values depend on; "" where unknown."""
 
+NEW = "new"
+"""Why a model was measured of which nothing was there."""
+
 _PARTS = ("weights", "code", "data")
 """What the hashes in a content, one after the other, are of."""
 
@@ -134,7 +137,7 @@ class Kept:
         """Why the values of the earlier result do not hold for a model."""
         names = [] if self._earlier is None else _texts(self._earlier, "model")
         if self._earlier is None or name not in names:
-            return "new"
+            return NEW
         row = names.index(name)
         if _texts(self._earlier, "model_status")[row].startswith("failed"):
             return "it failed before"
@@ -202,4 +205,4 @@ def _texts(ds: xr.Dataset, name: str) -> list[str]:
     return [str(text) for text in ds[name].values] if name in ds.coords else [""] * ds.sizes["model"]
 
 
-__all__ = ["CONTENT", "KEY", "Account", "Kept", "ModelKey", "described", "keyed", "shortage", "slug"]
+__all__ = ["CONTENT", "KEY", "NEW", "Account", "Kept", "ModelKey", "described", "keyed", "shortage", "slug"]

@@ -54,7 +54,7 @@ def _readable(argument: str, sweeping: bool) -> str:
         if value.startswith(("[", "{")):
             raise OptionError(
                 f"{argument}: this cannot be read: put texts with special characters in quotes, "
-                f"\"{key}={_with_quotes(value)}\""
+                f'"{key}={_with_quotes(value)}"'
             )
         if value.startswith(("'", '"')):
             return argument  # Hydra says what is wrong with the quotes
