@@ -52,7 +52,7 @@ class Account:
     taken: list[str] = field(default_factory=list)
     """Models whose values were there."""
     measured: dict[str, str] = field(default_factory=dict)
-    """Models that were measured, each with the reason why what was there does not hold: "its weights changed"."""
+    """Models that were measured, each with the reason why what was there does not hold: "weights changed"."""
     failed: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     """Models of the earlier result that the task has no more."""
@@ -140,7 +140,7 @@ class Kept:
             return NEW
         row = names.index(name)
         if _texts(self._earlier, "model_status")[row].startswith("failed"):
-            return "it failed before"
+            return "not measured before"
         if key.problem:
             return "it cannot be told whether it changed"
         before, now = _texts(self._earlier, CONTENT)[row].split("-"), key.content.split("-")
@@ -149,7 +149,7 @@ class Kept:
         changed = [part for part, one, other in zip(_PARTS, before, now, strict=True) if one != other]
         if not changed:
             return "other versions of the software"
-        return f"its {' and '.join(changed)} changed"
+        return f"{' and '.join(changed)} changed"
 
     def leave_out(self, names: Sequence[str]) -> None:
         """Note which models of the earlier result are not among ``names``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -64,6 +65,29 @@ def interruptible(command: Callable[[], int]) -> int:
     more = [": " + explain() for explain in _explain]
     print("".join([_WORDS[signal.Signals(number)], *more]), file=sys.stderr, flush=True)
     return 128 + number
+
+
+def shield_workers() -> None:
+    """Keep Ctrl-C from processes that are started from now on, which would end in tracebacks: it is answered here.
+
+    They inherit that the signal is blocked; here a thread waits for it and wakes the main thread, which must not
+    wait in a single call for long.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "sigwait"):
+        return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # started later, it would unblock the signal again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def pass_on() -> None:
+        while True:
+            signal.sigwait({signal.SIGINT})
+            _thread.interrupt_main()
+
+    threading.Thread(target=pass_on, daemon=True).start()
 
 
 def left_to_parent() -> None:

@@ -18,6 +18,7 @@ import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genmeasures.api import aggregate, judge
-from genmeasures.cli.interrupts import left_to_parent, on_interrupt
+from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
 from genmeasures.cli.overrides import PATHS, readable, text_of
 from genmeasures.errors import GenmeasuresError, OptionError, ResultError, nearest, one_line, shown
 from genmeasures.files import remove_stale_temporaries
@@ -68,6 +69,15 @@ class _SearchPath(SearchPathPlugin):
         folder = Path.cwd() / "conf"
         if folder.is_dir():
             search_path.append("working-folder", f"file://{folder}")
+
+
+class Shield(Callback):
+    """Hydra's callback for multiruns whose jobs run in other processes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Shield the workers; Hydra's own launcher has none."""
+        if "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
+            shield_workers()
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -256,11 +266,11 @@ def _account(account: Account, source: Path) -> list[str]:
     said = [f"{len(account.taken)} of {count} models taken from {source}"]
     for reason in dict.fromkeys(account.measured.values()):
         names = [name for name, why in account.measured.items() if why == reason]
-        said.append(f"{len(names)} measured, {reason}: {_list(names)}")
+        said.append(f"{len(names)} measured ({reason}): {_list(names)}")
     if account.failed:
         said.append(f"{len(account.failed)} failed: {_list(account.failed)}")
     if account.removed:
-        said.append(f"{len(account.removed)} left out, not in the task any more: {_list(account.removed)}")
+        said.append(f"{len(account.removed)} left out (not in the task any more): {_list(account.removed)}")
     if len(said) == 1:
         said.append("their hyperparameters, metrics and order are those of now")
     return ["; ".join(said)]

@@ -505,7 +505,9 @@ class Walk:
         self.feed(function)
         self._items("arguments", arguments)
         attributes: dict[str, Any] | None = getattr(value, "__dict__", None)
-        if attributes is not None and state is attributes:
+        if state is None or (isinstance(state, dict) and not state):
+            self._tag("no state")  # exceptions have none, or an empty one once it was asked for
+        elif attributes is not None and state is attributes:
             self._tag("state")
             for name, one in sorted(attributes.items()):
                 self._tag("attribute", name)
