@@ -46,7 +46,11 @@ def measure(
     (N, C, …) channels first, targets); targets may be left out where no measure reads them.
     measures, extractor: names or objects. layers: names of the layers to measure, None for all.
     device: "cpu", "cuda", …, None to leave each model where it is. keep: a folder that keeps
-    every model's result as soon as it is there, for a run that is broken off and made again.
+    every model's result as soon as it is there, for a run that is broken off and made again. What is
+    kept is taken only where everything that the values depend on is the same: weights, buffers, the
+    code of the model and its attributes, data, components with their options, layers, seed, versions
+    and the kind of device. Of a model that refers to something without contents to compare, a lock or
+    an open file, nothing is kept, and a warning names it.
     tile: runs inputs by tiles of this size, of all spatial axes or of each, where their activations
     would not fit into memory; what a tile reads beside it is found and added, and no value changes.
     ignore_index: the target that means "no label", such as 255; pixels, or inputs, that have it are
@@ -67,7 +71,9 @@ def measure(
     attrs: dict[str, Any] = {}
     if isinstance(models, Task):
         task_models = models.models()
-        attrs = {"task": repr(models), "metric": models.metric}
+        attrs = {"task": models.label, "metric": models.metric}
+        if train is None and test is None and models.identity is not None:  # else the content of the data says it
+            attrs["task_id"] = models.identity
         train = models.data("train") if train is None else train
         test = models.data("test") if test is None else test
         ignore_index = models.ignore_index if ignore_index is None else ignore_index

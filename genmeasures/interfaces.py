@@ -523,10 +523,24 @@ class Task(Component, abc.ABC):
     ignore_index: float | None = None
     """The target that means "no label"; None where all targets are labels."""
 
+    incidental: ClassVar[tuple[str, ...]] = ()
+    """Options that change neither models nor data, such as the number of workers or the folder of a cache."""
+
     @property
     def label(self) -> str:
         """What results call it: its name, or that of the one task that it stands for."""
         return self.name
+
+    @property
+    def identity(self) -> str | None:
+        """What tells this task from all others in results: its name, and the options that are not incidental.
+
+        None where only the content of its data can tell, as for a folder of files, which can lie anywhere and
+        change: results then have a hash of the data as they are read. Runs of one task have the same identity
+        whichever of its models they measure.
+        """
+        options = ", ".join(f"{k}={v!r}" for k, v in self.options().items() if k not in self.incidental)
+        return f"{self.name}({options})"
 
     @abc.abstractmethod
     def models(self) -> Sequence[TaskModel]:

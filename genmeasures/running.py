@@ -8,30 +8,67 @@ import importlib.metadata
 import json
 import logging
 import platform
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 import yaml
 from torch import nn
 
-import genmeasures
 from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
-from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError
-from genmeasures.failures import debugging
-from genmeasures.interfaces import Extractor, Measure, Split, TaskModel, is_count
-from genmeasures.results import SCHEMA_VERSION, combine, load, model_dataset, save, writable
+from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, one_line, shown
+from genmeasures.failures import status_of
+from genmeasures.files import remove_stale_temporaries
+from genmeasures.identity import (
+    Unidentified,
+    component_identity,
+    data_identity,
+    has_address,
+    model_identity,
+    versions_identity,
+)
+from genmeasures.interfaces import (
+    Component,
+    Extractor,
+    FeatureMeasure,
+    Measure,
+    ModelMeasure,
+    Split,
+    TaskModel,
+    is_count,
+)
+from genmeasures.kept import Account, Kept, ModelKey, keyed, shortage
+from genmeasures.registry import registry
+from genmeasures.results import SCHEMA_VERSION, combine, model_dataset, writable
 from genmeasures.tracing.kinds import not_a_module
 
 log = logging.getLogger(__name__)
 
 _PACKAGES = ("genmeasures", "torch", "numpy", "scipy", "scikit-learn", "xarray", "hydra-core", "pluggy")
+
+
+@dataclass
+class _Prepared:
+    """What is settled for all models with the same training data."""
+
+    train: Any
+    """Keeps the object alive whose id stands for it."""
+    data: PreparedData
+    measures: list[Measure]
+    content: str
+    """Hash of the data."""
+    settings: str = ""
+    """Hash of the components and their options."""
+    distributions: frozenset[str] = frozenset()
+    problem: str = ""
+    """Why there is no such hash."""
 
 
 class Run:
@@ -40,8 +77,8 @@ class Run:
     models: in the order of the result. train, test: anything that
     :class:`~genmeasures.data.DataSource` takes, or None; a model's own ``train`` takes the place
     of ``train``. device: None measures each model where it is. keep: a folder that keeps each
-    model's result as soon as it is there, and from which a later run with the same settings,
-    data and weights takes it. tile: size of the tiles by which inputs are run, of all spatial axes
+    model's result as soon as it is there, and from which a later run takes it where all that its
+    values depend on is the same. tile: size of the tiles by which inputs are run, of all spatial axes
     or of each; None runs them whole. ignore_index: the target that means "no label".
     """
 
@@ -66,7 +103,7 @@ class Run:
         names = [model.name for model in models]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ModelError(f"models with the same name: {', '.join(twice)}")
+            raise ModelError(f"models with the same name: {shown(', '.join(twice))}")
         variables = [variable.name for measure in measures for variable in measure.variables]
         repeated = sorted({name for name in variables if variables.count(name) > 1})
         if repeated:
@@ -101,7 +138,14 @@ class Run:
         self._tile = tile if tile is None or isinstance(tile, int) else list(tile)
         self._ignore_index = ignore_index
         self._test = None if test is None else DataSource(test, "test", self._read, ignore_index)
-        self._prepared: dict[int | None, tuple[Any, PreparedData, list[Measure]]] = {}
+        self._prepared: dict[int | None, _Prepared] = {}
+        self._kept = Kept(self._keep, None)
+        self._problems: set[str] = set()
+
+    @property
+    def account(self) -> Account:
+        """Which models were measured, and which taken from what was kept, so far."""
+        return self._kept.account
 
     @settled()
     def measure(
@@ -109,8 +153,12 @@ class Run:
         attrs: Mapping[str, Any],
         on_model: Callable[[str, int, int], None] | None = None,
         on_batch: Progress | None = None,
+        earlier: xr.Dataset | None = None,
     ) -> xr.Dataset:
         """Measure all models; ``on_model`` is called with a name, its number and their count as each begins.
+
+        attrs: attributes of the result; ``task`` and ``task_id`` where the models are those of a task. earlier:
+        an earlier result; of a model whose values depend on nothing that has changed, they are taken from it.
 
         A model that cannot be measured is logged and recorded; if none can, its error is raised.
         """
@@ -120,23 +168,25 @@ class Run:
             # Data, options and names are checked for all before any model runs.
             self._prepare(model)
             model_dataset(model, "not measured yet", self._measures)
+        if self._keep is not None:
+            remove_stale_temporaries(self._keep)
+        self._kept = Kept(self._keep, earlier)
+        self._kept.leave_out([model.name for model in self._models])
         for number, model in enumerate(self._models):
             if on_model is not None:
                 on_model(model.name, number, len(self._models))
             try:
                 datasets.append(self._measure_one(model, on_batch))
             except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
-                if debugging():
-                    raise
-                error = (
-                    caught if isinstance(caught, GenmeasuresError) else ModelError(f"{type(caught).__name__}: {caught}")
-                )
-                log.debug("model %s failed", model.name, exc_info=caught)
-                named = str(error).startswith((f"model {model.name}: ", f"model {model.name!r}: "))
-                message = str(error) if named else f"model {model.name}: {error}"
-                log.warning("%s", message)
-                errors.append(type(error)(message))
-                datasets.append(model_dataset(model, str(error), self._measures))
+                status = status_of(caught, f"model {model.name}").partition(": ")[2]
+                named = status.startswith((f"model {model.name}: ", f"model {model.name!r}: "))
+                message = status if named else f"model {shown(model.name)}: {status}"
+                log.warning("%s", one_line(message))
+                kind = type(caught) if isinstance(caught, GenmeasuresError) else ModelError
+                errors.append(kind(message))
+                datasets.append(keyed(model_dataset(model, status, self._measures), ModelKey()))
+                self.account.failed.append(model.name)
+        self._report_unkept()
         if len(errors) == len(self._models):
             raise (
                 errors[0]
@@ -144,11 +194,12 @@ class Run:
                 else type(errors[0])(f"none of {len(errors)} models could be measured; {errors[0]}")
             )
         seconds = sum(float(ds.attrs.get("seconds", 0.0)) for ds in datasets)
-        return combine(datasets, {**self._provenance(), "seconds": seconds, **attrs})
+        return combine(datasets, {**self._provenance(), "seconds": seconds, **attrs, **self._task(attrs)})
 
     def _measure_one(self, task_model: TaskModel, on_batch: Progress | None) -> xr.Dataset:
         began = time.perf_counter()
-        data, measures = self._prepare(task_model)
+        prepared = self._prepare(task_model)
+        data, measures = prepared.data, prepared.measures
         try:
             model = task_model.build()
         except GenmeasuresError:
@@ -157,43 +208,102 @@ class Run:
             raise ModelError(f"it cannot be built: {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
             raise ModelError(f"a model is a torch.nn.Module, not {type(model).__name__}{not_a_module(model)}")
-        part = self._part(task_model, model, data, measures)
-        if part is not None and part.is_file():
-            try:
-                kept = load(part)
-                log.info("model %s: taken from %s", task_model.name, part)
-                return kept
-            except ResultError as error:
-                log.warning("%s; the model is measured again", error)
         device = self._device or next((p.device for p in model.parameters()), torch.device("cpu"))
+        key = self._key(model, prepared, device)
+        kept = self._kept.take(task_model, key, measures)
+        if kept is not None:
+            return kept
+        why = self._kept.why(task_model.name, key)
         tile = self._tile_of(data)
         result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch, tile)
-        made = model_dataset(task_model, result, measures).assign_attrs(seconds=time.perf_counter() - began)
-        if part is not None:
-            try:
-                save(made.assign_attrs(schema_version=SCHEMA_VERSION), part)
-            except ResultError as error:
-                log.warning("%s; the model's result is kept in memory only", error)
+        bare = model_dataset(TaskModel(task_model.name, task_model.build), result, measures)
+        values = keyed(bare, key).assign_attrs(seconds=time.perf_counter() - began)
+        made = keyed(model_dataset(task_model, result, measures), key).assign_attrs(values.attrs)
+        self.account.measured[task_model.name] = why
+        if short := shortage(made):
+            # The values that are there are right, but the model is not done: the next run tries again.
+            log.warning("model %s: %s", shown(task_model.name), one_line(short))
+            made["model_status"] = ("model", np.array([short], dtype=object))
+            return keyed(made, ModelKey(key.content))
+        self._kept.keep(task_model, values, key)
         return made
 
-    def _prepare(self, model: TaskModel) -> tuple[PreparedData, list[Measure]]:
+    def _report_unkept(self) -> None:
+        unkept = self.account.unkept
+        if unkept:
+            log.warning(
+                "the results of %d of %d models could not be kept in %s; they are in this run's result alone: %s",
+                len(unkept), len(self._models), self._keep, one_line(next(iter(unkept.values()))),
+            )  # fmt: skip
+
+    def _key(self, model: nn.Module, prepared: _Prepared, device: torch.device) -> ModelKey:
+        """All that the model's values depend on; not batches and tiles, nor what is only known of the model."""
+        try:
+            found = model_identity(model)
+        except Unidentified as error:
+            return self._unknown(str(error))
+        if prepared.problem:
+            return self._unknown(prepared.problem)
+        # Model measures do not run by tiles: they have values without them, and a failure with them.
+        tiled = self._tile is not None and any(isinstance(measure, ModelMeasure) for measure in self._measures)
+        versions = versions_identity(found.distributions | prepared.distributions)
+        layers = None if self._layers is None else sorted(set(self._layers))
+        # What the model itself creates is of the default type.
+        known = [prepared.settings, versions, layers, self._seed, device.type, str(torch.get_default_dtype()), tiled]
+        digest = hashlib.blake2b(repr([found.weights, found.code, prepared.content, *known]).encode(), digest_size=12)
+        return ModelKey.of(found.weights, found.code, prepared.content, digest.hexdigest())
+
+    def _unknown(self, problem: str) -> ModelKey:
+        if self._keep is not None and problem not in self._problems:
+            self._problems.add(problem)
+            log.warning("nothing is kept: %s", one_line(problem))
+        return ModelKey(problem=problem)
+
+    def _prepare(self, model: TaskModel) -> _Prepared:
         key = None if model.train is None else id(model.train)
         if key not in self._prepared:
             train = self._train if model.train is None else model.train
-            sources: dict[Split, DataSource] = {}
-            if train is not None:
-                sources["train"] = DataSource(train, "train", self._read, self._ignore_index)
-            if self._test is not None:
-                sources["test"] = self._test
-            if not sources:
-                raise DataError("there are no data: give train, test or both")
-            sources = read_alike(sources)
+            sources = self._sources(train)
             measures = prepare_measures(self._measures, self._extractor, sources)
             data = prepare_data(sources, measures, self._extractor, self._seed)
             self._tile_of(data)
-            self._prepared[key] = (train, data, measures)
-        _, data, measures = self._prepared[key]
-        return data, measures
+            made = _Prepared(train, data, measures, data_identity(sources))
+            try:
+                made.settings, made.distributions = self._settings(measures)
+            except Unidentified as error:
+                made.problem = str(error)
+            self._prepared[key] = made
+        return self._prepared[key]
+
+    def _sources(self, train: Any) -> dict[Split, DataSource]:
+        sources: dict[Split, DataSource] = {}
+        if train is not None:
+            sources["train"] = DataSource(train, "train", self._read, self._ignore_index)
+        if self._test is not None:
+            sources["test"] = self._test
+        if not sources:
+            raise DataError("there are no data: give train, test or both")
+        return read_alike(sources)
+
+    def _settings(self, measures: Sequence[Measure]) -> tuple[str, frozenset[str]]:
+        """Hash of the components with their options and the versions of their plugins, and their distributions."""
+        components: list[Component] = [self._extractor, *measures]
+        labelers = [m.labeler for m in measures if isinstance(m, FeatureMeasure) and m.labeler is not None]
+        kinds = {kind for one in (*components, *labelers) for kind in type(one).__mro__}
+        plugins = [plugin for plugin in registry().plugins if any(kind in kinds for _, kind in plugin.components)]
+        found, distributions = component_identity(components)
+        # The core's own version counts for every model.
+        known = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
+        return repr([found, known]), distributions
+
+    def _task(self, attrs: Mapping[str, Any]) -> dict[str, str]:
+        """What results call the task, and the identity that collected results go by."""
+        identity = attrs.get("task_id")
+        if not identity or has_address(str(identity)):
+            prepared = self._prepared.get(None)
+            content = data_identity(self._sources(self._train)) if prepared is None else prepared.content
+            identity = content
+        return {"task": str(attrs.get("task", "models")), "task_id": str(identity)}
 
     def _tile_of(self, data: PreparedData) -> tuple[int, ...] | None:
         """The size of a tile along each spatial axis of the inputs."""
@@ -205,25 +315,6 @@ class Run:
         if not axes or len(sizes) != axes:
             raise OptionError(f"tile={self._tile!r}: inputs of shape {shape} have {axes} spatial axes")
         return sizes
-
-    def _part(
-        self, model: TaskModel, module: nn.Module, data: PreparedData, measures: Sequence[Measure]
-    ) -> Path | None:
-        """Where the model's result is kept: named by everything that it depends on."""
-        if self._keep is None:
-            return None
-        digest = hashlib.blake2b(digest_size=12)
-        settings = [genmeasures.__version__, SCHEMA_VERSION, measures, self._extractor, self._layers, self._seed]
-        known = [model.name, dict(model.hparams), dict(model.metrics), self._batch_size, self._tile, module]
-        digest.update(repr([*settings, *known]).encode())
-        for split, source in data.sources.items():
-            digest.update(split.encode() + source.scan().contents.tobytes())
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
-            if isinstance(tensor, torch.Tensor):
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        safe = re.sub(r"[^\w.-]+", "_", model.name)[:60]
-        return self._keep / f"{safe}-{digest.hexdigest()}.nc"
 
     def _provenance(self) -> dict[str, Any]:
         hparams = list(dict.fromkeys(name for model in self._models for name in model.hparams))

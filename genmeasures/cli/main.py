@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import genmeasures
+from genmeasures.cli.interrupts import interruptible
 
 _RUN = """\
 genmeasures run [hydra overrides] [-m]
@@ -23,7 +24,10 @@ Measure the models of a task, judge the measures, and keep the result.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    return interruptible(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(given: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="genmeasures",
         description="Generalization measures of trained networks, layer by layer.",

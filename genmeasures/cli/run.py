@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.resources
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+import xarray as xr
+import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genmeasures.api import aggregate, judge
-from genmeasures.errors import GenmeasuresError, OptionError, nearest
+from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
+from genmeasures.cli.overrides import PATHS, readable, text_of
+from genmeasures.errors import GenmeasuresError, OptionError, ResultError, nearest, one_line, shown
+from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
+from genmeasures.kept import NEW, Account, slug
 from genmeasures.registry import registry
 from genmeasures.report import failures, plot_measures, render_table
 from genmeasures.results import load, save
@@ -32,11 +40,23 @@ from genmeasures.running import Run
 
 log = logging.getLogger(__name__)
 
-_PRESENTATION = ("output", "force", "figures", "against", "aggregator")
-"""Settings that change no measured value, and so not the name of the result."""
+_FULL = "HYDRA_FULL_ERROR"
+"""Environment variable of Hydra; "1" lets exceptions through."""
+
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+"""How lines with names and paths are printed."""
+
+_WITHOUT_VALUES = ("output", "force", "figures", "against", "aggregator", "batch_size", "tile", "device")
+"""Settings that change no measured value, and so not the name of the result; of the device, the kind does."""
 
 AT_END: list[Callable[[], None]] = []
 """What a multirun does last, also where one of its jobs has failed: Hydra's own callback is then left out."""
+
+_UNFINISHED: list[Path] = []
+"""Where the run in hand keeps its models, for what is said when it is broken off; empty in a worker's parent."""
+
+_DRIVING: list[bool] = []
+"""Not empty in the process that the command was started in."""
 
 
 class _SearchPath(SearchPathPlugin):
@@ -51,49 +71,89 @@ class _SearchPath(SearchPathPlugin):
             search_path.append("working-folder", f"file://{folder}")
 
 
-def run_command(overrides: Sequence[str]) -> int:
+class Shield(Callback):
+    """Hydra's callback for multiruns whose jobs run in other processes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Shield the workers; Hydra's own launcher has none."""
+        if "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
+            shield_workers()
+
+
+def run_command(arguments: Sequence[str]) -> int:
     """Run with Hydra overrides; returns the exit status."""
     Plugins.instance().register(_SearchPath)
     AT_END.clear()
-    before = sys.argv
-    sys.argv = ["genmeasures", *overrides]
+    _UNFINISHED.clear()
+    before, full, reports = sys.argv, os.environ.get(_FULL), logging.raiseExceptions
+    _DRIVING.append(True)
+    # A log file on a full disk is no reason for a traceback at every line.
+    logging.raiseExceptions = False
     try:
-        _check_output(overrides)
+        overrides = readable(arguments)
+        output = text_of(overrides, "output", "results")
+        on_interrupt(lambda: _kept_so_far(Path(output)))
+        _check_output(Path(output))
+        sys.argv = ["genmeasures", *overrides]
+        # Hydra then raises what went wrong, where it would print a traceback and exit.
+        os.environ[_FULL] = "1"
         hydra.main(version_base="1.3", config_path="pkg://genmeasures.conf", config_name="run")(job)()
+        status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
-        if status:
-            _suggest(overrides)
-        return status
-    except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        line = _told(error)
+        if line is None or full == "1":
+            raise
+        print(line, file=sys.stderr)
+        status = 1
     finally:
         sys.argv = before
-        for last in AT_END:
-            last()
-    return 0
+        logging.raiseExceptions = reports
+        _DRIVING.pop()
+        if full is None:
+            os.environ.pop(_FULL, None)
+        else:
+            os.environ[_FULL] = full
+    for last in AT_END:
+        last()
+    return status
 
 
-def _check_output(overrides: Sequence[str]) -> None:
-    """Hydra makes its log folder before anything of ours runs, and shows a traceback where it cannot."""
-    given = [value for key, _, value in (override.partition("=") for override in overrides) if key == "output"]
-    output = Path(given[-1] if given else "results")
+def _told(error: Exception) -> str | None:
+    """An error of the user's in one line; None for one of ours, whose traceback is needed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if group:
+            return f"error: there is no {group} {name!r}{nearest(name, _choices(group))}"
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"error: {place}{error.strerror or error}; choose another output folder, output=…"
+    if not isinstance(error, GenmeasuresError | HydraException | OmegaConfBaseException | yaml.YAMLError):
+        return None
+    said = str(error).partition("\nConfig search path:")[0]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        said += f": {error.__cause__}"
+    return "error: " + one_line(said.removeprefix("error: "))
+
+
+def _kept_so_far(output: Path) -> str:
+    """What is kept of runs that were broken off, for the line that says so."""
+    folders = _UNFINISHED or sorted(output.glob("*.parts"))
+    count = sum(len(list(folder.glob("*.nc"))) for folder in folders)
+    if not count:
+        return "nothing was measured that could be kept; the same command begins again"
+    place = folders[0] if len(folders) == 1 else output
+    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {place}; the same command goes on"
+
+
+def _check_output(output: Path) -> None:
+    """Hydra makes its log folder before anything of ours runs."""
     there = next((folder for folder in (output, *output.parents) if folder.exists()), Path())
     if not there.is_dir():
         raise OptionError(f"output={output}: {there} is a file: choose another output folder")
     if not os.access(there, os.W_OK):
         raise OptionError(f"output={output}: {there} cannot be written: choose another output folder")
-
-
-def _suggest(overrides: Sequence[str]) -> None:
-    """Of a name in a list, Hydra says that it is not there, but not which ones are."""
-    for override in overrides:
-        group, _, value = override.lstrip("+").partition("=")
-        names = _choices(group) if re.fullmatch(r"\w+", group) else []
-        for name in re.findall(r"[\w.-]+", value) if names and value.startswith("[") else []:
-            if name not in names:
-                print(f"error: there is no {group} {name!r}{nearest(name, names)}", file=sys.stderr)
 
 
 def _choices(group: str) -> list[str]:
@@ -106,6 +166,8 @@ def _choices(group: str) -> list[str]:
 
 def job(config: DictConfig) -> None:
     """One run. Errors of ours end without a traceback, and the other jobs of a multirun go on."""
+    if not _DRIVING:
+        left_to_parent()
     try:
         _job(config)
     except GenmeasuresError as error:
@@ -120,40 +182,49 @@ def _job(config: DictConfig) -> None:
     if not config.get("measure"):
         raise OptionError("measure: choose at least one, measure=[roughness] for example")
     measures = [_make(config.measure, str(name), Measure, "measure.") for name in config.measure]
-    path = Path(config.output) / f"{_slug(task.label)}-{digest(config)}.nc"
+    path = Path(config.output) / f"{slug(task.label)}-{digest(config)}.nc"
     console = Console()
-    there = load(path) if path.is_file() and not config.force else None
-    # Models that failed are tried again: their files may have been mended since.
-    if there is not None and bool((there["model_status"] == "ok").all()):
-        console.print(f"The result is already there (force=true measures again): {path}", soft_wrap=True)
-        ds = there
-    else:
-        keep = path.with_suffix(".parts")
-        run = Run(
-            task.models(),
-            task.data("train"),
-            task.data("test"),
-            measures,
-            extractor,
-            layers=None if config.layers is None else list(config.layers),
-            seed=config.seed,
-            device=config.device or "cpu",
-            batch_size=config.batch_size,
-            keep=keep,
-            tile=list(config.tile) if isinstance(config.tile, ListConfig) else config.tile,
-            ignore_index=task.ignore_index if config.ignore_index is None else config.ignore_index,
-        )
-        if config.force:
-            _remove(keep)
-        attrs = {"task": task.label, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
+    earlier = _earlier(path, console)
+    keep = path.with_suffix(".parts")
+    _tidy(path.parent)
+    if config.force:
+        earlier = None
+        _remove(keep)
+    run = Run(
+        task.models(),
+        task.data("train"),
+        task.data("test"),
+        measures,
+        extractor,
+        layers=None if config.layers is None else list(config.layers),
+        seed=config.seed,
+        device=config.device or "cpu",
+        batch_size=config.batch_size,
+        keep=keep,
+        tile=list(config.tile) if isinstance(config.tile, ListConfig) else config.tile,
+        ignore_index=task.ignore_index if config.ignore_index is None else config.ignore_index,
+    )
+    attrs = {"task": task.label, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
+    if task.identity is not None:
+        attrs["task_id"] = task.identity
+    _UNFINISHED[:] = [keep]
+    try:
         with _progress() as progress:
-            ds = _measure(run, attrs, progress)
-        save(ds, path)
-        if bool((ds["model_status"] == "ok").all()):
+            ds = _measure(run, attrs, progress, earlier)
+        problem = None
+        if earlier is not None and len(run.account.taken) == len(ds["model"]) and ds.equals(earlier):
+            console.print(f"The result is already there (force=true measures again): {path}", **_PLAIN)
+        else:
+            for line in _account(run.account, path if earlier is not None else keep):
+                console.print(line, **_PLAIN)
+            problem = _saved(ds, path)
+        if problem is None:
             _remove(keep)
+    finally:
+        _remove_empty(keep)
     aggregated = aggregate(ds, aggregator)
     for line in failures(ds):
-        console.print(line, style="yellow", markup=False)
+        console.print(shown(line), style="yellow", markup=False)
     try:
         against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
         render_table(judge(aggregated, against), console)
@@ -161,17 +232,78 @@ def _job(config: DictConfig) -> None:
         raise  # the user has named what is not there
     except GenmeasuresError as error:
         console.print(f"The measures are not judged: {error}", style="yellow", markup=False)
-    console.print(f"result: {path}", soft_wrap=True)
+    if problem is not None:
+        kept = len(list(keep.glob("*.nc")))
+        raise ResultError(
+            f"{problem}; the values above are written nowhere, {kept} of {len(ds['model'])} models are kept in {keep}: "
+            "make room or choose another folder, output=…"
+        )
+    console.print(f"result: {path}", **_PLAIN)
     if config.figures:
-        plot_measures(ds, aggregated, path.with_suffix(".png"))
-        console.print(f"figure: {path.with_suffix('.png')}", soft_wrap=True)
+        picture = path.with_suffix(".png")
+        try:
+            plot_measures(ds, aggregated, picture)
+        except OSError as error:
+            raise ResultError(f"cannot write the figure {picture}: {error.strerror or error}") from error
+        console.print(f"figure: {picture}", **_PLAIN)
+
+
+def _earlier(path: Path, console: Console) -> xr.Dataset | None:
+    """The result of an earlier run, None where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return load(path)
+    except ResultError as error:
+        console.print(f"The result is measured again: {one_line(str(error))}", style="yellow", **_PLAIN)
+        return None
+
+
+def _account(account: Account, source: Path) -> list[str]:
+    """One line on what was taken and what was measured; none where nothing had been kept."""
+    count = len(account.taken) + len(account.measured) + len(account.failed)
+    if not account.taken and not account.removed and set(account.measured.values()) <= {NEW}:
+        return []
+    said = [f"{len(account.taken)} of {count} models taken from {source}"]
+    for reason in dict.fromkeys(account.measured.values()):
+        names = [name for name, why in account.measured.items() if why == reason]
+        said.append(f"{len(names)} measured ({reason}): {_list(names)}")
+    if account.failed:
+        said.append(f"{len(account.failed)} failed: {_list(account.failed)}")
+    if account.removed:
+        said.append(f"{len(account.removed)} left out (not in the task any more): {_list(account.removed)}")
+    if len(said) == 1:
+        said.append("their hyperparameters, metrics and order are those of now")
+    return ["; ".join(said)]
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(shown, names[:5])) + more
+
+
+def _saved(ds: xr.Dataset, path: Path) -> ResultError | None:
+    """Write the result; what goes wrong is returned, so that the values can be shown first."""
+    try:
+        save(ds, path)
+    except ResultError as error:
+        return error
+    return None
 
 
 def digest(config: DictConfig) -> str:
-    """A name for everything in the configuration that the values depend on."""
+    """A name for everything in the configuration that the values depend on, and for the place of the models."""
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    kept = OmegaConf.create({key: value for key, value in settings.items() if key not in _PRESENTATION})
-    return hashlib.blake2b(OmegaConf.to_yaml(kept, sort_keys=True).encode(), digest_size=6).hexdigest()
+    kept = {key: value for key, value in settings.items() if key not in _WITHOUT_VALUES}
+    kept["device"] = str(settings.get("device") or "cpu").partition(":")[0]
+    task = dict(kept.get("task") or {})
+    for name in getattr(get_class(task["_target_"]), "incidental", ()) if "_target_" in task else ():
+        task.pop(name, None)
+    for name in PATHS:
+        if isinstance(task.get(name), str):
+            task[name] = str(Path(task[name]).expanduser().resolve())
+    text = OmegaConf.to_yaml(OmegaConf.create({**kept, "task": task}), sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> Any:
@@ -202,17 +334,17 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
         raise OptionError(f"{prefix}{key}: {error}") from error
 
 
-def _measure(run: Run, attrs: dict[str, Any], progress: Progress) -> Any:
+def _measure(run: Run, attrs: dict[str, Any], progress: Progress, earlier: xr.Dataset | None) -> xr.Dataset:
     models = progress.add_task("models", total=None)
     passes = progress.add_task("", total=None)
 
     def on_model(name: str, number: int, count: int) -> None:
-        progress.update(models, total=count, completed=number, description=f"model {name}")
+        progress.update(models, total=count, completed=number, description=f"model {shown(name)}")
 
     def on_batch(split: str, done: int, total: int) -> None:
         progress.update(passes, total=total, completed=done, description=f"  {split} data")
 
-    ds = run.measure(attrs, on_model, on_batch)
+    ds = run.measure(attrs, on_model, on_batch, earlier)
     progress.update(models, completed=progress.tasks[0].total)
     progress.remove_task(passes)
     return ds
@@ -220,7 +352,7 @@ def _measure(run: Run, attrs: dict[str, Any], progress: Progress) -> Any:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a name can look like markup: net[/x]
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -229,12 +361,20 @@ def _progress() -> Progress:
     )
 
 
+def _tidy(output: Path) -> None:
+    """Remove what killed runs have left: files that they had begun, and folders in which they kept nothing."""
+    remove_stale_temporaries(output)
+    for folder in output.glob("*.parts"):
+        remove_stale_temporaries(folder)
+        _remove_empty(folder)
+
+
 def _remove(folder: Path) -> None:
     for part in folder.glob("*.nc"):
         part.unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
+    _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not there, or not empty; a run that needs it makes it again
         folder.rmdir()
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w-]+", "_", text)

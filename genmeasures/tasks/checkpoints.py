@@ -74,6 +74,17 @@ class Checkpoints(Task):
         self.path = os.fspath(path)
 
     @property
+    def label(self) -> str:
+        """The name of the folder that has the manifest."""
+        path = Path(self.path).expanduser().resolve()
+        return (path if path.is_dir() else path.parent).name or self.name
+
+    @property
+    def identity(self) -> None:
+        """The content of its data: the folder can be moved, and list other models."""
+        return None
+
+    @property
     def metric(self) -> str:  # type: ignore[override]  # a class variable of most tasks
         """The metric that the manifest names."""
         return read_manifest(self.path).metric

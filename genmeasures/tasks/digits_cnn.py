@@ -64,6 +64,7 @@ class DigitsCNN(Task):
     """
 
     name = "digits_cnn"
+    incidental = ("cache", "workers")
 
     def __init__(self, cache: str | None = None, workers: int | None = None, limit: int | None = None) -> None:
         require(cache is None or bool(str(cache)), self, "cache is empty: give a folder, or null for the default")
@@ -72,6 +73,11 @@ class DigitsCNN(Task):
         self.cache = cache
         self.workers = workers
         self.limit = limit
+
+    @property
+    def identity(self) -> str:
+        """Its name: ``limit`` chooses among the same networks."""
+        return self.name
 
     def models(self) -> Sequence[TaskModel]:
         """The networks, those that are not in the cache being trained first.

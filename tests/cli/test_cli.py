@@ -104,7 +104,7 @@ def test_a_run_measures_judges_draws_and_keeps(run: Callable[..., Any], tmp_path
     assert set(measure_variables(ds)) == {"davies_bouldin", "roughness", "confidence", "confidence_unweighted"}
     assert np.isfinite(ds["roughness"].values).all()
     assert ds["scale"].values.tolist() == [1, 2, 3]
-    assert ds.attrs["task"] == "checkpoints"
+    assert ds.attrs["task"] == checkpoints.name
     config = yaml.safe_load(ds.attrs["config"])
     assert config["extractor"]["cap"] == 400
     assert config["task"]["path"] == str(checkpoints)
@@ -158,7 +158,7 @@ def test_a_result_that_is_there_is_not_made_again(
     (path,) = results(tmp_path)
     before = path.stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr("genmeasures.cli.run.Run", None)
+        patch.setattr("genmeasures.running.measure_model", None)
         # What is only presentation does not make another result.
         status, out, _ = run("measure=[davies_bouldin]", "aggregator=mean", "figures=true", "against=scale")
     assert status == 0
@@ -180,11 +180,13 @@ def test_results_are_named_by_what_their_values_depend_on(checkpoints: Path) -> 
     with initialize_config_module("genmeasures.conf", version_base="1.3"):
         plain = name()
         assert name() == plain
-        for presentation in ("output=elsewhere", "force=true", "figures=false", "against=scale", "aggregator=max"):
-            assert name(presentation) == plain
+        without_values = ("output=elsewhere", "force=true", "figures=false", "against=scale", "aggregator=max")
+        for same in (*without_values, "batch_size=7", "tile=4", "device=cpu", "device='cpu:0'"):
+            assert name(same) == plain
         others = [
             "seed=1", "extractor=whole_tensor", "extractor.cap=7", "measure=[roughness]", "layers=[conv]",
             "ignore_index=3", "measure.roughness.spread=rms", "measure.confidence.labeler.k=4", "task.path=elsewhere",
+            "device=cuda",
         ]  # fmt: skip
         names = [name(*override.split(" ")) for override in others]
     assert len({plain, *names}) == len(others) + 1

@@ -552,7 +552,7 @@ def test_a_full_disk_loses_nothing_measured(
     def full(*args: Any) -> None:
         raise ResultError("cannot write the result: No space left on device")
 
-    monkeypatch.setattr("genmeasures.running.save", full)
+    monkeypatch.setattr("genmeasures.kept.save", full)
     kept = measured({"net": net}, keep=tmp_path)
     np.testing.assert_array_equal(kept.roughness, measured({"net": net}).roughness)
 

@@ -35,6 +35,7 @@ class PGDL(Task):
     """
 
     name = "pgdl"
+    incidental = ("cache",)
 
     def __init__(self, path: str | os.PathLike[str], which: str | None = None, cache: str | None = None) -> None:
         sound = isinstance(path, str | os.PathLike) and bool(os.fspath(path))
@@ -50,6 +51,11 @@ class PGDL(Task):
     def label(self) -> str:
         """The name of the task's folder, "task1_v4" for example."""
         return self._task().name
+
+    @property
+    def identity(self) -> str:
+        """Its name and that of the task's folder: PGDL's tasks are known by it, wherever they lie."""
+        return f"{self.name}({self.label})"
 
     def models(self) -> Sequence[TaskModel]:
         """The models by number, none of them loaded. Raises DataError naming the task and the file."""

@@ -46,6 +46,7 @@ Patches = tuple[NDArray[np.float32], NDArray[np.int64] | NDArray[np.float32]]
 class _UNets(Task, abc.ABC):
     """What tasks of UNets have in common: volumes, the training of all networks, a model for each epoch."""
 
+    incidental = ("cache", "workers", "device")
     title: ClassVar[str]
     """What the progress of the training is called."""
     _merged = False
@@ -91,6 +92,11 @@ class _UNets(Task, abc.ABC):
         self.cache = cache
         self.workers = workers
         self.device = device
+
+    @property
+    def identity(self) -> str | None:
+        """Its name and options; None, the content of the data, where the volumes are files of the user."""
+        return super().identity if self.volumes is None else None
 
     @abc.abstractmethod
     def _problems(self, cases: Cases) -> Sequence[Problem]:

@@ -1,0 +1,100 @@
+"""Ctrl-C and SIGTERM: one line and an exit status, and no traceback."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+_explain: list[Callable[[], str]] = []
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends what Ctrl-C ends."""
+
+
+def on_interrupt(explain: Callable[[], str]) -> None:
+    """Let the line say more: ``explain`` returns what is kept and how to go on."""
+    _explain[:] = [explain]
+
+
+def interruptible(command: Callable[[], int]) -> int:
+    """Run a command and return its exit status: 130 after Ctrl-C and 143 after SIGTERM, each with one line.
+
+    The first signal raises KeyboardInterrupt, so that everything is closed; the second ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return command()  # signals are the main thread's
+    _explain.clear()
+    owner = os.getpid()
+    received: list[int] = []
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked process, such as one that loads data: it ends as if nobody answered
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        received.append(number)
+        for one in before:
+            signal.signal(one, _end_at_once)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    # What is ignored, by nohup for one, stays ignored.
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before: dict[int, Any] = {one: handler for one, handler in usual.items() if signal.getsignal(one) == handler}
+    for one in before:
+        signal.signal(one, answer)
+    try:
+        return command()
+    except BaseException:
+        if not received:
+            raise
+    finally:
+        if not received:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+    # Whatever the exception was: libraries answer a KeyboardInterrupt in ways of their own.
+    number = received[0]
+    more = [": " + explain() for explain in _explain]
+    print("".join([_WORDS[signal.Signals(number)], *more]), file=sys.stderr, flush=True)
+    return 128 + number
+
+
+def shield_workers() -> None:
+    """Keep Ctrl-C from processes that are started from now on, which would end in tracebacks: it is answered here.
+
+    They inherit that the signal is blocked; here a thread waits for it and wakes the main thread, which must not
+    wait in a single call for long.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "sigwait"):
+        return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # started later, it would unblock the signal again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def pass_on() -> None:
+        while True:
+            signal.sigwait({signal.SIGINT})
+            _thread.interrupt_main()
+
+    threading.Thread(target=pass_on, daemon=True).start()
+
+
+def left_to_parent() -> None:
+    """In a worker process: Ctrl-C reaches all processes of a terminal, and the parent answers it for all."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)

@@ -1,0 +1,238 @@
+"""``genmeasures run`` where a result is there: what changed is measured, the rest is taken, and one line says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from genmeasures.cli.main import main
+from genmeasures.engine import measure_model
+from genmeasures.errors import ResultError
+from genmeasures.files import temporary_path
+from genmeasures.results import load
+
+MEASURED: list[float] = []
+
+
+@pytest.fixture(autouse=True)
+def noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes each model that is measured, by a weight of it."""
+
+    def measure_and_note(model: Any, *args: Any) -> Any:
+        MEASURED.append(float(model.fc2.bias.detach()[0]))
+        return measure_model(model, *args)
+
+    monkeypatch.setattr("genmeasures.running.measure_model", measure_and_note)
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> str:
+    """A name that no other test has given to a module."""
+    return f"stale_{tmp_path.name}"
+
+
+@pytest.fixture
+def nets(tmp_path: Path, folders: Any, module: str) -> Path:
+    made: Path = folders.write_task(tmp_path / "nets", {"a": 0, "b": 1, "c": 2, "d": 3}, module=module)
+    return made
+
+
+@pytest.fixture
+def run(
+    nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*overrides: str, path: str = "nets") -> tuple[int, str]:
+        MEASURED.clear()
+        task = ("task=checkpoints", f"task.path={path}", "measure=[davies_bouldin]", "figures=false")
+        status = main(["run", *task, *overrides])
+        captured = capfd.readouterr()
+        return status, captured.out + captured.err
+
+    return call
+
+
+def result(folder: Path) -> xr.Dataset:
+    (path,) = folder.glob("results/*.nc")
+    return load(path)
+
+
+def line(said: str, start: str) -> str:
+    (found,) = [one for one in said.splitlines() if one.startswith(start)]
+    return found
+
+
+def test_weights_models_and_accuracies_that_changed(
+    run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any
+) -> None:
+    _, said = run()
+    before = result(tmp_path)
+    assert len(MEASURED) == 4
+    assert "taken from" not in said
+    folders.write_weights(nets / "w1.pt", 11)
+    folders.write_weights(nets / "new.pt", 12)
+    manifest = folders.read_manifest(nets)
+    del manifest["models"]["d"]
+    manifest["models"]["c"]["test_accuracy"] = 0.11
+    manifest["models"]["c"]["hparams"] = {"number": 2, "optim": "sgd"}
+    manifest["models"]["e"] = {"weights": "new.pt", "train_accuracy": 0.8, "test_accuracy": 0.7}
+    folders.write_manifest(nets, manifest)
+    status, said = run()
+    assert status == 0
+    assert len(MEASURED) == 2
+    told = line(said, "2 of 4 models taken from results/nets-")
+    assert told.endswith(
+        "1 measured (weights changed): b; 1 measured (new): e; 1 left out (not in the task any more): d"
+    )
+    after = result(tmp_path)
+    assert after["model"].values.tolist() == ["a", "b", "c", "e"]
+    assert after["test_accuracy"].values.tolist() == [0.5, 0.55, 0.11, 0.7]
+    assert after["optim"].values.tolist() == ["", "", "sgd", ""]
+    values = after["davies_bouldin"], before["davies_bouldin"]
+    np.testing.assert_array_equal(*(one.sel(model=["a", "c"]).values for one in values))
+    assert (values[0].sel(model="b").values != values[1].sel(model="b").values).all()
+    assert after.attrs["task"] == "nets"
+    assert after.attrs["task_id"] == before.attrs["task_id"]
+    _, said = run()
+    assert "The result is already there" in said
+    assert not MEASURED
+
+
+def test_data_and_code_that_changed(
+    run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any, module: str
+) -> None:
+    run()
+    before = result(tmp_path)
+    folders.write_task(nets, {"a": 0, "b": 1, "c": 2, "d": 3}, module=module, shift=0.5)
+    _, said = run()
+    assert len(MEASURED) == 4
+    assert "4 measured (data changed): a, b, c, d" in said
+    changed = result(tmp_path)
+    assert changed.attrs["task_id"] != before.attrs["task_id"]
+    assert (changed["davies_bouldin"].values != before["davies_bouldin"].values).all()
+    manifest = folders.read_manifest(nets)
+    manifest["factory_kwargs"]["wait"] = 0.001  # an attribute that the code reads
+    folders.write_manifest(nets, manifest)
+    _, said = run()
+    assert "4 measured (code changed): a, b, c, d" in said
+
+
+def test_only_what_is_known_changed(run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any) -> None:
+    run()
+    manifest = folders.read_manifest(nets)
+    manifest["models"]["a"]["test_accuracy"] = 0.123
+    folders.write_manifest(nets, manifest)
+    _, said = run()
+    assert not MEASURED
+    assert "already there" not in said
+    assert line(said, "4 of 4 models taken from").endswith("hyperparameters, metrics and order are those of now")
+    assert float(result(tmp_path)["test_accuracy"][0]) == 0.123
+
+
+def test_settings_without_values(run: Callable[..., Any]) -> None:
+    run()
+    for overrides in (["batch_size=7"], ["device=cpu"], ["device=null"], ["aggregator=mean", "against=number"]):
+        _, said = run(*overrides)
+        assert "The result is already there" in said, overrides
+        assert not MEASURED
+    run("force=true")
+    assert len(MEASURED) == 4
+
+
+def test_two_folders_called_the_same(
+    run: Callable[..., Any], nets: Path, tmp_path: Path, monkeypatch: Any, folders: Any, module: str
+) -> None:
+    """One output and ``task.path=.``: each has its own result, and a path written in another way is the same."""
+    other = folders.write_task(tmp_path / "other" / "nets", {"a": 5, "b": 6, "c": 7}, module=f"{module}_too")
+    output = f"output={tmp_path / 'results'}"
+    for folder in (nets, other):
+        monkeypatch.chdir(folder)
+        run(output, path=".")
+    found = sorted(load(path).sizes["model"] for path in tmp_path.glob("results/nets-*.nc"))
+    assert found == [3, 4]
+    monkeypatch.chdir(tmp_path)
+    _, said = run(path="other/nets/../nets")
+    assert "The result is already there" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"no result at all" * 100])
+def test_a_damaged_result_is_measured_again(run: Callable[..., Any], tmp_path: Path, content: bytes) -> None:
+    run()
+    before = result(tmp_path)
+    (path,) = tmp_path.glob("results/*.nc")
+    path.write_bytes(content)
+    status, said = run()
+    assert status == 0
+    assert len(MEASURED) == 4
+    assert path.name in line(said, "The result is measured again: ")
+    np.testing.assert_array_equal(result(tmp_path)["davies_bouldin"], before["davies_bouldin"])
+
+
+def test_a_result_that_cannot_be_written_is_shown(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(ds: xr.Dataset, path: Path) -> Path:
+        raise ResultError(f"cannot write the result {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genmeasures.cli.run.save", full)
+        status, said = run()
+    assert status == 1
+    assert "Against test_accuracy" in said
+    told = line(said, "error: ")
+    assert "No space left" in told
+    assert "4 of 4 models are kept in results/nets-" in told
+    assert not list(tmp_path.glob("results/*.nc"))
+    status, said = run()
+    assert status == 0
+    assert not MEASURED
+    assert line(said, "4 of 4 models taken from results/nets-")
+    assert not list(tmp_path.glob("results/*.parts"))
+
+
+def test_what_killed_runs_have_left_is_removed(run: Callable[..., Any], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    (results / "other-123.parts").mkdir(parents=True)
+    (results / "busy-123.parts").mkdir()
+    (results / "busy-123.parts" / "a-1.nc").write_bytes(b"a part")
+    # A process that has ended left these.
+    script = "import sys, pathlib; from genmeasures.files import temporary_path\n"
+    script += "for p in sys.argv[1:]: temporary_path(pathlib.Path(p)).write_text('half')"
+    targets = [str(results / "x.nc"), str(results / "busy-123.parts" / "b.nc")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", script, *targets], check=True, env=environment)
+    mine = temporary_path(results / "y.nc")
+    mine.write_text("in hand")
+    assert len(list(results.rglob("*.tmp"))) + len(list(results.rglob(".*.tmp"))) >= 3
+    run()
+    assert sorted(path.name for path in results.rglob("*.tmp")) == [mine.name]
+    assert sorted(path.name for path in results.glob("*.parts")) == ["busy-123.parts"]
+
+
+NAMES = ["net[/x]", "two\nlines", "bell\x07", "n" * 240, "模型" * 60, "optim/lr", "a b"]
+
+
+def test_names_of_all_kinds(run: Callable[..., Any], tmp_path: Path, folders: Any, module: str) -> None:
+    seeds = {name: number for number, name in enumerate(NAMES)}
+    folder = folders.write_task(tmp_path / "names", seeds, module=module)
+    manifest = folders.read_manifest(folder)
+    manifest["models"]["bell\x07"]["weights"] = "nowhere.pt"
+    folders.write_manifest(folder, manifest)
+    status, said = run(path="names")
+    assert status == 0
+    assert "\x07" not in said
+    assert "bell\\x07" in said
+    assert "1 of 7 models failed" in said
+    ds = result(tmp_path)
+    assert ds["model"].values.tolist() == NAMES
+    assert int((ds["model_status"] == "ok").sum()) == 6
