@@ -48,6 +48,10 @@ def measure(
     tile: runs inputs by tiles of this size, of all spatial axes or of each, where their activations
     would not fit into memory; what a tile reads beside it is found and added, and no value changes.
 
+    Models are left exactly as they were found. Values do not depend on the contexts of the caller:
+    autocast and inference mode are left while measuring, and a model that is to run in autocast enters
+    it in its own ``forward``.
+
     Returns a Dataset with dims model and layer; each variable has a ``<name>_status`` beside it.
     A model that cannot be measured has NaN, and the reason in ``model_status``.
 
