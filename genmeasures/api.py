@@ -60,6 +60,10 @@ def measure(
     Floating-point inputs are read as float32 and come to each model in the type of its parameters (of
     the first layer that runs, where these differ); integers stay as they are. Features are float32.
 
+    Models are left exactly as they were found. Values do not depend on the contexts of the caller:
+    autocast and inference mode are left while measuring, and a model that is to run in autocast enters
+    it in its own ``forward``.
+
     Returns a Dataset with dims model and layer; each variable has a ``<name>_status`` beside it.
     A model that cannot be measured has NaN, and the reason in ``model_status``. Layers with weights
     that are not measured are in ``skipped_layers``, with the reason. Where a model is random in

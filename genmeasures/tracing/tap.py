@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
 from genmeasures.contexts import uncast
@@ -52,8 +53,8 @@ class Tap(TorchFunctionMode):
     def run(self, inputs: Tensor) -> None:
         """One forward pass of a batch (B, …).
 
-        The receiver runs with gradients on or off as they are here, and without autocast, whatever the
-        model enters within its forward pass.
+        The receiver runs with gradients on or off as they are here, and without autocast and transforms
+        of torch.func, whatever the model enters within its forward pass.
 
         An error of the receiver is raised as itself, one of the model as ModelError.
         """
@@ -123,13 +124,20 @@ class Tap(TorchFunctionMode):
                     f"the output of {traced.layer.name} for this batch is of shape {tuple(output.shape)}, {due} was due"
                 )
             self._delivered += 1
-            with torch.set_grad_enabled(self._gradients), uncast():
-                self._receive(traced, plain(given), plain(output))
+            with torch.set_grad_enabled(self._gradients), uncast(), temporarily_clear_interpreter_stack():
+                self._receive(traced, plain(_untransformed(given)), plain(_untransformed(output)))
             if self._stop and self._delivered == len(self._layers):
                 raise _AllDelivered
         except Exception as error:
             self._failure = self._failure or error  # what follows an error that the model caught is its consequence
             raise
+
+
+def _untransformed(tensor: Tensor) -> Tensor:
+    """The tensor behind those of a model that calls torch.func, which end with its transform."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def _resized(due: tuple[int, ...], output: Tensor, channels_last: bool) -> tuple[int, ...]:

@@ -509,7 +509,7 @@ PLAIN: list[Any] = [
 
 
 @pytest.mark.parametrize("old_format", [False, True])
-@pytest.mark.parametrize("value", PLAIN, ids=lambda value: f"{type(value).__name__} {str(value)[:20]!r}")
+@pytest.mark.parametrize("value", PLAIN, ids=[f"{type(value).__name__}-{i}" for i, value in enumerate(PLAIN)])
 def test_plain_data_beside_the_weights(value: Any, old_format: bool, tmp_path: Path) -> None:
     before = set(torch.serialization.get_safe_globals())
     torch.save(nested(value), tmp_path / "net.pth.tar", _use_new_zipfile_serialization=not old_format)

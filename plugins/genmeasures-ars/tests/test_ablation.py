@@ -9,7 +9,7 @@ import pytest
 import torch
 from ars_networks import data, pictures, small, traced
 from genmeasures_ars import accuracy_curve, kernel_order, largest_gap
-from torch import nn
+from torch import Tensor, nn
 
 from genmeasures.plugin import DataError, OptionError, Undefined
 
@@ -83,3 +83,22 @@ def test_inputs_without_a_label_do_not_count() -> None:
     np.testing.assert_allclose(curves, expected, rtol=1e-12)
     with pytest.raises(Undefined, match="no inputs with a label"):
         accuracy_curve(model, layer, orders, data(x, torch.full_like(y, -1)).batches("test"))
+
+
+def test_a_model_that_differentiates_in_its_forward_pass() -> None:
+    """Its gradients are of what the layers made: it would not do to write over that."""
+
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                (made,) = torch.autograd.grad(self.conv(x).tanh().sum(), x)
+            return made.flatten(1)
+
+    model, (x, y) = Slope().eval(), pictures(6)
+    with pytest.raises(Undefined, match="takes gradients within its forward pass"):
+        accuracy_curve(model, traced(model, x)[0], [range(3)], data(x, y).batches("test"))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from genmeasures_jacobian import Softmax, exact_backward, exact_forward, hutchinson, norms
+from genmeasures_jacobian.inputs import fitting_rows
 from genmeasures_jacobian.jacobian import runner
 from genmeasures_jacobian.projections import signs
 from jacobian_networks import convolutional, dense, jacobians, linear, pictures
@@ -141,3 +142,37 @@ def test_outputs_that_cannot_be_differentiated() -> None:
     for exact in (exact_backward, exact_forward):
         with pytest.raises(Undefined, match="no gradient"):
             exact(runner(Detached()), inputs, True)
+
+
+class Own(nn.Module):
+    """Detaches its input and has a graph of its own, as a model of forces has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return self.first(x.detach().requires_grad_()).tanh()
+
+
+def test_a_graph_that_does_not_reach_the_input_is_no_gradient() -> None:
+    inputs, run = torch.randn(3, 4), runner(Own())
+    with pytest.raises(Undefined, match="no gradient"):
+        exact_backward(run, inputs, True)
+    with pytest.raises(Undefined, match="no gradient"):
+        hutchinson(run, inputs, True, range(3), 4)
+
+
+def test_models_that_call_torch_func_are_differentiated() -> None:
+    """Their memory cannot be told from saved tensors: one input at a time fits. Against the closed form."""
+
+    class Slope(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = torch.func.grad(lambda x: x.square().square().sum())(x)
+            return made
+
+    inputs = torch.randn(3, 4)
+    assert fitting_rows(Slope(), Slope(), inputs, 256) == 1
+    found = exact_backward(runner(Slope()), inputs, False).jacobian[0]
+    torch.testing.assert_close(found, (12 * inputs.double().square()).square().sum(1), rtol=1e-5, atol=0)

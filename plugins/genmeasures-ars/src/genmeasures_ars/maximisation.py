@@ -14,6 +14,7 @@ strides across a kink would go to and fro: 130 strides end at an objective as hi
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from genmeasures.plugin import ModelError
 from genmeasures_ars.network import Truncated
 from genmeasures_ars.scores import exceeding
+
+log = logging.getLogger(__name__)
 
 OBJECTIVES = ("iam", "am")
 AR_TOLERANCE = 0.005
@@ -144,8 +147,13 @@ def fitting_batch(run: Truncated, example: Tensor, parameters: Sequence[nn.Param
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = run(example.detach().clone().requires_grad_())
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = run(example.detach().clone().requires_grad_())
+    except ModelError as error:
+        # torch.func within a model takes no such hooks. What else is wrong goes wrong again.
+        log.debug("the memory of the graph is not known", exc_info=error)
+        return 1
     one = sum(kept.values()) + (output.numel() + 3 * example.numel()) * output.element_size()
     return max(1, min(memory // (2 * one), _CPU_BATCH if example.device.type == "cpu" else sys.maxsize))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from genmeasures.plugin import ModelData, ModelMeasure, Undefined, is_count, one_of, require
+
+log = logging.getLogger(__name__)
 
 Split: TypeAlias = Literal["train", "test"]
 
@@ -72,9 +75,14 @@ def fitting_rows(model: nn.Module, run: Callable[[Tensor], Any], example: Tensor
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        output = run(example.detach().clone().requires_grad_())
-    del output
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), hooks:
+            run(example.detach().clone().requires_grad_())
+    except RuntimeError as error:
+        # torch.func within a model takes no such hooks. What else is wrong goes wrong again.
+        log.debug("the memory of the graph is not known", exc_info=error)
+        return 1
     # Beside the graph: three gradients by the input in float64.
     needed = sum(kept.values()) / len(example) + 24 * example[0].numel()
     return int(min(max(memory * 2**20 // needed, 1), _ROWS.get(example.device.type, _ROWS_ELSEWHERE)))
