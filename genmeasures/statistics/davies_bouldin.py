@@ -33,21 +33,22 @@ def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
     if len(centroids) < 2:
         raise Undefined(f"{len(centroids)} cluster in the sample: two are needed")
     rounding = _ROUNDING * centroids.norm(dim=1).max()
-    worst = torch.empty_like(spreads)
+    worst = torch.zeros_like(spreads)
     rows = len(centroids) if len(centroids) <= MANY else max(1, _PAIRS // len(centroids))
     for start, distance in _distances(centroids, rows):
-        part = slice(start, start + len(distance))
-        # None is its own neighbour.
-        distance[torch.arange(len(distance)), torch.arange(part.start, part.stop)] = math.inf
-        reach = spreads[part, None] + spreads
+        part, rest = slice(start, start + len(distance)), slice(start, None)
+        distance.fill_diagonal_(math.inf)  # none is its own neighbor
+        reach = spreads[part, None] + spreads[rest]
         if bool((distance <= torch.maximum(_COINCIDE * reach, rounding)).any()):
             raise Undefined("constant features: clusters with the same centroid")
-        worst[part] = (reach / distance).max(1).values
+        ratio = reach.div_(distance)
+        worst[part] = torch.maximum(worst[part], ratio.amax(1))
+        worst[rest] = torch.maximum(worst[rest], ratio.amax(0))
     return float(worst.mean())
 
 
 def _distances(centroids: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-    """Distances of some centroids to all, (·, k), with the number of the first of them."""
+    """Distances of some centroids to themselves and all after them, with the number of the first of them."""
     if len(centroids) <= MANY:
         # Differences, not the expansion into products: centroids may lie far from the origin.
         yield 0, torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
@@ -55,13 +56,13 @@ def _distances(centroids: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
     centred = centroids - centroids.mean(0)
     squares = centred.square().sum(1)
     for start in range(0, len(centroids), rows):
-        part = centred[start : start + rows]
-        scale = squares[start : start + rows, None] + squares
-        distance = torch.addmm(scale, part, centred.T, alpha=-2).clamp_(min=0)
+        part, rest = centred[start : start + rows], centred[start:]
+        scale = squares[start : start + rows, None] + squares[start:]
+        distance = torch.addmm(scale, part, rest.T, alpha=-2).clamp_(min=0)
         # What is a small difference of large numbers is taken from differences of the vectors.
         for pairs in (distance < _NEAR * scale).nonzero().split(max(1, _PAIRS // centred.shape[1])):
             one, other = pairs.T
-            distance[one, other] = (part[one] - centred[other]).square_().sum(1)
+            distance[one, other] = (part[one] - rest[other]).square_().sum(1)
         yield start, distance.sqrt_()
 
 

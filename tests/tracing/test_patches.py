@@ -123,6 +123,35 @@ def test_clusters_far_tighter_than_they_lie_apart(cost: float) -> None:
     np.testing.assert_allclose(found.view(8, 49).mean(1).numpy(), direct.view(8, 49).mean(1).numpy(), rtol=5e-3)
 
 
+def test_more_clusters_than_are_multiplied_with() -> None:
+    """1,500 clusters of 1,800 patches, gathered in blocks."""
+    torch.manual_seed(0)
+    conv, inputs = nn.Conv2d(3, 2, 3), torch.randn(8, 3, 17, 17)
+    with mock.patch.object(patches, "_BLOCK_BYTES", 20_000):
+        check(conv, inputs, 1500, 1.0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["fields", "whole", "stored"])
+def test_some_of_the_patches(kind: str) -> None:
+    torch.manual_seed(0)
+    conv, inputs = nn.Conv2d(3, 2, 3, padding=1), torch.randn(6, 3, 5, 5)
+    rows = torch.tensor([0, 3, 4])
+    if kind == "fields":
+        rows = torch.arange(0, 150, 7)
+        given_ = fields(conv, inputs, torch.arange(150))
+    elif kind == "whole":
+        shape = tuple(inputs.shape)
+        reader = LayerReader(geometry_of(conv, shape, (6, 2, 5, 5)), inputs, False)
+        given_ = reader.whole(torch.arange(6))
+    else:
+        given_ = StoredPatches(torch.randn(6, 7))
+    some, expected = given_.select(rows), given_.unfold()[rows]
+    assert torch.equal(some.unfold(), expected)
+    labels = torch.arange(len(rows)) % 2
+    sums = torch.zeros(2, expected.shape[1], dtype=torch.float64).index_add_(0, labels, expected.double())
+    np.testing.assert_allclose(some.cluster_sums(labels, 2).numpy(), sums.numpy(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stored_patches(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
