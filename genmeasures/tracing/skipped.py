@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrize
 
 from genmeasures.tracing.geometry import MEASURED
@@ -31,7 +32,13 @@ _PROGRAMS = frozenset({"ExportedProgram", "AOTICompiledModel", "ScriptFunction",
 """Objects that are no modules and have weights of their own, by type name: their packages need not be installed."""
 
 
-def not_measured(model: nn.Module, called: Set[int]) -> Iterator[tuple[str, str]]:
+def attribute_tensors(model: nn.Module) -> list[Tensor]:
+    """All tensors in plain attributes of the model's modules, also in lists and dicts."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    return [value for module in modules for _, value in _attributes(module) if isinstance(value, Tensor)]
+
+
+def not_measured(model: nn.Module, called: Set[int], before: Sequence[Tensor]) -> Iterator[tuple[str, str]]:
     """(name, reason) of every module that has weights and was not called as a layer that can be measured.
 
     Weights are parameters, buffers and tensors in plain attributes (also in lists and dicts), except for
@@ -41,7 +48,9 @@ def not_measured(model: nn.Module, called: Set[int]) -> Iterator[tuple[str, str]
     Args:
         model: the model, after a forward pass.
         called: ids of the modules that this pass called and that can be measured by their type.
+        before: :func:`attribute_tensors` before the pass, which set the others: they are no weights.
     """
+    held = {id(tensor) for tensor in before}
     registered = {id(module) for module in model.modules()}
     inner = {
         id(part)
@@ -74,7 +83,7 @@ def not_measured(model: nn.Module, called: Set[int]) -> Iterator[tuple[str, str]
                 ),
             )
         elif not isinstance(module, _NORMALIZATIONS):
-            own_weights = _described(module)
+            own_weights = _described(module, held)
             if own_weights:
                 kind = parametrize.type_before_parametrizations(module).__name__
                 yield shown, f"layers of type {kind} are not measured ({own_weights})"
@@ -99,7 +108,7 @@ def _owners_of_packed_weights(model: nn.Module) -> frozenset[str]:
     return frozenset(owners)
 
 
-def _described(module: nn.Module) -> str:
+def _described(module: nn.Module, held: Set[int]) -> str:
     """The weights of a module that is no layer by itself, in words: "parameters w, b; buffers scale"; "" for none."""
     parameters = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(parametrized := getattr(module, "parametrizations", None), nn.ModuleDict):
@@ -116,7 +125,8 @@ def _described(module: nn.Module) -> str:
         "attributes": [
             name
             for name, value in attributes.items()
-            if (isinstance(value, Tensor) and _may_be_weight(value)) or type(value).__name__ in _PROGRAMS
+            if (isinstance(value, Tensor) and id(value) in held and _may_be_weight(value))
+            or type(value).__name__ in _PROGRAMS
         ],
     }
     return "; ".join(
@@ -128,7 +138,7 @@ def _may_be_weight(tensor: Tensor) -> bool:
     """Whether a tensor that is not registered as a parameter can be a weight: it is no mask, index or single number."""
     if isinstance(tensor, nn.Parameter) or tensor.requires_grad or tensor.is_quantized:
         return True
-    if tensor.numel() < 2:
+    if tensor.numel() < 2 or isinstance(tensor, FakeTensor):  # no weight: a sketch shares those of its model
         return False
     if tensor.dtype in _PACKED_DTYPES or tensor.is_complex():
         return True

@@ -22,7 +22,7 @@ from genmeasures.tracing.dtypes import given_as, is_readable, plain
 from genmeasures.tracing.geometry import MEASURED, Geometry, MeasuredModule, follows_geometry, geometry_of
 from genmeasures.tracing.randomness import Generators
 from genmeasures.tracing.repeat import RANDOM, Observed, Sample, alone, notes, sample
-from genmeasures.tracing.skipped import not_measured
+from genmeasures.tracing.skipped import attribute_tensors, not_measured
 
 OTHER_LAYERS = (
     "the model ran other layers for this batch than for the first one: "
@@ -287,6 +287,7 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
                 return observer
 
     observer = observe(example, _SEEDS[0])
+    attributes = attribute_tensors(model)
     # Only the batch dimension is shorter for fewer inputs: another may happen to be as long.
     again = observe(alone(example, max(1, len(example) - 1)), _SEEDS[1])
     _check_order(observer, again)
@@ -308,7 +309,7 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
         makers[id(result), version] = len(layers)
         layers.append(_describe(call, name, len(layers), calls[id(call.module)], follow, changed, reads))
         places.append(place)
-    skipped += not_measured(model, set(calls))
+    skipped += not_measured(model, set(calls), attributes)
     if not layers:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise ModelError(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmeasures.errors import ModelError
-from genmeasures.tracing import Trace, trace
+from genmeasures.tracing import Sketch, Trace, trace
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("seeded")]
 
@@ -125,6 +125,28 @@ class FrozenNorm(nn.Module):
 def test_what_is_no_weight_is_not_listed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), FrozenNorm(), nn.BatchNorm2d(4), Constants()).eval()
     assert trace(model, IMAGES, "activation").skipped == ()
+
+
+class Caches(nn.Module):
+    """Keeps what it made last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor | None = None
+        self.history: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x * 2
+        self.history = [x, self.last]
+        return self.last
+
+
+def test_tensors_that_a_pass_leaves_behind_are_no_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Caches()).eval()
+    model(IMAGES)
+    assert trace(model, IMAGES, "activation").skipped == ()
+    sketch = Sketch(model, torch.device("cpu"))
+    assert trace(sketch.model, sketch.input(IMAGES.shape), "activation").skipped == ()
 
 
 class Encoder(nn.Module):
