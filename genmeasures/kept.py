@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,22 @@ class ModelKey:
 
     content: str = ""
     key: str = ""
+    batched: str = ""
+    """The key of values that depend on the batches too, as those of random models do."""
     problem: str = ""
     """Why it is not known."""
 
     @staticmethod
-    def of(weights: str, code: str, data: str, key: str) -> ModelKey:
-        """The key of a model that could be hashed."""
-        return ModelKey("-".join((weights, code, data)), key)
+    def of(weights: str, code: str, data: str, key: str, batches: object) -> ModelKey:
+        """The key of a model that could be hashed; batches: how its inputs are put together, by its repr."""
+        batched = hashlib.blake2b(f"{key} {batches!r}".encode(), digest_size=len(key) // 2).hexdigest()
+        return ModelKey("-".join((weights, code, data)), key, batched)
+
+    def of_values(self, by_batch: bool, reproducible: bool) -> ModelKey:
+        """The key of values that were measured; none where another run gives other values."""
+        if not reproducible:
+            return ModelKey(self.content)
+        return replace(self, key=self.batched) if by_batch else self
 
 
 @dataclass
@@ -82,13 +92,17 @@ class Kept:
 
     def take(self, model: TaskModel, key: ModelKey, measures: Sequence[Measure]) -> xr.Dataset | None:
         """The values that were kept under the key, with what is now known of the model; None if there are none."""
-        if not key.key:
-            return None
-        found = self._from_earlier(key.key)
-        if found is None:
-            found = self._from_folder(model.name, key.key)
-        if found is None:
-            return None
+        for one in (key, key.of_values(by_batch=True, reproducible=True)):
+            found = self._from_earlier(one.key) if one.key else None
+            if found is None and one.key:
+                found = self._from_folder(model.name, one.key)
+            if found is not None:
+                return self._described(found, model, one, measures)
+        return None
+
+    def _described(
+        self, found: xr.Dataset, model: TaskModel, key: ModelKey, measures: Sequence[Measure]
+    ) -> xr.Dataset | None:
         try:
             made = described(found, model, key, measures)
         except Exception as error:  # a file that has all its bytes can still be of something else
@@ -148,7 +162,7 @@ class Kept:
             return "it is not known how it was measured before"
         changed = [part for part, one, other in zip(_PARTS, before, now, strict=True) if one != other]
         if not changed:
-            return "other versions of the software"
+            return "other versions of the software, or other batches"
         return f"{' and '.join(changed)} changed"
 
     def leave_out(self, names: Sequence[str]) -> None:

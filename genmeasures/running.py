@@ -216,6 +216,7 @@ class Run:
         why = self._kept.why(task_model.name, key)
         tile = self._tile_of(data)
         result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch, tile)
+        key = key.of_values(result.by_batch, result.reproducible)
         bare = model_dataset(TaskModel(task_model.name, task_model.build), result, measures)
         values = keyed(bare, key).assign_attrs(seconds=time.perf_counter() - began)
         made = keyed(model_dataset(task_model, result, measures), key).assign_attrs(values.attrs)
@@ -251,7 +252,8 @@ class Run:
         # What the model itself creates is of the default type.
         known = [prepared.settings, versions, layers, self._seed, device.type, str(torch.get_default_dtype()), tiled]
         digest = hashlib.blake2b(repr([found.weights, found.code, prepared.content, *known]).encode(), digest_size=12)
-        return ModelKey.of(found.weights, found.code, prepared.content, digest.hexdigest())
+        batches = (self._read, self._tile)
+        return ModelKey.of(found.weights, found.code, prepared.content, digest.hexdigest(), batches)
 
     def _unknown(self, problem: str) -> ModelKey:
         if self._keep is not None and problem not in self._problems:

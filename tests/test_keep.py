@@ -107,6 +107,36 @@ def test_batches_tiles_and_names_change_no_value(measured: Callable[..., xr.Data
     assert part.name.startswith("net-")
 
 
+class Dropping(Net):
+    """Random in evaluation mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(nn.functional.dropout(self.fc1(x)))
+        return out
+
+
+class Standardizing(Net):
+    """Its features depend on the whole batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc1(x)
+        out: Tensor = self.fc2((hidden - hidden.mean(0)) / hidden.std(0))
+        return out
+
+
+@pytest.mark.parametrize("kind", [Dropping, Standardizing])
+def test_values_that_depend_on_the_batches_are_taken_for_the_same_ones(
+    measured: Callable[..., xr.Dataset], kind: type[Net]
+) -> None:
+    first = measured({"net": kind()}, batch_size=30)
+    again = measured({"net": kind()}, batch_size=30)
+    assert not RUNS
+    np.testing.assert_array_equal(again["davies_bouldin"], first["davies_bouldin"])
+    other = measured({"net": kind()}, batch_size=20)
+    assert RUNS
+    assert (other["davies_bouldin"] != first["davies_bouldin"]).any()
+
+
 def test_order_of_layers_that_were_asked_for_does_not_count(measured: Callable[..., xr.Dataset]) -> None:
     measured({"net": Net()}, layers=["fc2", "fc1"])
     measured({"net": Net()}, layers=["fc1", "fc2"])

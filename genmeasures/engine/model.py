@@ -28,6 +28,7 @@ from genmeasures.tracing.dtypes import input_dtype, inputs_as
 from genmeasures.tracing.guard import undisturbed
 from genmeasures.tracing.kinds import check_model
 from genmeasures.tracing.randomness import Generators
+from genmeasures.tracing.repeat import UNSEEDED
 
 _EXAMPLES = 3
 """Inputs of the traced forward pass: more than one shows which dimension is the batch."""
@@ -46,6 +47,10 @@ class ModelResult:
     """By variable: one a layer, or a single one for a variable without the layer dimension."""
     vectors: Mapping[Split, Sequence[int]]
     """Number of vectors sampled in each layer."""
+    by_batch: bool = False
+    """Whether values depend on which inputs run together."""
+    reproducible: bool = True
+    """Whether the same run gives the same values again."""
 
 
 def measure_model(
@@ -103,7 +108,8 @@ def measure_model(
         (layer.layer.name, "not among the chosen layers") for layer in traced.layers if layer not in chosen
     )
     vectors = {split: [len(layer.samples[split]) for layer in run.layers] for split in data.sources}
-    return ModelResult(described, traced.skipped + left_out, outcomes, vectors)
+    by_batch, reproducible = bool(traced.note), UNSEEDED not in traced.note
+    return ModelResult(described, traced.skipped + left_out, outcomes, vectors, by_batch, reproducible)
 
 
 def _tiled(
