@@ -23,9 +23,6 @@ _DEPTH = 3
 _LONGEST = 10_000
 """Nested lists and dicts that are searched for tensors: how deep, and up to which length."""
 
-_PACKED_DTYPES = frozenset(
-    {torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
-)
 _PACKED_STORES = frozenset({"LinearPackedParams", "EmbeddingPackedParams", "PackedParameter"})
 """Modules of torch.ao that hold the packed weight of the quantized layer that they are part of."""
 _PROGRAMS = frozenset({"ExportedProgram", "AOTICompiledModel", "ScriptFunction", "InferenceSession"})
@@ -140,7 +137,9 @@ def _may_be_weight(tensor: Tensor) -> bool:
         return True
     if tensor.numel() < 2 or isinstance(tensor, FakeTensor):  # no weight: a sketch shares those of its model
         return False
-    if tensor.dtype in _PACKED_DTYPES or tensor.is_complex():
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_nested or tensor.is_complex():
+        return True  # whose values cannot be compared
+    if tensor.element_size() == 1 and tensor.dtype != torch.bool:  # packed: int8, uint8, the kinds of float8, …
         return True
     if not tensor.is_floating_point():
         return False

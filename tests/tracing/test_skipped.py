@@ -76,6 +76,11 @@ OWN: dict[str, tuple[Callable[[Own, Tensor], None], Callable[[Own, Tensor], Tens
         lambda m, x: F.linear(x, m.w.dequantize()),
         "attributes w",
     ),
+    "sparse": (
+        set_attribute("w", lambda w: w.to_sparse()),
+        lambda m, x: torch.sparse.mm(m.w, x.T).T,
+        "attributes w",
+    ),
     "float8": (
         set_attribute("w", lambda w: w.to(torch.float8_e4m3fn)),
         lambda m, x: F.linear(x, m.w.float()),
