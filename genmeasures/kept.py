@@ -133,7 +133,7 @@ class Kept:
             except ResultError as error:
                 log.warning("%s; the model is measured again", error)
                 continue
-            log.info("model %s: taken from %s", name, path)
+            log.debug("model %s: taken from %s", name, path)
             return found
         return None
 

@@ -215,7 +215,7 @@ def _job(config: DictConfig) -> None:
         if earlier is not None and len(run.account.taken) == len(ds["model"]) and ds.equals(earlier):
             console.print(f"The result is already there (force=true measures again): {path}", **_PLAIN)
         else:
-            for line in _account(run.account, path if earlier is not None else keep):
+            for line in _account(run.account, keep if earlier is None else path, earlier is not None):
                 console.print(line, **_PLAIN)
             problem = _saved(ds, path)
         if problem is None:
@@ -235,8 +235,7 @@ def _job(config: DictConfig) -> None:
     if problem is not None:
         kept = len(list(keep.glob("*.nc")))
         raise ResultError(
-            f"{problem}; the values above are written nowhere, {kept} of {len(ds['model'])} models are kept in {keep}: "
-            "make room or choose another folder, output=…"
+            f"{problem}; the values above are written nowhere, {kept} of {len(ds['model'])} models are kept in {keep}"
         )
     console.print(f"result: {path}", **_PLAIN)
     if config.figures:
@@ -259,7 +258,7 @@ def _earlier(path: Path, console: Console) -> xr.Dataset | None:
         return None
 
 
-def _account(account: Account, source: Path) -> list[str]:
+def _account(account: Account, source: Path, renewed: bool) -> list[str]:
     """One line on what was taken and what was measured; none where nothing had been kept."""
     count = len(account.taken) + len(account.measured) + len(account.failed)
     if not account.taken and not account.removed and set(account.measured.values()) <= {NEW}:
@@ -272,7 +271,7 @@ def _account(account: Account, source: Path) -> list[str]:
         said.append(f"{len(account.failed)} failed: {_list(account.failed)}")
     if account.removed:
         said.append(f"{len(account.removed)} left out (not in the task any more): {_list(account.removed)}")
-    if len(said) == 1:
+    if len(said) == 1 and renewed:
         said.append("their hyperparameters, metrics and order are those of now")
     return ["; ".join(said)]
 
