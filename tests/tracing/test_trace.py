@@ -123,6 +123,16 @@ def test_every_activation_module_is_followed(layer: nn.Module) -> None:
     assert len(trace(model, INPUTS[:3], "activation").layers[0].follow) == 1
 
 
+@pytest.mark.parametrize("dropout", [nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout()], ids=repr)
+def test_an_output_is_read_before_the_dropout_behind_it(dropout: nn.Module) -> None:
+    """But after an activation that follows a dropout."""
+    behind = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), dropout, nn.Conv2d(4, 2, 1)).eval()
+    between = nn.Sequential(nn.Conv2d(2, 4, 3), dropout, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    follow = [trace(model, INPUTS[:3], "activation").layers[0].follow for model in (behind, between)]
+    assert [len(functions) for functions in follow] == [1, 2]
+    assert follow[0][0] is follow[1][1]
+
+
 @pytest.mark.parametrize("layer", NORMALISATIONS, ids=repr)
 def test_every_normalisation_module_is_followed(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), norm(layer), nn.ReLU())
