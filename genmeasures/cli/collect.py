@@ -22,7 +22,8 @@ def collect_command(folder: str, output: str | None) -> int:
     for line in (*merged.remarks, *merged.problems):
         print_line(console, line, "yellow")
     if not merged.files:
-        raise ResultError(f"there is no result file in {folder}")
+        what = "result that can be read" if merged.problems else "result file"
+        raise ResultError(f"there is no {what} in {folder}")
     tables = []
     for path, ds in merged.files.items():
         print_line(console, f"{path}: {ds.sizes['model']} models, {merged.labels[path]}")

@@ -159,13 +159,14 @@ def _merged(members: Sequence[_File], folder: Path, collected: Collected) -> xr.
     kept = _each_once([model for file in fitting for model in file.models], collected)
     names = dict(zip(kept, distinct_names(kept), strict=True))
     used = [file for file in fitting if any(model in names for model in file.models)]
-    datasets = [_part(file, names) for file in used]
-    attrs = _attrs(datasets)
-    attrs["task"] = ", ".join(dict.fromkeys(model.task for model in kept))
-    attrs["hparams"] = json.dumps(list(dict.fromkeys(name for file in used for name in hparams_of(file.ds))))
-    attrs[SOURCES] = json.dumps([file.path.relative_to(folder).as_posix() for file in used])
+    known = {
+        "task": ", ".join(dict.fromkeys(model.task for model in kept)),
+        "hparams": json.dumps(list(dict.fromkeys(name for file in used for name in hparams_of(file.ds)))),
+        SOURCES: json.dumps([file.path.relative_to(folder).as_posix() for file in used]),
+    }
     try:
-        return combine(datasets, attrs)
+        datasets = [_part(file, names) for file in used]
+        return combine(datasets, {**_attrs(datasets), **known})
     except Exception as error:  # files with a right checksum that no run wrote can differ in any way
         paths = ", ".join(str(file.path) for file in used)
         collected.problems.append(f"cannot merge {paths}: {type(error).__name__}: {error}; left out")

@@ -201,8 +201,10 @@ def test_contents_that_are_not_known_are_compared_by_values(one: Make, write: Ma
 def test_the_first_of_equal_models_is_kept(one: Make, write: Make, runs: Path, merge: Make) -> None:
     """Whatever files they are in; the label and the place of the task do not count where its identity is known."""
     write(runs / "1.nc", one("a", content="a"), one("b", content="b"), task_id="t", seconds=2.0)
-    write(runs / "2.nc", one("b", content="b"), one("c", content="c"), one("a", content="a"), task="moved", task_id="t")
+    again = [one(name, content=name) for name in ("b", "c", "a")]
+    write(runs / "2.nc", *again, task="moved", task_id="t", seconds=9.0)
     ds, found = merge()
+    assert ds.attrs["seconds"] == 2.0 + 9.0 / 3
     assert ds["model_name"].values.tolist() == ["a", "b", "c"]
     assert found.problems == []
     (remark,) = found.remarks

@@ -312,6 +312,23 @@ def test_the_command_names_damaged_files(folder: Path, capsys: pytest.CaptureFix
     assert f"{folder / 'collected'}" in out
 
 
+def test_nothing_but_damaged_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "1.nc").unlink()
+    assert main(["collect", str(folder)]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("left out") == 2
+    assert said.err == f"error: there is no result that can be read in {folder}\n"
+
+
+def test_what_cannot_be_merged_does_not_stop_the_rest(folder: Path, one: Make, write: Make) -> None:
+    """A file that somebody made by hand, with a checksum that is right."""
+    write(folder / "4.nc", one("c"), settings="seed: 1\n")
+    write(folder / "5.nc", one("d"), settings="seed: 1\n", seconds="long")
+    found = collect(folder, folder / "merged")
+    assert [ds["model"].values.tolist() for ds in found.files.values()] == [["a", "b"]]
+    assert found.problems[-1].startswith(f"cannot merge {folder / '4.nc'}, {folder / '5.nc'}: ")
+
+
 def test_official_scores_name_damaged_files(folder: Path) -> None:
     scores, lines = official_scores(folder, Frobenius())
     assert isinstance(scores, pd.DataFrame)
