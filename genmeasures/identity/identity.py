@@ -17,7 +17,9 @@ from genmeasures.identity.origins import CORE, version
 from genmeasures.identity.walk import DIGEST_SIZE, Unidentified, Walk, has_address, tensor_contents
 from genmeasures.interfaces import Component, Split
 
-_VALUES = ("data", "engine", "extractors", "labelers", "measures", "statistics", "tracing", "interfaces.py")
+_VALUES = (
+    *("contexts.py", "data", "engine", "extractors", "interfaces.py", "labelers", "measures", "statistics", "tracing"),
+)
 """The parts of the core that values depend on."""
 
 
