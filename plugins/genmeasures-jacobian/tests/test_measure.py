@@ -291,6 +291,18 @@ def test_layers_from_either_side() -> None:
         assert ((squares.mean(0) - expected).abs() < 4.5 * error).all()
 
 
+def test_layers_are_projected_on_signs_of_their_own() -> None:
+    """Two layers with one Jacobian: with the same signs their estimates would err alike."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(6))
+    inputs = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    for p in model.parameters():
+        p.requires_grad_(False)
+    squares = pull(model, traced_layers(model, layers_of(model, inputs), inputs), inputs, range(4), 8)
+    assert (squares[:, 0] - squares[:, 1]).abs().max() > 0.1 * squares.max()
+
+
 def test_layers_of_a_network_without_forward_derivatives() -> None:
     inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(3, 8), Sine(), nn.Linear(8, 5)).eval()
