@@ -191,7 +191,8 @@ def test_provenance(measured: xr.Dataset) -> None:
     settings = yaml.safe_load(attrs["settings"])
     assert len(settings["measures"]) == 3
     assert yaml.safe_load(attrs["config"])["batch_size"] == 128
-    assert "Nets(" in attrs["task"]
+    assert attrs["task"] == "nets"
+    assert attrs["task_id"].startswith("nets(")
 
 
 def test_skipped_layers_say_why(digits: Any) -> None:
