@@ -426,7 +426,6 @@ def test_a_model_that_fails_is_raised_on_request(monkeypatch: pytest.MonkeyPatch
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-@pytest.mark.xfail(reason="genmeasures/running.py does not ask status_of", strict=True)
 def test_a_model_that_runs_out_of_memory_has_the_status_of_a_shortage() -> None:
     with two_models(torch.OutOfMemoryError("CUDA out of memory")) as measure:
         assert str(measure()["model_status"].sel(model="bad").values).startswith(RESOURCE_STATUS)
