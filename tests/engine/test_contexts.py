@@ -237,7 +237,7 @@ class Mixed(nn.Module):
 
 
 def test_statistics_of_a_model_that_casts_are_not_cast() -> None:
-    """Against scikit-learn on whole inputs, which come as they were given: sums of them are made in the forward pass."""
+    """Against scikit-learn on whole inputs, which come as given: they are summed up in the forward pass."""
     measure = DaviesBouldin(space="patch")
     ds = genmeasures.measure([Mixed()], (X, CLASSES), measures=[measure], extractor=WholeTensor())
     expected = davies_bouldin_score(X.double().flatten(1).numpy(), CLASSES.numpy())
