@@ -37,15 +37,16 @@ def settled() -> Iterator[None]:
         yield
 
 
+def casting() -> list[str]:
+    """The kinds of devices for which autocast is on."""
+    return [kind for kind in _CASTING if torch.is_autocast_enabled(kind)]
+
+
 @contextmanager
 def uncast() -> Iterator[None]:
     """Without autocast, which would compute statistics in half precision."""
-    casting = [kind for kind in _CASTING if torch.is_autocast_enabled(kind)]
-    if not casting:
-        yield
-        return
     with ExitStack() as stack:
-        for kind in casting:
+        for kind in casting():
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 

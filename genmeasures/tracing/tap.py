@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
-from genmeasures.contexts import uncast
+from genmeasures.contexts import casting, uncast
 from genmeasures.errors import ModelError
 from genmeasures.tracing.dtypes import plain
 from genmeasures.tracing.trace import OTHER_LAYERS, TracedLayer, forward, is_followed, tensors_in
@@ -124,13 +124,22 @@ class Tap(TorchFunctionMode):
                     f"the output of {traced.layer.name} for this batch is of shape {tuple(output.shape)}, {due} was due"
                 )
             self._delivered += 1
-            with torch.set_grad_enabled(self._gradients), uncast(), temporarily_clear_interpreter_stack():
-                self._receive(traced, plain(_untransformed(given)), plain(_untransformed(output)))
+            self._hand_over(traced, given, output)
             if self._stop and self._delivered == len(self._layers):
                 raise _AllDelivered
         except Exception as error:
             self._failure = self._failure or error  # what follows an error that the model caught is its consequence
             raise
+
+    def _hand_over(self, traced: TracedLayer, given: Tensor, output: Tensor) -> None:
+        """Call the receiver in the contexts in which the model was run."""
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        if torch.is_grad_enabled() == self._gradients and not transformed and not casting():
+            # As for most models: entering contexts takes as long as a small layer.
+            self._receive(traced, plain(given), plain(output))
+            return
+        with torch.set_grad_enabled(self._gradients), uncast(), temporarily_clear_interpreter_stack():
+            self._receive(traced, plain(_untransformed(given)), plain(_untransformed(output)))
 
 
 def _untransformed(tensor: Tensor) -> Tensor:
