@@ -120,12 +120,15 @@ def test_names_that_need_no_escaping_are_left_alone(one: Make, whole: Make) -> N
     assert "original_names" not in stored.attrs
 
 
-def test_units_are_no_times(one: Make, whole: Make, tmp_path: Path) -> None:
-    """xarray reads numbers of the unit "seconds" as lengths of time, unless it is told not to."""
-    kept = back(whole(one("a", [1.5, 2.5])), tmp_path)
+@pytest.mark.parametrize("unit", ["seconds", "days since 2000-01-01"])
+def test_units_are_no_times(one: Make, whole: Make, tmp_path: Path, unit: str) -> None:
+    """xarray reads numbers of such units as times, unless it is told not to."""
+    ds = whole(one("a", [1.5, 2.5]))
+    ds["toy"].attrs["units"] = unit
+    kept = back(ds, tmp_path)
     assert kept["toy"].dtype == np.float64
     assert kept["toy"].values.tolist() == [[1.5, 2.5]]
-    assert kept["toy"].attrs["units"] == "seconds"
+    assert kept["toy"].attrs["units"] == unit
 
 
 def test_escaped_names_can_be_judged(one: Make, whole: Make, write: Make, tmp_path: Path) -> None:
