@@ -96,9 +96,7 @@ def load(path: str | Path) -> xr.Dataset:
     content = _verified(path)
     try:
         # Units such as "seconds" are those of measures: nothing is a time.
-        with xr.open_dataset(
-            io.BytesIO(content), engine="h5netcdf", decode_times=False, decode_timedelta=False
-        ) as opened:
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf", decode_times=False) as opened:
             ds = decoded(opened.load())
     except Exception as error:  # a file with a right checksum that is no result can fail in any way
         raise ResultError(f"cannot read the result {path}: {type(error).__name__}: {error}") from error

@@ -235,6 +235,17 @@ def test_a_model_that_failed_before(one: Make, write: Make, runs: Path, merge: M
     assert found.remarks == [f"{runs / failed}: model a failed and was measured in {runs / measured}; left out"]
 
 
+def test_a_model_that_failed_in_a_task_that_is_not_known(one: Make, write: Make, runs: Path, merge: Make) -> None:
+    """Nothing but name and hyper-parameters tell whether it is the same."""
+    write(runs / "1.nc", one("a", None, {"width": 1}))
+    write(runs / "2.nc", one("a", hparams={"width": 2}))
+    write(runs / "3.nc", one("a", hparams={"width": 1}))
+    ds, found = merge()
+    assert ds["width"].values.tolist() == [2, 1]
+    assert ds["model_status"].values.tolist() == ["ok", "ok"]
+    assert found.remarks == [f"{runs / '1.nc'}: model a failed and was measured in {runs / '3.nc'}; left out"]
+
+
 def test_names_stay_apart_whatever_they_are(one: Make, write: Make, runs: Path, merge: Make) -> None:
     write(runs / "1.nc", one("net", [1.0]), one("net [1]"), one("net [1]'"))
     write(runs / "2.nc", one("net", [2.0]))
