@@ -16,11 +16,9 @@ from genmeasures.errors import GenmeasuresError, ResultError
 from genmeasures.failures import RESOURCE_STATUS, status_of
 from genmeasures.interfaces import Measure, TaskModel
 from genmeasures.results import SCHEMA_VERSION, STATUS, load, model_dataset, save
+from genmeasures.results.schema import MODEL_CONTENT, MODEL_KEY
 
 log = logging.getLogger(__name__)
-
-CONTENT, KEY = "model_content", "model_key"
-"""Coordinates of results: a hash of what a model is, and of all that its values depend on; "" where unknown."""
 
 NEW = "new"
 """Why a model was measured of which nothing was there."""
@@ -85,7 +83,7 @@ class Kept:
         """Rows of the earlier result by key."""
         if earlier is not None:
             for row, (key, status) in enumerate(
-                zip(_texts(earlier, KEY), _texts(earlier, "model_status"), strict=True)
+                zip(_texts(earlier, MODEL_KEY), _texts(earlier, "model_status"), strict=True)
             ):
                 if key and not status.startswith("failed"):
                     self._rows[key] = row
@@ -128,7 +126,7 @@ class Kept:
         for path in [own] if own.is_file() else sorted(self._folder.glob(f"*-{key}.nc")):
             try:
                 found = load(path)
-                if found.sizes.get("model") != 1 or _texts(found, KEY) != [key]:
+                if found.sizes.get("model") != 1 or _texts(found, MODEL_KEY) != [key]:
                     raise ResultError(f"{path} is not the result of this model")
             except ResultError as error:
                 log.warning("%s; the model is measured again", error)
@@ -157,7 +155,7 @@ class Kept:
             return "not measured before"
         if key.problem:
             return "it cannot be told whether it changed"
-        before, now = _texts(self._earlier, CONTENT)[row].split("-"), key.content.split("-")
+        before, now = _texts(self._earlier, MODEL_CONTENT)[row].split("-"), key.content.split("-")
         if len(before) != len(_PARTS):
             return "it is not known how it was measured before"
         changed = [part for part, one, other in zip(_PARTS, before, now, strict=True) if one != other]
@@ -189,7 +187,9 @@ def described(values: xr.Dataset, model: TaskModel, key: ModelKey, measures: Seq
 
 def keyed(ds: xr.Dataset, key: ModelKey) -> xr.Dataset:
     """The dataset of one model with its key in the coordinates."""
-    texts = {name: np.array([text], dtype=object) for name, text in ((CONTENT, key.content), (KEY, key.key))}
+    texts = {
+        name: np.array([text], dtype=object) for name, text in ((MODEL_CONTENT, key.content), (MODEL_KEY, key.key))
+    }
     return ds.assign_coords({name: ("model", text) for name, text in texts.items()})
 
 
@@ -219,4 +219,4 @@ def _texts(ds: xr.Dataset, name: str) -> list[str]:
     return [str(text) for text in ds[name].values] if name in ds.coords else [""] * ds.sizes["model"]
 
 
-__all__ = ["CONTENT", "KEY", "NEW", "Account", "Kept", "ModelKey", "described", "keyed", "shortage", "slug"]
+__all__ = ["NEW", "Account", "Kept", "ModelKey", "described", "keyed", "shortage", "slug"]

@@ -239,12 +239,12 @@ def _job(config: DictConfig) -> None:
         )
     console.print(f"result: {path}", **_PLAIN)
     if config.figures:
-        picture = path.with_suffix(".png")
+        figure = path.with_suffix(".png")
         try:
-            plot_measures(ds, aggregated, picture)
+            plot_measures(ds, aggregated, figure)
         except OSError as error:
-            raise ResultError(f"cannot write the figure {picture}: {error.strerror or error}") from error
-        console.print(f"figure: {picture}", **_PLAIN)
+            raise ResultError(f"cannot write the figure {figure}: {error.strerror or error}") from error
+        console.print(f"figure: {figure}", **_PLAIN)
 
 
 def _earlier(path: Path, console: Console) -> xr.Dataset | None:

@@ -18,7 +18,7 @@ from genmeasures.interfaces import Measure, TaskModel
 from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS
 
 _EXACT = 2**53
-"""Up to which float64 holds every whole number."""
+"""Up to which float64 holds every integer."""
 
 
 def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequence[Measure]) -> xr.Dataset:
@@ -132,8 +132,8 @@ def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Data
 
     Returns:
         All variables and coordinates that any of them has. Where a model lacks one it is NaN, or "" for
-        texts; whole numbers and booleans are then float64. A hyper-parameter that is a text for one model
-        is one for all, and so is one with whole numbers that float64 would have to hold and cannot.
+        texts; integers and booleans are then float64. A hyper-parameter that is a text for one model
+        is one for all, and so is one with integers that float64 would have to hold and cannot.
 
     Raises:
         ResultError: there is nothing to combine, or two models have the same name.
@@ -192,7 +192,7 @@ def _is_text(arrays: Sequence[xr.Variable], count: int) -> bool:
     whole = [array.values for array in arrays if array.dtype.kind == "i"]
     if len(whole) == count:
         return False
-    # Beside a float, or a model that lacks it, whole numbers become floats.
+    # Beside a float, or a model that lacks it, integers become floats.
     return any(values.size and (values.max() > _EXACT or values.min() < -_EXACT) for values in whole)
 
 

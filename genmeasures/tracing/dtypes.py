@@ -70,7 +70,7 @@ def _first_to_run(model: nn.Module, example: Tensor) -> torch.dtype | None:
 
 
 def _real(tensor: Tensor) -> torch.dtype | None:
-    """The input type that goes with a parameter, None for integers and 8-bit floating-point numbers."""
+    """The input type that fits a parameter, None for integers and 8-bit floating-point numbers."""
     dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
     return dtype if dtype in _INPUT_DTYPES else None
 
