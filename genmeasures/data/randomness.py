@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+from genmeasures.generators import Generator, generator_of, global_generators
 
 _DEPTH = 4
 """How many samplers may lie within one another."""
@@ -35,16 +36,15 @@ class PrivateRandomness:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._state: tuple[Any, ...] | None = None
+        self._state: list[Any] | None = None
 
     def __enter__(self) -> None:
         self._outside = _states()
         if self._state is not None:
             _restore(self._state)
             return
-        torch.default_generator.manual_seed(self._seed)
-        np.random.seed(self._seed)  # noqa: NPY002 - the generator that users' code draws from
-        random.seed(self._seed)
+        for generator in global_generators():
+            generator.seed(self._seed)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,14 +53,13 @@ class PrivateRandomness:
         _restore(self._outside)
 
 
-def _states() -> tuple[Any, ...]:
-    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+def _states() -> list[Any]:
+    return [generator.get() for generator in global_generators()]
 
 
-def _restore(states: tuple[Any, ...]) -> None:
-    torch.default_generator.set_state(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    random.setstate(states[2])
+def _restore(states: list[Any]) -> None:
+    for generator, state in zip(global_generators(), states, strict=True):
+        generator.set(state)
 
 
 def drawn(sampler: Iterable[Any], size: int) -> list[Any]:
@@ -84,45 +83,21 @@ def drawn(sampler: Iterable[Any], size: int) -> list[Any]:
 @contextmanager
 def _at_their_beginning(sampler: object) -> Iterator[None]:
     """The generators that a sampler keeps, set back to where they began, and at the end to where they were."""
-    before = [(generator, _state_of(generator)) for generator in _generators(sampler, _DEPTH)]
+    found = list(_generators(sampler, _DEPTH))
+    before = [generator.get() for _, generator in found]
     try:
-        for generator, _ in before:
-            _begin(generator)
+        for value, generator in found:
+            generator.seed(value.initial_seed() if isinstance(value, torch.Generator) else 0)
         yield
     finally:
-        for generator, state in before:
-            _set_state(generator, state)
+        for (_, generator), state in zip(found, before, strict=True):
+            generator.set(state)
 
 
-def _generators(thing: object, depth: int) -> Iterator[Any]:
+def _generators(thing: object, depth: int) -> Iterator[tuple[object, Generator]]:
     for value in vars(thing).values() if depth and hasattr(thing, "__dict__") else ():
-        if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
-            yield value
+        generator = generator_of(value)
+        if generator is not None:
+            yield value, generator
         elif hasattr(value, "__iter__") and not isinstance(value, Dataset | torch.Tensor | np.ndarray):
             yield from _generators(value, depth - 1)
-
-
-def _state_of(generator: Any) -> Any:
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.get_state()
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, random.Random):
-        generator.setstate(state)
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
-
-
-def _begin(generator: Any) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.manual_seed(generator.initial_seed())
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = type(generator.bit_generator)(0).state
-    else:
-        generator.seed(0)

@@ -18,7 +18,8 @@ from genmeasures.identity.walk import DIGEST_SIZE, Unidentified, Walk, has_addre
 from genmeasures.interfaces import Component, Split
 
 _VALUES = (
-    *("contexts.py", "data", "engine", "extractors", "interfaces.py", "labelers", "measures", "statistics", "tracing"),
+    *("contexts.py", "data", "engine", "extractors", "generators.py", "interfaces.py", "labelers", "measures"),
+    *("statistics", "tracing"),
 )
 """The parts of the core that values depend on."""
 

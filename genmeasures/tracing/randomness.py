@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import pickle
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class _Source:
-    """A generator: its state, as an object that ``set`` takes back."""
-
-    get: Callable[[], Any]
-    set: Callable[[Any], Any]
-    seed: Callable[[int], Any]
+from genmeasures.generators import generator_of, global_generators
 
 
 class Generators:
@@ -39,57 +29,33 @@ class Generators:
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self._sources = [_of_torch(torch.default_generator), _Source(random.getstate, random.setstate, random.seed)]
+        held = {id(value): value for module in model.modules() for value in vars(module).values()}
         if device.type == "cuda":
             torch.cuda.init()
             index = torch.cuda.current_device() if device.index is None else device.index
-            self._sources.append(_of_torch(torch.cuda.default_generators[index]))
-        get, put, seed = np.random.get_state, np.random.set_state, np.random.seed
-        self._sources.append(_Source(get, put, lambda value: seed(value % 2**32)))
-        held = {id(value): value for module in model.modules() for value in vars(module).values()}
-        self._sources += [source for value in held.values() if (source := _source_of(value)) is not None]
+            held[-1] = torch.cuda.default_generators[index]
+        found = [one for value in held.values() if (one := generator_of(value)) is not None]
+        self._generators = [*global_generators(), *found]
 
     def seed(self, seed: int) -> None:
         """Seed all of them with a number from 0 to 2⁶³ − 1."""
-        for source in self._sources:
-            source.seed(seed)
+        for one in self._generators:
+            one.seed(seed)
 
     def state(self) -> bytes:
         """What is equal before and after a forward pass if and only if this draws no random number."""
-        return pickle.dumps([_plain(source.get()) for source in self._sources])
+        return pickle.dumps([_plain(one.get()) for one in self._generators])
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """All of them are at the end as they were at the beginning."""
-        states = [source.get() for source in self._sources]
+        states = [one.get() for one in self._generators]
         try:
             yield
         finally:
-            for source, state in zip(self._sources, states, strict=True):
-                source.set(state)
+            for one, state in zip(self._generators, states, strict=True):
+                one.set(state)
 
 
 def _plain(state: Any) -> Any:
     return state.numpy().tobytes() if isinstance(state, torch.Tensor) else state
-
-
-def _of_torch(generator: torch.Generator) -> _Source:
-    return _Source(generator.get_state, generator.set_state, generator.manual_seed)
-
-
-def _source_of(value: object) -> _Source | None:
-    """A generator that a module holds as an attribute."""
-    if isinstance(value, torch.Generator):
-        return _of_torch(value)
-    if isinstance(value, random.Random):
-        return _Source(value.getstate, value.setstate, value.seed)
-    if isinstance(value, np.random.RandomState):
-        return _Source(value.get_state, value.set_state, lambda seed: value.seed(seed % 2**32))
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-
-        def put(state: Any) -> None:
-            bits.state = state
-
-        return _Source(lambda: bits.state, put, lambda seed: put(type(bits)(seed).state))
-    return None

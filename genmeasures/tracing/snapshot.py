@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import types
 from collections import Counter, OrderedDict, deque
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from genmeasures.generators import generator_of
 
 _ELEMENTS = 10_000
 """Containers of more elements are put back, and not looked into."""
@@ -119,14 +120,8 @@ class _Keeper:
             self._look_at(value)
         elif isinstance(value, np.ndarray):
             self._keep_array(value)
-        elif isinstance(value, torch.Generator):
-            self._note(value.set_state, value.get_state())
-        elif isinstance(value, random.Random):
-            self._note(value.setstate, value.getstate())
-        elif isinstance(value, np.random.Generator):
-            self._note(setattr, value.bit_generator, "state", value.bit_generator.state)
-        elif isinstance(value, np.random.RandomState):
-            self._note(value.set_state, value.get_state())
+        elif (generator := generator_of(value)) is not None:
+            self._note(generator.set, generator.get())
         else:
             if isinstance(value, dict | list | set | deque):
                 self._keep_container(value)
