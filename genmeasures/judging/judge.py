@@ -16,7 +16,7 @@ from genmeasures.interfaces import is_count
 from genmeasures.judging.correlation import MIN_MODELS, STATISTICS, Floats, bootstrap_interval, is_constant
 from genmeasures.judging.correlation import resample_counts as draw
 from genmeasures.judging.grid import GRID, grid_scores
-from genmeasures.results.schema import measure_variables
+from genmeasures.results.schema import judged_variables
 
 _GAP = "generalization_gap"
 
@@ -46,8 +46,8 @@ def judge(
         value or target, ``pearson``, ``spearman`` and ``kendall`` (tau-b), each with ``_low`` and
         ``_high``, and ``status``: "ok", "note: …", or "undefined: …" where the coefficients are
         NaN. Where the target is ``generalization_gap`` and the result knows hyper-parameters, the
-        scores of the PGDL competition and its like follow, see :func:`grid_scores`; a measure of
-        direction +1 is turned round for them, as they ask for one that grows with the gap.
+        scores of the PGDL competition and its like follow, see :func:`grid_scores`; a measure that is
+        expected to fall with the gap is turned round for them, as they ask for one that grows with it.
         Elsewhere they are NaN with an empty ``grid_status``. The attributes of the frame carry task,
         metric, aggregator, number of models, confidence, resamples and seed.
 
@@ -80,7 +80,7 @@ def judge(
             }
             x, y = values[used], truth[used]
             if target == _GAP and hparams is not None:
-                rising = -x if int(ds[measure].attrs.get("direction", 0)) > 0 else x
+                rising = -x if int(ds[measure].attrs.get("expected_gap", 0)) < 0 else x
                 # Measures with the same models go together: their grid is taken apart once.
                 grids.setdefault(used.tobytes(), []).append((len(rows), rising, y, used))
             reason = _undefined(x, y, measure, target)
@@ -116,7 +116,7 @@ def judge(
 
 def _columns(ds: xr.Dataset) -> Iterator[tuple[str, int | None, Floats]]:
     """Measure, layer and values (models,) of all that is judged."""
-    for name in measure_variables(ds):
+    for name in judged_variables(ds):
         if "layer" not in ds[name].dims:
             yield name, None, ds[name].values.astype(np.float64)
             continue

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from genmeasures.errors import ResultError
 from genmeasures.judging.correlation import is_constant, pearson
-from genmeasures.results.schema import measure_variables
+from genmeasures.results.schema import judged_variables
 
 _NEUTRAL = (0.55, 0.55, 0.55, 1.0)
 _OUTLIERS = 0.02
@@ -43,7 +43,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     Raises:
         ResultError: there is no measure to draw, or the file cannot be written.
     """
-    names = [name for name in measure_variables(aggregated) if name in ds]
+    names = [name for name in judged_variables(aggregated) if name in ds]
     if not names:
         raise ResultError(f"nothing to draw in {fspath(path)}: the result has no measure variable")
     metric = str(ds.attrs.get("metric", "accuracy"))

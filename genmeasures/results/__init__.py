@@ -2,7 +2,7 @@
 
 from genmeasures.results.build import combine, model_dataset
 from genmeasures.results.collect import Collected, collect
-from genmeasures.results.schema import STATUS, measure_variables
+from genmeasures.results.schema import STATUS, judged_variables, measure_variables
 from genmeasures.results.store import SCHEMA_VERSION, load, save, writable
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Collected",
     "collect",
     "combine",
+    "judged_variables",
     "load",
     "measure_variables",
     "model_dataset",

@@ -22,3 +22,8 @@ def measure_variables(ds: xr.Dataset) -> list[str]:
         and set(variable.dims) in ({"model"}, {"model", "layer"})
         and f"{name}{STATUS}" in ds.data_vars
     ]
+
+
+def judged_variables(ds: xr.Dataset) -> list[str]:
+    """Names of the measure variables that are judged and plotted: those that are not auxiliary."""
+    return [name for name in measure_variables(ds) if not int(ds[name].attrs.get("auxiliary", 0))]

@@ -64,7 +64,7 @@ def test_a_table_is_judged_as_a_result(table: Path) -> None:
 def test_a_measure_of_good_generalization_is_turned_round(table: Path) -> None:
     ds = read_table(table, ["width", "norm", "depth"])
     turned = ds.assign(good=-ds["good"])
-    turned["good"].attrs = {"direction": 1}
+    turned["good"].attrs = {"expected_gap": -1}
     first, second = (judge(one, resamples=20).set_index("measure").loc["good"] for one in (ds, turned))
     assert first["pgdl"] == pytest.approx(second["pgdl"])
     assert first["granulated_kendall"] == pytest.approx(second["granulated_kendall"])
@@ -104,7 +104,7 @@ def test_tables_that_cannot_be_read(table: Path, change: object, message: str) -
 
 def test_predictions_there_and_back(table: Path, tmp_path: Path) -> None:
     ds = read_table(table, ["width", "norm", "depth"])
-    ds["noise"].attrs["direction"] = 1
+    ds["noise"].attrs["expected_gap"] = -1
     for name, sign in (("good", 1), ("noise", -1)):
         path = tmp_path / f"{name}.predict"
         write_predictions(ds, name, path)

@@ -210,6 +210,12 @@ def test_judge_has_a_row_for_each_measure_layer_and_target() -> None:
     }
 
 
+def test_auxiliary_variables_are_not_judged() -> None:
+    ds = result()
+    ds["m"].attrs["auxiliary"] = 1
+    assert judge(ds, resamples=5)["measure"].unique().tolist() == ["t"]
+
+
 def test_judge_goes_by_its_seed_and_shares_resamples() -> None:
     ds = result()
     judged = judge(ds, resamples=100, seed=4)

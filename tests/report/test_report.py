@@ -25,7 +25,7 @@ def result(models: int = 20, layers: int = 4, measures: int = 2, metric: str = "
     data: dict[str, object] = {}
     for i in range(measures):
         values = rng.normal(size=(models, layers)) - 10 * test[:, None]
-        data[f"m{i}"] = (both, values, {"long_name": f"measure number {i}", "units": "1", "direction": -1})
+        data[f"m{i}"] = (both, values, {"long_name": f"measure number {i}", "units": "1", "expected_accuracy": -1})
         data[f"m{i}_status"] = (both, np.full(values.shape, "ok", dtype=object))
     return xr.Dataset(
         data,
