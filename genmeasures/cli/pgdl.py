@@ -13,14 +13,13 @@ import yaml
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from rich.console import Console
 
 from genmeasures.api import aggregate, judge
 from genmeasures.cli.run import AT_END
 from genmeasures.errors import GenmeasuresError, OptionError, ResultError
 from genmeasures.interfaces import Aggregator
 from genmeasures.judging import published_scores, score_table
-from genmeasures.report import markdown_scores, render_scores
+from genmeasures.report import make_console, markdown_scores, render_scores
 from genmeasures.results import load
 from genmeasures.tasks.pgdl.folders import cache_folder, find_tasks
 
@@ -46,7 +45,7 @@ class AllTasks(Callback):
 
 def show_scores(config: DictConfig) -> None:
     """Show the scores of what the output folder now holds, and write them to ``pgdl.csv`` and ``pgdl.md`` there."""
-    console = Console()
+    console = make_console()
     folder = Path(config.output)
     scores, lines = official_scores(folder, instantiate(config.aggregator, _convert_="all"))
     for line in lines:
