@@ -23,10 +23,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genmeasures.api import aggregate, judge
-from genmeasures.errors import GenmeasuresError, OptionError, nearest
+from genmeasures.errors import GenmeasuresError, ModelError, OptionError, nearest
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
 from genmeasures.registry import registry
-from genmeasures.report import failures, plot_measures, render_table
+from genmeasures.report import (
+    failures,
+    make_console,
+    mostly_failed,
+    plot_measures,
+    render_table,
+    skipped,
+    write_table,
+)
 from genmeasures.results import load, save
 from genmeasures.running import Run
 
@@ -121,7 +129,7 @@ def _job(config: DictConfig) -> None:
         raise OptionError("measure: choose at least one, measure=[roughness] for example")
     measures = [_make(config.measure, str(name), Measure, "measure.") for name in config.measure]
     path = Path(config.output) / f"{_slug(task.label)}-{digest(config)}.nc"
-    console = Console()
+    console = make_console()
     there = load(path) if path.is_file() and not config.force else None
     # Models that failed are tried again: their files may have been mended since.
     if there is not None and bool((there["model_status"] == "ok").all()):
@@ -153,9 +161,13 @@ def _job(config: DictConfig) -> None:
     aggregated = aggregate(ds, aggregator)
     for line in failures(ds):
         console.print(line, style="yellow", markup=False)
+    for line in skipped(ds):
+        console.print(line, markup=False)
     try:
         against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
-        render_table(judge(aggregated, against), console)
+        judged = judge(aggregated, against)
+        render_table(judged, console)
+        write_table(judged, path.with_name(f"{path.stem}-judged.csv"))
     except OptionError:
         raise  # the user has named what is not there
     except GenmeasuresError as error:
@@ -164,6 +176,8 @@ def _job(config: DictConfig) -> None:
     if config.figures:
         plot_measures(ds, aggregated, path.with_suffix(".png"))
         console.print(f"figure: {path.with_suffix('.png')}", soft_wrap=True)
+    if failed := mostly_failed(ds):
+        raise ModelError(failed)
 
 
 def digest(config: DictConfig) -> str:
