@@ -108,9 +108,8 @@ def grid_scores(
 
 
 def _status(reasons: list[str], remark: str) -> str:
-    if reasons:
-        return f"undefined: {'; '.join(dict.fromkeys(reasons))}"
-    return f"note: {remark}" if remark else "ok"
+    told = "; ".join(dict.fromkeys([*reasons, *([remark] if remark else [])]))
+    return f"{'undefined' if reasons else 'note'}: {told}" if told else "ok"
 
 
 def _psi(found: pd.DataFrame, measures: Floats, gap: Floats, alone: AlonePairs, draws: Draws, confidence: float) -> str:
