@@ -21,8 +21,9 @@ class Summary:
 
     Example:
         >>> import genmeasures
-        >>> from torch import nn, zeros
-        >>> print(genmeasures.measure([nn.Linear(2, 2)], test=(zeros(4, 2),), measures=["roughness"]).genmeasures)
+        >>> from torch import nn, ones
+        >>> data = (ones(9, 2),)
+        >>> print(genmeasures.measure([nn.Linear(2, 2)], data, data, measures=["roughness"]).genmeasures)
         1 model: 1 ok
         1 layer, in every model
         roughness: 0 values, 1 undefined

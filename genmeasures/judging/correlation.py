@@ -60,7 +60,7 @@ def pearson(x: Floats, y: Floats, counts: Floats | None = None) -> Floats:
     Example:
         >>> x, y = np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, 5.0])
         >>> round(float(pearson(x, y)), 3)
-        0.891
+        0.839
     """
     return _apply(_pearson, x, y, counts)
 
