@@ -61,7 +61,7 @@ def print_table(console: Console, title: str, columns: Sequence[Column]) -> None
         dropped = max(kept, key=lambda column: column.leave)
         if dropped.leave == 0:
             # Not even the names fit: the terminal breaks the lines, and nothing is lost.
-            console = Console(file=console.file, width=_WIDEST)
+            console = Console(file=console.file, width=_WIDEST, quiet=console.quiet)
             return _print(console, table, title, left_out)
         kept.remove(dropped)
         left_out.append(dropped.name)
