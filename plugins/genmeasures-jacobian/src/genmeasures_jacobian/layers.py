@@ -188,8 +188,9 @@ def pull(
         output = made[id(layer)]
         if not output.requires_grad:
             continue
-        # Signs of a layer's own: two layers of the same size shall not share them.
-        own = [seed + 2**40 * (place + 1) for seed in seeds]
+        # Signs of a layer's own: two layers of the same size shall not share them. The generator of a CPU reads
+        # the lower 32 bits of a seed alone.
+        own = [seed + 2**20 * (place + 1) for seed in seeds]
         for number, vector in enumerate(signs(own, projections, output[0].numel())):
             cotangent = vector.to(output).view_as(output)
             try:
