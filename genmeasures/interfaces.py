@@ -363,8 +363,16 @@ class Variable:
 
     name: str
     long_name: str
-    direction: int
-    """+1: larger goes with better generalization, −1: with worse, 0: not known."""
+    expected_accuracy: int = 0
+    """Expected sign of the correlation with test accuracy (or the task's other test metric) over trained networks:
+    +1, −1, or 0 where no source states one."""
+    expected_gap: int = 0
+    """Expected sign of the correlation with the generalization gap (train − test), stated apart: what grows with
+    training goes with both in the same way."""
+    expected_accuracy_source: str = ""
+    """Who states ``expected_accuracy``, and where."""
+    expected_gap_source: str = ""
+    """Who states ``expected_gap``, and where."""
     units: str = "1"
     references: str = ""
     bounds: tuple[float, float] = (-math.inf, math.inf)
@@ -374,6 +382,9 @@ class Variable:
     dims: tuple[str, ...] = ("layer",)
     """``("layer",)`` for a value a layer, ``()`` for a value a model. Of a model measure, one more dimension may
     follow, ``("layer", "kernel")`` or ``("sample",)``: for looking at, not aggregated nor judged."""
+    auxiliary: bool = False
+    """Whether it only explains another variable (a standard error, a bound, a count, a target): it is stored, and
+    neither judged nor plotted nor scored."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A measure in ten lines::
 
     class Sparsity(FeatureMeasure):
         name = "sparsity"
-        variables = (Variable("sparsity", "share of zero activations", direction=0),)
+        variables = (Variable("sparsity", "share of zero activations"),)
         passes = (Pass("test", "vectors"),)
 
         def start(self, layer, generator):

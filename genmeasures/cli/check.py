@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import yaml
-from rich.console import Console
 
 from genmeasures.errors import OptionError, nearest
 from genmeasures.registry import registry
+from genmeasures.report import make_console
 from genmeasures.testing import run_checks
 
 _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red"), "skipped": ("–", "yellow")}
@@ -25,7 +25,7 @@ def check_command(name: str, options: Sequence[str]) -> int:
             raise OptionError(f"{option!r}: options are given as OPTION=VALUE")
         given[key] = yaml.safe_load(value)
     component = registry().make(kind, component_name, given)
-    console = Console()
+    console = make_console()
     console.print(f"[bold]{kind} {component_name}[/bold]  {component!r}", highlight=False)
     counts = dict.fromkeys(_MARKS, 0)
     for one in run_checks(component):

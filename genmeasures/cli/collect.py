@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from genmeasures.api import aggregate, judge
 from genmeasures.errors import GenmeasuresError, ResultError
-from genmeasures.files import write_atomically
-from genmeasures.report import print_line, render_table
+from genmeasures.report import make_console, print_json, print_line, render_table, write_table
 from genmeasures.results import collect
 
 
-def collect_command(folder: str, output: str | None) -> int:
-    """Merge, save and judge; returns the exit status."""
-    console = Console()
+def collect_command(folder: str, output: str | None, json: bool = False) -> int:
+    """Merge, save and judge; returns the exit status. json: print one JSON object and nothing else."""
+    console = make_console(quiet=json)
     target = Path(output) if output else Path(folder) / "collected"
     merged = collect(Path(folder), target)
     for line in (*merged.remarks, *merged.problems):
@@ -25,28 +24,23 @@ def collect_command(folder: str, output: str | None) -> int:
         what = "result that can be read" if merged.problems else "result file"
         raise ResultError(f"there is no {what} in {folder}")
     tables = []
+    found: dict[str, Any] = {"remarks": merged.remarks, "problems": merged.problems, "files": []}
     for path, ds in merged.files.items():
         print_line(console, f"{path}: {ds.sizes['model']} models, {merged.labels[path]}")
+        file = {"path": str(path), "models": ds.sizes["model"], "run": merged.labels[path]}
+        found["files"].append(file)
         try:
             judged = judge(aggregate(ds, "frobenius"))
         except GenmeasuresError as error:
             print_line(console, f"  not judged: {error}", "yellow")
+            file["not_judged"] = str(error)
             continue
         render_table(judged, console)
         tables.append(judged.assign(run=merged.labels[path]))
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if json:
+        print_json({**found, "judged": table.astype(object).where(table.notna(), None).to_dict("records")})
     if tables:
-        path = target / "judged.csv"
-        write_table(path, pd.concat(tables, ignore_index=True).to_csv(index=False))
-        print_line(console, f"table: {path}")
+        write_table(table, target / "judged.csv")
+        print_line(console, f"table: {target / 'judged.csv'}")
     return 1 if merged.problems else 0
-
-
-def write_table(path: Path, text: str) -> None:
-    """Write a table in UTF-8. Raises ResultError naming a file that cannot be written."""
-    try:
-        # Names may hold lone surrogates, as those of files whose names are not UTF-8.
-        write_atomically(path, text.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise ResultError(
-            f"cannot write the table {path}: {error.strerror or error}; make room, or choose another output folder"
-        ) from error

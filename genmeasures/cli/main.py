@@ -43,7 +43,9 @@ def _main(given: list[str]) -> int:
     collect = commands.add_parser("collect", help="merge result files and compare them")
     collect.add_argument("folder", help="folder with result files")
     collect.add_argument("--output", help="folder for the merged files (default: FOLDER/collected)")
-    commands.add_parser("plugins", help="show the installed plugins and what they provide")
+    plugins = commands.add_parser("plugins", help="show the installed plugins and what they provide")
+    for command in (collect, plugins):
+        command.add_argument("--json", action="store_true", help="print JSON for machines")
     check = commands.add_parser("check", help="run the conformance suite on a component")
     check.add_argument("name", help="name of an extractor, labeler, measure or aggregator, or KIND.NAME")
     check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options to make it with")
@@ -64,7 +66,7 @@ def _main(given: list[str]) -> int:
         if parsed.command == "collect":
             from genmeasures.cli.collect import collect_command
 
-            return collect_command(parsed.folder, parsed.output)
+            return collect_command(parsed.folder, parsed.output, parsed.json)
         if parsed.command == "check":
             from genmeasures.cli.check import check_command
 
@@ -75,7 +77,7 @@ def _main(given: list[str]) -> int:
             return new_plugin_command(parsed.name, parsed.folder)
         from genmeasures.cli.plugins import plugins_command
 
-        return plugins_command()
+        return plugins_command(parsed.json)
     except GenmeasuresError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,15 +12,13 @@ import xarray as xr
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from rich.console import Console
 
 from genmeasures.api import aggregate, judge
-from genmeasures.cli.collect import write_table
 from genmeasures.cli.run import AT_END
 from genmeasures.errors import GenmeasuresError, OptionError, ResultError
 from genmeasures.interfaces import Aggregator
 from genmeasures.judging import published_scores, score_table
-from genmeasures.report import markdown_scores, print_line, render_scores
+from genmeasures.report import make_console, markdown_scores, print_line, render_scores, write_table, write_text
 from genmeasures.results import is_merged, load, settings_of
 from genmeasures.tasks.cache import cache_folder
 from genmeasures.tasks.pgdl.folders import find_tasks
@@ -47,7 +45,7 @@ class AllTasks(Callback):
 
 def show_scores(config: DictConfig) -> None:
     """Show the scores of what the output folder now holds, and write them to ``pgdl.csv`` and ``pgdl.md`` there."""
-    console = Console()
+    console = make_console()
     folder = Path(config.output)
     scores, lines = official_scores(folder, instantiate(config.aggregator, _convert_="all"))
     for line in lines:
@@ -58,8 +56,8 @@ def show_scores(config: DictConfig) -> None:
     table = score_table(pd.concat([scores, beside]))
     render_scores(table, console)
     try:
-        write_table(folder / "pgdl.csv", table.to_csv())
-        write_table(folder / "pgdl.md", markdown_scores(table))
+        write_table(table.reset_index(), folder / "pgdl.csv")
+        write_text(markdown_scores(table), folder / "pgdl.md")
     except ResultError as error:  # the scores are on the screen, and the results in the folder
         print_line(console, str(error), "yellow")
         return

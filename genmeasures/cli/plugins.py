@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import inspect
 
-from rich.console import Console
 from rich.text import Text
 
 from genmeasures.errors import shown
 from genmeasures.registry import registry
-from genmeasures.report import print_line
+from genmeasures.report import make_console, print_json, print_line
 
 
-def plugins_command() -> int:
-    """Print the plugins; returns the exit status."""
-    console = Console()
+def plugins_command(json: bool = False) -> int:
+    """Print the plugins, or one JSON list of them; returns the exit status."""
+    if json:
+        print_json(
+            [
+                {
+                    "name": info.name,
+                    "distribution": info.distribution,
+                    "version": info.version,
+                    "error": info.error or None,
+                    "components": [
+                        {"kind": kind, "name": component.name, "options": _parameters(component)}
+                        for kind, component in info.components
+                    ],
+                }
+                for info in registry().plugins
+            ]
+        )
+        return 0
+    console = make_console()
     for info in registry().plugins:
         console.print(
             Text.assemble((shown(info.name), "bold"), shown(f"  {info.distribution} {info.version}")), soft_wrap=True

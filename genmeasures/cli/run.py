@@ -29,12 +29,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from genmeasures.api import aggregate, judge
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
 from genmeasures.cli.overrides import PATHS, readable, text_of
-from genmeasures.errors import GenmeasuresError, OptionError, ResultError, nearest, one_line, shown
+from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
 from genmeasures.kept import NEW, Account, slug
 from genmeasures.registry import registry
-from genmeasures.report import failures, plot_measures, render_table
+from genmeasures.report import (
+    failures,
+    make_console,
+    mostly_failed,
+    plot_measures,
+    print_line,
+    render_table,
+    skipped,
+    write_table,
+)
 from genmeasures.results import load, save
 from genmeasures.running import Run
 
@@ -42,9 +51,6 @@ log = logging.getLogger(__name__)
 
 _FULL = "HYDRA_FULL_ERROR"
 """Environment variable of Hydra; "1" lets exceptions through."""
-
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-"""How lines with names and paths are printed."""
 
 _WITHOUT_VALUES = ("output", "force", "figures", "against", "aggregator", "batch_size", "tile", "device")
 """Settings that change no measured value, and so not the name of the result; of the device, the kind does."""
@@ -183,7 +189,8 @@ def _job(config: DictConfig) -> None:
         raise OptionError("measure: choose at least one, measure=[roughness] for example")
     measures = [_make(config.measure, str(name), Measure, "measure.") for name in config.measure]
     path = Path(config.output) / f"{slug(task.label)}-{digest(config)}.nc"
-    console = Console()
+    table = path.with_name(f"{path.stem}-judged.csv")
+    console = make_console()
     earlier = _earlier(path, console)
     keep = path.with_suffix(".parts")
     _tidy(path.parent)
@@ -213,38 +220,48 @@ def _job(config: DictConfig) -> None:
             ds = _measure(run, attrs, progress, earlier)
         problem = None
         if earlier is not None and len(run.account.taken) == len(ds["model"]) and ds.equals(earlier):
-            console.print(f"The result is already there (force=true measures again): {path}", **_PLAIN)
+            print_line(console, f"The result is already there (force=true measures again): {path}")
         else:
             for line in _account(run.account, keep if earlier is None else path, earlier is not None):
-                console.print(line, **_PLAIN)
+                print_line(console, line)
             problem = _saved(ds, path)
+            if problem is None:
+                table.unlink(missing_ok=True)  # it is of what the file held before
         if problem is None:
             _remove(keep)
     finally:
         _remove_empty(keep)
     aggregated = aggregate(ds, aggregator)
     for line in failures(ds):
-        console.print(shown(line), style="yellow", markup=False)
+        print_line(console, line, "yellow")
+    for line in skipped(ds):
+        print_line(console, line)
+    judged = None
     try:
         against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
-        render_table(judge(aggregated, against), console)
+        judged = judge(aggregated, against)
+        render_table(judged, console)
     except OptionError:
         raise  # the user has named what is not there
     except GenmeasuresError as error:
-        console.print(f"The measures are not judged: {error}", style="yellow", markup=False)
+        print_line(console, f"The measures are not judged: {error}", "yellow")
     if problem is not None:
         kept = len(list(keep.glob("*.nc")))
         raise ResultError(
             f"{problem}; the values above are written nowhere, {kept} of {len(ds['model'])} models are kept in {keep}"
         )
-    console.print(f"result: {path}", **_PLAIN)
+    print_line(console, f"result: {path}")
+    if judged is not None:
+        write_table(judged, table)
     if config.figures:
         figure = path.with_suffix(".png")
         try:
             plot_measures(ds, aggregated, figure)
         except OSError as error:
             raise ResultError(f"cannot write the figure {figure}: {error.strerror or error}") from error
-        console.print(f"figure: {figure}", **_PLAIN)
+        print_line(console, f"figure: {figure}")
+    if failed := mostly_failed(ds):
+        raise ModelError(failed)
 
 
 def _earlier(path: Path, console: Console) -> xr.Dataset | None:
@@ -254,7 +271,7 @@ def _earlier(path: Path, console: Console) -> xr.Dataset | None:
     try:
         return load(path)
     except ResultError as error:
-        console.print(f"The result is measured again: {one_line(str(error))}", style="yellow", **_PLAIN)
+        print_line(console, f"The result is measured again: {one_line(str(error))}", "yellow")
         return None
 
 

@@ -1,6 +1,6 @@
 """Judging measures: how well do they go with test accuracy and with the generalization gap?"""
 
-from genmeasures.judging.correlation import bootstrap_interval, kendall, pearson, resample_counts, spearman
+from genmeasures.judging.correlation import kendall, partial_pearson, partial_spearman, pearson, spearman
 from genmeasures.judging.interchange import read_predictions, read_table, write_predictions
 from genmeasures.judging.judge import judge
 from genmeasures.judging.pgdl import (
@@ -14,14 +14,19 @@ from genmeasures.judging.pgdl import (
     worst_sign_error,
 )
 from genmeasures.judging.published import published_scores
+from genmeasures.judging.resampling import bca_interval, dummies, group_codes, resample_counts
 
 __all__ = [
     "GranulatedKendall",
-    "bootstrap_interval",
+    "bca_interval",
     "conditional_mutual_information",
+    "dummies",
     "granulated_kendall",
+    "group_codes",
     "judge",
     "kendall",
+    "partial_pearson",
+    "partial_spearman",
     "pearson",
     "pgdl_pairs",
     "pgdl_score",

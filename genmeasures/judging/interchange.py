@@ -24,8 +24,8 @@ _GAP = "generalization_gap"
 def write_predictions(ds: xr.Dataset, measure: str, path: str | os.PathLike[str]) -> None:
     """Write ``<task>.predict`` as the competition's ingestion program does, for its scoring program to read.
 
-    A JSON object with a number for each model, larger for a larger gap: a measure of direction +1 is
-    written with the other sign.
+    A JSON object with a number for each model, larger for a larger gap: a measure that is expected to fall
+    with the gap is written with the other sign.
 
     Args:
         ds: an aggregated result, (model,).
@@ -48,7 +48,7 @@ def write_predictions(ds: xr.Dataset, measure: str, path: str | os.PathLike[str]
         raise ResultError(
             f"{path}: {len(lost)} of {len(names)} models have no value of {measure}: {', '.join(lost[:5])}"
         )
-    sign = -1.0 if int(ds[measure].attrs.get("direction", 0)) > 0 else 1.0
+    sign = -1.0 if int(ds[measure].attrs.get("expected_gap", 0)) < 0 else 1.0
     content = {name: sign * float(value) for name, value in zip(names, values, strict=True)}
     try:
         write_atomically(Path(path), (json.dumps(content, indent=4) + "\n").encode())
@@ -136,7 +136,7 @@ def read_table(
     for name in measures:
         values = table[name].to_numpy(dtype=np.float64)
         status = np.where(np.isfinite(values), "ok", "undefined: the table has no finite value").astype(object)
-        variables[name] = ("model", values, {"long_name": name, "direction": 0})
+        variables[name] = ("model", values, {"long_name": name})
         variables[f"{name}{STATUS}"] = ("model", status, {})
     attrs = {"task": Path(path).stem, "hparams": json.dumps(list(hparams)), "metric": "accuracy"}
     return xr.Dataset(variables, coords, {**attrs, **({} if test_size is None else {"test_size": test_size})})

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from genmeasures.errors import DataError, OptionError, Undefined, nearest
 from genmeasures.interfaces import is_count
-from genmeasures.judging.correlation import Floats, resample_counts
+from genmeasures.judging.correlation import Floats
+from genmeasures.judging.resampling import resample_counts
 
 MODES = ("official", "symmetric")
 """With the pairs of a model with itself, as the competition scored; and without."""
@@ -31,8 +32,34 @@ MODES = ("official", "symmetric")
 _OFFSET = 1e-12
 """What the official scorer adds to a probability in the logarithm of its entropy."""
 
+_PAIRS = 1 << 20
+"""Pairs of models, times measures, that are held at once."""
+_SINGLE = 4096
+"""Up to so many models counts of pairs are exact in single precision."""
+
 _SHOWN = 5
 """How many rows or positions an error message lists."""
+
+
+class AlonePairs(NamedTuple):
+    """Pairs of models that differ in one hyper-parameter alone, sorted by it and by their group."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    group: NDArray[np.int64]
+    """(pairs,): number of the models that agree in all other hyper-parameters, in ascending order."""
+    hparam: NDArray[np.int64]
+    """(pairs,): number of the hyper-parameter that differs, in ascending order."""
+
+    def agreement(self, measures: Floats, gap: Floats) -> Floats:
+        """float64 (m, pairs): sgn(Δmeasure)·sgn(Δgap) of measures (m, n)."""
+        a, b = measures[:, self.first], measures[:, self.second]
+        signs = (a > b).astype(np.float64) - (a < b)
+        return np.asarray(signs * self._order(gap))
+
+    def _order(self, gap: Floats) -> Floats:
+        a, b = gap[self.first], gap[self.second]
+        return np.asarray((a > b).astype(np.float64) - (a < b))
 
 
 class GranulatedKendall(NamedTuple):
@@ -237,6 +264,65 @@ def granulated_kendall(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame
     return GranulatedKendall(float(frame["kendall"].mean()), frame)
 
 
+def alone_pairs(hparams: pd.DataFrame) -> AlonePairs:
+    """The pairs of models of a grid (n, k), complete or not, that differ in one hyper-parameter alone.
+
+    Raises DataError where models repeat or the frame cannot be used; see the module.
+    """
+    codes, values = _encode(hparams)
+    _check_repeats(hparams, codes, values)
+    parts = []
+    before = 0
+    for hparam, alone in enumerate(_differ_alone(codes)):
+        first, second = np.nonzero(np.triu(alone))
+        others = np.unique(np.delete(codes, hparam, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+        order = np.argsort(others[first], kind="stable")
+        group = before + np.unique(others[first][order], return_inverse=True)[1].reshape(-1)
+        before = int(group.max(initial=before - 1)) + 1
+        parts.append((first[order], second[order], group, np.full(len(first), hparam)))
+    return AlonePairs(*(np.concatenate(columns).astype(np.int64) for columns in zip(*parts, strict=True)))
+
+
+def psi_weights(pairs: AlonePairs, gap: Floats, counts: Floats) -> Floats:
+    """What each pair counts for in ψ, whose value is the sum of these times :meth:`AlonePairs.agreement`.
+
+    A pair counts as often as its models are drawn together; a model drawn twice is no pair with itself.
+
+    Args:
+        pairs: of n models.
+        gap: float64 (n,).
+        counts: float64 (R, n), how often each model is drawn in each resample.
+
+    Returns:
+        float64 (pairs, R); NaN in a resample without any group that has a τ.
+    """
+    turned = counts.T
+    together = turned[pairs.first] * turned[pairs.second]
+    if not len(together):
+        return np.asarray(together)
+    starts = np.flatnonzero(np.diff(pairs.group, prepend=-1))
+    total = np.add.reduceat(together, starts, axis=0)
+    uneven = (gap[pairs.first] != gap[pairs.second]).astype(np.float64)
+    usable = np.add.reduceat(together * uneven[:, None], starts, axis=0) > 0
+    hparams = pairs.hparam[starts]
+    begin = np.flatnonzero(np.diff(hparams, prepend=-1))
+    groups = np.add.reduceat(usable.astype(np.float64), begin, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = usable / total / groups[np.searchsorted(hparams[begin], hparams)] / (groups > 0).sum(axis=0)
+    share = np.where(usable, share, 0.0)
+    share[:, ~usable.any(axis=0)] = np.nan
+    return np.asarray(together * share[pairs.group])
+
+
+def sign_error_weights(pairs: AlonePairs, gap: Floats, test_size: int) -> Floats:
+    """float64 (pairs, k): weights of the errors of :func:`sign_errors`, which add up to 1; NaN where all are 0."""
+    difference = gap[pairs.first] - gap[pairs.second]
+    weight = np.maximum(0.0, 1.0 - 2.0 * np.exp(-2.0 * test_size * (difference / 2) ** 2)) ** 2
+    own = np.where(pairs.hparam[:, None] == np.unique(pairs.hparam), weight[:, None], 0.0)
+    total = own.sum(axis=0)
+    return np.asarray(own / np.where(total > 0, total, np.nan))
+
+
 def sign_errors(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, test_size: int) -> pd.DataFrame:
     """How often a measure mistakes which of two models has the larger gap, for each hyper-parameter.
 
@@ -413,11 +499,15 @@ def _condition(
     g = (gap[:, None] > gap[None, :]).astype(np.float64)
     slices = [_slice(g, codes[:, list(s)], self_pairs=self_pairs, uniform=uniform) for s in sets]
     information = np.empty((len(measures), len(sets)))
-    # One measure at a time: memory stays of the order of n², and the products carry the cost.
-    for row, mu in zip(information, measures, strict=True):
-        m = (mu[:, None] > mu[None, :]).astype(np.float64)
-        both = g * m
-        row[:] = [float((s.weights * _information(s, m, both)).sum()) for s in slices]
+    # Some measures at a time: memory stays bounded, and the products carry the cost.
+    step = max(_PAIRS // len(gap) ** 2, 1)
+    for start in range(0, len(measures), step):
+        mu = measures[start : start + step]
+        # Counts of pairs are whole numbers below 2^24 for up to 4096 models: single precision is exact.
+        m = (mu[:, :, None] > mu[:, None, :]).astype(np.float32 if len(gap) <= _SINGLE else np.float64)
+        both = m * g.astype(m.dtype)
+        for column, s in enumerate(slices):
+            information[start : start + step, column] = (s.weights * _information(s, m, both)).sum(axis=(1, 2))
     entropy = np.array([float((s.weights * _entropy(s, offset)).sum()) for s in slices])
     defined = np.array([bool(((s.higher > 0) & (s.higher < s.pairs)).any()) for s in slices])
     return _Conditional(information, entropy, defined)
@@ -437,12 +527,12 @@ def _slice(g: Floats, codes: NDArray[np.int64], *, self_pairs: bool, uniform: bo
     return _Slices(member, pairs, member.T @ g @ member, weights)
 
 
-def _information(s: _Slices, m: Floats, both: Floats) -> Floats:
-    """float64 (c, c): mutual information, in bits, of gap and measure being larger, from (n, n) indicators."""
-    larger = s.member.T @ m @ s.member
-    joint = s.member.T @ both @ s.member
+def _information(s: _Slices, m: NDArray[Any], both: NDArray[Any]) -> Floats:
+    """float64 (m, c, c): mutual information, in bits, of gap and measure being larger, from (m, n, n) indicators."""
+    member = s.member.astype(m.dtype)
+    larger, joint = ((member.T @ (pairs @ member)).astype(np.float64) for pairs in (m, both))
     total = np.maximum(s.pairs, 1.0)
-    found = np.zeros_like(total)
+    found = np.zeros_like(joint)
     for cell, of_gap, of_measure in (
         (joint, s.higher, larger),
         (s.higher - joint, s.higher, s.pairs - larger),
@@ -450,9 +540,9 @@ def _information(s: _Slices, m: Floats, both: Floats) -> Floats:
         (s.pairs - s.higher - larger + joint, s.pairs - s.higher, s.pairs - larger),
     ):
         # Counts are whole numbers: independent cells give a ratio of exactly 1.
-        ratio = np.divide(cell * total, of_gap * of_measure, out=np.ones_like(total), where=cell > 0)
+        ratio = np.divide(cell * total, of_gap * of_measure, out=np.ones_like(cell), where=cell > 0)
         found += cell / total * np.log2(ratio)
-    return found
+    return np.asarray(found)
 
 
 def _entropy(s: _Slices, offset: float) -> Floats:

@@ -46,8 +46,22 @@ class Confidence(FeatureMeasure):
 
     name = "confidence"
     variables = (
-        Variable("confidence", "weighted confidence", -1, references=_REFERENCES),
-        Variable("confidence_unweighted", "unweighted confidence", -1, references=_REFERENCES),
+        Variable(
+            "confidence",
+            "weighted confidence",
+            expected_accuracy=-1,
+            expected_accuracy_source="Rajagopal et al. 2021, table 1: −0.65 and −0.88 over 128 UNets",
+            expected_gap=-1,
+            expected_gap_source="64 networks on digits (README): features spread with training, and the gap grows",
+            references=_REFERENCES,
+        ),
+        Variable(
+            "confidence_unweighted",
+            "unweighted confidence",
+            expected_gap=-1,
+            expected_gap_source="64 networks on digits (README): features spread with training, and the gap grows",
+            references=_REFERENCES,
+        ),
     )
 
     def __init__(

@@ -69,7 +69,10 @@ class DaviesBouldin(_ClusterIndex):
         Variable(
             "davies_bouldin",
             "Davies–Bouldin index",
-            direction=-1,
+            expected_accuracy=-1,
+            expected_accuracy_source="Rajagopal et al. 2021, table 1: −0.60 and −0.70 over 128 UNets",
+            expected_gap=1,
+            expected_gap_source="Natekar & Sharma 2020: it enters the score that won PGDL as it is",
             references=_REFERENCES + "section 2.2.2",
             bounds=(0, math.inf),
             scale_invariant=True,
@@ -116,7 +119,10 @@ class Roughness(_ClusterIndex):
         Variable(
             "roughness",
             "roughness",
-            direction=-1,
+            expected_accuracy=-1,
+            expected_accuracy_source="Rajagopal et al. 2021, table 1: −0.63 and −0.78 over 128 UNets",
+            expected_gap=1,
+            expected_gap_source="64 networks on digits (README): 0.36",
             references=_REFERENCES + "section 2.3.1",
             bounds=(0, math.inf),
             scale_invariant=True,

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from genmeasures.errors import ResultError, shown
 from genmeasures.judging.correlation import is_constant, pearson
-from genmeasures.results.schema import measure_variables
+from genmeasures.results.schema import judged_variables
 
+_GAP = "generalization_gap"
 _NEUTRAL = (0.55, 0.55, 0.55, 1.0)
 _OUTLIERS = 0.02
 """Share of values at either end that may be left outside of the axes."""
@@ -28,12 +29,13 @@ _COLUMNS = 5
 
 
 def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[str]) -> None:
-    """Write one PNG with two panels for every measure of a result.
+    """Write one PNG with two or three panels for every measure of a result; auxiliary ones have none.
 
     Above: the aggregated measure (x) against the test metric (y), a point a model, with Pearson's
-    correlation. Below: the measure along the layers, a line a model. Models are coloured by the
-    test metric, grey where it is not known. Few far outliers are left outside of the axes and
-    counted in a note.
+    correlation and the sign that is expected of it. Below it, where the generalization gap is known, the
+    measure against the gap. Last: the measure along the layers, a line a model. Models are coloured
+    by the test metric, grey where it is not known. Few far outliers are left outside of the axes
+    and counted in a note.
 
     Args:
         ds: a result with dims (model, layer).
@@ -43,7 +45,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     Raises:
         ResultError: there is no measure to draw, or the file cannot be written.
     """
-    names = [name for name in measure_variables(aggregated) if name in ds]
+    names = [name for name in judged_variables(aggregated) if name in ds]
     if not names:
         raise ResultError(f"nothing to draw in {fspath(path)}: the result has no measure variable")
     metric = str(ds.attrs.get("metric", "accuracy"))
@@ -53,31 +55,38 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     shades = _shades(known)
     colors = np.array([shades.to_rgba(v) if np.isfinite(v) else _NEUTRAL for v in known]).reshape(models, 4)
 
+    targets = [("accuracy", label, known)]
+    gap = ds[_GAP].values.astype(np.float64) if _GAP in ds.coords else np.full(models, np.nan)
+    if np.isfinite(gap).any():
+        targets.append(("gap", "generalization gap", gap))
     columns = min(len(names), _COLUMNS)
     bands = -(-len(names) // columns)
-    figure = Figure(figsize=(3.5 * columns + 1.1, 6.8 * bands), layout="constrained", dpi=150)
+    panels = len(targets) + 1
+    figure = Figure(figsize=(3.5 * columns + 1.1, 3.4 * panels * bands), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2 * bands, columns, squeeze=False)
+    axes = figure.subplots(panels * bands, columns, squeeze=False)
     for place in range(bands * columns):
         band, column = divmod(place, columns)
-        above, below = axes[2 * band, column], axes[2 * band + 1, column]
+        own = axes[panels * band : panels * (band + 1), column]
         if place >= len(names):
-            above.remove()
-            below.remove()
+            for ax in own:
+                ax.remove()
             continue
         name = names[place]
         title = textwrap.fill(_plain(str(ds[name].attrs.get("long_name", name))), 32)
         unit = _plain(str(ds[name].attrs.get("units", "1")))
         quantity = title if unit in ("", "1") else f"{title} [{unit}]"
-        _scatter(above, aggregated[name].values.astype(np.float64), known, colors)
-        above.set_xlabel(quantity)
+        for ax, (kind, readable, truth) in zip(own, targets, strict=False):
+            expected = int(ds[name].attrs.get(f"expected_{kind}", 0))
+            _scatter(ax, aggregated[name].values.astype(np.float64), truth, colors, readable, expected)
+            ax.set_xlabel(quantity)
+            if column == 0:
+                ax.set_ylabel(readable)
         if "layer" in ds[name].dims:
-            _lines(below, ds[name].transpose("model", "layer"), colors)
-            below.set_ylabel(quantity)
+            _lines(own[-1], ds[name].transpose("model", "layer"), colors)
+            own[-1].set_ylabel(quantity)
         else:
-            _note(below, "one value a model")
-        if column == 0:
-            above.set_ylabel(label)
+            _note(own[-1], "one value a model")
     if np.isfinite(known).any():
         figure.colorbar(shades, ax=figure.axes, label=label, aspect=40 * bands, pad=0.015)
     try:
@@ -100,10 +109,17 @@ def _shades(known: NDArray[np.float64]) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), "viridis")
 
 
-def _scatter(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colors: NDArray[np.float64]) -> None:
+def _scatter(
+    ax: Axes,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    colors: NDArray[np.float64],
+    target: str,
+    expected: int,
+) -> None:
     drawn = np.isfinite(x) & np.isfinite(y)
     if not drawn.any():
-        _note(ax, "no test metric is known" if not np.isfinite(y).any() else "no model has a value")
+        _note(ax, f"no {target} is known" if not np.isfinite(y).any() else "no model has a value")
         return
     x, y = x[drawn], y[drawn]
     ax.scatter(x, y, c=colors[drawn], s=22, alpha=0.85, linewidths=0.3, edgecolors="white")
@@ -111,7 +127,11 @@ def _scatter(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colors: N
     coefficient = float(pearson(x, y)) if defined else np.nan
     shown = "not defined" if np.isnan(coefficient) else f"{coefficient:.2f}".replace("-", "−")
     outside = _limit(ax.set_xlim, x)
-    ax.set_title(f"Pearson {shown} (n = {len(x)}{f', {outside} outside' if outside else ''})", fontsize=10)
+    counted = f"n = {len(x)}{f', {outside} outside' if outside else ''}"
+    sign = {1: ", expected > 0", -1: ", expected < 0"}.get(expected, "")
+    # Red where the data have the other sign.
+    color = "firebrick" if expected and coefficient * expected < 0 else "black"
+    ax.set_title(f"Pearson {shown} ({counted}){sign}", fontsize=10 if not sign else 9, color=color)
     ax.grid(alpha=0.25, linewidth=0.5)
 
 

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from genmeasures.errors import shown
+from genmeasures.report.console import Column, print_table
 
 
 def render_scores(scores: pd.DataFrame, console: Console) -> None:
     """Print scores, float64 (rows, tasks and ``mean``, ``low``, ``high``); a dash where there is none."""
     header, body = _cells(scores)
-    table = Table(title=Text(_TITLE, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for place, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if place else "left", overflow="fold", no_wrap=place > 0)
-    for cells in body:
-        table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
+    # Where there is no room the last tasks are left out first; the mean stays.
+    leave = [0, *range(1, len(header) - 1), 0]
+    cells = [list(column) for column in zip(*body, strict=True)] if body else [[] for _ in header]
+    columns = [
+        Column(name, of, names=not place, leave=leave[place])
+        for place, (name, of) in enumerate(zip(header, cells, strict=True))
+    ]
+    print_table(console, _TITLE, columns)
 
 
 def markdown_scores(scores: pd.DataFrame) -> str:
     """The same in Markdown."""
     header, body = _cells(scores)
     rule = ["---", *["---:"] * (len(header) - 1)]
-    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in (header, rule, *body))
+    escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in cells] for cells in (header, rule, *body))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped) + "\n"
 
 
@@ -41,7 +41,7 @@ def _cells(scores: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     for name, row in scores.iterrows():
         mean = _number(row["mean"])
         if np.isfinite(row["low"]):
-            mean += f" [{row['low']:.2f}, {row['high']:.2f}]"
+            mean += f"\n[{row['low']:.2f}, {row['high']:.2f}]"
         body.append([shown(str(name)), *(_number(row[task]) for task in tasks), mean])
     return header, body
 

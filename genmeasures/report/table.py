@@ -1,159 +1,81 @@
-"""Tables of judged measures, and readable lines about what has no value."""
+"""Tables of judged measures, and readable lines about them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
-from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
-from genmeasures.errors import shown
-from genmeasures.judging.correlation import STATISTICS
-from genmeasures.results.schema import STATUS, measure_variables
-
-_EXAMPLES = 3
-"""How many names a line lists before it stops."""
-_WIDEST = 10_000
-"""A console width, in characters, at which no table is wrapped."""
-_GRID = {"pgdl": "PGDL", "granulated_kendall": "ψ"}
-"""Scores on the grid of hyper-parameters that tables show, and how they call them."""
-_REASONS = 5
-"""How many reasons are told apart for one measure."""
-
-
-def print_line(console: Console, line: str, style: str = "") -> None:
-    """Print one line as it stands, whatever names are in it: no markup, no emoji, control characters escaped."""
-    console.print(Text(shown(line), style=style), soft_wrap=True)
+from genmeasures.errors import ResultError
+from genmeasures.files import write_atomically
+from genmeasures.report.console import Column, print_line, print_table
+from genmeasures.results.summary import listed
 
 
 def render_table(judged: pd.DataFrame, console: Console) -> None:
-    """Print what :func:`genmeasures.judge` found: a table for each target, a row for each measure.
+    """Print what :func:`genmeasures.judge` found: a table for each target, a row for each measure, and remarks.
 
-    A column ``layer`` appears where there are rows of single layers, and a column ``status``
-    where a row is not "ok".
+    A column ``layer`` appears where there are rows of single layers. Under a table stand, each for all
+    measures that it holds for: what is undefined or has a remark and why, models that were left out, scores
+    of the grid that are missing or were made without an expected sign, and what "expected" means.
     """
     for target in judged["against"].unique():
         rows = judged[judged["against"] == target]
-        header, body = _cells(rows)
-        title = _title(rows, str(target))
-        table = _table(title, header, body)
-        if Measurement.get(console, console.options.update_width(_WIDEST), table).maximum > console.width:
-            # Intervals go on a line of their own, rather than breaking wherever the terminal ends.
-            table = _table(title, header, [[cell.replace(" [", "\n[") for cell in cells] for cells in body])
-        console.print(table)
+        columns = _columns(rows)
+        print_table(console, _title(rows, str(target)), columns)
+        for line in _remarks(rows):
+            print_line(console, line, wrap=True)
+        console.print()
 
 
 def markdown_table(judged: pd.DataFrame) -> str:
-    """The same as :func:`render_table` in Markdown, one table with a column for the target.
+    """The same as :func:`render_table` in Markdown, one table with columns for the target and the status.
 
     Returns an empty string where nothing was judged.
     """
     if judged.empty:
         return ""
-    header, body = _cells(judged, target=True)
-    rule = ["---" if name in ("measure", "against", "status") else "---:" for name in header]
+    columns = _columns(judged, target=True)
+    if (judged["status"] != "ok").any():
+        columns.append(Column("status", judged["status"].astype(str).tolist(), names=True))
+    header = [column.name for column in columns]
+    rule = ["---" if column.names else "---:" for column in columns]
+    body = zip(*(column.texts for column in columns), strict=True)
     escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in cells] for cells in (header, rule, *body))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped) + "\n"
 
 
-def failures(ds: xr.Dataset) -> list[str]:
-    """Readable lines about models that failed, and about measures without a value; empty where all went well.
+def write_table(judged: pd.DataFrame, path: Path) -> None:
+    """Write a table as a CSV file in UTF-8, all columns and all digits, but no index.
 
-    Alike reasons, which differ in numbers alone, are grouped and counted: a few lines a measure at most.
-    Reads a result with dims (model, layer), or an aggregated one.
+    Raises ResultError naming a file that cannot be written.
     """
-    models = ds["model"].values.astype(str)
-    status = ds["model_status"].values.astype(str)
-    failed = status != "ok"
-    lines = []
-    for alike in _alike(status[failed]):
-        names = models[failed][alike]
-        lines.append(f"{len(names)} of {len(models)} models failed ({_list(names)}){_reason(status[failed][alike])}")
-    for name in measure_variables(ds):
-        lines += _undefined(ds.isel(model=~failed), name)
-    return [shown(line) for line in lines]
+    write_text(judged.to_csv(index=False), path)
 
 
-def _undefined(ds: xr.Dataset, name: str) -> list[str]:
-    """Lines about the values of one measure that are undefined or failed, the most frequent reason first."""
-    layered = "layer" in ds[name].dims
-    statuses = ds[f"{name}{STATUS}"].transpose("model", ...).values.astype(str)
-    places = np.argwhere(np.char.startswith(statuses, "undefined") | np.char.startswith(statuses, "failed"))
-    without = statuses[tuple(places.T)]
-    groups = sorted(_alike(without), key=len, reverse=True)
-    models = ds["model"].values.astype(str)
-    total = np.count_nonzero(statuses)
-    lines = []
-    for alike in groups[:_REASONS]:
-        who = list(dict.fromkeys(models[places[alike, 0]]))
-        line = f"{name}: no value for {len(alike)} of {total} {'layers' if layered else 'models'}"
-        if layered:
-            names = ds["layer_name"].transpose("model", "layer").values.astype(str)
-            # In network order, whatever model shows a layer first.
-            in_order = sorted(map(tuple, places[alike]), key=lambda found: found[1])
-            where = list(dict.fromkeys(names[found] for found in in_order))
-            line += f" (layers {_list(where)}; {len(who)} {'model' if len(who) == 1 else 'models'}: {_list(who)})"
-        else:
-            line += f" ({_list(who)})"
-        lines.append(line + _reason(without[alike]))
-    rest = groups[_REASONS:]
-    if rest:
-        lines.append(f"{name}: no value for {sum(map(len, rest))} more, for {len(rest)} other reasons")
-    return lines
-
-
-def _alike(statuses: NDArray[np.str_]) -> list[list[int]]:
-    """Indices of statuses that differ in numbers alone, in the order in which they first appear."""
-    groups: dict[str, list[int]] = {}
-    for i, status in enumerate(statuses):
-        groups.setdefault(re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", str(status)), []).append(i)
-    return list(groups.values())
-
-
-def _reason(alike: NDArray[np.str_]) -> str:
-    """The first of some alike statuses on one line, without the word that the sentence before it says already."""
-    text = " ".join(re.sub(r"^(undefined|failed):\s*", "", alike[0]).split())
-    return f": {text}" if len(set(alike)) == 1 else f", for example: {text}"
-
-
-def _list(names: Sequence[str] | NDArray[np.str_]) -> str:
-    return ", ".join(names[:_EXAMPLES]) + (", …" if len(names) > _EXAMPLES else "")
-
-
-def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-    )
-    for place, name in enumerate(header):
-        words = name in ("measure", "status")
-        # Where a terminal is too narrow the words are folded: numbers must not lose their ends.
-        lines = [line for row in (header, *body) for line in row[place].splitlines()]
-        least = None if words else max(map(len, lines))
-        table.add_column(name, justify="left" if words else "right", overflow="fold", min_width=least)
-    for cells in body:
-        # Text, since a string with brackets would be read as markup.
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+def write_text(table: str, path: Path) -> None:
+    """Write a table that is a text already, in UTF-8. Raises ResultError naming a file that cannot be written."""
+    try:
+        # Names may hold lone surrogates, as those of files whose names are not UTF-8.
+        write_atomically(path, table.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise ResultError(
+            f"cannot write the table {path}: {error.strerror or error}; make room, or choose another output folder"
+        ) from error
 
 
 def _title(rows: pd.DataFrame, target: str) -> str:
     attrs = rows.attrs
-    parts = [f"Against {shown(target)}"]
+    parts = [f"Against {target}"]
+    if "given" in attrs:
+        parts[0] += f", given {attrs['given']}"
     if "models" in attrs:
         parts.append(f"{attrs['models']} models")
+    if "groups" in attrs:
+        parts.append(f"resampled by {attrs['groups']}")
     if "aggregator" in attrs:
         parts.append(str(attrs["aggregator"]))
     if "confidence" in attrs:
@@ -161,35 +83,91 @@ def _title(rows: pd.DataFrame, target: str) -> str:
     return ", ".join(parts)
 
 
-def _cells(rows: pd.DataFrame, target: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table, as text."""
-    layers = bool(rows["layer"].notna().any())
-    remarks = bool((rows["status"] != "ok").any())
-    header = ["measure"] + ["layer"] * layers + ["against"] * target
-    grid = [name for name in _GRID if name in rows and rows[name].notna().any()]
-    header += [str(name).capitalize() for name in STATISTICS] + [_GRID[name] for name in grid]
-    header += ["models"] + ["status"] * remarks
-    body = []
-    for _, row in rows.iterrows():
-        cells = [shown(str(row["measure"]))]
-        if layers:
-            cells.append("" if pd.isna(row["layer"]) else str(row["layer"]))
-        if target:
-            cells.append(shown(str(row["against"])))
-        cells += [_interval(row, name) for name in STATISTICS]
-        cells += [_decimals(row[name]) if np.isfinite(row[name]) else "–" for name in grid]
-        cells.append(f"{row['n']} of {row['n'] + row['excluded']}" if row["excluded"] else str(row["n"]))
-        cells += [shown(str(row["status"]))] * remarks
-        body.append(cells)
-    return header, body
+def _columns(rows: pd.DataFrame, target: bool = False) -> list[Column]:
+    """The columns of a table, as text."""
+    made = [Column("measure", rows["measure"].astype(str).tolist(), names=True)]
+    if rows["layer"].notna().any():
+        made.append(Column("layer", ["" if pd.isna(layer) else str(layer) for layer in rows["layer"]]))
+    if target:
+        made.append(Column("against", rows["against"].astype(str).tolist(), names=True))
+    if (rows["expected"] != 0).any():
+        made.append(Column("expected", [_expected(row) for _, row in rows.iterrows()], leave=3))
+    for name, leave in (("pearson", 1), ("spearman", 4), ("kendall", 6)):
+        # Partial coefficients have no Kendall.
+        if name == "pearson" or rows[name].notna().any() or rows["pearson"].isna().all():
+            cells = [_interval(row, name) for _, row in rows.iterrows()]
+            made.append(Column(name.capitalize(), cells, leave=leave))
+    gridded = rows["grid_status"].astype(str) != ""
+    if gridded.any():
+        cells = [_decimals(value) if np.isfinite(value) else "–" for value in rows["pgdl"]]
+        made.append(Column("PGDL", cells, leave=2))
+        made.append(Column("ψ", [_psi(row) for _, row in rows.iterrows()], leave=5))
+    counts = [f"{n} of {n + lost}" if lost else str(n) for n, lost in zip(rows["n"], rows["excluded"], strict=True)]
+    made.append(Column("models", counts, leave=2))
+    return made
+
+
+def _remarks(rows: pd.DataFrame) -> list[str]:
+    """Lines under a table; measures with the same remark share one."""
+    lines = []
+    for status, names in _by_text(rows, "status"):
+        if status != "ok":
+            lines.append(f"{status} ({names})")
+    for lost, names in _by_text(rows, "excluded_models"):
+        lines.append(f"left out, without a value: {lost} ({names})")
+    for status, names in _by_text(rows, "grid_status"):
+        if status != "ok":
+            lines.append(f"scores on the grid: {status} ({names})")
+    scored = rows[(rows["grid_status"].astype(str) != "") & (rows["expected"] == 0)]
+    if len(scored):
+        names = listed(list(dict.fromkeys(scored["measure"].astype(str))))
+        lines.append(f"scores on the grid: of the values as they are, since no sign with the gap is stated ({names})")
+    if (rows["expected"] != 0).any():
+        lines.append(
+            "expected: the sign that the measure's source states; whether Spearman has it: yes or no where it is told "
+            "from 0, open where it is not"
+        )
+    return lines
+
+
+def _by_text(rows: pd.DataFrame, column: str) -> list[tuple[str, str]]:
+    """The texts of a column that are not empty, and the measures that have each."""
+    found: dict[str, list[str]] = {}
+    for text, measure in zip(rows[column].astype(str), rows["measure"].astype(str), strict=True):
+        if text:
+            found.setdefault(" ".join(text.split()), []).append(measure)
+    return [(text, listed(list(dict.fromkeys(names)))) for text, names in found.items()]
+
+
+def _expected(row: pd.Series[Any]) -> str:
+    """``− yes``, or nothing where no sign is expected."""
+    sign = {1: "+", -1: "−"}.get(int(row["expected"]), "")
+    return f"{sign} {row['agrees']}".strip()
 
 
 def _interval(row: pd.Series[Any], name: str) -> str:
-    """``-0.71 [-0.80, -0.58]``, or a dash."""
+    """``-0.71 [-0.80, -0.58]``, ``-0.71 (p 0.03)`` where there is no interval, or a dash."""
     if not np.isfinite(row[name]):
         return "–"
     value, low, high = (_decimals(row[f"{name}{suffix}"]) for suffix in ("", "_low", "_high"))
-    return f"{value} [{low}, {high}]" if np.isfinite(row[f"{name}_low"]) else value
+    if np.isfinite(row[f"{name}_low"]):
+        return f"{value}\n[{low}, {high}]"
+    return f"{value}\n(p {_p(row[f'{name}_p'])})" if np.isfinite(row[f"{name}_p"]) else value
+
+
+def _psi(row: pd.Series[Any]) -> str:
+    """ψ with its interval, or with how many pairs it is from."""
+    name = "granulated_kendall"
+    if not np.isfinite(row[name]):
+        return "–"
+    value, low, high = (_decimals(row[f"{name}{suffix}"]) for suffix in ("", "_low", "_high"))
+    if np.isfinite(row[f"{name}_low"]):
+        return f"{value}\n[{low}, {high}]"
+    return f"{value}\n({row[f'{name}_pairs']:.0f} pairs)"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _decimals(number: float) -> str:

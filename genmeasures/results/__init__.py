@@ -1,8 +1,9 @@
 """The result of a run: one xarray.Dataset, model × layer, and the file it is kept in."""
 
+import genmeasures.accessor  # noqa: F401 (registers ds.genmeasures)
 from genmeasures.results.build import combine, model_dataset
 from genmeasures.results.collect import Collected, collect
-from genmeasures.results.schema import STATUS, is_merged, measure_variables, settings_of
+from genmeasures.results.schema import STATUS, is_merged, judged_variables, measure_variables, settings_of
 from genmeasures.results.store import SCHEMA_VERSION, load, save, writable
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "collect",
     "combine",
     "is_merged",
+    "judged_variables",
     "load",
     "measure_variables",
     "model_dataset",

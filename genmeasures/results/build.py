@@ -69,7 +69,11 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
             attrs = {
                 "long_name": variable.long_name,
                 "units": variable.units,
-                "direction": variable.direction,
+                "expected_accuracy": variable.expected_accuracy,
+                "expected_accuracy_source": variable.expected_accuracy_source,
+                "expected_gap": variable.expected_gap,
+                "expected_gap_source": variable.expected_gap_source,
+                "auxiliary": int(variable.auxiliary),
                 "references": variable.references,
                 "measure": repr(measure),
             }

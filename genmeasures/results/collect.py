@@ -219,7 +219,7 @@ def _each_once(models: Sequence[ModelResults], collected: Collected) -> list[Mod
 def _other_quantity(first: xr.Dataset, ds: xr.Dataset) -> str:
     """How a measure differs from that of the same name in another result; empty where none does."""
     for name in measure_variables(ds):
-        for attr in ("units", "direction"):
+        for attr in ("units", "expected_accuracy", "expected_gap"):
             if name in first and first[name].attrs.get(attr) != ds[name].attrs.get(attr):
                 return f"{name} has other {attr}"
     return ""

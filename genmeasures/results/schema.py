@@ -90,3 +90,8 @@ def check(ds: xr.Dataset) -> None:
         raise ResultError("it names no models")
     hparams_of(ds)
     settings_of(ds)
+
+
+def judged_variables(ds: xr.Dataset) -> list[str]:
+    """Names of the measure variables that are judged and plotted: those that are not auxiliary."""
+    return [name for name in measure_variables(ds) if not int(ds[name].attrs.get("auxiliary", 0))]

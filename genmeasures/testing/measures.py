@@ -51,12 +51,21 @@ def _assert_same(component: Measure, one: xr.Dataset, other: xr.Dataset, what: s
 
 
 def check_variables(component: Measure) -> None:
-    """It declares variables with a long name, a direction of −1, 0 or 1, units and bounds."""
+    """It declares variables with a long name, expected signs of −1, 0 or 1 with their sources, units and bounds."""
     assert component.variables, "variables is empty"
     for variable in component.variables:
         assert variable.name.isidentifier(), f"the variable {variable.name!r} is no identifier"
         assert variable.long_name, f"{variable.name} has no long_name"
-        assert variable.direction in (-1, 0, 1), f"the direction of {variable.name} is {variable.direction!r}"
+        for target in ("accuracy", "gap"):
+            sign, source = (getattr(variable, f"expected_{target}{end}") for end in ("", "_source"))
+            assert sign in (-1, 0, 1), f"expected_{target} of {variable.name} is {sign!r}, not −1, 0 or 1"
+            assert bool(sign) == bool(source), (
+                f"expected_{target} of {variable.name} is {sign} and its source {source!r}: "
+                f"a sign needs a source in expected_{target}_source, and 0 has none"
+            )
+        assert not (variable.auxiliary and (variable.expected_accuracy or variable.expected_gap)), (
+            f"{variable.name} is auxiliary, and is not judged: it has no expected sign"
+        )
         assert variable.bounds[0] < variable.bounds[1], f"the bounds of {variable.name} are {variable.bounds}"
         own = [dim for dim in variable.dims if dim != "layer"]
         assert len(own) <= 1, f"{variable.name} has two dimensions of its own: {own}"
@@ -226,7 +235,7 @@ def check_file(component: Measure) -> None:
     for variable in component.variables:
         np.testing.assert_array_equal(there[variable.name].values, ds[variable.name].values)
         attrs = there[variable.name].attrs
-        for key in ("long_name", "units", "direction", "references"):
+        for key in ("long_name", "units", "expected_accuracy", "expected_gap", "auxiliary", "references"):
             assert attrs[key] == getattr(variable, key), f"{variable.name}: {key} is {attrs[key]!r} in the file"
 
 

@@ -30,7 +30,7 @@ def result(values: np.ndarray = VALUES, norms: np.ndarray = NORMS, names: np.nda
     status = np.where(names == "", "", np.where(np.isnan(values), "undefined: too few", "ok")).astype(object)
     return xr.Dataset(
         {
-            "m": (both, values, {"long_name": "measure", "units": "1", "direction": -1, "references": "someone"}),
+            "m": (both, values, {"long_name": "measure", "expected_accuracy": -1, "references": "someone"}),
             "m_status": (both, status),
             "t": ("model", np.arange(models, dtype=float), {"long_name": "total"}),
             "t_status": ("model", np.full(models, "ok", dtype=object)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -432,3 +434,52 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["measure"])
     assert stop.value.code == 2
     assert "invalid choice: 'measure'" in capsys.readouterr().err
+
+
+def test_plugins_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "--json"]) == 0
+    core = next(one for one in json.loads(capsys.readouterr().out) if one["name"] == "genmeasures")
+    assert core["version"] == genmeasures.__version__
+    assert core["error"] is None
+    assert {"kind": "labeler", "name": "kmeans", "options": ["k=5", "restarts=10"]} in core["components"]
+
+
+def test_collect_in_json(run: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run("measure=[roughness]")
+    (tmp_path / "results" / "zzz.nc").write_text("no result")
+    assert main(["collect", "results", "--json"]) == 1
+    found = json.loads(capfd.readouterr().out)
+    assert len(found["problems"]) == 1
+    assert "zzz.nc" in found["problems"][0]
+    assert [file["models"] for file in found["files"]] == [3]
+    assert {row["against"] for row in found["judged"]} == {"test_accuracy", "generalization_gap"}
+    row = found["judged"][0]
+    assert (row["measure"], row["n"], row["pearson_low"]) == ("roughness", 3, None)
+    assert -1 <= row["pearson"] <= 1
+
+
+def test_a_run_writes_its_table(run: Callable[..., Any], tmp_path: Path) -> None:
+    status, out, _ = run("measure=[roughness]")
+    assert status == 0
+    (path,) = results(tmp_path)
+    table = pd.read_csv(path.with_name(f"{path.stem}-judged.csv"))
+    assert table["against"].tolist() == ["test_accuracy", "generalization_gap"]
+    assert table["status"].tolist() == ["note: 3 models: no interval from fewer than 8"] * 2
+    assert "no interval from fewer than 8" in out
+
+
+def test_a_run_of_which_most_models_failed_is_no_success(
+    run: Callable[..., Any], tmp_path: Path, checkpoints: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoints, broken)
+    # One module of a name can be imported in one process.
+    manifest = yaml.safe_load((checkpoints / "manifest.yaml").read_text())
+    (broken / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "python_path": str(checkpoints)}))
+    (broken / f"{MODELS[0]}.pt").write_bytes(b"damaged")
+    (broken / f"{MODELS[2]}.pt").write_bytes(b"damaged")
+    status, out, err = run("measure=[roughness]", task=str(broken))
+    assert status == 1
+    assert "2 of 3 models failed" in err
+    assert "Against test_accuracy" in out
+    assert len(results(tmp_path)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -198,6 +199,41 @@ def test_a_result_that_cannot_be_written_is_shown(
     assert not MEASURED
     assert line(said, "4 of 4 models taken from results/nets-")
     assert not list(tmp_path.glob("results/*.parts"))
+
+
+def test_a_table_that_cannot_be_written_is_shown(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genmeasures.report.table.write_atomically", full)
+        status, said = run()
+    assert status == 1
+    assert "Against test_accuracy" in said
+    assert line(said, "result: results/nets-")
+    told = line(said, "error: ")
+    assert "cannot write the table results/nets-" in told
+    assert "No space left" in told
+    assert not list(tmp_path.glob("results/*.csv"))
+    assert run()[0] == 0
+    assert not MEASURED
+    assert len(list(tmp_path.glob("results/*-judged.csv"))) == 1
+
+
+def test_no_table_of_other_values_is_left(run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any) -> None:
+    run()
+    (table,) = tmp_path.glob("results/*-judged.csv")
+    assert run("against=nothing")[0] == 1
+    assert table.is_file()  # the result has not changed
+    folders.write_weights(nets / "w1.pt", 11)
+    status, said = run("against=nothing")
+    assert status == 1
+    assert "no coordinate 'nothing'" in line(said, "error: ")
+    assert not table.is_file()
+    run()
+    assert table.is_file()
 
 
 def test_what_killed_runs_have_left_is_removed(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from genmeasures.errors import OptionError, ResultError
 from genmeasures.judging import (
+    bca_interval,
     conditional_mutual_information,
     granulated_kendall,
     judge,
@@ -21,6 +22,7 @@ from genmeasures.judging import (
     worst_sign_error,
     write_predictions,
 )
+from genmeasures.judging.resampling import widening
 
 CMI = Path(__file__).parents[1] / "data" / "cmi_task2"
 
@@ -64,11 +66,87 @@ def test_a_table_is_judged_as_a_result(table: Path) -> None:
 def test_a_measure_of_good_generalization_is_turned_round(table: Path) -> None:
     ds = read_table(table, ["width", "norm", "depth"])
     turned = ds.assign(good=-ds["good"])
-    turned["good"].attrs = {"direction": 1}
+    turned["good"].attrs = {"expected_gap": -1}
     first, second = (judge(one, resamples=20).set_index("measure").loc["good"] for one in (ds, turned))
     assert first["pgdl"] == pytest.approx(second["pgdl"])
     assert first["granulated_kendall"] == pytest.approx(second["granulated_kendall"])
     assert np.isnan(first["worst_sign_error"])  # the size of the test set is not known
+
+
+def test_p_values_of_a_grid(table: Path) -> None:
+    """Against brute force, with the permutations that the seed draws; and of a measure with ties."""
+    ds = read_table(table, ["width", "norm", "depth"], test_size=500)
+    ds = ds.assign(noise=ds["noise"].round())
+    judged = judge(ds, resamples=60, seed=3).set_index("measure")
+    rng = np.random.default_rng(3)
+    rng.multinomial(12, np.full(12, 1 / 12), size=60)
+    orders = rng.permuted(np.tile(np.arange(12), (60, 1)), axis=1)
+    given = grid()
+    hparams, gap = given[["width", "norm", "depth"]], given["gap"].to_numpy()
+    for name in ("good", "noise"):
+        values = ds[name].values
+        shuffled = np.sort(values)[orders]
+        null = [pgdl_score(one, gap, hparams) for one in shuffled]
+        expected = (1 + np.sum(np.array(null) >= pgdl_score(values, gap, hparams) - 1e-9)) / 61
+        assert judged.loc[name, "pgdl_p"] == pytest.approx(expected)
+        null = [abs(granulated_kendall(one, gap, hparams).psi) for one in shuffled]
+        expected = (1 + np.sum(np.array(null) >= abs(granulated_kendall(values, gap, hparams).psi) - 1e-9)) / 61
+        assert judged.loc[name, "granulated_kendall_p"] == pytest.approx(expected)
+        null = [worst_sign_error(one, gap, hparams, 500) for one in shuffled]
+        expected = (1 + np.sum(np.array(null) <= worst_sign_error(values, gap, hparams, 500) + 1e-9)) / 61
+        assert judged.loc[name, "worst_sign_error_p"] == pytest.approx(expected)
+
+
+def test_psi_has_an_interval_over_models(table: Path) -> None:
+    ds = read_table(table, ["width", "norm", "depth"])
+    row = judge(ds, resamples=40, seed=1).set_index("measure").loc["good"]
+    given = grid()
+    hparams, gap, values = given[["width", "norm", "depth"]], given["gap"].to_numpy(), given["good"].to_numpy()
+    counts = np.random.default_rng(1).multinomial(12, np.full(12, 1 / 12), size=40)
+
+    def psi(count: np.ndarray) -> float:
+        """By loops: pairs count as often as they are drawn, a model is no pair with itself."""
+        by_hparam = []
+        for hparam in hparams:
+            others = [name for name in hparams if name != hparam]
+            taus = []
+            for members in hparams.groupby(others).groups.values():
+                pairs = [(i, j) for i in members for j in members if i < j]
+                weight = [count[i] * count[j] for i, j in pairs]
+                if sum(w for w, (i, j) in zip(weight, pairs, strict=True) if gap[i] != gap[j]):
+                    agree = [np.sign(values[i] - values[j]) * np.sign(gap[i] - gap[j]) for i, j in pairs]
+                    taus.append(np.dot(weight, agree) / sum(weight))
+            if taus:
+                by_hparam.append(np.mean(taus))
+        return float(np.mean(by_hparam)) if by_hparam else np.nan
+
+    assert psi(np.ones(12)) == pytest.approx(row["granulated_kendall"])
+    left_out = np.array([psi(one) for one in 1 - np.eye(12)])
+    expected = bca_interval(
+        np.array(psi(np.ones(12))), np.array([psi(count) for count in counts]), left_out, widen=widening(12)
+    )
+    ends = (row["granulated_kendall_low"], row["granulated_kendall_high"])
+    assert ends == pytest.approx((float(expected.low), float(expected.high)), abs=1e-12)
+    assert row["granulated_kendall_pairs"] == sum(12 * (k - 1) // 2 for k in (3, 2, 2))
+
+
+def test_psi_of_few_pairs_says_of_how_many(table: Path) -> None:
+    ds = read_table(table, ["width", "norm", "depth"]).isel(model=[0, 1, 2])
+    row = judge(ds, resamples=40).set_index("measure").loc["good"]
+    assert row["granulated_kendall_pairs"] == 2
+    assert np.isnan(row["granulated_kendall_low"])
+    assert row["granulated_kendall_p"] >= 1 / 6
+    # The grid is not complete either.
+    assert row["grid_status"].startswith("undefined: the grid")
+    ds = read_table(table, ["width", "norm", "depth"]).isel(model=slice(0, 8))
+    row = judge(ds, resamples=40).set_index("measure").loc["good"]
+    assert row["grid_status"] == "ok"
+    ds = ds.drop_vars("depth").assign_attrs(hparams='["width", "norm"]').isel(model=[0, 2, 4, 6])
+    row = judge(ds, resamples=40).set_index("measure").loc["good"]
+    assert row["grid_status"] == (
+        "undefined: some values of hyper-parameters leave no uncertainty about the order of the gaps: the score is "
+        "0/0; ψ of 4 pairs of models in 4 groups: no interval from fewer than 8 groups or models"
+    )
 
 
 def test_an_incomplete_grid_has_a_reason(table: Path) -> None:
@@ -104,7 +182,7 @@ def test_tables_that_cannot_be_read(table: Path, change: object, message: str) -
 
 def test_predictions_there_and_back(table: Path, tmp_path: Path) -> None:
     ds = read_table(table, ["width", "norm", "depth"])
-    ds["noise"].attrs["direction"] = 1
+    ds["noise"].attrs["expected_gap"] = -1
     for name, sign in (("good", 1), ("noise", -1)):
         path = tmp_path / f"{name}.predict"
         write_predictions(ds, name, path)

@@ -36,7 +36,7 @@ class Sparsity(FeatureMeasure):
     """Share of zero activations."""
 
     name = "sparsity"
-    variables = (Variable("sparsity", "share of zero activations", direction=0),)
+    variables = (Variable("sparsity", "share of zero activations"),)
     passes = (Pass("test", "vectors"),)
 
     def __init__(self, threshold=0.0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rich.console import Console
 from genmeasures.aggregators import Mean, aggregate
 from genmeasures.errors import ResultError
 from genmeasures.judging import judge
-from genmeasures.report import failures, markdown_table, plot_measures, render_table
+from genmeasures.report import failures, markdown_table, mostly_failed, plot_measures, render_table, skipped
 
 
 def result(models: int = 20, layers: int = 4, measures: int = 2, metric: str = "accuracy") -> xr.Dataset:
@@ -25,7 +26,7 @@ def result(models: int = 20, layers: int = 4, measures: int = 2, metric: str = "
     data: dict[str, object] = {}
     for i in range(measures):
         values = rng.normal(size=(models, layers)) - 10 * test[:, None]
-        data[f"m{i}"] = (both, values, {"long_name": f"measure number {i}", "units": "1", "direction": -1})
+        data[f"m{i}"] = (both, values, {"long_name": f"measure number {i}", "units": "1", "expected_accuracy": -1})
         data[f"m{i}_status"] = (both, np.full(values.shape, "ok", dtype=object))
     return xr.Dataset(
         data,
@@ -51,10 +52,13 @@ def rendered(judged: pd.DataFrame, width: int = 160) -> str:
 @pytest.fixture
 def judged() -> pd.DataFrame:
     """Two measures, one of them without a value, against one target; the figures are made up."""
-    row = {"layer": pd.NA, "against": "test_accuracy", "n": 128, "excluded": 0, "status": "ok"}
+    row = {"layer": pd.NA, "against": "test_accuracy", "n": 128, "excluded": 0, "status": "ok", "expected": 0}
+    row |= {"agrees": "", "excluded_models": "", "grid_status": ""}
     given = {"pearson": (-0.714, -0.8, -0.58), "spearman": (0.5, 0.4, 0.6), "kendall": (-0.001, -0.2, 0.2)}
     numbers = {f"{k}{end}": v for k, vs in given.items() for end, v in zip(("", "_low", "_high"), vs, strict=True)}
+    numbers |= {f"{k}_p": 0.01 for k in given}
     missing = {**dict.fromkeys(numbers, np.nan), "n": 1, "excluded": 127, "status": "undefined: too | few"}
+    missing |= {"excluded_models": "m1, m2, …"}
     frame = pd.DataFrame([{**row, "measure": "roughness", **numbers}, {**row, "measure": "db", **missing}])
     frame = frame.astype({"layer": "Int64"})
     frame.attrs = {"models": 128, "aggregator": "Frobenius()", "confidence": 0.95}
@@ -75,9 +79,11 @@ def test_table_shows_every_figure(judged: pd.DataFrame) -> None:
     text = rendered(judged)
     assert "Against test_accuracy, 128 models, Frobenius(), 95% bootstrap intervals" in text
     assert [" ".join(line.split()) for line in text.splitlines() if "roughness" in line] == [
-        "roughness -0.71 [-0.80, -0.58] 0.50 [0.40, 0.60] 0.00 [-0.20, 0.20] 128 ok"
+        "roughness -0.71 [-0.80, -0.58] 0.50 [0.40, 0.60] 0.00 [-0.20, 0.20] 128"
     ]
-    assert "status" not in rendered(judged.iloc[:1])
+    assert "undefined: too | few (db)" in text
+    assert "left out, without a value: m1, m2, … (db)" in text
+    assert "undefined" not in rendered(judged.iloc[:1])
 
 
 def test_a_narrow_table_keeps_its_intervals_whole(judged: pd.DataFrame) -> None:
@@ -143,6 +149,99 @@ def test_all_models_failed() -> None:
     assert failures(ds) == ["3 of 3 models failed (model0, model1, model2): no file"]
 
 
+@pytest.mark.parametrize(
+    ("failed", "said"), [(0, ""), (2, ""), (3, "3 of 4 models failed"), (4, "4 of 4 models failed")]
+)
+def test_a_run_of_which_most_models_failed_is_told(failed: int, said: str) -> None:
+    ds = result(models=4)
+    ds["model_status"].values[:failed] = "failed: no file"
+    assert mostly_failed(ds) == said
+
+
+def test_skipped_layers_are_grouped_by_reason() -> None:
+    ds = result(models=3)
+    texts = [
+        {"rnn": "a recurrent layer", "head": "never called", "aux": "never called"},
+        {"rnn": "a recurrent layer", "head": "never\ncalled"},
+        {"rnn": "a recurrent layer"},
+    ]
+    ds = ds.assign_coords(skipped_layers=("model", np.array([json.dumps(text) for text in texts], dtype=object)))
+    assert skipped(ds) == [
+        "not measured: 1 layer (rnn) of all models: a recurrent layer",
+        "not measured: 2 layers (head, aux) of 2 of 3 models: never called",
+    ]
+    ds["skipped_layers"].values[:] = [json.dumps({f"l{i}": f"reason {i}" for i in range(8)}), "{}", ""]
+    assert len(skipped(ds)) == 6
+    assert skipped(ds)[-1] == "not measured: layers for 3 other reasons"
+
+
+def test_the_accessor_sums_up_a_result() -> None:
+    ds = result(models=5)
+    ds = ds.assign_coords(skipped_layers=("model", np.array(['{"rnn": "a recurrent layer"}'] * 5, dtype=object)))
+    ds["model_status"].values[4] = "failed: no file"
+    ds["layer_name"].values[4] = ""
+    for name in ("m0", "m1"):
+        ds[name].values[4] = np.nan
+        ds[f"{name}_status"].values[4] = ""
+    ds["m1"].values[2, 1], ds["m1_status"].values[2, 1] = np.nan, "undefined: one cluster"
+    ds["m1"].attrs["auxiliary"] = 1
+    assert str(ds.genmeasures).splitlines() == [
+        "5 models: 4 ok",
+        "1 of 5 models failed (model4): no file",
+        "4 layers, in every model",
+        "not measured: 1 layer (rnn) of all models: a recurrent layer",
+        "m0: 16 values",
+        "m1: 15 values, 1 undefined (auxiliary)",
+    ]
+    ds["layer_name"].values[0, 3] = ""
+    assert "3 to 4 layers a model" in str(ds.genmeasures)
+    assert "no result of genmeasures" in str(xr.Dataset().genmeasures)
+
+
+def test_expected_signs_and_what_the_data_say() -> None:
+    ds = result(models=30)  # m0 and m1 fall with accuracy, and grow with the gap
+    ds["m0"].attrs |= {"expected_gap": 1}
+    ds["m1"].attrs |= {"expected_accuracy": 1, "expected_gap": -1}
+    ds["m2"] = (("model", "layer"), np.random.default_rng(1).normal(size=(30, 4)), {"expected_accuracy": -1})
+    ds["m2_status"] = ds["m0_status"]
+    judged = judge(aggregate(ds, Mean()))
+    found = {(row.measure, row.against): (row.expected, row.agrees) for row in judged.itertuples()}
+    assert found == {
+        ("m0", "test_accuracy"): (-1, "yes"),
+        ("m0", "generalization_gap"): (1, "yes"),
+        ("m1", "test_accuracy"): (1, "no"),
+        ("m1", "generalization_gap"): (-1, "no"),
+        ("m2", "test_accuracy"): (-1, "open"),
+        ("m2", "generalization_gap"): (0, ""),
+    }
+    text = rendered(judged)
+    assert "− yes" in text
+    assert "+ no" in text
+    assert "− open" in text
+    assert "expected: the sign that the measure's source states" in text
+
+
+def test_a_damaged_model_of_a_grid_is_told() -> None:
+    ds = result(models=16)
+    grid = np.array(list(np.ndindex(2, 2, 4)))
+    ds = ds.assign_coords({name: ("model", grid[:, k]) for k, name in enumerate(("a", "b", "c"))})
+    ds.attrs |= {"hparams": '["a", "b", "c"]', "test_size": 1000}
+    whole = rendered(judge(aggregate(ds, Mean()), "generalization_gap"))
+    assert "not complete" not in whole
+    ds["m0"].values[5] = np.nan
+    judged = judge(aggregate(ds, Mean()), "generalization_gap")
+    text = rendered(judged)
+    assert "PGDL" in text
+    assert "left out, without a value: model5 (m0)" in text
+    assert "scores on the grid: undefined: the grid of hyper-parameters is not complete: 1 of 16" in text
+    assert "scores on the grid: of the values as they are, since no sign with the gap is stated (m0, m1)" in text
+    # All models of the grid but one measure's: its row has a dash.
+    (row,) = (line.split() for line in text.splitlines() if line.split()[:1] == ["m0"])
+    assert "–" in row
+    ds["m1"].values[5] = np.nan
+    assert "PGDL" in rendered(judge(aggregate(ds, Mean()), "generalization_gap"))
+
+
 def picture(path: Path) -> tuple[int, int]:
     """Height and width of a PNG that has something drawn on it."""
     pixels = imread(path)
@@ -166,6 +265,9 @@ def test_figure_grows_with_the_measures(tmp_path: Path) -> None:
         plot_measures(ds, aggregate(ds, Mean()), tmp_path / "a.png")
         sizes.append(picture(tmp_path / "a.png"))
     (low, narrow), (still_low, wide), (high, still_wide) = sizes
+    ds = ds.drop_vars("generalization_gap")  # a panel less
+    plot_measures(ds, aggregate(ds, Mean()), tmp_path / "a.png")
+    assert picture(tmp_path / "a.png") == (high * 2 // 3, wide)
     assert low == still_low
     assert narrow < wide == still_wide
     assert high == 2 * low

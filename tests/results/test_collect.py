@@ -126,13 +126,13 @@ def test_other_test_sizes_give_no_sign_error(one: Make, write: Make, runs: Path,
 def test_measures_with_another_unit_are_not_mixed(one: Make, write: Make, whole: Make, runs: Path, merge: Make) -> None:
     write(runs / "a.nc", one("a"))
     ds = whole(one("b"))
-    ds["toy"].attrs["direction"] = 1
+    ds["toy"].attrs["expected_accuracy"] = 1
     save(ds, runs / "b.nc")
     merged, found = merge()
     assert merged["model"].values.tolist() == ["a"]
-    assert merged["toy"].attrs["direction"] == -1
+    assert merged["toy"].attrs["expected_accuracy"] == -1
     (problem,) = found.problems
-    assert problem.startswith(f"{runs / 'b.nc'}: toy has other direction than in {runs / 'a.nc'}")
+    assert problem.startswith(f"{runs / 'b.nc'}: toy has other expected_accuracy than in {runs / 'a.nc'}")
 
 
 # Which models are the same -----------------------------------------------------------------------------------

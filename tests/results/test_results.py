@@ -156,7 +156,10 @@ def test_attributes_of_variables(measured: xr.Dataset) -> None:
             attrs = measured[variable.name].attrs
             assert attrs["long_name"] == variable.long_name
             assert attrs["units"] == "1"
-            assert attrs["direction"] == -1
+            for target in ("accuracy", "gap"):
+                for end in ("", "_source"):
+                    assert attrs[f"expected_{target}{end}"] == getattr(variable, f"expected_{target}{end}")
+            assert attrs["auxiliary"] == 0
             assert "Rajagopal" in attrs["references"]
     assert "DaviesBouldin(" in measured["davies_bouldin"].attrs["measure"]
     assert "spread='mean'" in measured["davies_bouldin"].attrs["measure"]
@@ -257,7 +260,8 @@ def test_models_of_different_depth() -> None:
     assert whole["layer"].dtype.kind == "i"
     np.testing.assert_array_equal(whole["whole"].values, [7, 7, 7])
     assert whole["toy"].attrs == {
-        "long_name": "a toy", "units": "m", "direction": -1, "references": "Nobody 1900", "measure": "Toy()",
+        "long_name": "a toy", "units": "m", "references": "Nobody 1900", "measure": "Toy()", "auxiliary": 0,
+        "expected_accuracy": -1, "expected_accuracy_source": "", "expected_gap": 0, "expected_gap_source": "",
     }  # fmt: skip
 
 

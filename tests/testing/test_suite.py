@@ -442,6 +442,24 @@ def test_no_check_is_without_its_broken_component() -> None:
     assert checks - {name for name, *_ in BROKEN} == {"config"}
 
 
+@pytest.mark.parametrize(
+    ("signs", "message"),
+    [
+        ({"expected_accuracy": 2, "expected_accuracy_source": "A 2020"}, "is 2, not −1, 0 or 1"),
+        ({"expected_gap": 1}, "a sign needs a source in expected_gap_source"),
+        ({"expected_accuracy_source": "A 2020"}, "and 0 has none"),
+        ({"expected_gap": -1, "expected_gap_source": "A 2020", "auxiliary": True}, "auxiliary, and is not judged"),
+    ],
+)
+def test_expected_signs_are_sound(signs: dict[str, Any], message: str) -> None:
+    class Signed(Mean):
+        variables = (Variable("mean_feature", "mean of the features", **signs),)
+
+    check = next(check for check in checks_for(Signed()) if name_of(check) == "variables")
+    with pytest.raises(AssertionError, match=message):
+        check(Signed())
+
+
 # Checks that do not apply, and failures without a word ------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import figures
 import numpy as np
 import pandas as pd
 import xarray as xr
-from analysis import dummies, partial_correlation, two_way, variance_explained
+from analysis import Interval, two_way, variance_explained
 from numpy.typing import NDArray
 from study import (
     EXTRACTORS,
@@ -32,14 +32,13 @@ from study import (
     Study,
     averages,
     correlation,
-    over_runs,
+    partial_over_runs,
     read,
 )
 
 import genmeasures
 from genmeasures.errors import GenmeasuresError
-from genmeasures.judging import pearson
-from genmeasures.judging.correlation import Interval
+from genmeasures.judging import dummies, pearson
 from genmeasures.results import load
 
 EPOCHS = ((1, 4), (5, 12), (13, 32))
@@ -271,7 +270,7 @@ def _sampling(study: Study, more: xr.Dataset) -> list[str]:
         averaged = genmeasures.aggregate(ds, "frobenius")
         for measure in measures:
             x = np.asarray(averaged[measure].values, dtype=np.float64)
-            left, interval = over_runs(partial_correlation, runs, x, iou, known)
+            left, interval = partial_over_runs(x, iou, known, runs)
             cells = [*_coefficients(correlation(x, iou, runs)), _number(left), _interval(interval)]
             rows.append([str(count), MEASURES[measure], *cells])
             found = [_signed(float(pearson(x[part], iou[part]))) for part in parts.values()]
@@ -357,7 +356,7 @@ def _beyond_epoch(study: Study) -> str:
         x = study.reduced(extractor, measure)
         cells = [_number(correlation(x, y, runs).pearson)]
         for given in (epoch, both):
-            value, interval = over_runs(partial_correlation, runs, x, y, given)
+            value, interval = partial_over_runs(x, y, given, runs)
             cells += [_number(value), _interval(interval)]
         used = np.isfinite(x) & np.isfinite(y)
         explained = variance_explained(y[used], both[used], x[used])

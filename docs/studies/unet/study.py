@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
-from analysis import run_bootstrap
+from analysis import Interval, percentile_interval
 from numpy.typing import NDArray
 
 import genmeasures
 from genmeasures.errors import ResultError
-from genmeasures.judging import bootstrap_interval, pearson, resample_counts, spearman
-from genmeasures.judging.correlation import Interval
+from genmeasures.judging import group_codes, partial_pearson, pearson, resample_counts, spearman
 from genmeasures.results import combine, load
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -171,20 +170,33 @@ def correlation(x: Floats, y: Floats, runs: NDArray[np.str_]) -> Correlation:
     nothing = Interval(math.nan, math.nan, 0)
     if math.isnan(coefficient):
         return Correlation(n, coefficient, nothing, nothing, math.nan)
-    models = bootstrap_interval(pearson, x, y, _counts(n))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        by_run = run_bootstrap(lambda rows: float(np.corrcoef(x[rows], y[rows])[0, 1]), runs[used])
-    return Correlation(n, coefficient, models, by_run, float(spearman(x, y)))
+    models = percentile_interval(pearson(x, y, _counts(n)))
+    return Correlation(
+        n, coefficient, models, _over_runs(pearson(x, y, _run_counts(runs[used]))), float(spearman(x, y))
+    )
 
 
-def over_runs(statistic: Callable[..., float], runs: NDArray[np.str_], *arrays: Floats) -> tuple[float, Interval]:
-    """A statistic of arrays (models, …), of the models that are finite in all, and its interval over runs."""
-    used = np.all([np.isfinite(array).reshape(len(array), -1).all(1) for array in arrays], axis=0)
-    kept = [array[used] for array in arrays]
-    return statistic(*kept), run_bootstrap(lambda rows: statistic(*(array[rows] for array in kept)), runs[used])
+def partial_over_runs(x: Floats, y: Floats, given: Floats, runs: NDArray[np.str_]) -> tuple[float, Interval]:
+    """Partial correlation of x and y (models,) given (models, q), where all are finite, and its interval over runs."""
+    used = np.isfinite(x) & np.isfinite(y) & np.isfinite(given).all(1)
+    x, y, given = x[used], y[used], given[used]
+    resampled = partial_pearson(x, y, given, _run_counts(runs[used]))
+    return float(partial_pearson(x, y, given)), _over_runs(resampled)
+
+
+def _over_runs(resampled: Floats) -> Interval:
+    return percentile_interval(resampled) if len(resampled) else Interval(math.nan, math.nan, 0)
 
 
 @functools.lru_cache(maxsize=16)
 def _counts(n: int) -> Floats:
-    """The resamples of n models that :func:`genmeasures.judge` draws, too."""
+    """Resamples of n models, as :func:`genmeasures.judge` draws them."""
     return resample_counts(n, 1000, np.random.default_rng(0))
+
+
+def _run_counts(runs: NDArray[np.str_]) -> Floats:
+    """Resamples of whole runs, likewise; none of a single run."""
+    codes = group_codes(runs)
+    if codes.max(initial=0) == 0:
+        return np.empty((0, len(runs)))
+    return resample_counts(len(runs), 1000, np.random.default_rng(0), codes)

@@ -70,18 +70,20 @@ class ARS(KernelMeasure):
 
     name = "ars"
     variables = (
-        Variable("ars", "mean activated representational substitution", -1, references=_ARS_PAPER + "eq. 5"),
-        Variable("rs", "mean representational substitution", -1, references=_ARS_PAPER + "eq. 3"),
-        Variable("ar", "mean activated response", 1, references=_ARS_PAPER + "eq. 4"),
         Variable(
-            "ars_kernel",
-            "activated representational substitution",
-            -1,
+            "ars",
+            "mean activated representational substitution",
+            expected_accuracy=-1,
+            expected_accuracy_source=_ARS_PAPER + "table 2",
             references=_ARS_PAPER + "eq. 5",
-            dims=_PER_KERNEL,
         ),
-        Variable("rs_kernel", "representational substitution", -1, references=_ARS_PAPER + "eq. 3", dims=_PER_KERNEL),
-        Variable("ar_kernel", "activated response", 1, references=_ARS_PAPER + "eq. 4", dims=_PER_KERNEL),
+        Variable("rs", "mean representational substitution", references=_ARS_PAPER + "eq. 3"),
+        Variable("ar", "mean activated response", references=_ARS_PAPER + "eq. 4"),
+        Variable(
+            "ars_kernel", "activated representational substitution", references=_ARS_PAPER + "eq. 5", dims=_PER_KERNEL
+        ),
+        Variable("rs_kernel", "representational substitution", references=_ARS_PAPER + "eq. 3", dims=_PER_KERNEL),
+        Variable("ar_kernel", "activated response", references=_ARS_PAPER + "eq. 4", dims=_PER_KERNEL),
     )
 
     def __init__(
@@ -168,8 +170,8 @@ class ClassSelectivity(KernelMeasure):
 
     name = "class_selectivity"
     variables = (
-        Variable("class_selectivity", "mean class selectivity", -1, references=_MORCOS),
-        Variable("class_selectivity_kernel", "class selectivity", -1, references=_MORCOS, dims=_PER_KERNEL),
+        Variable("class_selectivity", "mean class selectivity", references=_MORCOS),
+        Variable("class_selectivity_kernel", "class selectivity", references=_MORCOS, dims=_PER_KERNEL),
     )
 
     def __init__(self, split: Split = "test") -> None:
@@ -228,20 +230,18 @@ class CumulativeAblation(ModelMeasure):
         Variable(
             "cumulative_ablation",
             "largest gap in accuracy between descending and ascending ablation",
-            0,
             references=_ARS_PAPER + "section 3.2",
         ),
         *(
             Variable(
                 f"ablation_{order}",
                 f"accuracy with the first kernels in {order} order silenced",
-                0,
                 references=_ARS_PAPER + "section 3.2",
                 dims=_PER_KERNEL,
             )
             for order in ORDERS
         ),
-        Variable("ablation_none", "accuracy with no kernel silenced", 0, dims=()),
+        Variable("ablation_none", "accuracy with no kernel silenced", dims=(), auxiliary=True),
     )
 
     def __init__(self, score: KernelMeasure | None = None, split: Split = "test") -> None:

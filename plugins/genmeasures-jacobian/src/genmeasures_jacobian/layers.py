@@ -58,16 +58,15 @@ class LayerJacobian(ModelMeasure):
         Variable(
             "layer_jacobian",
             "mean Frobenius norm of the Jacobian of a layer",
-            -1,
             references=_REFERENCES,
             bounds=(0.0, math.inf),
         ),
         Variable(
             "layer_jacobian_error",
             "standard error of the mean layer Jacobian norm from the projections",
-            0,
             references=_REFERENCES,
             bounds=(0.0, math.inf),
+            auxiliary=True,
         ),
     )
 

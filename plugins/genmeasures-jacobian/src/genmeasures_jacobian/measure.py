@@ -43,8 +43,8 @@ _FROM_TARGETS = (
 )
 
 
-def _variable(name: str, long_name: str, direction: int = 0, dims: tuple[str, ...] = ()) -> Variable:
-    return Variable(name, long_name, direction, references=_REFERENCES, bounds=(0.0, math.inf), dims=dims)
+def _auxiliary(name: str, long_name: str, dims: tuple[str, ...] = ()) -> Variable:
+    return Variable(name, long_name, references=_REFERENCES, bounds=(0.0, math.inf), dims=dims, auxiliary=True)
 
 
 class JacobianNorm(ModelMeasure):
@@ -71,16 +71,32 @@ class JacobianNorm(ModelMeasure):
 
     name = "jacobian_norm"
     variables = (
-        _variable("jacobian_norm", "mean Frobenius norm of the input-output Jacobian", -1),
-        _variable("jacobian_norm_error", "standard error of the mean Jacobian norm from the projections"),
-        _variable("jacobian_norm_target", "mean norm of the Jacobian's row of the true class", -1),
-        _variable("jacobian_norm_lower", "mean cross-entropy lower bound on the Jacobian norm"),
-        _variable("jacobian_norm_upper", "mean cross-entropy upper bound on the norm of the true class's row"),
-        _variable("jacobian_norm_approximation", "mean cross-entropy approximation of the Jacobian norm"),
-        _variable("logit_gradient_square", "mean square norm of the gradient of a logit"),
-        _variable("jacobian_norm_sample", "Frobenius norm of the Jacobian at each input", -1, ("sample",)),
-        _variable("jacobian_norm_sample_loss", "cross-entropy of each input", 0, ("sample",)),
-        _variable("jacobian_norm_sample_index", "place of each input in its split", 0, ("sample",)),
+        Variable(
+            "jacobian_norm",
+            "mean Frobenius norm of the input-output Jacobian",
+            expected_accuracy=-1,
+            expected_accuracy_source="Novak et al. 2018: networks without training error, whose gap is the test error",
+            expected_gap=1,
+            expected_gap_source="Novak et al. 2018, sensitivity and the generalization gap",
+            references=_REFERENCES,
+            bounds=(0.0, math.inf),
+            dims=(),
+        ),
+        _auxiliary("jacobian_norm_error", "standard error of the mean Jacobian norm from the projections"),
+        _auxiliary("jacobian_norm_target", "mean norm of the Jacobian's row of the true class"),
+        _auxiliary("jacobian_norm_lower", "mean cross-entropy lower bound on the Jacobian norm"),
+        _auxiliary("jacobian_norm_upper", "mean cross-entropy upper bound on the norm of the true class's row"),
+        _auxiliary("jacobian_norm_approximation", "mean cross-entropy approximation of the Jacobian norm"),
+        _auxiliary("logit_gradient_square", "mean square norm of the gradient of a logit"),
+        Variable(
+            "jacobian_norm_sample",
+            "Frobenius norm of the Jacobian at each input",
+            references=_REFERENCES,
+            bounds=(0.0, math.inf),
+            dims=("sample",),
+        ),
+        _auxiliary("jacobian_norm_sample_loss", "cross-entropy of each input", ("sample",)),
+        _auxiliary("jacobian_norm_sample_index", "place of each input in its split", ("sample",)),
     )
 
     def __init__(

@@ -44,16 +44,15 @@ class TransitionCount(ModelMeasure):
 
     name = "transition_count"
     variables = (
-        Variable("transition_count", "transitions along a closed trajectory", 0, references=_REFERENCES, dims=()),
-        Variable("transition_count_layer", "transitions of one layer's activation", 0, references=_REFERENCES),
+        Variable("transition_count", "transitions along a closed trajectory", references=_REFERENCES, dims=()),
+        Variable("transition_count_layer", "transitions of one layer's activation", references=_REFERENCES),
         Variable(
             "transition_count_trajectory",
             "transitions along each trajectory",
-            0,
             references=_REFERENCES,
             dims=("trajectory",),
         ),
-        Variable("path_curvature", "curvature along a closed trajectory", 0, references=_REFERENCES, dims=()),
+        Variable("path_curvature", "curvature along a closed trajectory", references=_REFERENCES, dims=()),
     )
 
     def __init__(
