@@ -1,4 +1,4 @@
-"""The tutorial's code runs, one block after another, and the measure that it makes passes the suite as it says."""
+"""The code of the tutorials runs, one block after another, and gives what the text says."""
 
 from __future__ import annotations
 
@@ -7,24 +7,67 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
-TUTORIAL = Path(__file__).parents[1] / "docs" / "first-measure.md"
+from genmeasures.cli.main import main
+
+TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 
 
-def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
-    measure_lines = [line for line in blocks[0].splitlines() if line.strip() and "import" not in line]
-    assert len(measure_lines) <= 11  # the class line and ten
-    module = ModuleType("tutorial")  # a module as any other, so that what it defines can be pickled
+def blocks(page: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (TUTORIALS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module as any other, so that what it defines can be pickled."""
+    module = ModuleType("tutorial")
     monkeypatch.setitem(sys.modules, "tutorial", module)
-    namespace = vars(module)
-    for block in blocks:
-        exec(compile(block, str(TUTORIAL), "exec"), namespace)
-    ds = namespace["ds"]
-    assert list(ds["sparsity"].dims) == ["model", "layer"]
-    assert float(ds["sparsity"][0, 0]) > 0.1
+    return module
+
+
+def test_the_first_measure(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    page = "first-measure.md"
+    assert len(blocks(page)) == 3
+    measure_lines = [line for line in blocks(page)[0].splitlines() if line.strip() and "import" not in line]
+    assert len(measure_lines) <= 11  # the class line and ten
+    for block in blocks(page):
+        exec(compile(block, page, "exec"), vars(run))
+    assert list(run.ds["sparsity"].dims) == ["model", "layer"]
+    assert float(run.ds["sparsity"][0, 0]) > 0.1
     out = capsys.readouterr().out
     assert "✓" in out
     assert "✗" not in out
+
+
+def test_the_next_site(run: ModuleType) -> None:
+    """The figures of the text, to what other processors may change in sixteen trainings."""
+    page = "next-site.md"
+    for block in blocks(page):
+        exec(compile(block, page, "exec"), vars(run))
+    table = run.table.set_index("measure")
+    (printed,) = re.findall(r"confidence_unweighted +16 +(-0\.\d+)", (TUTORIALS / page).read_text(encoding="utf-8"))
+    # A step of tau for 16 models is 1/60: twelve pairs may change places.
+    assert abs(table.loc["confidence_unweighted", "kendall"] - float(printed)) < 0.2
+    found = run.found
+    tau = kendalltau(found["confidence_unweighted"].values, found["test_accuracy"].values).statistic
+    assert tau < -0.5
+    best = float(found["test_accuracy"].sel(model=run.ranked.index[:3]).max())
+    assert (found["test_accuracy"].values > best).sum() <= 1
+    assert np.isfinite(run.beyond["spearman"]).all()
+
+
+def test_your_checkpoints(run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "checkpoints.md"
+    monkeypatch.chdir(tmp_path)
+    training, reading = blocks(page)
+    exec(compile(training, page, "exec"), vars(run))
+    (manifest,) = blocks(page, "yaml")
+    (tmp_path / "nets" / "manifest.yaml").write_text(manifest)
+    (command,) = re.findall(r"```\ngenmeasures (run .*)\n```", (TUTORIALS / page).read_text(encoding="utf-8"))
+    assert main(command.split()) == 0
+    exec(compile(reading, page, "exec"), vars(run))
+    assert run.ds.sizes["model"] == 8
+    assert set(run.ds["model_status"].values) == {"ok"}
