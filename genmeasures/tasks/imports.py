@@ -25,11 +25,11 @@ def locate(path: str, folders: Sequence[Path] = ()) -> Callable[..., Any]:
     """Import the callable that a dotted path names: ``package.module.Class`` or ``….Class.method``.
 
     ``folders`` are searched for modules after Python's own path, and stay on it, so that processes
-    started later find them too. Raises OptionError saying which part could not be imported.
+    started later find them too. Another call may name other folders with modules of the same names: these take
+    their places in ``sys.modules``, until the first folders are named again. Raises OptionError saying which part
+    could not be imported.
     """
-    for folder in map(str, folders):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    _take_turns([str(folder.resolve()) for folder in folders])
     module, attributes = _import_longest(path)
     _check_origin(module, folders)
     found: Any = module
@@ -47,6 +47,49 @@ def locate(path: str, folders: Sequence[Path] = ()) -> Callable[..., Any]:
         raise OptionError(f"{path!r} is of type {type(found).__name__}, not a class or function")
     called: Callable[..., Any] = found
     return called
+
+
+_aside: dict[str, dict[str, ModuleType]] = {}
+"""By folder that was named once: its modules while those of others have their names."""
+
+
+def _take_turns(folders: Sequence[str]) -> None:
+    """Put the folders on Python's path, and modules of others with the same names out of the way."""
+    offered = {name for folder in folders for name in _modules_in(folder)}
+    rivals = [other for other in _aside if other not in folders and not offered.isdisjoint(_modules_in(other))]
+    for rival in rivals:
+        if any(_home(sys.modules.get(name)) == rival for name in offered):
+            # All of them: those of other names may have imported these.
+            loaded = {name for name, module in [*sys.modules.items()] if "." not in name and _home(module) == rival}
+            for name in [name for name in sys.modules if name.partition(".")[0] in loaded]:
+                _aside[rival][name] = sys.modules.pop(name)
+    for folder in folders:
+        if folder not in sys.path:
+            sys.path.append(folder)
+        places = [sys.path.index(rival) for rival in rivals if rival in sys.path]
+        if places and sys.path.index(folder) > min(places):
+            sys.path.remove(folder)
+            sys.path.insert(min(places), folder)
+        for name, module in _aside.get(folder, {}).items():
+            sys.modules.setdefault(name, module)
+        _aside[folder] = {}
+
+
+def _modules_in(folder: str) -> set[str]:
+    try:
+        found = list(Path(folder).iterdir())
+    except OSError:  # it is gone
+        return set()
+    return {path.name.removesuffix(".py") for path in found if path.suffix == ".py" or path.is_dir()}
+
+
+def _home(module: ModuleType | None) -> str | None:
+    """The folder that a module lies in, None for one without a file."""
+    try:
+        path = next(iter(getattr(module, "__path__", ())), None) or getattr(module, "__file__", None)
+    except Exception:  # some modules make their attributes up
+        return None
+    return str(Path(path).resolve().parent) if isinstance(path, str) else None
 
 
 def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
