@@ -342,7 +342,7 @@ def looks_like_metric(name: str) -> bool:
 
 def _words(name: str) -> list[str]:
     """The words of a name in small letters, without numbers that stand alone or behind one: "acc" for acc@1."""
-    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()
+    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name.replace("IoU", "Iou")).lower()
     found = [word if word in _METRIC_WORDS else word.rstrip("0123456789") for word in re.findall(r"[^\W_]+", spaced)]
     return [word for word in found if word]
 

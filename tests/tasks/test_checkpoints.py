@@ -377,7 +377,9 @@ def test_absent_file_is_named_when_its_model_is_built(tmp_path: Path, module: st
     assert_same(here.build(), trained())
     with pytest.raises(ModelError, match=r"model 'gone': there is no file .*gone\.pt; the folder has here\.pt: name"):
         gone.build()
-    with pytest.raises(ModelError, match=r"model 'lost': there is no file .*lost\.pt, nor .* \.safetensors, .*here\.pt"):
+    with pytest.raises(
+        ModelError, match=r"model 'lost': there is no file .*lost\.pt, nor .* \.safetensors, .*here\.pt"
+    ):
         lost.build()
 
 
