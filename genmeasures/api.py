@@ -148,8 +148,8 @@ def _named(models: Any) -> list[TaskModel]:
         if not isinstance(model, nn.Module) and not _is_builder(model):
             kind = type(model).__name__
             raise ModelError(
-                f"{name} is of type {kind}, a torch.nn.Module, or a function without arguments that returns one, is "
-                f"expected{not_a_module(model)}"
+                f"{name} is of type {kind}, a torch.nn.Module is expected, or a function without arguments that "
+                f"returns one{not_a_module(model)}"
             )
     return [
         TaskModel(name, functools.partial(_itself, model) if isinstance(model, nn.Module) else model)
