@@ -308,9 +308,9 @@ class Run:
             raise DataError(f"there are no data: give train, test or both ({error})") from error
         for measure in measures:
             lacks = lacking.get(repr(measure))
-            if lacks and lacks not in self._lacks:
-                self._lacks.add(lacks)
-                log.warning("%s has no values: it %s", measure.name, lacks)
+            if lacks and (said := f"{measure.name} has no values: it {lacks}") not in self._lacks:
+                self._lacks.add(said)
+                log.warning("%s", said)
         return measures, lacking
 
     def _sources(self, train: Any) -> dict[Split, DataSource]:

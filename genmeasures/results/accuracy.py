@@ -139,11 +139,13 @@ def _with_gap(ds: xr.Dataset, metric: str) -> xr.Dataset:
     if metric not in _NAMES or any(name not in ds.coords or ds[name].dtype.kind not in "fi" for name in names):
         return ds
     train, test = (ds[name].values.astype(np.float64) for name in names)
-    gap = train - test
+    gap, attrs = train - test, {"long_name": f"train − test {metric}"}
     if "generalization_gap" in ds.coords:
-        known = ds["generalization_gap"].values.astype(np.float64)
-        gap = np.where(np.isnan(known), gap, known)
-    return ds.assign_coords(generalization_gap=("model", gap, {"long_name": f"train − test {metric}"}))
+        known = ds["generalization_gap"]
+        if known.attrs != attrs:  # it is that of another metric
+            return ds
+        gap = np.where(np.isnan(known.values), gap, known.values)
+    return ds.assign_coords(generalization_gap=("model", gap, attrs))
 
 
 __all__ = ["with_accuracies"]

@@ -51,6 +51,8 @@ def locate(path: str, folders: Sequence[Path] = ()) -> Callable[..., Any]:
 
 _aside: dict[str, dict[str, ModuleType]] = {}
 """By folder that was named once: its modules while those of others have their names."""
+_added: set[str] = set()
+"""The folders that are on Python's path because they were named."""
 
 
 def _take_turns(folders: Sequence[str]) -> None:
@@ -66,6 +68,7 @@ def _take_turns(folders: Sequence[str]) -> None:
     for folder in folders:
         if folder not in sys.path:
             sys.path.append(folder)
+            _added.add(folder)
         places = [sys.path.index(rival) for rival in rivals if rival in sys.path]
         if places and sys.path.index(folder) > min(places):
             sys.path.remove(folder)
@@ -125,7 +128,7 @@ def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
 
 
 def _check_origin(module: ModuleType, folders: Sequence[Path]) -> None:
-    """Refuse a module of the same name as one in ``folders`` that was found elsewhere before."""
+    """Refuse a module of the same name as one in ``folders`` that was found elsewhere before, or for another only."""
     top = module.__name__.partition(".")[0]
     root = sys.modules[top]
     places = [getattr(root, "__file__", None) or "", *getattr(root, "__path__", [])]
@@ -133,4 +136,10 @@ def _check_origin(module: ModuleType, folders: Sequence[Path]) -> None:
     if holders and not any(Path(place).resolve().is_relative_to(f.resolve()) for place in places for f in holders):
         raise OptionError(
             f"the module {top!r} in {holders[0]} is hidden by another, {places[0] or places[-1]}: rename it"
+        )
+    home = _home(root)
+    if home in _added and home not in [str(folder.resolve()) for folder in folders]:
+        raise OptionError(
+            f"the module {top!r} is found in {home} alone, which only another manifest names: name the folder that "
+            "holds it with python_path in the manifest"
         )

@@ -477,6 +477,19 @@ def test_folders_with_modules_of_the_same_names_take_turns(tmp_path: Path, modul
     sys.modules.pop(f"{module}_parts")
 
 
+def test_module_of_another_folder_is_not_taken_for_ones_own(tmp_path: Path, module: str) -> None:
+    """That of a manifest that was read before would be found, and in another process it would not."""
+    torch.save(trained().state_dict(), tmp_path / "net_0.pt")
+    assert_same(load(tmp_path, module), trained())
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.save(trained().state_dict(), other / "net_0.pt")
+    (model,) = write(other, manifest(module, python_path=None)).models()
+    with pytest.raises(ModelError, match=rf"'{module}' is found in {tmp_path} alone, .*python_path in the manifest"):
+        model.build()
+    assert_same(load(tmp_path, module), trained())
+
+
 def test_module_of_the_same_name_from_elsewhere_is_refused(tmp_path: Path, module: str) -> None:
     """One that the user has imported, or that is installed, is not ours to put away."""
     other = tmp_path / "other"
