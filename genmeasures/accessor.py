@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 
 from genmeasures.errors import shown
-from genmeasures.results.schema import STATUS, measure_variables
-from genmeasures.results.summary import models_that_failed, skipped
+from genmeasures.results.schema import STATUS, is_measured, measure_variables
+from genmeasures.results.summary import model_notes, models_that_failed, skipped
 
 
 @xr.register_dataset_accessor("genmeasures")  # type: ignore[no-untyped-call]
@@ -37,8 +37,8 @@ class Summary:
         ds = self._ds
         if "model_status" not in ds.coords:
             return "no result of genmeasures: there is no coordinate model_status"
-        ok = int((ds["model_status"].values.astype(str) == "ok").sum())
-        lines = [f"{_count(ds.sizes['model'], 'model')}: {ok} ok", *models_that_failed(ds)]
+        ok = int(is_measured(ds["model_status"].values).sum())
+        lines = [f"{_count(ds.sizes['model'], 'model')}: {ok} ok", *models_that_failed(ds), *model_notes(ds)]
         if "layer_name" in ds.coords:
             layers = (ds["layer_name"].values.astype(str) != "").sum(axis=ds["layer_name"].get_axis_num("layer"))
             measured = layers[layers > 0]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -11,10 +14,11 @@ import xarray as xr
 from torch import nn
 
 from genmeasures.aggregators.aggregate import aggregate as _aggregate
-from genmeasures.errors import ModelError, OptionError
+from genmeasures.errors import GenmeasuresWarning, ModelError, OptionError
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
 from genmeasures.judging import judge
 from genmeasures.registry import registry
+from genmeasures.results.summary import model_notes
 from genmeasures.running import Run
 from genmeasures.tracing.kinds import not_a_module
 
@@ -25,7 +29,7 @@ _C = TypeVar("_C", bound=Component)
 
 
 def measure(
-    models: Task | Mapping[str, nn.Module] | Sequence[nn.Module],
+    models: Task | Mapping[str, nn.Module | Callable[[], nn.Module]] | Sequence[nn.Module | Callable[[], nn.Module]],
     train: Any = None,
     test: Any = None,
     *,
@@ -42,8 +46,12 @@ def measure(
     """Measure trained networks layer by layer.
 
     models: a dict of names to modules, a list of modules (named model_0, …), or a task, which
-    brings its own data. train, test: a torch Dataset, a DataLoader or a tuple of arrays (inputs
-    (N, C, …) channels first, targets); targets may be left out where no measure reads them.
+    brings its own data. In place of a module a function may stand that takes nothing and returns one; it is
+    called when its turn comes, so that one model at a time is in memory.
+    train, test: a torch Dataset, a DataLoader, a tuple of arrays (inputs (N, C, …) channels first,
+    targets) or a list of pairs (input, target). Targets may be left out, and so may either split, or both for
+    measures of weights alone. Without training data, what is fitted on them is fitted on the test
+    data, with a note in the status; a measure that needs what is not there has no value, with the reason.
     measures, extractor: names or objects. layers: names of the layers to measure, None for all.
     device: "cpu", "cuda", …, None to leave each model where it is. keep: a folder that keeps
     every model's result as soon as it is there, for a run that is broken off and made again. What is
@@ -69,6 +77,12 @@ def measure(
     that are not measured are in ``skipped_layers``, with the reason. Where a model is random in
     evaluation mode, or its features depend on the other inputs of the batch, the status of its values
     says so; what is random is seeded by ``seed``, and the global generators are not moved.
+
+    Where targets are classes and outputs one score for each, the passes count right predictions at no
+    cost: ``measured_train_accuracy`` and ``measured_test_accuracy``, with the number of labels. Where a model has no
+    ``test_accuracy`` (``train_accuracy``) of its own, this is it. Where it has, and the two differ by more than the
+    rounding of the given one and three standard errors, ``model_status`` says so, with a
+    :class:`~genmeasures.errors.GenmeasuresWarning`.
 
     Raises OptionError, DataError, or ModelError if no model can be measured.
     """
@@ -100,7 +114,10 @@ def measure(
         tile=tile,
         ignore_index=ignore_index,
     )
-    return run.measure(attrs)
+    ds = run.measure(attrs)
+    for note in model_notes(ds):
+        warnings.warn(note, GenmeasuresWarning, stacklevel=2)
+    return ds
 
 
 def aggregate(ds: xr.Dataset, aggregator: str | Aggregator = "frobenius", **options: Any) -> xr.Dataset:
@@ -128,10 +145,31 @@ def _named(models: Any) -> list[TaskModel]:
     else:
         named = [(f"model_{number}", model) for number, model in enumerate(models)]
     for name, model in named:
-        if not isinstance(model, nn.Module):
+        if not isinstance(model, nn.Module) and not _is_builder(model):
             kind = type(model).__name__
-            raise ModelError(f"{name} is of type {kind}, a torch.nn.Module is expected{not_a_module(model)}")
-    return [TaskModel(name, lambda model=model: model) for name, model in named]  # type: ignore[misc]
+            raise ModelError(
+                f"{name} is of type {kind}, a torch.nn.Module is expected, or a function without arguments that "
+                f"returns one{not_a_module(model)}"
+            )
+    return [
+        TaskModel(name, functools.partial(_itself, model) if isinstance(model, nn.Module) else model)
+        for name, model in named
+    ]
+
+
+def _is_builder(value: object) -> bool:
+    """Whether a value is a function that can be called without arguments, and neither a class nor a compiled model."""
+    if not callable(value) or isinstance(value, type) or type(value).__module__.partition(".")[0] == "torch":
+        return False
+    try:
+        inspect.signature(value).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    return model
 
 
 def _component(kind: str, given: str | _C, base: type[_C], **options: Any) -> _C:

@@ -26,6 +26,10 @@ class ResultError(GenmeasuresError, RuntimeError):
     """A result file cannot be read, written or merged."""
 
 
+class GenmeasuresWarning(UserWarning):
+    """Something about a result that is most likely a mistake, such as an accuracy far from the one that is claimed."""
+
+
 class Undefined(GenmeasuresError):
     """A measure has no value on this layer, because its input is degenerate.
 

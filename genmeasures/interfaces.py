@@ -33,9 +33,11 @@ Over: TypeAlias = Literal["fit", "train", "test"]
 """What a pass goes over: a split's sample, or the part of the training sample that things are fitted on."""
 
 
-def split_of(over: Over) -> Split:
-    """The split that a pass reads."""
-    return "test" if over == "test" else "train"
+def split_of(over: Over, given: Collection[Split] = SPLITS) -> Split:
+    """The split that a pass reads: things are fitted on the test sample where test data alone are given."""
+    if over == "fit":
+        return "test" if "test" in given and "train" not in given else "train"
+    return over
 
 
 def require(condition: bool, component: object, message: str) -> None:
@@ -404,7 +406,7 @@ class Pass:
     """One pass over a sample, and which fields of each batch are read in it ("labels" for ``batch.labels``).
 
     split: "train" or "test" for the sample of that split, "fit" for the part of the training
-    sample to fit on.
+    sample to fit on, or of the test sample where no training data are given.
     """
 
     split: Over
@@ -559,7 +561,7 @@ class Task(Component, abc.ABC):
 
     @abc.abstractmethod
     def data(self, split: Split) -> Any:
-        """A torch Dataset, a DataLoader or a tuple of arrays."""
+        """A torch Dataset, a DataLoader or a tuple of arrays; None where the task has no such data."""
 
 
 __all__ = [

@@ -45,8 +45,11 @@ from genmeasures.interfaces import (
     is_count,
 )
 from genmeasures.kept import Account, Kept, ModelKey, keyed, shortage
+from genmeasures.notes import remarks
 from genmeasures.registry import registry
-from genmeasures.results import SCHEMA_VERSION, combine, model_dataset, writable
+from genmeasures.results import SCHEMA_VERSION, combine, model_dataset, with_accuracies, writable
+from genmeasures.results.schema import with_note
+from genmeasures.results.summary import kind_of, listed
 from genmeasures.tracing.kinds import not_a_module
 
 log = logging.getLogger(__name__)
@@ -141,6 +144,9 @@ class Run:
         self._prepared: dict[int | None, _Prepared] = {}
         self._kept = Kept(self._keep, None)
         self._problems: set[str] = set()
+        self._lacks: set[str] = set()
+        self._failures: dict[str, list[str]] = {}
+        """Models that failed, by kind of failure."""
 
     @property
     def account(self) -> Account:
@@ -170,6 +176,7 @@ class Run:
             model_dataset(model, "not measured yet", self._measures)
         if self._keep is not None:
             remove_stale_temporaries(self._keep)
+        self._failures.clear()
         self._kept = Kept(self._keep, earlier)
         self._kept.leave_out([model.name for model in self._models])
         for number, model in enumerate(self._models):
@@ -181,27 +188,42 @@ class Run:
                 status = status_of(caught, f"model {model.name}").partition(": ")[2]
                 named = status.startswith((f"model {model.name}: ", f"model {model.name!r}: "))
                 message = status if named else f"model {shown(model.name)}: {status}"
-                log.warning("%s", one_line(message))
+                self._report(message, model.name)
                 kind = type(caught) if isinstance(caught, GenmeasuresError) else ModelError
                 errors.append(kind(message))
                 datasets.append(keyed(model_dataset(model, status, self._measures), ModelKey()))
                 self.account.failed.append(model.name)
+        self._report_alike()
         self._report_unkept()
         if len(errors) == len(self._models):
-            raise (
-                errors[0]
-                if len(errors) == 1
-                else type(errors[0])(f"none of {len(errors)} models could be measured; {errors[0]}")
-            )
+            raise errors[0] if len(errors) == 1 else self._none_measured(errors)
         seconds = sum(float(ds.attrs.get("seconds", 0.0)) for ds in datasets)
-        return combine(datasets, {**self._provenance(), "seconds": seconds, **attrs, **self._task(attrs)})
+        known = {**self._provenance(), "seconds": seconds, **attrs, **self._task(attrs)}
+        return with_accuracies(combine(datasets, known))
+
+    def _none_measured(self, errors: Sequence[GenmeasuresError]) -> GenmeasuresError:
+        kinds = len(self._failures)
+        why = "for the same reason" if kinds == 1 else f"for {kinds} different reasons"
+        return type(errors[0])(f"none of {len(errors)} models could be measured, {why}; {errors[0]}")
+
+    def _report(self, message: str, name: str) -> None:
+        """Log why a model failed: at once for the first of a kind, the others are counted."""
+        alike = self._failures.setdefault(kind_of(message, name), [])
+        alike.append(name)
+        log.log(logging.DEBUG if len(alike) > 1 else logging.WARNING, "%s", one_line(message))
+
+    def _report_alike(self) -> None:
+        for first, *others in self._failures.values():
+            if others:
+                log.warning("%d more models failed as %s did: %s", len(others), shown(first), shown(listed(others)))
 
     def _measure_one(self, task_model: TaskModel, on_batch: Progress | None) -> xr.Dataset:
         began = time.perf_counter()
         prepared = self._prepare(task_model)
         data, measures = prepared.data, prepared.measures
         try:
-            model = task_model.build()
+            with remarks() as notes:
+                model = task_model.build()
         except GenmeasuresError:
             raise
         except Exception as error:  # a task's own code can fail in any way
@@ -212,7 +234,7 @@ class Run:
         key = self._key(model, prepared, device)
         kept = self._kept.take(task_model, key, measures)
         if kept is not None:
-            return kept
+            return _remarked(kept, "ok", notes)
         why = self._kept.why(task_model.name, key)
         tile = self._tile_of(data)
         result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch, tile)
@@ -227,7 +249,7 @@ class Run:
             made["model_status"] = ("model", np.array([short], dtype=object))
             return keyed(made, ModelKey(key.content))
         self._kept.keep(task_model, values, key)
-        return made
+        return _remarked(made, "ok", notes)
 
     def _report_unkept(self) -> None:
         unkept = self.account.unkept
@@ -266,8 +288,8 @@ class Run:
         if key not in self._prepared:
             train = self._train if model.train is None else model.train
             sources = self._sources(train)
-            measures = prepare_measures(self._measures, self._extractor, sources)
-            data = prepare_data(sources, measures, self._extractor, self._seed)
+            measures, lacking = self._measures_for(sources)
+            data = prepare_data(sources, measures, self._extractor, self._seed, lacking)
             self._tile_of(data)
             made = _Prepared(train, data, measures, data_identity(sources))
             try:
@@ -277,14 +299,26 @@ class Run:
             self._prepared[key] = made
         return self._prepared[key]
 
+    def _measures_for(self, sources: Mapping[Split, DataSource]) -> tuple[list[Measure], dict[str, str]]:
+        try:
+            measures, lacking = prepare_measures(self._measures, self._extractor, sources)
+        except DataError as error:
+            if sources:
+                raise
+            raise DataError(f"there are no data: give train, test or both ({error})") from error
+        for measure in measures:
+            lacks = lacking.get(repr(measure))
+            if lacks and (said := f"{measure.name} has no values: it {lacks}") not in self._lacks:
+                self._lacks.add(said)
+                log.warning("%s", said)
+        return measures, lacking
+
     def _sources(self, train: Any) -> dict[Split, DataSource]:
         sources: dict[Split, DataSource] = {}
         if train is not None:
             sources["train"] = DataSource(train, "train", self._read, self._ignore_index)
         if self._test is not None:
             sources["test"] = self._test
-        if not sources:
-            raise DataError("there are no data: give train, test or both")
         return read_alike(sources)
 
     def _settings(self, measures: Sequence[Measure]) -> tuple[str, frozenset[str]]:
@@ -309,7 +343,7 @@ class Run:
 
     def _tile_of(self, data: PreparedData) -> tuple[int, ...] | None:
         """The size of a tile along each spatial axis of the inputs."""
-        if self._tile is None:
+        if self._tile is None or not data.sources:
             return None
         shape = next(iter(data.sources.values())).scan().input_shape
         axes = len(shape) - 1
@@ -338,6 +372,7 @@ class Run:
             "seed": self._seed,
             "device": str(self._device or "as given"),
             **({} if self._test is None else {"test_size": len(self._test.scan())}),
+            "classes": max((prepared.data.classes for prepared in self._prepared.values()), default=0),
             "versions": json.dumps(versions()),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "settings": yaml.safe_dump(settings, sort_keys=False),
@@ -348,6 +383,13 @@ class Run:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def _remarked(ds: xr.Dataset, status: str, notes: Sequence[str]) -> xr.Dataset:
+    """The dataset of one model with what its status says."""
+    for note in dict.fromkeys(notes):
+        status = with_note(status, note.replace("; ", ", "))
+    return ds.assign_coords(model_status=("model", np.array([status], dtype=object)))
 
 
 def _device(device: str | torch.device | None) -> torch.device | None:

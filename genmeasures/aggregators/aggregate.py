@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from genmeasures.aggregators.layers import has_layer
 from genmeasures.errors import ResultError
 from genmeasures.interfaces import Aggregator
-from genmeasures.results.schema import LAYERS_USED, STATUS, measure_variables
+from genmeasures.results.schema import LAYERS_USED, STATUS, is_measured, measure_variables
 
 
 def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
@@ -74,7 +74,7 @@ def _reduce(
     whole, needed = aggregator.reduce(np.ones_like(values), ones, names)
     valued = aggregator.reduce(values, ones, names)[1]
     with_value = (has_layer(names) & ~np.isnan(values)).sum(axis=1)
-    measured: NDArray[np.bool_] = np.asarray(model_status == "ok", dtype=np.bool_)
+    measured = is_measured(model_status)
     numbers = np.where(np.isfinite(numbers) & measured, numbers, np.nan)
 
     status = np.full(len(numbers), "ok", dtype=object)

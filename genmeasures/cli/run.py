@@ -37,6 +37,7 @@ from genmeasures.registry import registry
 from genmeasures.report import (
     failures,
     make_console,
+    model_notes,
     mostly_failed,
     plot_measures,
     print_line,
@@ -245,6 +246,8 @@ def _job(config: DictConfig) -> None:
         raise  # the user has named what is not there
     except GenmeasuresError as error:
         print_line(console, f"The measures are not judged: {error}", "yellow")
+    for line in model_notes(ds):
+        print_line(console, line, "yellow")
     if problem is not None:
         kept = len(list(keep.glob("*.nc")))
         raise ResultError(

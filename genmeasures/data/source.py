@@ -54,8 +54,9 @@ class DataSource:
     """A split of the data, read batch by batch in a fixed order.
 
     data: a tuple of arrays or tensors (inputs,) or (inputs, targets), inputs (N, …) with channels
-    first; a torch Dataset of inputs or of (input, target); or a DataLoader of them, whose data set,
-    collate function, workers and selection of samples are used, but not its shuffling.
+    first; a torch Dataset of inputs or of (input, target), or a list of such pairs; or a DataLoader of them,
+    whose data set, collate function, workers and selection of samples are used, but not its shuffling. A list of
+    two tuples is two such pairs, a tuple or list of two arrays is all inputs and all targets.
     Floating-point inputs are read as float32. Targets are integers, (N,) or dense, or floating
     point, (N,), (N, C) or dense, with or without channels. For inputs (N, C, X) targets (N, X)
     are dense. Arrays are tensors or NumPy arrays of any class, lists, or what becomes an array, as
@@ -79,7 +80,7 @@ class DataSource:
         self._scan: Scan | None = None
         if isinstance(data, DataLoader):
             self._loader = self._in_order(data)
-        elif isinstance(data, Dataset):
+        elif isinstance(data, Dataset) or _is_list_of_samples(data):
             self._loader = DataLoader(data, batch_size=batch_size, generator=torch.Generator(), collate_fn=collate)
         elif isinstance(data, tuple | list) and len(data) in (1, 2):
             self._arrays = self._tensors(data)
@@ -89,8 +90,8 @@ class DataSource:
             of = f" of {len(data)}" if isinstance(data, tuple | list) else ""
             once = f"; {_READ_AGAIN}" if isinstance(data, Iterator) else ""
             raise DataError(
-                f"{name} data: expected a tuple of arrays (inputs, targets), a torch Dataset or a DataLoader, "
-                f"got {type(data).__name__}{of}{once}"
+                f"{name} data: expected a tuple of arrays (inputs, targets), a torch Dataset, a DataLoader or a list "
+                f"of pairs (input, target), got {type(data).__name__}{of}{once}"
             )
         if self._loader is not None and not isinstance(self._loader.dataset, IterableDataset):
             if not isinstance(self._loader.dataset, Sized):
@@ -405,6 +406,14 @@ class DataSource:
             start += len(inputs)
         if start != len(contents):
             raise DataError(f"{self.name} data: {start} samples where there were {len(contents)} at the first reading")
+
+
+def _is_list_of_samples(data: Any) -> bool:
+    """Whether data are a list of (input, target) or (input,), with inputs that are tensors or arrays."""
+    if not isinstance(data, list) or not data:
+        return False
+    kinds = (tuple,) if len(data) < 3 else (tuple, list)  # two lists may be all inputs and all targets
+    return all(isinstance(one, kinds) and len(one) in (1, 2) and hasattr(one[0], "shape") for one in data)
 
 
 def _target_info(targets: Tensor | None) -> TargetInfo | None:

@@ -28,7 +28,6 @@ from genmeasures.interfaces import (
     PatchSet,
     Sample,
     TargetLabeler,
-    split_of,
 )
 from genmeasures.statistics.pca import PCA, fit_pca
 from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer
@@ -72,13 +71,13 @@ class LayerRun:
     def __init__(self, traced: TracedLayer, measures: Sequence[FeatureMeasure], data: PreparedData) -> None:
         self.traced = traced
         self.layer = traced.layer
-        overs: list[Over] = ["fit", "train"] if "train" in data.sources else []
-        if "test" in data.sources:
-            overs.append("test")
+        overs: list[Over] = ["fit", *data.sources]
         self.samples: dict[Over, Sample] = {over: data.sample(over, self.layer.positions) for over in overs}
-        one_sample = "train" in self.samples and self.samples["fit"] is self.samples["train"]
-        self._recorded_overs: frozenset[Over] = frozenset({"fit", "train"} if one_sample else {"fit"})
-        self.running = [Running(copy.deepcopy(one), self.layer, data.seed, data.label_note(one)) for one in measures]
+        self.split_of = data.split_of
+        recorded = data.split_of("fit")
+        one_sample = recorded in self.samples and self.samples["fit"] is self.samples[recorded]
+        self._recorded_overs: frozenset[Over] = frozenset({"fit", recorded} if one_sample else {"fit"})
+        self.running = [Running(copy.deepcopy(one), self.layer, data.seed, data.note(one)) for one in measures]
         self.pca: PCA | None = None
         self._kept: _Kept | None = None
         self._extractor = data.extractor
@@ -253,7 +252,7 @@ class LayerRun:
             if record.vectors is not None:
                 fields["vectors"] = partial(_part, record.vectors, rows)
             labels = partial(self._recorded_labels, record.labels, rows)
-            yield FeatureBatch(self.layer, "train", rank, fields, labels)
+            yield FeatureBatch(self.layer, self.split_of("fit"), rank, fields, labels)
 
     def _recorded_labels(
         self, recorded: Mapping[str, Tensor | Exception], rows: slice, labeler: Labeler, batch: FeatureBatch
@@ -326,7 +325,7 @@ class LayerRun:
                 fields["patch_set"] = partial(_same, patches)
                 fields["patches"] = _unfolded
             labels = partial(self._kept_labels, kept.tensors, place)
-            yield FeatureBatch(self.layer, split_of(kept.over), rank, fields, labels)
+            yield FeatureBatch(self.layer, self.split_of(kept.over), rank, fields, labels)
 
     def _kept_labels(self, kept: Mapping[str, Tensor], place: slice, labeler: Labeler, batch: FeatureBatch) -> Tensor:
         return kept[repr(labeler)][place]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genmeasures.contexts import settled
 from genmeasures.data import DataSource, mix
+from genmeasures.engine.accuracy import Correct
 from genmeasures.engine.passes import ModelRun, Progress, rows_for
 from genmeasures.engine.prepared import PreparedData
 from genmeasures.engine.running import Outcome, noted, outcome
@@ -27,6 +28,7 @@ from genmeasures.tracing import Sketch, Trace, TracedLayer, fastest_layout, trac
 from genmeasures.tracing.dtypes import input_dtype, inputs_as
 from genmeasures.tracing.guard import undisturbed
 from genmeasures.tracing.kinds import check_model
+from genmeasures.tracing.listing import listed
 from genmeasures.tracing.randomness import Generators
 from genmeasures.tracing.repeat import UNSEEDED
 
@@ -35,6 +37,9 @@ _EXAMPLES = 3
 
 _STRIDES = 64
 """A multiple of the strides of usual models."""
+
+_NOT_CHOSEN = "not among the chosen layers"
+_L = TypeVar("_L")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class ModelResult:
     """Whether values depend on which inputs run together."""
     reproducible: bool = True
     """Whether the same run gives the same values again."""
+    correct: Mapping[Split, Correct] = field(default_factory=dict)
+    """By split: what the model predicts, where its outputs tell and a whole pass was made."""
+    ran: bool = True
+    """Whether the model was run: else the spatial sizes of its layers and what they read are not known."""
 
 
 def measure_model(
@@ -67,14 +76,20 @@ def measure_model(
     layers: names of the layers to measure, None for all. tile: size of the tiles' cores by which
     inputs are run, an entry a spatial axis; None runs them whole. Raises ModelError if the model cannot be
     run or has no measurable layer, OptionError for a layer that it does not have.
+
+    Without data, the model is not run: its layers are those that it registers, for measures that read weights alone.
     """
     check_model(model)
+    if not data.sources:
+        return _not_run(model, data, measures, device, layers)
     first = next(iter(data.sources.values()))
     with settled(), undisturbed(model, device), ExitStack() as stack:
         generators = Generators(model, device)
         dtype = input_dtype(model, lambda: first.example(1).to(device))
         stack.enter_context(inputs_as(model, dtype))
-        features = [measure for measure in measures if isinstance(measure, FeatureMeasure)]
+        features = [
+            measure for measure in measures if isinstance(measure, FeatureMeasure) and repr(measure) not in data.lacking
+        ]
         with generators.kept():
             tiled = None if tile is None else _tiled(model, data, layers, device, tile, generators)
             if tiled is not None:
@@ -99,17 +114,50 @@ def measure_model(
                     noted(values[variable.name], layer.note) for values, layer in zip(by_layer, chosen, strict=True)
                 ]
         described = tuple(layer.layer for layer in chosen)
+        outcomes.update(_lacking(measures, data, len(described)))
         for measure in measures:
             if isinstance(measure, ModelMeasure):
                 seeds.set(measure)
                 made = _model_measure(measure, model, described, data, device, tiling is not None)
                 outcomes.update(_with_notes(measure, made, traced.note, chosen))
-    left_out = tuple(
-        (layer.layer.name, "not among the chosen layers") for layer in traced.layers if layer not in chosen
-    )
+    left_out = tuple((layer.layer.name, _NOT_CHOSEN) for layer in traced.layers if layer not in chosen)
     vectors = {split: [len(layer.samples[split]) for layer in run.layers] for split in data.sources}
     by_batch, reproducible = bool(traced.note), UNSEEDED not in traced.note
-    return ModelResult(described, traced.skipped + left_out, outcomes, vectors, by_batch, reproducible)
+    correct = {split: found for split, found in run.correct.items() if found is not None}
+    return ModelResult(described, traced.skipped + left_out, outcomes, vectors, by_batch, reproducible, correct)
+
+
+def _not_run(
+    model: nn.Module,
+    data: PreparedData,
+    measures: Sequence[Measure],
+    device: torch.device,
+    layers: Sequence[str] | None,
+) -> ModelResult:
+    """Measure a model without data."""
+    with settled(), undisturbed(model, device):
+        generators = Generators(model, device)
+        seeds = ModelSeeds(generators, data.seed, False)
+        every, skipped = listed(model)
+        chosen = _named(every, [layer.name for layer in every], layers)
+        skipped += tuple((layer.name, _NOT_CHOSEN) for layer in every if layer not in chosen)
+        outcomes = _lacking(measures, data, len(chosen))
+        for measure in measures:
+            if isinstance(measure, ModelMeasure):
+                seeds.set(measure)
+                outcomes.update(_model_measure(measure, model, chosen, data, device, by_tiles=False))
+    return ModelResult(tuple(chosen), skipped, outcomes, {}, ran=False)
+
+
+def _lacking(measures: Sequence[Measure], data: PreparedData, layers: int) -> dict[str, Sequence[Outcome]]:
+    """The outcomes of measures that lack data or labels."""
+    return {
+        variable.name: [Outcome(float("nan"), f"undefined: {measure.name} {data.lacking[repr(measure)]}")]
+        * (layers if "layer" in variable.dims else 1)
+        for measure in measures
+        if repr(measure) in data.lacking
+        for variable in measure.variables
+    }
 
 
 def _tiled(
@@ -184,13 +232,15 @@ def _with_notes(
 
 
 def _choose(traced: Sequence[TracedLayer], names: Sequence[str] | None) -> list[TracedLayer]:
-    if names is None:
-        return list(traced)
-    known = [layer.layer.name for layer in traced]
-    for name in names:
+    return _named(traced, [layer.layer.name for layer in traced], names)
+
+
+def _named(layers: Sequence[_L], known: Sequence[str], names: Sequence[str] | None) -> list[_L]:
+    """The layers that are chosen by name, all for None; ``known`` are the names of all."""
+    for name in names or ():
         if name not in known:
             raise OptionError(f"there is no layer {name!r} to measure{nearest(name, known)}")
-    return [layer for layer in traced if layer.layer.name in names]
+    return [layer for layer, name in zip(layers, known, strict=True) if names is None or name in names]
 
 
 def _model_measure(
@@ -256,5 +306,5 @@ def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
 
 def _source(data: PreparedData, split: Split, measure: Measure) -> DataSource:
     if split not in data.sources:
-        raise ModelError(f"{measure.name} needs {split} data, and none are given")
+        raise Undefined(f"{measure.name} needs {split} data, and none are given")
     return data.sources[split]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from genmeasures.engine.accuracy import Accuracy, Correct
 from genmeasures.engine.layer import PATCH_FIELDS, LayerRun
 from genmeasures.engine.norms import Moments, Norms
 from genmeasures.engine.prepared import PreparedData
@@ -31,7 +32,7 @@ from genmeasures.interfaces import (
     Labeler,
     Over,
     PatchSet,
-    split_of,
+    Split,
 )
 from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer, tapped
 
@@ -104,6 +105,8 @@ class ModelRun:
         self._progress = progress
         self._tiling = tiling
         self._target_labels: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self.correct: dict[Split, Correct | None] = {}
+        """By split: what the model predicts, None where its outputs do not tell."""
         self.layers = [LayerRun(layer, measures, data) for layer in traced]
 
     def run(self) -> None:
@@ -183,7 +186,7 @@ class ModelRun:
         keep: frozenset[int],
     ) -> None:
         """Run a split through the model as far as the last of the layers, and end the pass of the active measures."""
-        source = self._data.sources[split_of(over)]
+        source = self._data.sources[self._data.split_of(over)]
         by_index = {run.layer.index: run for run in runs}
         fields = {index: frozenset().union(*(r.remaining[0].fields for r in these)) for index, these in active.items()}
         unfolded = {
@@ -211,21 +214,30 @@ class ModelRun:
                     run.keep(batch, over, part.start, len(output), stores, ranked=part.tile is not None)
 
         layers, whole = [run.traced for run in runs], self._tiling is None
-        stop = not whole or len(runs) < len(self.layers)
+        split = self._data.split_of(over)
+        # Behind the last layer there is next to nothing to save.
+        counted = None
+        if whole and split not in self.correct and runs[-1] is self.layers[-1]:
+            counted = Accuracy(source, self._data.classes)
+        stop = not whole or (len(runs) < len(self.layers) and counted is None)
         with tapped(self._model, layers, tap, stop, whole) as taps:
             for part in self._parts(over, runs):
-                self._seeds.set(split_of(over), part.start)
+                self._seeds.set(split, part.start)
                 with nullcontext() if part.tile is None else Norms(part.norms):
-                    taps.run(part.inputs)
+                    output = taps.run(part.inputs)
+                if counted is not None:
+                    counted.add(output, part.targets)
                 if self._progress is not None:
-                    self._progress(split_of(over), part.start + len(part.inputs), total)
+                    self._progress(split, part.start + len(part.inputs), total)
+        if counted is not None:
+            self.correct[split] = counted.result()
         for these in active.values():
             for running in these:
                 running.end_pass()
 
     def _parts(self, over: Over, runs: Sequence[LayerRun]) -> Iterator[_Part]:
         """All inputs of a split: some at a time, or the tiles of each in which any of the layers' vectors lie."""
-        for first, inputs, all_targets in self._data.sources[split_of(over)].checked():
+        for first, inputs, all_targets in self._data.sources[self._data.split_of(over)].checked():
             for rows in (slice(row, row + self._rows) for row in range(0, len(inputs), self._rows)):
                 start, targets = first + rows.start, None if all_targets is None else all_targets[rows]
                 self._target_labels.clear()
@@ -234,7 +246,7 @@ class ModelRun:
                     yield _Part(start, given, targets)
                     continue
                 layers = [run.traced for run in runs]
-                norms = self._tiling.norms(split_of(over), start, inputs[rows], layers)
+                norms = self._tiling.norms(self._data.split_of(over), start, inputs[rows], layers)
                 for tile in self._tiling.tiles(layers):
                     sites = {run.layer.index: self._tiling.site(run.traced) for run in runs}
                     places = {
@@ -325,7 +337,7 @@ class ModelRun:
         return self._extractor.vector_size(run.layer) + self._extractor.patch_size(run.layer)
 
     def _inputs(self, run: LayerRun, over: Over) -> int:
-        return len(self._data.sources[split_of(over)].scan()) * run.layer.input_size
+        return len(self._data.sources[self._data.split_of(over)].scan()) * run.layer.input_size
 
     def _each(self, runs: Sequence[LayerRun], work: Callable[[LayerRun], None]) -> None:
         """Do the layers' own work side by side: small operations gain more from this than from threads inside each."""
@@ -369,4 +381,4 @@ def _batch(
         "patch_set": lambda _: patches,
         "projected_patches": lambda batch: run.project_patches(batch.patches),
     }
-    return FeatureBatch(run.layer, split_of(over), rank, fields, labels)
+    return FeatureBatch(run.layer, run.split_of(over), rank, fields, labels)

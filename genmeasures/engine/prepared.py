@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from genmeasures.data import DataSource, TargetInfo
+from genmeasures.engine.accuracy import classes_of
 from genmeasures.engine.running import FITTED_FIELDS
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import DataError
@@ -23,6 +24,9 @@ from genmeasures.interfaces import (
 )
 from genmeasures.labelers import Downsampled, Histogram, Image
 
+FITTED_ON_TEST = "fitted on the test sample, since there are no training data"
+"""The note of values for which a projection, a labeler or the measure itself was fitted on test data."""
+
 
 @dataclass
 class PreparedData:
@@ -33,34 +37,57 @@ class PreparedData:
     """By representation."""
     extractor: Extractor
     seed: int
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    """By representation of a measure that lacks data or labels: which."""
+    classes: int = 0
+    """The number of classes by the largest label; 0 where no targets are class numbers."""
     _samples: dict[tuple[Over, int], Sample] = field(default_factory=dict)
+
+    def split_of(self, over: Over) -> Split:
+        """The split that a pass reads."""
+        return split_of(over, self.sources)
 
     def sample(self, over: Over, positions: int) -> Sample:
         """The sample of a layer with P positions: the same for all such layers and models."""
         key = (over, positions)
         if key not in self._samples:
-            split = split_of(over)
+            split = self.split_of(over)
             salt = generator_for(self.seed, "sample", split, positions).initial_seed()
             made = self.extractor.sample(positions, self.sources[split].scan().keys, salt, over == "fit")
-            if over == "fit" and len(made) == len(self.sample("train", positions)):
-                made = self.sample("train", positions)  # one object says that one record serves both
+            if over == "fit" and len(made) == len(self.sample(split, positions)):
+                made = self.sample(split, positions)  # one object says that one record serves both
             self._samples[key] = made
         return self._samples[key]
 
-    def label_note(self, measure: FeatureMeasure) -> str:
-        """What the status of a measure's values says of how the targets behind its labels were read."""
+    def note(self, measure: FeatureMeasure) -> str:
+        """What the status of a measure's values says of the data: on what it was fitted, and how targets were read."""
         labeler = measure.labeler
+        fitted = FITTED_ON_TEST if self.split_of("fit") == "test" and _reads_fit(measure) else ""
         if not isinstance(labeler, TargetLabeler):
-            return ""
-        splits = {split_of(one.split) for one in measure.passes if "labels" in one.fields}
-        if splits and type(labeler).fit is not TargetLabeler.fit:
-            splits.add("train")
-        return self.target_note(splits)
+            return fitted
+        splits = {self.split_of(one.split) for one in measure.passes if "labels" in one.fields}
+        if splits and _is_fitted(labeler):
+            splits.add(self.split_of("fit"))
+        return "; ".join(filter(None, (fitted, self.target_note(splits))))
 
     def target_note(self, splits: Collection[Split]) -> str:
         """What the status of a value says of how the targets of these splits were read."""
         notes = [note for split, source in self.sources.items() if split in splits for note in source.notes]
         return "; ".join(dict.fromkeys(notes))
+
+
+def _is_fitted(labeler: Labeler | None) -> bool:
+    """Whether a labeler is fitted on targets before it labels any."""
+    return isinstance(labeler, TargetLabeler) and type(labeler).fit is not TargetLabeler.fit
+
+
+def _reads_fit(measure: FeatureMeasure) -> bool:
+    """Whether a measure, or what it reads, is fitted on a sample."""
+    by_labels = isinstance(measure.labeler, FeatureLabeler) or _is_fitted(measure.labeler)
+    return any(
+        one.split == "fit" or one.fields & FITTED_FIELDS or ("labels" in one.fields and by_labels)
+        for one in measure.passes
+    )
 
 
 def labeler_for(targets: TargetInfo) -> TargetLabeler:
@@ -72,46 +99,63 @@ def labeler_for(targets: TargetInfo) -> TargetLabeler:
 
 def prepare_measures(
     measures: Sequence[Measure], extractor: Extractor, sources: Mapping[Split, DataSource]
-) -> list[Measure]:
-    """Copies of the measures that know the extractor and all have the labelers they need.
+) -> tuple[list[Measure], dict[str, str]]:
+    """Copies of the measures that know the extractor and have the labelers they need, and what any of them lack.
 
-    Raises DataError if a measure needs data or targets that are not there.
+    The second is by representation of those for which there are no data, or no targets. Raises DataError if that
+    holds for all measures, or if a labeler does not fit the targets.
     """
     ready: list[Measure] = []
+    lacking: dict[str, str] = {}
     for given in measures:
         measure = given.clone()
         if isinstance(measure, FeatureMeasure):
             measure.prepare(extractor)
-            for one in measure.passes:
-                fitted = bool(one.fields & FITTED_FIELDS) or isinstance(measure.labeler, FeatureLabeler)
-                for split in ("train", split_of(one.split)) if fitted else (split_of(one.split),):
-                    if split not in sources:
-                        raise DataError(f"{measure.name} needs {split} data, and none are given")
-            labelled = {split_of(one.split) for one in measure.passes if "labels" in one.fields}
-            if labelled and measure.labeler is None:
-                measure.labeler = _default_labeler(measure, labelled.pop(), sources)
-            if isinstance(measure.labeler, TargetLabeler):
-                for split in {split_of(one.split) for one in measure.passes if "labels" in one.fields}:
+            lacks = _lacks(measure, sources)
+            if lacks:
+                lacking[repr(measure)] = lacks
+            elif isinstance(measure.labeler, TargetLabeler):
+                for split in _labeled(measure, sources):
                     _check_labels(measure, measure.labeler, sources[split])
         ready.append(measure)
-    return ready
+    if measures and len(lacking) == len(measures):
+        named = [f"{measure.name} {lacks}" for measure, lacks in zip(measures, lacking.values(), strict=True)]
+        raise DataError("; ".join(named))
+    return ready, lacking
 
 
-def _default_labeler(measure: FeatureMeasure, split: Split, sources: Mapping[Split, DataSource]) -> Labeler:
-    targets = sources[split].scan().targets
-    if targets is None:
-        raise DataError(
-            f"{measure.name} needs labels, and the {split} data have no targets: give ({split} inputs, targets), "
-            "choose a labeler that needs none (KMeans), or leave the measure out"
-        )
-    return labeler_for(targets)
+def _labeled(measure: FeatureMeasure, sources: Mapping[Split, DataSource]) -> set[Split]:
+    """The splits whose labels a measure reads."""
+    return {split_of(one.split, sources) for one in measure.passes if "labels" in one.fields}
+
+
+def _lacks(measure: FeatureMeasure, sources: Mapping[Split, DataSource]) -> str:
+    """What a measure needs and is not given, "" where that is nothing; sets its labeler where it has none."""
+    for one in measure.passes:
+        split = split_of(one.split, sources)
+        if split not in sources:
+            return f"needs {split} data, and none are given"
+    for split in sorted(_labeled(measure, sources)):
+        targets = sources[split].scan().targets
+        if measure.labeler is None:
+            if targets is None:
+                return (
+                    f"needs labels, and the {split} data have no targets: give ({split} inputs, targets), "
+                    "choose a labeler that needs none (KMeans), or leave the measure out"
+                )
+            measure.labeler = labeler_for(targets)
+        elif isinstance(measure.labeler, TargetLabeler) and targets is None:
+            return f"with the labeler {measure.labeler.name!r} needs targets, and the {split} data have none"
+    fit = split_of("fit", sources)
+    if _reads_fit(measure) and fit not in sources:
+        return f"needs {fit} data, and none are given"
+    if _is_fitted(measure.labeler) and sources[fit].scan().targets is None:
+        assert measure.labeler is not None
+        return f"with the labeler {measure.labeler.name!r} needs targets, and the {fit} data have none"
+    return ""
 
 
 def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataSource) -> None:
-    if source.scan().targets is None:
-        raise DataError(
-            f"{measure.name} with the labeler {labeler.name!r} needs targets, and the {source.name} data have none"
-        )
     if isinstance(labeler, Downsampled) and labeler.rounding == "nearest" and 0 in source.ignored:
         raise DataError(
             f"{measure.name}: {source.name} data: with rounding='nearest' class 0 stands where no other has half the "
@@ -127,16 +171,23 @@ def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataS
 
 
 def prepare_data(
-    sources: Mapping[Split, DataSource], measures: Sequence[Measure], extractor: Extractor, seed: int
+    sources: Mapping[Split, DataSource],
+    measures: Sequence[Measure],
+    extractor: Extractor,
+    seed: int,
+    lacking: Mapping[str, str] | None = None,
 ) -> PreparedData:
     """Scan the splits once and fit the measures' target labelers on the training targets."""
+    lacking = lacking or {}
     labelers: dict[str, TargetLabeler] = {}
     for measure in measures:
+        if repr(measure) in lacking:
+            continue
         if isinstance(measure, FeatureMeasure) and isinstance(measure.labeler, TargetLabeler):
             labelers.setdefault(repr(measure.labeler), measure.labeler.clone())
-    fitted = [labeler for labeler in labelers.values() if type(labeler).fit is not TargetLabeler.fit]
-    if fitted and "train" in sources:
-        sources["train"].scan(fitted)
+    fitted = [labeler for labeler in labelers.values() if _is_fitted(labeler)]
+    if fitted:
+        sources[split_of("fit", sources)].scan(fitted)
         for labeler in fitted:
             labeler.fit(generator_for(seed, "labeler", labeler))
     for source in sources.values():
@@ -145,4 +196,4 @@ def prepare_data(
         if shape != first:
             names = " and ".join(sources)
             raise DataError(f"{names} data: inputs differ in shape, {first} against {shape}")
-    return PreparedData(dict(sources), labelers, extractor, seed)
+    return PreparedData(dict(sources), labelers, extractor, seed, lacking, classes_of(sources))

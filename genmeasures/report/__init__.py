@@ -4,13 +4,14 @@ from genmeasures.report.console import make_console, print_json, print_line
 from genmeasures.report.figures import plot_measures
 from genmeasures.report.scores import markdown_scores, render_scores
 from genmeasures.report.table import markdown_table, render_table, write_table, write_text
-from genmeasures.results.summary import failures, mostly_failed, skipped
+from genmeasures.results.summary import failures, model_notes, mostly_failed, skipped
 
 __all__ = [
     "failures",
     "make_console",
     "markdown_scores",
     "markdown_table",
+    "model_notes",
     "mostly_failed",
     "plot_measures",
     "print_json",

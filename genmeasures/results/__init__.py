@@ -1,6 +1,7 @@
 """The result of a run: one xarray.Dataset, model × layer, and the file it is kept in."""
 
 import genmeasures.accessor  # noqa: F401 (registers ds.genmeasures)
+from genmeasures.results.accuracy import with_accuracies
 from genmeasures.results.build import combine, model_dataset
 from genmeasures.results.collect import Collected, collect
 from genmeasures.results.schema import STATUS, is_merged, judged_variables, measure_variables, settings_of
@@ -19,5 +20,6 @@ __all__ = [
     "model_dataset",
     "save",
     "settings_of",
+    "with_accuracies",
     "writable",
 ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from genmeasures.engine import ModelResult, Outcome
 from genmeasures.errors import ResultError
 from genmeasures.interfaces import Measure, TaskModel
-from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS
+from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS, measured_accuracy, measured_labels
 
 _EXACT = 2**53
 """Up to which float64 holds every integer."""
@@ -27,16 +27,18 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
     layers = [] if isinstance(result, str) else result.layers
     outcomes = {} if isinstance(result, str) else result.outcomes
     by_layer = ("model", "layer")
+    ran = isinstance(result, str) or result.ran
+    order = "in the order of the forward pass" if ran else "as the model registers them: without data it is not run"
     coords: dict[str, Any] = {
         "model": ("model", _texts([model.name])),
-        "layer": ("layer", np.arange(len(layers)), {"long_name": "measured layer, in the order of the forward pass"}),
+        "layer": ("layer", np.arange(len(layers)), {"long_name": f"measured layer, {order}"}),
         "layer_name": (by_layer, _texts([[layer.name for layer in layers]])),
         "layer_type": (by_layer, _texts([[layer.kind for layer in layers]])),
         "layer_tap": (by_layer, _texts([[layer.tap for layer in layers]]), {"long_name": "where the output is read"}),
         "channels": (by_layer, np.array([[layer.channels for layer in layers]], dtype=np.float64)),
         "positions": (
             by_layer,
-            np.array([[layer.positions for layer in layers]], dtype=np.float64),
+            np.array([[layer.positions if ran else np.nan for layer in layers]], dtype=np.float64),
             {"long_name": "output pixels of one input"},
         ),
         "weight_norm": (
@@ -57,6 +59,17 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
             by_layer,
             np.array([counts], dtype=np.float64),
             {"long_name": f"vectors sampled from the {split} data"},
+        )
+        correct = None if isinstance(result, str) else result.correct.get(split)
+        coords[measured_accuracy(split)] = (
+            "model",
+            np.array([np.nan if correct is None else correct.correct / correct.labels]),
+            {"long_name": f"fraction of {split} labels that the model predicts, counted in its passes"},
+        )
+        coords[measured_labels(split)] = (
+            "model",
+            np.array([np.nan if correct is None else correct.labels], dtype=np.float64),
+            {"long_name": f"number of {split} labels behind that"},
         )
     variables: dict[str, Any] = {}
     sizes = {"model": 1, "layer": len(layers), **_own_sizes(outcomes, measures)}

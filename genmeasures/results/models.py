@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from genmeasures.results.schema import (
+    MEASURED,
     MODEL_CONTENT,
     MODEL_NAME,
     MODEL_TASK,
@@ -24,7 +25,7 @@ from genmeasures.results.schema import (
 
 _ROUNDING = 1e-5
 """Relative difference of values that another processor or batch size may make: features are float32."""
-_OF_A_RUN = RESERVED | {"model", "model_status", "skipped_layers"}
+_OF_A_RUN = RESERVED | MEASURED | {"model", "model_status", "skipped_layers"}
 
 
 @dataclass(frozen=True, eq=False)

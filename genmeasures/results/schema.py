@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import yaml
+from numpy.typing import NDArray
 
 from genmeasures.errors import ResultError
+from genmeasures.interfaces import SPLITS, Split
 
 STATUS = "_status"
 """Suffix of the variable that says why a value is what it is."""
@@ -35,8 +37,38 @@ MODEL_TASK_ID = "model_task_id"
 SOURCES = "sources"
 """Attribute of merged results alone: the files that they were made of (JSON)."""
 
+MEASURED = frozenset({f"measured_{split}_{what}" for split in SPLITS for what in ("accuracy", "labels")})
+"""Coordinates: the accuracy of each model as counted in its passes, and of how many labels; NaN where none could be."""
+
 RESERVED = frozenset({MODEL_CONTENT, MODEL_KEY, MODEL_NAME, MODEL_TASK, MODEL_TASK_ID})
 """Coordinates that are added to results later on."""
+
+
+def measured_accuracy(split: Split) -> str:
+    """The coordinate with the accuracy that was counted in the passes over a split."""
+    return f"measured_{split}_accuracy"
+
+
+def measured_labels(split: Split) -> str:
+    """The coordinate with the number of labels behind it."""
+    return f"measured_{split}_labels"
+
+
+def is_measured(model_status: NDArray[Any]) -> NDArray[np.bool_]:
+    """bool (models,): which models did not fail; "ok" and "note: …" are statuses of models that did not."""
+    return ~np.char.startswith(model_status.astype(str), "failed")
+
+
+def with_note(status: str, note: str) -> str:
+    """A status with one more note; what failed has none.
+
+    Example:
+        >>> with_note("note: one", "two")
+        'note: one; two'
+    """
+    if not note or not (status == "ok" or status.startswith("note: ")):
+        return status
+    return f"note: {note}" if status == "ok" else f"{status}; {note}"
 
 
 def measure_variables(ds: xr.Dataset) -> list[str]:

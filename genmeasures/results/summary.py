@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from genmeasures.errors import shown
-from genmeasures.results.schema import STATUS, measure_variables
+from genmeasures.results.schema import STATUS, is_measured, measure_variables
 
 _EXAMPLES = 3
 """How many names a line lists before it stops."""
@@ -21,7 +21,7 @@ _REASONS = 5
 
 def mostly_failed(ds: xr.Dataset) -> str:
     """What to say of a result more than half of whose models failed; empty for others."""
-    failed = int((ds["model_status"].values.astype(str) != "ok").sum())
+    failed = int((~is_measured(ds["model_status"].values)).sum())
     models = ds.sizes["model"]
     return f"{failed} of {models} models failed" if 2 * failed > models else ""
 
@@ -52,7 +52,7 @@ def failures(ds: xr.Dataset) -> list[str]:
     """
     lines = models_that_failed(ds)
     for name in measure_variables(ds):
-        lines += _undefined(ds.isel(model=ds["model_status"].values.astype(str) == "ok"), name)
+        lines += _undefined(ds.isel(model=is_measured(ds["model_status"].values)), name)
     return [shown(line) for line in lines]
 
 
@@ -60,12 +60,29 @@ def models_that_failed(ds: xr.Dataset) -> list[str]:
     """One line a reason, with the models that it stopped."""
     models = ds["model"].values.astype(str)
     status = ds["model_status"].values.astype(str)
-    failed = status != "ok"
+    failed = ~is_measured(status)
     lines = []
-    for alike in _alike(status[failed]):
+    for alike in _alike(status[failed], models[failed]):
         names = models[failed][alike]
         lines.append(f"{len(names)} of {len(models)} models failed ({listed(names)}){_reason(status[failed][alike])}")
     return lines
+
+
+def model_notes(ds: xr.Dataset) -> list[str]:
+    """One line a remark on models that were measured, such as an accuracy that is not the claimed one."""
+    models = ds["model"].values.astype(str)
+    status = ds["model_status"].values.astype(str)
+    found = [
+        (model, note)
+        for model, text in zip(models, status, strict=True)
+        if text.startswith("note: ")
+        for note in text.removeprefix("note: ").split("; ")
+    ]
+    names, notes = (np.array([pair[place] for pair in found], dtype=str) for place in (0, 1))
+    return [
+        shown(f"{len(alike)} of {len(models)} models ({listed(names[alike])}){_reason(notes[alike])}")
+        for alike in _alike(notes, names)
+    ]
 
 
 def _undefined(ds: xr.Dataset, name: str) -> list[str]:
@@ -96,12 +113,23 @@ def _undefined(ds: xr.Dataset, name: str) -> list[str]:
     return lines
 
 
-def _alike(statuses: NDArray[np.str_]) -> list[list[int]]:
-    """Indices of statuses that differ in numbers alone, in the order in which they first appear."""
+def _alike(statuses: NDArray[np.str_], names: NDArray[np.str_] | None = None) -> list[list[int]]:
+    """Indices of statuses that differ in numbers and the models' names alone, in the order of their appearance."""
     groups: dict[str, list[int]] = {}
     for i, status in enumerate(statuses):
-        groups.setdefault(re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", str(status)), []).append(i)
+        groups.setdefault(kind_of(str(status), "" if names is None else str(names[i])), []).append(i)
     return list(groups.values())
+
+
+def kind_of(message: str, name: str) -> str:
+    """A message on a model without numbers and the model's name: those of one kind tell of the same mistake.
+
+    Example:
+        >>> kind_of("nets/net_a.pt: 3 keys are missing", "net_a") == kind_of("nets/b.pt: 5 keys are missing", "b")
+        True
+    """
+    bare = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "\0", message) if name else message
+    return re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", bare)
 
 
 def _reason(alike: NDArray[np.str_]) -> str:

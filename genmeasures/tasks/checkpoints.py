@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,14 @@ from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, one_of, requi
 from genmeasures.tasks import arrays
 from genmeasures.tasks.imports import locate
 from genmeasures.tasks.manifest import DatasetSpec, ModelSpec, read_manifest
-from genmeasures.tasks.weights import load_weights
+from genmeasures.tasks.weights import SUFFIXES, Misfit, load_weights
+
+log = logging.getLogger(__name__)
+
+_NEVER_TAKEN = frozenset({"pretrained", "weights", "checkpoint_path", "device"})
+"""Arguments by which factories fetch weights of their own, or leave the CPU."""
+
+_SHOWN = 8
 
 
 class Checkpoints(Task):
@@ -27,9 +36,10 @@ class Checkpoints(Task):
 
         factory: torchvision.models.resnet18   # dotted path of a callable that returns the architecture
         factory_kwargs: {num_classes: 10}      # its arguments, for all models
+        strict: true                           # false lets keys of files pass that the model does not have
         python_path: .                         # folder, or list of folders, to find modules in
         metric: accuracy                       # what models are judged by: accuracy (default), iou, …
-        data:
+        data:                                  # train, test or both; none for measures of weights alone
           train:                               # arrays of an .npz file …
             npz: cifar10_subset.npz
             x: x_train                         # inputs
@@ -44,18 +54,32 @@ class Checkpoints(Task):
           ignore_index: 255                    # target that means "no label", if there is one
         models:
           net_0:
-            weights: net_0.pth                 # default: net_0 with .pt, .pth, .th or .safetensors
+            weights: net_0.pth                 # default: net_0 with .pt, .pth, .ckpt, .safetensors, …, or nothing
             train_accuracy: 0.73
             test_accuracy: 0.59
-            hparams: {width: 64}
-            factory_kwargs: {width: 64}        # added to those of all models
+            hparams: {width: 64}               # known of it, and given to the factory if it names such an argument
+            factory_kwargs: {depth: 18}        # added to those of all models
             factory: mypackage.OtherNet        # in place of that of all models
             key: ema                           # where in the file the weights lie; default: looked for
 
-    Instead of one by one, models can be listed in a CSV file, ``models: {table: accuracies.csv}``. It
-    has a column ``model`` and, if wanted, ``weights``; ``train_x`` and ``test_x`` are metrics where
-    both are there or x is the manifest's metric, and every other column is a hyper-parameter. An
-    empty cell means not known.
+    A factory is called with ``factory_kwargs``, and with the hyper-parameters of the model that its signature names
+    (those that only ``**kwargs`` would take are not handed over, nor ``pretrained``, ``weights``, ``checkpoint_path``
+    and ``device``). Where both have a name, ``factory_kwargs`` counts.
+
+    With ``strict: false`` a file may have keys that the model does not have; ``model_status`` names them. What the
+    model has must be in the file in any case.
+
+    Instead of one by one, models can be listed in a CSV file::
+
+        models:
+          table: accuracies.csv
+          columns: {run: model, acc: test_accuracy, val_loss: null}   # what columns are, if not by their own names
+
+    It has a column ``model`` and, if wanted, ``weights``, ``factory`` and ``key``; ``factory_kwargs.depth`` is an
+    argument of the factory, read as it would be in the manifest; ``train_x`` and ``test_x`` are metrics where
+    both are there or x is the manifest's metric, and every other column is a hyper-parameter. Columns of numbers
+    that are named like metrics (``val_loss``, ``acc``) are refused until ``columns`` says what they are: the name of
+    a metric, null to leave them out, or ``hparams.acc``. An empty cell means not known.
 
     The weights may lie in any file of ``torch.save``, whatever it ends in, or of safetensors. Where in the file
     they lie, and what wrappers put before the names, is found by trying: what the model loads strictly is taken
@@ -110,12 +134,13 @@ class Checkpoints(Task):
     def data(self, split: Split) -> Any:
         """Arrays (x,) or (x, y), with x float32 (N, C, *space) or (N, features), or what ``_target_`` returned.
 
-        Targets y keep their shape, as int64 or float32. Raises DataError naming file and array.
+        None where the manifest has no such data. Targets y keep their shape, as int64 or float32. Raises DataError
+        naming file and array.
         """
         one_of(self, "split", split, SPLITS)
         manifest = read_manifest(self.path)
         if split not in manifest.data:
-            raise DataError(f"{manifest.path}: data.{split} is missing")
+            return None
         spec = manifest.data[split]
         try:
             return _dataset(spec, manifest.python_path) if isinstance(spec, DatasetSpec) else arrays.load(spec)
@@ -132,31 +157,104 @@ def build_model(spec: ModelSpec, python_path: Sequence[Path] = ()) -> nn.Module:
     """
     try:
         make = functools.partial(_architecture, spec, python_path)
-        path = next((path for path in spec.weights if path.is_file()), spec.weights[0])
-        if not path.is_file() and len(spec.weights) > 1:
-            endings = ", ".join(other.suffix for other in spec.weights[1:])
-            raise ModelError(f"there is no file {path}, nor one that ends in {endings}")
-        model = load_weights(make, path, spec.key)
+        model = load_weights(make, _weights_file(spec), spec.key, spec.strict)
     except (ModelError, OptionError) as error:
-        raise ModelError(f"model {spec.name!r}: {error}") from error
+        hint = _not_handed_over(spec, python_path) if isinstance(error, Misfit) else ""
+        raise ModelError(f"model {spec.name!r}: {error}{hint}") from error
     return model.eval()
+
+
+def _weights_file(spec: ModelSpec) -> Path:
+    """The file that has the weights; raises ModelError with what to write where there is none."""
+    found = [path for path in spec.weights if path.is_file()]
+    if len(found) > 1:
+        others = ", ".join(path.name for path in found[1:])
+        log.warning("model %s: %s is taken, not %s; weights: names the file", spec.name, found[0], others)
+    if found:
+        return found[0]
+    path = spec.weights[0]
+    last = spec.weights[-1]
+    if last.is_dir():
+        inside = _listed(last)
+        raise ModelError(f"{last} is a folder: name the file in it, weights: {last.name}/{inside or '…'}")
+    if len(spec.weights) == 1:
+        raise ModelError(f"there is no file {path}{_beside(path)}")
+    endings = ", ".join(suffix or "nothing" for suffix in SUFFIXES[1:])
+    raise ModelError(f"there is no file {path}, nor one that ends in {endings}{_beside(path)}")
+
+
+def _beside(path: Path) -> str:
+    """What there is in the folder of a file that is missing, to end an error with."""
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent}"
+    files = _listed(path.parent)
+    return f"; the folder has {files}: name the file with weights: …" if files else ""
+
+
+def _listed(folder: Path) -> str:
+    """The first names of files in a folder that may be weights."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in SUFFIXES)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _architecture(spec: ModelSpec, python_path: Sequence[Path]) -> nn.Module:
     factory = locate(spec.factory, python_path)
+    taken = {name: spec.hparams[name] for name in _taken(factory) if name in spec.hparams}
+    kwargs = {**taken, **spec.factory_kwargs}
+    taken = {name: value for name, value in taken.items() if name not in spec.factory_kwargs}
+    if taken:
+        _say_taken(spec.factory, tuple(taken))
     # Initial weights come from torch's global generator, whose state is not ours to change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            model = factory(**copy.deepcopy(dict(spec.factory_kwargs)))
+            model = factory(**copy.deepcopy(kwargs))
         except Exception as error:  # the user's code can fail in any way
-            raise ModelError(_failed(spec.factory, spec.factory_kwargs, error)) from error
+            raise ModelError(f"{_failed(spec.factory, kwargs, error)}{_handed_over(taken)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec.factory} returned a {type(model).__name__}, not a torch.nn.Module")
     try:
         return model.cpu()
     except NotImplementedError as error:  # torch's for parameters without values
         raise ModelError(f"{spec.factory} returned a network on the device meta: return one on the CPU") from error
+
+
+def _taken(factory: Callable[..., Any]) -> list[str]:
+    """The hyper-parameters that a factory takes, which are all that its signature names."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # compiled code without a signature
+        return []
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [name for name in named if name not in _NEVER_TAKEN]
+
+
+@functools.cache
+def _say_taken(factory: str, names: tuple[str, ...]) -> None:
+    log.info("%s is given the hyperparameters that it takes by name: %s", factory, ", ".join(names))
+
+
+def _not_handed_over(spec: ModelSpec, python_path: Sequence[Path]) -> str:
+    """To end an error of a model that does not fit its weights: hyper-parameters that its factory may have needed."""
+    factory = locate(spec.factory, python_path)
+    try:
+        kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}
+    except (TypeError, ValueError):
+        return ""
+    names = [name for name in spec.hparams if name not in (*_taken(factory), *spec.factory_kwargs)]
+    if inspect.Parameter.VAR_KEYWORD not in kinds or not names:
+        return ""
+    return (
+        f"; {spec.factory} takes **kwargs, of which the hyperparameters {', '.join(names)} were not given to it, since "
+        "its signature does not name them: write those that it takes under factory_kwargs"
+    )
+
+
+def _handed_over(taken: Mapping[str, Any]) -> str:
+    if not taken:
+        return ""
+    names = ", ".join(taken)
+    return f"; of its arguments, {names} are hyperparameters of that name: factory_kwargs gives others"
 
 
 def _dataset(spec: DatasetSpec, python_path: Sequence[Path]) -> Any:

@@ -25,6 +25,22 @@ FILE = "manifest.yaml"
 _SHARES = ("accuracy", "iou")
 """Metrics that lie from 0 to 1."""
 
+_OF_A_MODEL = ("weights", "factory", "factory_kwargs", "key", "strict", "hparams")
+_OF_A_ROW = ("model", "weights", "factory", "key")
+"""Columns of a table that have a meaning of their own."""
+_KWARGS, _HPARAMS = "factory_kwargs.", "hparams."
+"""What columns of a table begin with that are arguments of the factory, and hyper-parameters whatever their names."""
+
+_METRIC_WORDS = frozenset({
+    "acc", "accuracy", "accuracies", "auc", "auroc", "ap", "bleu", "cer", "wer", "dice", "iou", "miou", "f1", "jaccard",
+    "error", "errors", "err", "loss", "losses", "mae", "mse", "rmse", "nll", "ppl", "perplexity", "psnr", "ssim",
+    "recall", "score", "top1", "top5",
+})  # fmt: skip
+"""Not "precision", which is that of numbers more often."""
+_SPLIT_WORDS = frozenset({
+    "train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "ood",
+})  # fmt: skip
+
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -43,9 +59,11 @@ class ModelSpec:
     """Dotted path of the callable that returns the architecture."""
     factory_kwargs: Mapping[str, Any]
     weights: tuple[Path, ...]
-    """The first of these files that exists has the weights."""
+    """The first of these files that exists has the weights. A single one is named by the manifest."""
     key: str | None
     """Name of the entry of the file that has them."""
+    strict: bool
+    """Whether every key of the file must be used."""
     hparams: Mapping[str, Scalar]
     metrics: Mapping[str, float]
 
@@ -74,14 +92,20 @@ def read_manifest(path: str | Path) -> Manifest:
     if file.is_dir():
         file /= FILE
     top = _Section(file, "", _read_yaml(file))
-    top.allow("factory", "factory_kwargs", "metric", "data", "models", "python_path")
+    top.allow("factory", "factory_kwargs", "strict", "metric", "data", "models", "python_path")
     metric = top.text("metric") or "accuracy"
     if metric.startswith(("train_", "test_")):
         top.fail("metric", f"give {metric.partition('_')[2]!r}, without {metric.partition('_')[0]}_")
     models = _models(top, metric)
     known = {name for model in models for name in model.metrics}
     if known and not known & {f"train_{metric}", f"test_{metric}"}:
-        top.fail("metric", f"no model has train_{metric} or test_{metric}; they have {', '.join(sorted(known))}")
+        others = sorted({name.partition("_")[2] for name in known})
+        write = " or ".join(f"metric: {other}" for other in others)
+        top.fail(
+            "metric",
+            f"no model has train_{metric} or test_{metric}; they have {', '.join(sorted(known))}: write {write}, or "
+            f"call them train_{metric} and test_{metric}",
+        )
     data, ignore_index = _data(top)
     return Manifest(file, _python_path(top), metric, data, ignore_index, models)
 
@@ -170,6 +194,12 @@ class _Section:
             self.fail(key, f"must be a finite number, but is {value!r}")
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            self.fail(key, f"must be true or false, but is {value!r}")
+        return value
+
     def target(self, key: str) -> str | None:
         value = self.text(key)
         if value is not None and not is_dotted_path(value):
@@ -201,8 +231,6 @@ def _data(top: _Section) -> tuple[dict[Split, ArraySpec | DatasetSpec], float | 
     section = top.section("data")
     section.allow(*SPLITS, "ignore_index")
     splits = [split for split in SPLITS if split in section.values]
-    if not splits:
-        top.fail("data", "is missing: give train and test data")
     ignore_index = section.values.get("ignore_index")
     try:
         check_ignore_index(ignore_index)
@@ -235,21 +263,35 @@ def _one_data(section: _Section) -> ArraySpec | DatasetSpec:
 
 
 def _models(top: _Section, metric: str) -> tuple[ModelSpec, ...]:
-    factory, kwargs = top.target("factory"), top.section("factory_kwargs").values
+    common = _Common(top.target("factory"), top.section("factory_kwargs").values, top.flag("strict", True))
     section = top.section("models")
     if not section.values:
         top.fail("models", "is missing: give each model by name, or the table of a CSV file")
     if isinstance(section.values.get("table"), str):
-        section.allow("table")
-        if factory is None:
-            top.fail("factory", "is missing: give the dotted path of what returns the architecture")
-        return _table(resolve(top.file, section.values["table"]), top.file, factory, kwargs, metric)
-    return tuple(_one_model(section.section(name), name, factory, kwargs, metric) for name in section.values)
+        section.allow("table", "columns")
+        renamed = section.section("columns").values
+        for column, name in renamed.items():
+            if name is not None and not isinstance(name, str):
+                section.section("columns").fail(column, f"must be the name of a column, or null, but is {name!r}")
+        return _table(resolve(top.file, section.values["table"]), top.file, common, renamed, metric)
+    return tuple(_one_model(section.section(name), name, common) for name in section.values)
 
 
-def _one_model(section: _Section, name: str, factory: str | None, kwargs: Mapping[str, Any], metric: str) -> ModelSpec:
-    section.allow("weights", "factory", "factory_kwargs", "key", "hparams", prefixes=("train_", "test_"))
-    factory = section.target("factory") or factory
+@dataclass(frozen=True)
+class _Common:
+    """What holds for all models that do not say otherwise."""
+
+    factory: str | None
+    kwargs: Mapping[str, Any]
+    strict: bool
+
+
+def _one_model(section: _Section, name: str, common: _Common) -> ModelSpec:
+    for key in section.values:
+        if key not in _OF_A_MODEL and not key.startswith(("train_", "test_")) and looks_like_metric(key):
+            section.fail(key, f"looks like a metric: metrics are called train_… and test_…{_instead(key, 'write ')}")
+    section.allow(*_OF_A_MODEL, prefixes=("train_", "test_"))
+    factory = section.target("factory") or common.factory
     if factory is None:
         section.fail("factory", "is missing here and at the top: give the dotted path of what returns the architecture")
     hparams = section.section("hparams")
@@ -265,9 +307,10 @@ def _one_model(section: _Section, name: str, factory: str | None, kwargs: Mappin
     return ModelSpec(
         name=name,
         factory=factory,
-        factory_kwargs={**kwargs, **section.section("factory_kwargs").values},
+        factory_kwargs={**common.kwargs, **section.section("factory_kwargs").values},
         weights=_weights(section.file, name, section.text("weights")),
         key=section.text("key"),
+        strict=section.flag("strict", common.strict),
         hparams=hparams.values,
         metrics=metrics,
     )
@@ -285,38 +328,104 @@ def _metric_fault(name: str, value: float) -> str | None:
     return None
 
 
-def _table(file: Path, manifest: Path, factory: str, kwargs: Mapping[str, Any], metric: str) -> tuple[ModelSpec, ...]:
-    header, rows = _read_csv(file)
+def looks_like_metric(name: str) -> bool:
+    """Whether a name is that of something measured of a trained model rather than chosen before training.
+
+    Example:
+        >>> [name for name in ("val_loss", "acc@1", "Test/F1", "loss_weight", "train_size") if looks_like_metric(name)]
+        ['val_loss', 'acc@1', 'Test/F1']
+    """
+    words = _words(name)
+    metrics = [word in _METRIC_WORDS for word in words]
+    return any(metrics) and (metrics[-1] or words[0] in _SPLIT_WORDS)
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in small letters, without numbers that stand alone or behind one: "acc" for acc@1."""
+    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name.replace("IoU", "Iou")).lower()
+    found = [word if word in _METRIC_WORDS else word.rstrip("0123456789") for word in re.findall(r"[^\W_]+", spaced)]
+    return [word for word in found if word]
+
+
+def _instead(name: str, before: str = "") -> str:
+    """What to call a metric instead, after a colon; "" where that cannot be told."""
+    words = _words(name)
+    split = next((word for word in words if word in ("train", "test")), None)
+    rest = [word for word in words if word not in _SPLIT_WORDS]
+    known = "accuracy" if {"acc", "accuracy"} & set(rest) else "_".join(rest)
+    if not known or (split is None and words[0] in _SPLIT_WORDS):
+        return ""
+    return f": {before}{split or 'test'}_{known}"
+
+
+def _table(
+    file: Path, manifest: Path, common: _Common, renamed: Mapping[str, str | None], metric: str
+) -> tuple[ModelSpec, ...]:
+    header, rows = _read_csv(file, renamed)
     metric_columns = [column for column in header if _is_metric(column, header, metric)]
-    hparam_columns = [column for column in header if column not in ("model", "weights", *metric_columns)]
+    kwargs_columns = [column for column in header if column.startswith(_KWARGS)]
+    hparam_columns = [c for c in header if c not in (*_OF_A_ROW, *metric_columns, *kwargs_columns)]
     hparams = {column: _typed([row[column] for row in rows.values()]) for column in hparam_columns}
+    for column, values in hparams.items():
+        _ask_about(file, column, values)
     models: dict[str, ModelSpec] = {}
     for i, (line, row) in enumerate(rows.items()):
-        name = row["model"]
+        name, place = row["model"], f"{file}: line {line}"
         if not name or name in models:
-            raise OptionError(f"{file}: line {line}: model {name!r} {'stands here again' if name else 'has no name'}")
+            raise OptionError(f"{place}: model {name!r} {'stands here again' if name else 'has no name'}")
         metrics = {}
         for column in metric_columns:
             if row[column]:
                 value = _number(row[column])
                 fault = "is not a finite number" if value is None else _metric_fault(column, value)
                 if value is None or fault:
-                    raise OptionError(f"{file}: line {line}: {column}={row[column]!r} {fault}")
+                    raise OptionError(f"{place}: {column}={row[column]!r} {fault}")
                 metrics[column] = value
+        factory = row.get("factory") or common.factory
+        if factory is None:
+            raise OptionError(f"{manifest}: factory: is missing: give the dotted path of what returns the architecture")
+        if not is_dotted_path(factory):
+            raise OptionError(f"{place}: factory={factory!r} must be a dotted path such as torchvision.models.resnet18")
+        own = {c.removeprefix(_KWARGS): _yaml_cell(row[c], f"{place}: {c}") for c in kwargs_columns if row[c]}
         models[name] = ModelSpec(
             name=name,
             factory=factory,
-            factory_kwargs=kwargs,
+            factory_kwargs={**common.kwargs, **own},
             weights=_weights(manifest, name, row.get("weights") or None),
-            key=None,
-            hparams={column: known for column in hparam_columns if (known := hparams[column][i]) is not None},
+            key=row.get("key") or None,
+            strict=common.strict,
+            hparams={c.removeprefix(_HPARAMS): known for c in hparam_columns if (known := hparams[c][i]) is not None},
             metrics=metrics,
         )
     return tuple(models.values())
 
 
-def _read_csv(file: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """The header, and by line number the rows that are not empty."""
+def _ask_about(file: Path, column: str, values: Sequence[Scalar | None]) -> None:
+    """Refuse a column of numbers that is named like a metric and would count as a hyper-parameter."""
+    numbers = any(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if column.startswith(_HPARAMS) or not numbers or not looks_like_metric(column):
+        return
+    better = _instead(column).removeprefix(": ")
+    metric = f"{column}: {better} makes it a metric, " if better and better != column else ""
+    as_it_is = better.partition("_")[2] if better == column else ""
+    raise OptionError(
+        f"{file}: the column {column!r} is named like a metric, and would count as a hyperparameter. "
+        + (f"metric: {as_it_is} in the manifest makes it the metric. " if as_it_is else "")
+        + f"Beside table, in the manifest, columns says what it is: {{{metric}{column}: null leaves it out, "
+        f"{column}: {_HPARAMS}{column} makes it a hyperparameter}}"
+    )
+
+
+def _yaml_cell(text: str, place: str) -> Any:
+    """A cell as it would be read in the manifest."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise OptionError(f"{place}={text!r} cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def _read_csv(file: Path, renamed: Mapping[str, str | None]) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """The header, columns renamed or left out, and by line number the rows that are not empty."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
@@ -326,9 +435,15 @@ def _read_csv(file: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise OptionError(f"{file} cannot be read as a CSV file: {error}") from error
     header = lines[0][1] if lines else []
+    for column in renamed:
+        if column not in header:
+            raise OptionError(f"{file} has no column {column!r}, which columns names{nearest(column, header)}")
+    header = [column if renamed.get(column, column) is None else str(renamed.get(column, column)) for column in header]
+    left_out = [column for column, name in renamed.items() if name is None]
     if "model" not in header:
         raise OptionError(
-            f"{file}: no column is named 'model'; columns, split at commas: {', '.join(header) or 'none'}"
+            f"{file}: no column is named 'model'; columns, split at commas: {', '.join(header) or 'none'}; "
+            "another that has the names is called so by columns: {its name: model}, beside table in the manifest"
         )
     if len(set(header)) != len(header) or "" in header:
         raise OptionError(f"{file}: columns need names of their own, but are {', '.join(map(repr, header))}")
@@ -337,7 +452,9 @@ def _read_csv(file: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     for line, row in lines:
         if len(row) != len(header):
             raise OptionError(f"{file}: line {line} has {len(row)} cells, but there are {len(header)} columns")
-    return header, {line: dict(zip(header, row, strict=True)) for line, row in lines[1:]}
+    kept = [column for column in header if column not in left_out]
+    cells = {line: dict(zip(header, row, strict=True)) for line, row in lines[1:]}
+    return kept, {line: {column: row[column] for column in kept} for line, row in cells.items()}
 
 
 def _is_metric(column: str, header: Sequence[str], metric: str) -> bool:

@@ -38,14 +38,27 @@ def read_weight_file(path: Path) -> Any:
     arrays of numbers or text, paths, dates, ``argparse.Namespace``. These are rebuilt here, from a fixed list.
 
     Args:
-        path: the file; safetensors if it ends in ``.safetensors``, else one of ``torch.save``.
+        path: the file; safetensors if it ends in ``.safetensors`` or begins as such a file does, else one of
+            ``torch.save``.
 
     Raises:
         ModelError: the file is missing, damaged, of another format, or needs code to be loaded. It is named.
     """
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
-    return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its ending, or by the length of a JSON header that it begins with."""
+    if path.suffix.lower() == ".safetensors":
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    except OSError:  # its reader says so
+        return False
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -10,7 +10,7 @@ import logging
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from genmeasures.errors import ModelError, nearest
+from genmeasures.notes import remark
 from genmeasures.tasks.weight_files import read_weight_file
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
+SUFFIXES = (
+    *(".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin"),
+    *(".pth.tar", ".pt.tar", ".tar", ".model", ".weights", ".pkl", ""),
+)
 """What a weights file may end in where none is named, in the order in which they are looked for."""
 
 _ENTRIES = (
@@ -56,7 +60,11 @@ _MOST_TRIES = 8
 _SHOWN = 8
 
 
-def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = None) -> nn.Module:
+class Misfit(ModelError):
+    """A file has weights, and none that fit the architecture."""
+
+
+def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = None, strict: bool = True) -> nn.Module:
     """A model with the weights of a file of ``torch.save`` or safetensors.
 
     The state dict may lie in a dictionary and its names may have prefixes, in any nesting. What loads strictly is
@@ -73,10 +81,13 @@ def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = No
         path: the file.
         key: where in the file the weights lie: names of entries, and what stands before the names of the state
             dict, joined by dots, as ``ema`` or ``state_dict.teacher``. None to look for them.
+        strict: whether every key of the state dict must be used. If not, a state dict that has all that the model
+            needs, and more, is taken after those that fit, with a remark (:mod:`genmeasures.notes`) that names the
+            keys. A key that the model needs may never be missing.
 
     Raises:
-        ModelError: the file cannot be read, or nothing in it fits. It names the file and, of what fits best, the
-            keys that are missing, unexpected or of another shape.
+        ModelError: the file cannot be read, or nothing in it fits (:class:`Misfit`). It names the file and, of what
+            fits best, the keys that are missing, unexpected or of another shape.
     """
     model = _floating(make())
     content = read_weight_file(path)
@@ -90,7 +101,8 @@ def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = No
     attempts.sort(key=lambda attempt: not attempt.usual)
     tried: list[_Attempt] = []
     errors: list[Exception] = []
-    for attempt in _worth_trying(attempts):
+    trimmed = [] if strict else _trimmed(attempts, expected)
+    for attempt in [*_worth_trying(attempts), *trimmed]:
         if tried:
             model = _floating(make())
         tried.append(attempt)
@@ -99,10 +111,13 @@ def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = No
         except Exception as error:  # hooks of the architecture's own run here
             errors.append(error)
             continue
-        _tell_of_others(attempt, attempts, path)
+        _tell_of_others(attempt, trimmed if attempt.unused else attempts, path)
+        if attempt.unused:
+            names = _some(sorted(attempt.unused, key=len))
+            remark(f"keys of {path.name} that are not used (strict: false): {len(attempt.unused)}, {names}")
         return model
     best = min(range(len(tried)), key=lambda number: tried[number].fit.faults)
-    raise ModelError(_told(tried[best], tried, errors[best], path, type(model).__name__)) from errors[best]
+    raise Misfit(_told(tried[best], tried, errors[best], path, type(model).__name__)) from errors[best]
 
 
 def _floating(model: nn.Module) -> nn.Module:
@@ -196,6 +211,8 @@ class _Attempt:
     left_out: int
     """Number of names of the same dictionary that are no part of it."""
     fit: _Fit
+    unused: Sequence[str] = ()
+    """Names of the same state dict that the model does not have."""
 
     def ordered(self) -> OrderedDict[str, Any]:
         """As ``load_state_dict`` takes it, for it alone."""
@@ -349,6 +366,18 @@ def _worth_trying(attempts: Sequence[_Attempt]) -> list[_Attempt]:
     return [*exact, *(alike or others)][:_MOST_TRIES]
 
 
+def _trimmed(attempts: Sequence[_Attempt], expected: Mapping[str, Any]) -> list[_Attempt]:
+    """State dicts that have more than the model needs, without that."""
+    made = []
+    for attempt in attempts:
+        fit = attempt.fit
+        if fit.unexpected and not fit.missing and not fit.misshapen:
+            state = {name: value for name, value in attempt.state.items() if name in expected}
+            made.append(replace(attempt, state=state, fit=replace(fit, unexpected=()), unused=fit.unexpected))
+    # Under a longer prefix there is less that is not used.
+    return sorted(made, key=lambda attempt: (not attempt.usual, len(attempt.unused)))[:_MOST_TRIES]
+
+
 def _tell_of_others(taken: _Attempt, attempts: Sequence[_Attempt], path: Path) -> None:
     """Say if other weights would have fitted. Raises ModelError if nothing speaks for those taken."""
     others = [other.place for other in attempts if other is not taken and _is_rival(other, taken)]
@@ -421,6 +450,8 @@ def _told(best: _Attempt, tried: Sequence[_Attempt], error: Exception, path: Pat
         name.endswith("_packed_params") or getattr(value, "is_quantized", False) for name, value in best.state.items()
     ):
         told += "; the file has quantized weights, so the factory must return the quantized network"
+    if fit.unexpected and not fit.missing and not fit.misshapen:
+        told += "; strict: false in the manifest lets keys pass that the model does not have"
     if len(tried) > 1:
         places = dict.fromkeys(repr(attempt.place) if attempt.place else "the file as it is" for attempt in tried)
         told += f"; this fits best of what was tried: {_some(list(places))}"
@@ -439,4 +470,4 @@ def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
 
 
-__all__ = ["SUFFIXES", "load_weights"]
+__all__ = ["SUFFIXES", "Misfit", "load_weights"]

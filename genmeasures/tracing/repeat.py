@@ -64,7 +64,7 @@ def sample(tensor: object, batch: int, drew: bool) -> Sample | None:
         steps[axis] *= 2
         sizes[axis] = -(-tensor.shape[axis + 1] // steps[axis])
     thin = plain(tensor.detach())[(slice(None), *(slice(None, None, step) for step in steps))]
-    return Sample(thin.double().flatten(1), tuple(tensor.shape[1:]), rounding(tensor.dtype), drew)
+    return Sample(thin.double().unsqueeze(-1).flatten(1), tuple(tensor.shape[1:]), rounding(tensor.dtype), drew)
 
 
 def alone(example: Tensor, count: int) -> Tensor:

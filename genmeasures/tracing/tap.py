@@ -50,8 +50,8 @@ class Tap(TorchFunctionMode):
         self._failure: Exception | None = None
         self._gradients = False
 
-    def run(self, inputs: Tensor) -> None:
-        """One forward pass of a batch (B, …).
+    def run(self, inputs: Tensor) -> Any:
+        """One forward pass of a batch (B, …); returns the model's output, None where the pass ended before it.
 
         The receiver runs with gradients on or off as they are here, and without autocast and transforms
         of torch.func, whatever the model enters within its forward pass.
@@ -61,11 +61,11 @@ class Tap(TorchFunctionMode):
         self._pending.clear()
         self._calls.clear()
         self._batch, self._delivered, self._failure = len(inputs), 0, None
-        ended, self._running = False, True
+        output, ended, self._running = None, False, True
         self._gradients = torch.is_grad_enabled()
         try:
             with self:
-                forward(self._model, inputs)
+                output = forward(self._model, inputs)
         except _AllDelivered:
             ended = True
         except ModelError:
@@ -77,10 +77,11 @@ class Tap(TorchFunctionMode):
         if self._failure is not None:  # raised in the model's forward pass, which may even have caught it
             raise self._failure from None
         if ended:
-            return
+            return None
         ran = all(self._calls[id(traced.module)] == traced.calls for traced in self._layers.values())
         if not ran or self._delivered != len(self._layers):
             raise ModelError(OTHER_LAYERS)
+        return output
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the tapped modules."""

@@ -271,4 +271,4 @@ def test_names_of_all_kinds(run: Callable[..., Any], tmp_path: Path, folders: An
     assert "1 of 7 models failed" in said
     ds = result(tmp_path)
     assert ds["model"].values.tolist() == NAMES
-    assert int((ds["model_status"] == "ok").sum()) == 6
+    assert sum(not str(status).startswith("failed") for status in ds["model_status"].values) == 6

@@ -777,3 +777,50 @@ def test_a_data_set_that_stops_early_is_not_taken_for_a_shorter_one() -> None:
 def test_iterators_are_refused_with_the_reason() -> None:
     for data in ((x for x in INPUTS), iter(DataLoader(TensorDataset(INPUTS)))):
         refused(data, "must be readable more than once")
+
+
+def _pairs(count: int, kind: Callable[[Any, Any], Any]) -> list[Any]:
+    x = np.arange(count * 4, dtype=np.float32).reshape(count, 1, 2, 2)
+    return [kind(torch.from_numpy(x[i]), i % 3) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: (x.numpy(), np.int64(y)),
+        lambda x, y: (x, torch.tensor(y)),
+        lambda x, y: (x.clone(), y),
+    ],
+    ids=["number", "numpy", "tensor", "copy"],
+)
+def test_a_list_of_pairs_is_a_data_set(count: int, kind: Callable[[Any, Any], Any]) -> None:
+    batches = list(DataSource(_pairs(count, kind), "test", 4))
+    inputs = torch.cat([x for x, _ in batches])
+    assert torch.equal(inputs.flatten(), torch.arange(count * 4.0))
+    labels = torch.cat([y for _, y in batches if y is not None])
+    assert labels.flatten().tolist() == [i % 3 for i in range(count)]
+
+
+def test_a_list_of_lists_is_one_of_pairs_from_three_on() -> None:
+    pairs = _pairs(3, lambda x, y: [x, y])
+    assert len(DataSource(pairs, "test", 4).scan()) == 3
+    unlabeled = DataSource([(x,) for x, _ in pairs], "test", 4)
+    assert next(iter(unlabeled))[1] is None
+
+
+def test_two_lists_are_inputs_and_targets() -> None:
+    """As arrays are, of whatever length."""
+    inputs = [torch.zeros(1, 2, 2), torch.ones(1, 2, 2)]
+    for data in ([inputs, [0, 1]], (inputs, [0, 1]), ([torch.stack(inputs), torch.tensor([0, 1])])):
+        ((x, y),) = DataSource(data, "test", 4)
+        assert x.shape == (2, 1, 2, 2)
+        assert y is not None
+        assert y.flatten().tolist() == [0, 1]
+
+
+def test_a_list_of_something_else_is_refused_with_what_is_taken() -> None:
+    for data in ([1, 2, 3], [(1, 2), (3, 4), (5, 6)], [{"x": 1}] * 3):
+        with pytest.raises(DataError, match=r"or a list of pairs \(input, target\), got list of 3"):
+            DataSource(data, "test", 4)

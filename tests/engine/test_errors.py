@@ -67,7 +67,7 @@ def check_others(ds: xr.Dataset, failed: str, reason: str) -> None:
     status = dict(zip(ds["model"].values, ds["model_status"].values, strict=True))
     assert status.pop(failed).startswith("failed: ")
     assert reason in str(ds["model_status"].sel(model=failed).values)
-    assert set(status.values()) == {"ok"}
+    assert not any(one.startswith("failed") for one in status.values())
     for name in VALUES:
         assert np.isnan(ds[name].sel(model=failed).values).all()
         assert np.isfinite(ds[name].sel(model=list(status)).values).all()
@@ -355,9 +355,7 @@ Y = np.arange(20) % 4
         ((X[:, 0, 0, 0], Y), r"train data: inputs must be of shape \(N, …\)"),
         ("cifar10", "train data: expected a tuple of arrays"),
         ((X, Y, Y), "train data: expected a tuple of arrays"),
-        ([np.zeros((3, 3)), None], "train data"),
-        (None, "davies_bouldin needs train data"),
-        (X, "davies_bouldin needs labels, and the train data have no targets"),
+        ([np.zeros((3, 3)), None], "train and test data: inputs differ in shape"),
     ],
 )
 def test_data_that_cannot_be_used(net: nn.Module, measured: Callable[..., xr.Dataset], train: Any, reason: str) -> None:
@@ -827,7 +825,7 @@ def test_a_model_measure(net: nn.Module, measured: Callable[..., xr.Dataset], di
         ("raise", "failed: ZeroDivisionError: by my own fault"),
         ("too few", "failed: spectral has 3 values, 4 were due"),
         ("missing", "failed: KeyError: 'product'"),
-        ("other split", "failed: spectral needs train data, and none are given"),
+        ("other split", "undefined: spectral needs train data, and none are given"),
     ],
 )
 def test_a_model_measure_that_fails(

@@ -129,7 +129,8 @@ def test_dimensions_and_coordinates(measured: xr.Dataset) -> None:
     np.testing.assert_array_equal(measured["positions"].values[0], [64, 16, 1, 1])
     np.testing.assert_array_equal(measured["vectors_train"].values[0], [500, 500, 80, 80])
     np.testing.assert_array_equal(measured["vectors_test"].values[2], [NAN] * 4)
-    assert measured["model_status"].values[[0, 1, 3]].tolist() == ["ok"] * 3
+    assert measured["model_status"].values[[0, 3]].tolist() == ["ok"] * 2
+    assert " on 80 labels, claimed 0.95: other data, " in measured["model_status"].values[1]  # untrained
     assert "fc2.weight" in measured["model_status"].values[2]
 
 
@@ -143,8 +144,10 @@ def test_hyper_parameters_and_metrics(measured: xr.Dataset) -> None:
     np.testing.assert_array_equal(measured["depth"].values, [NAN, 1, NAN, NAN])
     np.testing.assert_array_equal(measured["norm"].values.astype(float), [1, NAN, 0, NAN])
     assert measured["optimizer"].values.tolist() == ["adam", "", "sgd", ""]
-    np.testing.assert_array_equal(measured["test_accuracy"].values, [0.8, 0.7, 0.1, NAN])
-    np.testing.assert_allclose(measured["generalization_gap"].values, [0.1, 0.25, NAN, NAN])
+    train, test = (measured[f"measured_{split}_accuracy"].values for split in ("train", "test"))
+    np.testing.assert_array_equal(measured["test_accuracy"].values, [0.8, 0.7, 0.1, test[3]])
+    np.testing.assert_allclose(measured["generalization_gap"].values, [0.1, 0.25, NAN, train[3] - test[3]])
+    assert np.isfinite([train[3], test[3]]).all()
     assert set(measured["generalization_gap"].dims) == {"model"}
     assert json.loads(measured.attrs["hparams"]) == ["width", "optimizer", "norm", "depth"]
 

@@ -201,7 +201,7 @@ def test_a_damaged_model_fails_by_itself(task: Path, damage: Callable[[Path], ob
     ds = genmeasures.measure(read, measures=["roughness"])
     assert ds["model"].values.tolist() == ["model_3", "model_7", "model_20", "model_100"]
     status = ds["model_status"].values.tolist()
-    assert [one == "ok" for one in status] == [True, False, True, True]
+    assert [not one.startswith("failed") for one in status] == [True, False, True, True]
     assert "task task1_v4, model_7: " in status[1]
     assert message.replace("\\", "") in status[1]
     assert np.isfinite(ds["roughness"].isel(model=[0, 2, 3], layer=0)).all()

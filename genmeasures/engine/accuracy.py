@@ -1,0 +1,117 @@
+"""Counts correct predictions in forward passes that are made anyway."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genmeasures.data import DataSource
+from genmeasures.interfaces import Split
+from genmeasures.tracing.dtypes import is_readable, plain
+
+log = logging.getLogger(__name__)
+
+_SURE = 3
+"""Standard errors by which a model with more outputs than classes must beat the best constant guess."""
+
+
+@dataclass(frozen=True)
+class Correct:
+    """How many of the labels of a split a model predicts."""
+
+    correct: int
+    labels: int
+
+
+def classes_of(sources: Mapping[Split, DataSource]) -> int:
+    """The number of classes by the largest label of all splits; 0 where no targets are class numbers."""
+    largest = 0
+    for source in sources.values():
+        scan = source.scan()
+        targets, summary = scan.targets, scan.summary
+        if targets is None or summary is None or targets.kind != "integer" or targets.channels != 1:
+            continue
+        own = summary.info.channels if summary.info.channels > 1 else int(summary.largest) + 1 if summary.places else 0
+        largest = max(largest, own)
+    return largest
+
+
+class Accuracy:
+    """The predictions of one model on one split, in one pass.
+
+    A prediction is the number of the largest output of a place. It counts where targets are class numbers, one an
+    input or one a pixel, and outputs are of shape (B, classes) or (B, classes, *space), for a tensor or what has one
+    as ``logits``. With more outputs than classes these may be something else, an embedding for one: they count where
+    they beat the best constant guess by more than chance.
+    """
+
+    def __init__(self, source: DataSource, classes: int) -> None:
+        targets = source.scan().targets
+        self._classes = classes
+        fits = targets is not None and targets.kind == "integer" and targets.channels == 1 and classes > 1
+        self._space = () if targets is None else targets.spatial
+        self._correct: Tensor | None = None
+        self._labels = 0
+        self._counts: Tensor | None = None
+        """Of each label, where there are more outputs than classes."""
+        self._outputs = 0
+        self._fault = "" if fits else "the targets are not one class number each"
+
+    def add(self, output: Any, targets: Tensor | None) -> None:
+        """See the outputs of some inputs, and their targets (B, 1, *S), −1 where there is no label."""
+        if self._fault:
+            return
+        try:
+            self._fault = self._add(output, targets)
+        except Exception as error:  # whatever a user's type of output does, no measure fails for it
+            self._fault = f"{type(error).__name__}: {error}"
+
+    def _add(self, output: Any, targets: Tensor | None) -> str:
+        if not isinstance(output, Tensor):
+            output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        if not isinstance(output, Tensor) or targets is None:
+            return "the model returns no tensor"
+        if not is_readable(output) or not output.is_floating_point():
+            return "the outputs are no floating-point numbers"
+        output = plain(output.detach())
+        outputs = output.shape[1] if output.dim() > 1 else 0
+        if output.shape != (len(targets), outputs, *self._space) or outputs < self._classes:
+            return f"outputs of shape {tuple(output.shape)} are not one for each of {self._classes} classes"
+        self._outputs = outputs
+        labels = targets[:, 0]
+        known = labels >= 0
+        self._labels += int(known.sum())
+        if outputs > self._classes:
+            counts = torch.bincount(labels[known], minlength=self._classes)
+            self._counts = counts if self._counts is None else self._counts + counts
+        # The maximum tells NaN too, which no prediction can be made of.
+        largest, predicted = output.max(1)
+        found = torch.stack([(predicted == labels.to(output.device)).sum(), torch.isnan(largest).sum()])
+        self._correct = found if self._correct is None else self._correct + found
+        return ""
+
+    def result(self) -> Correct | None:
+        """The counts after a whole pass; None where there is nothing to count."""
+        if not self._fault and self._correct is not None:
+            correct, undefined = (int(count) for count in self._correct)
+            labels, most = self._labels, 0 if self._counts is None else int(self._counts.max())
+            if undefined:
+                self._fault = "outputs are NaN"
+            elif not labels:
+                self._fault = "there are no labels"
+            elif self._counts is not None and correct - most <= _SURE * (most * (1 - most / labels)) ** 0.5:
+                self._fault = (
+                    f"{self._outputs} outputs for {self._classes} classes are no better than one guess for all"
+                )
+            else:
+                return Correct(correct, labels)
+        log.debug("no accuracy: %s", self._fault or "no pass")
+        return None
+
+
+__all__ = ["Accuracy", "Correct", "classes_of"]
