@@ -16,14 +16,14 @@ _SUBSAMPLE = 2000
 _LARGER = 8000
 """Points that the best restarts are continued and improved on: the order on fewer can differ from that on the whole."""
 _CONTENDERS = 3
-_SWAPS = 3
+_SWAPS = 5
 """Rounds in which centres are moved elsewhere."""
 _WEAKEST = 5
 """Centres of which in one round each is moved once, all others staying."""
 _TRIED = 4
 """Iterations after which of these the better two go on."""
 _LITTLE = 1e-3
-_FINALISTS = 2
+_FINALISTS = 3
 """Of all these, those continued on all points."""
 
 

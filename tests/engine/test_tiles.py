@@ -457,11 +457,15 @@ def test_measures_are_those_of_the_whole(name: str, extractor: str) -> None:
 @pytest.mark.parametrize("name", ["max pooling, nearest", "max pooling, linear", "no padding", "called twice"])
 def test_measures_of_single_precision(name: str) -> None:
     """Features differ in their last bits. Clusters lie apart: a distance of centroids that is a fortieth of their
-    spreads, as with labels that say nothing, has two digits less than the features."""
+    spreads, as with labels that say nothing, has two digits less than the features. So have log densities, where
+    a direction has little variance."""
     net, shape, tile = made(name)
     measures = [DaviesBouldin(KMeans()), Roughness(), Confidence()]
     options: dict[str, Any] = {"extractor": EXTRACTORS["sampled"], "measures": measures}
-    assert_same(measured(net, shape, tile=tile, **options), measured(net, shape, **options), 1e-6)
+    found, expected = measured(net, shape, tile=tile, **options), measured(net, shape, **options)
+    assert_same(found, expected, 1e-4)
+    for value in VALUES[:2]:
+        np.testing.assert_allclose(found[value].values, expected[value].values, rtol=1e-6)
 
 
 @pytest.mark.parametrize("cap", [None, 8000])
