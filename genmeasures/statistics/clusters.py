@@ -15,32 +15,21 @@ _FAR = 10.0
 """How many times their spread vectors may lie from the origin before they are centred."""
 _PROBE = 64
 MANY = 1024
-"""Of more clusters than this each vector is added to, or compared with, its own alone: products with all take
-n × k numbers, more than the vectors themselves."""
+"""Of more clusters than this each vector is compared with its own alone: products with all take n × k numbers, more
+than the vectors themselves."""
 
 
 def cluster_sums(vectors: Tensor, labels: Tensor, k: int, out: Tensor | None = None) -> Tensor:
     """float64 (k, D): sums of vectors (n, D), float32 or float64, by label int64 (n,) in 0 … k − 1.
 
-    They are added to ``out`` where it is given.
+    Every addition is in float64: a centroid that float32 shifts by a fraction of what the vectors
+    resolve changes the spread of a tight cluster by much more. They are added to ``out`` where it is given.
     """
-    if k > MANY:
-        out = vectors.new_zeros((k, vectors.shape[1]), dtype=torch.float64) if out is None else out
-        rows = max(1, _CONVERTED // max(1, vectors.shape[1]))
-        for block, label in zip(vectors.split(rows), labels.split(rows), strict=True):
-            out.index_add_(0, label, block.double())
-        return out
-    sums = vectors.new_zeros((k, vectors.shape[1]), dtype=torch.float64)
-    numbers = torch.arange(k, device=vectors.device)[:, None]
-    for block, label in _blocks(vectors, labels):
-        member = (label == numbers).to(block.dtype)
-        origin = _origin(block)
-        if origin is None:
-            sums += member @ block
-        else:
-            sums += member @ (block - origin)
-            sums += member.sum(1, keepdim=True).double() * origin.double()
-    return sums if out is None else out.add_(sums)
+    out = vectors.new_zeros((k, vectors.shape[1]), dtype=torch.float64) if out is None else out
+    rows = max(1, _CONVERTED // max(1, vectors.shape[1]))
+    for block, label in zip(vectors.split(rows), labels.split(rows), strict=True):
+        out.index_add_(0, label, block.double())
+    return out
 
 
 def square_distances(vectors: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
@@ -51,21 +40,23 @@ def square_distances(vectors: Tensor, centroids: Tensor, labels: Tensor) -> Tens
             own = centroids[label].to(vectors.dtype)
             made.copy_(own.sub_(block).square_().sum(1, dtype=torch.float64))
         return out
-    # Rounding a centroid to the vectors' type shifts it by a fraction of what the vectors resolve, and
-    # a shift about the mean moves mean distances in second order only.
+    # Rounding a centroid to the vectors' type shifts it by a fraction of what the vectors resolve, and a shift
+    # about the mean moves mean distances in second order only: not so where vectors lie nearly as close to it.
     rounded = centroids.to(vectors.dtype)
     for block, label, made in zip(*_blocks_of(vectors, labels, out), strict=True):
         if vectors.dtype == torch.float64:
             made.copy_((block - rounded[label]).square_().sum(1))
             continue
         origin = _origin(block)
-        centred, about = (block, rounded) if origin is None else (block - origin, rounded - origin)
+        centred, about = block, rounded
+        if origin is not None:
+            centred, about = block - origin, (centroids - origin).to(block.dtype)
         norms = torch.linalg.vector_norm(centred, dim=1).double().square_()
         own = (centred @ about.T).gather(1, label[:, None])[:, 0]
         made.copy_(expanded(norms, own, about, label))
         near = nearly_zero(made, norms).nonzero()[:, 0]
         if len(near):
-            made[near] = (centred[near] - about[label[near]]).square_().sum(1, dtype=torch.float64)
+            made[near] = block[near].double().sub_(centroids[label[near]]).square_().sum(1)
     return out
 
 
@@ -100,10 +91,6 @@ def _origin(block: Tensor) -> Tensor | None:
     mean = probe.mean(0, dtype=torch.float64)
     spread, square = float((probe - mean).square().sum(1).mean()), float(mean.square().sum())
     return mean.to(block.dtype) if is_far(spread + square, square) else None
-
-
-def _blocks(vectors: Tensor, labels: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    return zip(*_blocks_of(vectors, labels), strict=True)
 
 
 def _blocks_of(*tensors: Tensor) -> list[tuple[Tensor, ...]]:

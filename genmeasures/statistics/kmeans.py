@@ -1,4 +1,8 @@
-"""k-means: greedy k-means++ restarts on a subsample, the best of them carried through on all points."""
+"""k-means: greedy k-means++ restarts on a subsample, the best of them improved by swaps and carried through on all.
+
+How often that ends above the best optimum known, by more than 0.05 %, is measured on features of trained networks by
+``python -m benchmarks.optima``.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,18 @@ import torch
 from torch import Tensor
 
 _SUBSAMPLE = 2000
+_LARGER = 8000
+"""Points that the best restarts are continued and improved on: the order on fewer can differ from that on the whole."""
+_CONTENDERS = 3
+_SWAPS = 5
+"""Rounds in which centres are moved elsewhere."""
+_WEAKEST = 5
+"""Centres of which in one round each is moved once, all others staying."""
+_TRIED = 4
+"""Iterations after which of these the better two go on."""
 _LITTLE = 1e-3
-_FINALISTS = 2
-"""Restarts continued on all points: the order on the subsample can differ from that on the whole."""
+_FINALISTS = 3
+"""Of all these, those continued on all points."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +40,27 @@ def kmeans(points: Tensor, k: int, generator: torch.Generator, restarts: int = 1
     """Cluster points float64 (n, d) into k (fewer where there are fewer distinct points).
 
     Restarts: greedy k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's iterations on a subsample,
-    all restarts in one batch; the best go on with all points until no label changes. The random
-    numbers come from the generator (on the CPU) alone.
+    all restarts in one batch. The best go on with a larger one, on which centres of little use are
+    moved to points drawn as by k-means++ (as in Lattanzi & Sohler 2019, each followed by Lloyd's
+    iterations), and the best of all with all points until no label changes. A single start is carried
+    through as it is. The random numbers come from the generator (on the CPU) alone.
     """
     n = len(points)
     origin = points.mean(0)
     points = points - origin
-    subsample = points
+    subsample = larger = points
     if n > _SUBSAMPLE:
-        chosen = torch.randperm(n, generator=generator, device=generator.device)[:_SUBSAMPLE].sort().values
-        subsample = points[chosen.to(points.device)]
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        subsample = points[order[:_SUBSAMPLE].sort().values.to(points.device)]
+        larger = points if n <= _LARGER else points[order[:_LARGER].sort().values.to(points.device)]
     starts = _plus_plus(subsample, k, restarts, generator)
     starts, inertias = _lloyd_batch(subsample, starts, iterations)
-    finalists = _distinct_best(starts, inertias)
+    if restarts > 1 and k > 1:
+        if larger is not subsample:
+            contenders = torch.stack(_distinct_best(starts, inertias, _CONTENDERS))
+            starts, inertias = _lloyd_batch(larger, contenders, iterations)
+        starts, inertias = _swapped(larger, starts, inertias, iterations, generator)
+    finalists = _distinct_best(starts, inertias, _FINALISTS)
     best = min((_lloyd(points, centres, iterations) for centres in finalists), key=lambda c: c.inertia)
     return Clusters(best.centres + origin, best.labels, best.inertia)
 
@@ -100,11 +121,35 @@ def _lloyd_batch(points: Tensor, centres: Tensor, iterations: int) -> tuple[Tens
     return centres, inertias
 
 
-def _distinct_best(centres: Tensor, inertias: Tensor) -> list[Tensor]:
+def _swapped(
+    points: Tensor, centres: Tensor, inertias: Tensor, iterations: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The centres (r, k, d) and inertias (r,), and what swaps in the best of them lead to."""
+    squares = points.square().sum(1)
+    for _ in range(_SWAPS):
+        best = centres[inertias.argmin()]
+        k = len(best)
+        distance = _relative_distances(points.T, best).add_(squares).clamp_(min=0)
+        first, labels = distance.min(0)
+        second = distance.scatter_(0, labels[None], math.inf).amin(0)
+        loss = first.new_zeros(k).index_add_(0, labels, second - first)  # what the points of a centre would lose
+        weakest = loss.argsort()[:_WEAKEST]
+        mass = torch.where(labels == weakest[:, None], second, first).cumsum(1)
+        draws = torch.rand(len(weakest), 1, generator=generator, device=generator.device, dtype=torch.float64)
+        drawn = torch.searchsorted(mass, draws.to(points.device) * mass[:, -1:], right=True).clamp(max=len(points) - 1)
+        moved = best.repeat(len(weakest), 1, 1)
+        moved[torch.arange(len(weakest), device=points.device), weakest] = points[drawn[:, 0]]
+        moved, tried = _lloyd_batch(points, moved, _TRIED)
+        moved, tried = _lloyd_batch(points, moved[tried.argsort()[:2]], iterations)
+        centres, inertias = torch.cat([centres, moved]), torch.cat([inertias, tried])
+    return centres, inertias
+
+
+def _distinct_best(centres: Tensor, inertias: Tensor, count: int) -> list[Tensor]:
     best: list[Tensor] = []
     seen: list[float] = []
     for inertia, index in sorted(zip(inertias.tolist(), range(len(inertias)), strict=True)):
-        if len(best) < _FINALISTS and all(abs(inertia - s) > 1e-3 * abs(s) for s in seen):
+        if len(best) < count and all(abs(inertia - s) > 1e-3 * abs(s) for s in seen):
             best.append(centres[index])
             seen.append(inertia)
     return best

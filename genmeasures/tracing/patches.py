@@ -20,6 +20,9 @@ _LANES = 8
 _GATHER_COST = 32
 """Cost of gathering an element and using it, in multiplications of a convolution."""
 
+_RUN = 1 << 14
+"""Output positions whose patches are summed in float32 at a time, where single inputs or their slices are no larger."""
+
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
@@ -186,16 +189,46 @@ class _Dense:
         member = self._pixels.new_zeros(len(self._pixels), positions_each, lanes)
         member[rows, positions, labels] = 1
         grad = member.transpose(1, 2).unflatten(2, self._geometry.output_spatial)
-        kernels = self._pixels.new_empty(lanes, self._geometry.channels, *self._geometry.kernel)
-        geometry = self._geometry
-        _, sums, _ = torch.ops.aten.convolution_backward(
-            grad, self._pixels, kernels, None, geometry.stride, self._padding, geometry.dilation,
-            False, [0] * self._spatial, 1, [False, True, False],
-        )  # fmt: skip
-        made: Tensor = sums[:k].movedim(1, -1).flatten(1).double()
+        sums = self._pixels.new_zeros(
+            (lanes, 2 * self._geometry.channels, *self._geometry.kernel), dtype=torch.float64
+        )
+        top = float(self._pixels.abs().max())
+        for pixels, members, padding in self._runs(grad):
+            sums += self._sums(_split(pixels, top, members[:, 0].numel()), members, padding)
+        high, low = sums[:k].movedim(1, -1).chunk(2, -1)
+        made: Tensor = (high + low).flatten(1)
         if self._origin is not None:
             made += torch.bincount(labels, minlength=k)[:, None] * self._tiled(self._origin)
         return made
+
+    def _sums(self, pixels: Tensor, members: Tensor, padding: tuple[int, ...]) -> Tensor:
+        """(lanes, C, *kernel): sums of the patches of pixels (B, C, *S) by members (B, lanes, *outputs)."""
+        geometry = self._geometry
+        kernels = pixels.new_empty(members.shape[1], pixels.shape[1], *geometry.kernel)
+        _, sums, _ = torch.ops.aten.convolution_backward(
+            members, pixels, kernels, None, geometry.stride, padding, geometry.dilation,
+            False, [0] * self._spatial, 1, [False, True, False],
+        )  # fmt: skip
+        made: Tensor = sums
+        return made
+
+    def _runs(self, members: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, ...]]]:
+        """Some inputs, or slices of one along its first axis, with their members and padding."""
+        rows, each = members.shape[2], members[0, 0].numel()
+        if each <= _RUN:
+            for pixels, some in zip(self._pixels.split(_RUN // each), members.split(_RUN // each), strict=True):
+                yield pixels, some, self._padding
+            return
+        geometry, padding = self._geometry, (0, *self._padding[1:])
+        after = geometry.after[0] if self._padding[0] else 0
+        padded = F.pad(self._pixels, (*[0, 0] * (self._spatial - 1), self._padding[0], after))
+        stride, reach = geometry.stride[0], geometry.dilation[0] * (geometry.kernel[0] - 1) + 1
+        size = max(1, _RUN * rows // each)
+        for one in range(len(padded)):
+            for start in range(0, rows, size):
+                stop = min(start + size, rows)
+                pixels = padded[one : one + 1, :, start * stride : (stop - 1) * stride + reach]
+                yield pixels, members[one : one + 1, :, start:stop], padding
 
     def square_distances(
         self, rows: Tensor, positions: Tensor, centroids: Tensor, labels: Tensor
@@ -222,6 +255,23 @@ class _Dense:
     def _tiled(self, by_channel: Tensor) -> Tensor:
         """float64 (D,): a value a channel, at every element of the kernel."""
         return by_channel.double().repeat(math.prod(self._geometry.kernel))
+
+
+def _split(pixels: Tensor, top: float, count: int) -> Tensor:
+    """(B, 2 C, *S): pixels (B, C, *S), none above ``top``, rounded, and what that leaves of them.
+
+    Sums in float32 of ``count`` rounded ones are exact, whatever their order, and what is left is so
+    small that the rounding of its sum is below what float32 resolves of the pixels' mean. Where ``top``
+    is 0 or next to it, nothing is rounded.
+    """
+    unit = 2.0 ** (math.frexp(top)[1] - 24 + (count - 1).bit_length()) if 1e-30 < top < math.inf else 1.0
+    size = (len(pixels), 2 * pixels.shape[1], *pixels.shape[2:])
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(pixels.dim(), torch.contiguous_format)
+    made = torch.empty(size, dtype=pixels.dtype, device=pixels.device, memory_format=layout)
+    high, low = made.chunk(2, 1)
+    torch.mul(pixels, 1 / unit, out=high).round_().mul_(unit)
+    torch.sub(pixels, high, out=low)
+    return made
 
 
 def _pads_alike(geometry: Geometry) -> bool:

@@ -33,7 +33,7 @@ class Sample:
     """Some elements of a tensor (B, …), and what had happened when it was made."""
 
     values: Tensor
-    """float64 (B, m)."""
+    """(B, m), a copy."""
     shape: tuple[int, ...]
     """Of the tensor, without the batch."""
     tolerance: float
@@ -64,7 +64,8 @@ def sample(tensor: object, batch: int, drew: bool) -> Sample | None:
         steps[axis] *= 2
         sizes[axis] = -(-tensor.shape[axis + 1] // steps[axis])
     thin = plain(tensor.detach())[(slice(None), *(slice(None, None, step) for step in steps))]
-    return Sample(thin.double().unsqueeze(-1).flatten(1), tuple(tensor.shape[1:]), rounding(tensor.dtype), drew)
+    # Clones, for what a view shows would be kept alive, and could be written to.
+    return Sample(thin.unsqueeze(-1).flatten(1).clone(), tuple(tensor.shape[1:]), rounding(tensor.dtype), drew)
 
 
 def alone(example: Tensor, count: int) -> Tensor:
@@ -78,7 +79,7 @@ def differ(one: Sample | None, other: Sample | None, rows: Sequence[int], others
         return (one is None) != (other is None)
     if one.shape != other.shape:
         return True
-    left, right = one.values[list(rows)], other.values[list(others)]
+    left, right = one.values[list(rows)].double(), other.values[list(others)].double()
     if not torch.equal(torch.isfinite(left), torch.isfinite(right)):
         return True
     left, right = left.nan_to_num(0, 0, 0), right.nan_to_num(0, 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import Layer
@@ -114,13 +116,24 @@ class Trace:
     """What a reader of values of the whole model must know."""
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of a tensor, which itself is left to the model: a trace must not need more memory than a pass."""
+
+    number: int
+    """Tells the tensor from all others of the pass, also from those that later take over its memory or its id."""
+    shape: tuple[int, ...]
+    version: int
+    """How often it had been written to."""
+
+
 @dataclass
 class _Use:
     function: Callable[..., Any]
     first: bool
-    result: Tensor
-    version: int
+    result: _Seen
     input_versions: dict[int, int]
+    """By number, how often the inputs of the layers that had run had been written to."""
     sample: Sample | None
 
 
@@ -129,15 +142,19 @@ class _Call:
     name: str
     module: nn.Module
     count: int
-    input: Tensor | None
-    input_version: int
-    output: Any
-    output_version: int
+    input: _Seen | None
+    writes: Tensor | None
+    """What counts the writes to the input."""
+    output: _Seen | None
+    """None for what is no floating-point tensor."""
+    output_kind: str
+    readable: bool
+    """Whether input and output can be read."""
     sample: Sample | None
 
 
 class _Observer(TorchFunctionMode):
-    """Keeps every call of a measured module, and which functions use which tensors, in one forward pass.
+    """Notes every call of a measured module, and which functions use which tensors, in one forward pass.
 
     watch: looks for every layer whether the pass has drawn random numbers by then.
     """
@@ -150,7 +167,8 @@ class _Observer(TorchFunctionMode):
         """Of the model."""
         self.drew = False
         """Whether the pass has drawn random numbers, when last looked at."""
-        self._kept: list[Tensor] = []
+        self._numbers = WeakTensorKeyDictionary()
+        self._count = 0
         self._batch = batch
         self._generators = generators
         self._watch = watch
@@ -185,24 +203,50 @@ class _Observer(TorchFunctionMode):
         made = None if self._looking else next(tensors_in([result]), None)
         if made is not None:
             followed = func in _FOLLOWED
-            versions = {id(call.input): _version(call.input) for call in self.calls} if followed else {}
+            versions = {call.input.number: _version(call.writes) for call in self.calls if call.input} if followed else {}
             kept = self._sample(made) if followed else None
+            seen = self._seen(made)
             for place, used in enumerate(tensors_in([*args, *(kwargs or {}).values()])):
-                # Kept alive, so that no later tensor can take over the id.
-                self._kept += [used, made]
-                use = _Use(func, place == 0, made, _version(made), versions, kept)
-                self.uses.setdefault(id(used), []).append(use)
+                self.uses.setdefault(self._number(used), []).append(_Use(func, place == 0, seen, versions, kept))
         return result
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             count = sum(call.module is module for call in self.calls)
             given = next(tensors_in([*args, *kwargs.values()]), None)
-            made = _version(output) if isinstance(output, Tensor) else -1
-            kept = self._sample(output)
-            self.calls.append(_Call(name, module, count, given, _version(given), output, made, kept))
+            read = None if given is None else self._seen(given)
+            made = self._seen(output) if isinstance(output, Tensor) and output.is_floating_point() else None
+            readable = all(is_readable(tensor) for tensor in (given, output) if isinstance(tensor, Tensor))
+            kept, kind, counter = self._sample(output), type(output).__name__, self._counter(given)
+            self.calls.append(_Call(name, module, count, read, counter, made, kind, readable, kept))
 
         return hook
+
+    def _number(self, tensor: Tensor) -> int:
+        if tensor not in self._numbers:
+            self._count += 1
+            self._numbers[tensor] = self._count
+        number: int = self._numbers[tensor]
+        return number
+
+    def _seen(self, tensor: Tensor) -> _Seen:
+        ragged = tensor.is_nested and tensor.layout == torch.strided  # it has no shape
+        return _Seen(self._number(tensor), () if ragged else tuple(tensor.shape), _version(tensor))
+
+    def _counter(self, tensor: Tensor | None) -> Tensor | None:
+        """What counts the writes to a tensor, those through its views too, and has no memory of its elements."""
+        if tensor is None or tensor.is_inference():
+            return None
+        wrapped = type(tensor) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        if wrapped or tensor.layout != torch.strided:
+            return tensor
+        self._looking = True  # this is no use of the tensor
+        try:
+            made = tensor.detach()
+            made.data = made.new_empty(0)  # the counter stays that of the tensor
+        finally:
+            self._looking = False
+        return made
 
     def _look(self) -> None:
         self.drew = self.drew or self._generators.state() != self._before
@@ -225,14 +269,15 @@ class _Observer(TorchFunctionMode):
         """
         if tap != "activation":
             return (), False, call
+        assert call.input is not None and call.output is not None
         taken: list[Callable[..., Any]] = []
         steps = 0
         normalised = activated = changed = False
-        current, uses = call.output, self.uses.get(id(call.output), [])
+        current, uses = call.output, self.uses.get(call.output.number, [])
         tapped: _Use | _Call = call
         while uses:
             use = uses[0]
-            in_place = use.result is current
+            in_place = use.result.number == current.number
             if not use.first or use.function not in _FOLLOWED or use.result.shape != current.shape:
                 break
             if not in_place and len(uses) > 1:
@@ -249,9 +294,9 @@ class _Observer(TorchFunctionMode):
             if use.function not in _DROPOUTS:
                 steps = len(taken)
                 tapped = use
-                version = use.input_versions[id(call.input)]
-                changed = version < 0 or version != call.input_version
-            uses = uses[1:] if in_place else self.uses.get(id(use.result), [])
+                version = use.input_versions[call.input.number]
+                changed = version < 0 or version != call.input.version
+            uses = uses[1:] if in_place else self.uses.get(use.result.number, [])
             current = use.result
         return tuple(taken[:steps]), changed, tapped
 
@@ -299,14 +344,16 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
     for place, (call, fewer) in enumerate(zip(observer.calls, again.calls, strict=True)):
         name = call.name or "(model)"
         name = name if call.count == 0 else f"{name}#{call.count + 1}"
-        reason = _unmeasurable(call, len(example), fewer.output if len(example) > 1 else None)
+        reason = _unmeasurable(call, len(example), fewer if len(example) > 1 else None)
         if reason:
             skipped.append((name, reason))
             continue
         follow, changed, made = observer.follow(call, tap)
-        reads = makers.get((id(call.input), call.input_version))
-        result, version = (made.output, made.output_version) if isinstance(made, _Call) else (made.result, made.version)
-        makers[id(result), version] = len(layers)
+        assert call.input is not None
+        reads = makers.get((call.input.number, call.input.version))
+        result = made.output if isinstance(made, _Call) else made.result
+        assert result is not None
+        makers[result.number, result.version] = len(layers)
         layers.append(_describe(call, name, len(layers), calls[id(call.module)], follow, changed, reads))
         places.append(place)
     skipped += not_measured(model, set(calls), attributes)
@@ -355,25 +402,25 @@ def forward(model: nn.Module, inputs: Tensor) -> Any:
         raise ModelError(f"the model refuses a batch of shape {tuple(inputs.shape)}, {name}: {kind}{what}") from error
 
 
-def _unmeasurable(call: _Call, batch: int, fewer: Any) -> str:
-    """Why a layer's tensors cannot be read, if so; ``fewer``: its output for one input less, None if there is none."""
+def _unmeasurable(call: _Call, batch: int, fewer: _Call | None) -> str:
+    """Why a layer's tensors cannot be read, if so; ``fewer``: the call for one input less, None if there is none."""
     module: MeasuredModule = call.module  # type: ignore[assignment]
     if call.input is None:
         return "it was called without a tensor"
-    if not isinstance(call.output, Tensor) or not call.output.is_floating_point():
+    if call.output is None:
         return "its output is not a floating-point tensor"
-    given, made = tuple(call.input.shape), tuple(call.output.shape)
+    given, made = call.input.shape, call.output.shape
     if not isinstance(module, nn.Linear) and len(made) == len(module.kernel_size) + 1:
         return f"it was called without a batch dimension (output of shape {made})"
-    short = batch - 1 if fewer is None else len(fewer) if isinstance(fewer, Tensor) and fewer.dim() else 0
+    short = batch - 1 if fewer is None else fewer.output.shape[0] if fewer.output and fewer.output.shape else 0
     if len(made) < 2 or given[:1] != (batch,) or made[0] != batch or short != batch - 1:
         return f"its output of shape {made} does not have the batch of {batch} inputs first"
     if not follows_geometry(module, given, made):
         return (
             f"its output of shape {made} does not follow from its input of shape {given} by its own kernel and padding"
         )
-    if not is_readable(call.input) or not is_readable(call.output):
-        return f"its tensors are of type {type(call.output).__name__}, which cannot be read as plain tensors"
+    if not call.readable:
+        return f"its tensors are of type {call.output_kind}, which cannot be read as plain tensors"
     weight: Any = module.weight
     if not isinstance(weight, Tensor) or not is_readable(weight) or not plain(weight.detach()).is_floating_point():
         kind = f"as {weight.dtype}".replace("torch.", "") if isinstance(weight, Tensor) else "packed"
@@ -390,10 +437,10 @@ def _describe(
     copy_input: bool,
     reads: int | None,
 ) -> TracedLayer:
-    assert call.input is not None
+    assert call.input is not None and call.output is not None
     module: MeasuredModule = call.module  # type: ignore[assignment]
     linear = isinstance(module, nn.Linear)
-    input_shape, output_shape = tuple(call.input.shape), tuple(call.output.shape)
+    input_shape, output_shape = call.input.shape, call.output.shape
     geometry = geometry_of(module, input_shape, output_shape)
     kind = parametrize.type_before_parametrizations(module).__name__
     layer = Layer(
@@ -403,7 +450,7 @@ def _describe(
         channels=output_shape[-1] if linear else output_shape[1],
         spatial=output_shape[1:-1] if linear else output_shape[2:],
         patch_size=geometry.patch_size,
-        input_size=call.input[0].numel(),
+        input_size=math.prod(input_shape[1:]),
         weight_norm=float(torch.linalg.vector_norm(plain(module.weight.detach()), dtype=torch.float64)),
         tap=" > ".join([kind, *(step.__name__.strip("_") for step in follow if step not in _DROPOUTS)]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import davies_bouldin_score
 
 from genmeasures.errors import Undefined
-from genmeasures.statistics.clusters import square_distances
+from genmeasures.statistics.clusters import cluster_sums, square_distances
 from genmeasures.statistics.davies_bouldin import ClusterSums, davies_bouldin
 
 Vectors = NDArray[np.floating]
@@ -75,6 +76,41 @@ def test_vectors_at_their_centroid_are_no_distance_from_it(distance: float) -> N
     assert (found[::2] == 0).all()
     resolved = 60**0.5 * np.finfo(np.float32).eps * float(vectors.abs().max())
     np.testing.assert_allclose(np.sqrt(found), np.sqrt(expected), rtol=1e-3, atol=resolved)
+
+
+def background(n: int, d: int, tight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 (n, d), nine tenths of them within ``tight`` of one point, and which are not."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(n) > 0.89).astype(np.int64)
+    noise = rng.normal(size=(n, d)) * np.where(labels == 0, tight, 1.0)[:, None]
+    return torch.from_numpy((rng.normal(size=(2, d))[labels] + noise).astype(np.float32)), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("k", [2, 1500])
+def test_sums_are_exact(k: int) -> None:
+    vectors, labels = background(60_000, 5, 1e-3)
+    if k > 2:
+        labels = torch.arange(len(labels)) % k
+    found = cluster_sums(vectors, labels, k)
+    for label in (0, 1, k - 1):
+        expected = [math.fsum(column) for column in vectors[labels == label].T.tolist()]
+        np.testing.assert_allclose(found[label].numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("tight", [1e-1, 1e-3, 1e-5])
+def test_a_tight_cluster_among_a_wide_one(tight: float) -> None:
+    """Its spread is small beside the length of its vectors, and the more so beside their sum."""
+    vectors, labels = background(60_000, 10, tight)
+    sums = ClusterSums()
+    sums.add(vectors, labels)
+    spreads = sums.result()
+    spreads.add(vectors, labels)
+    members = [vectors[labels == label].double().numpy() for label in (0, 1)]
+    centroids = np.stack([one.mean(0) for one in members])
+    expected = [np.linalg.norm(one - centre, axis=1).mean() for one, centre in zip(members, centroids, strict=True)]
+    index = sum(expected) / np.linalg.norm(centroids[0] - centroids[1])
+    np.testing.assert_allclose(spreads.index("mean"), index, rtol=1e-7)
+    np.testing.assert_allclose((spreads._distance / spreads._counts).numpy(), expected, rtol=1e-7)
 
 
 def sample(n: int, d: int, k: int, offset: float = 0.0, seed: int = 0) -> tuple[NDArray[np.float64], Labels]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from unittest import mock
 
@@ -131,6 +132,33 @@ def test_clusters_far_tighter_than_they_lie_apart(cost: float) -> None:
     direct = (reference - centroids[labels]).square().sum(1).sqrt()
     # Inputs of size one resolve 6e-8, about a centroid rounded as much.
     np.testing.assert_allclose(found.view(8, 49).mean(1).numpy(), direct.view(8, 49).mean(1).numpy(), rtol=5e-3)
+
+
+@pytest.mark.parametrize("run", [50, 1 << 14])
+@pytest.mark.parametrize("shape", [(20, 4, 66, 66), (2, 4, 200, 200), (3, 3, 34, 30, 28)])
+def test_a_background_of_little_noise(shape: tuple[int, ...], run: int) -> None:
+    """Nine tenths of the patches lie within 1e-5 of each other: convolutions alone would lose their centroid."""
+    torch.manual_seed(0)
+    batch, channels, *sides = shape
+    wide = (torch.arange(batch) % 10 == 0).view(-1, *[1] * (len(sides) + 1))
+    level = torch.tensor([0.7, 1.0, -0.7, 0.3])[:channels].view(-1, *[1] * len(sides))
+    inputs = torch.where(wide, torch.randn(shape), level + 1e-5 * torch.randn(shape))
+    conv = (nn.Conv2d if len(sides) == 2 else nn.Conv3d)(channels, 3, 3)
+    positions = math.prod(side - 2 for side in sides)
+    labels = wide.flatten().long().repeat_interleave(positions)
+    found = fields(conv, inputs, torch.arange(batch * positions))
+    assert found._is_dense(2)
+    with mock.patch.object(patches, "_RUN", run):
+        sums = found.cluster_sums(labels, 2)
+    members = [found.unfold()[labels == label].double() for label in (0, 1)]
+    for label, one in enumerate(members):
+        # An entry of the input has a rounding of 3e-8.
+        np.testing.assert_allclose((sums[label] / len(one)).numpy(), one.mean(0).numpy(), rtol=0, atol=2e-8)
+    centroids = torch.stack([one.mean(0) for one in members])
+    distances = found.square_distances(centroids, labels).sqrt()
+    for label, one in enumerate(members):
+        expected = float((one - centroids[label]).square().sum(1).sqrt().mean())
+        assert float(distances[labels == label].mean()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_more_clusters_than_are_multiplied_with() -> None:

@@ -7,8 +7,7 @@ networks also where a claim does not hold:
 1. the share of kernels whose RS under IAM is at most that under AM (paper, figure 1);
 2. test accuracy with the half of a layer's kernels silenced that have the lowest ARS, and with the
    half that have the highest, and the largest gap of the two curves (figure 2, table 1);
-3. the mean ARS with and without batch normalisation (figure 3);
-4. what the early stop saves, and what it changes in ARS.
+3. the mean ARS with and without batch normalisation (figure 3).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from genmeasures_ars import ARS, accuracy_curve, kernel_order, largest_gap
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from genmeasures.plugin import ModelData, Undefined
@@ -124,25 +122,6 @@ def main() -> None:
         f"mean ARS without batch normalisation {np.mean(whole[False]):.4f}, with {np.mean(whole[True]):.4f}: "
         f"{'lower' if np.mean(whole[True]) < np.mean(whole[False]) else 'NOT lower'} with it"
     )
-    early_stop(trained(x, y, False, 0), x_test, y_test, options.steps)
-
-
-def early_stop(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
-    """ARS in strides with the early stop, and without it, against steps taken one by one, for one network."""
-    layers = [one.layer for one in trace(model, x[:3], "activation").layers if one.layer.kind == "Conv2d"]
-    values, seconds = [], []
-    for growth, patience in ((0.04, 30), (0.04, None), (0.0, None)):
-        begin = time.perf_counter()
-        made = ARS(steps=steps, growth=growth, patience=patience).measure(model, layers, data(x, y, 0))["ars_kernel"]
-        seconds.append(time.perf_counter() - begin)
-        values.append(np.concatenate(made))
-    for place, name in enumerate(("strides, early stop", "strides, all the way")):
-        moved = np.abs(values[place] - values[2])
-        print(
-            f"{name}: {seconds[place]:.0f} s instead of {seconds[2]:.0f}; ARS moves by {np.nanmean(moved):.4f} on "
-            f"average and {np.nanmax(moved):.4f} at most; rank correlation "
-            f"{spearmanr(values[place], values[2], nan_policy='omit').statistic:.3f}"
-        )
 
 
 if __name__ == "__main__":

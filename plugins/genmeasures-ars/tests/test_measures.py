@@ -176,7 +176,6 @@ def test_class_targets_are_needed() -> None:
         ("step_size", 0),
         ("step_size", "fast"),
         ("step_size", float("inf")),
-        ("patience", 0),
         ("starts", 0),
         ("memory", True),
     ],

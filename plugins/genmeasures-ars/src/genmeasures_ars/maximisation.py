@@ -24,17 +24,12 @@ from torch import Tensor, nn
 
 from genmeasures.plugin import ModelError
 from genmeasures_ars.network import Truncated
-from genmeasures_ars.scores import exceeding
 
 log = logging.getLogger(__name__)
 
 OBJECTIVES = ("iam", "am")
-AR_TOLERANCE = 0.005
-"""By how much AR may move while a kernel still counts as settled: entries near 0 flicker with every step."""
 _MOMENTUM = 0.5
 """Weight of the gradients before in their running mean."""
-_CHECK = 10
-"""Strides between two looks at which kernels have settled: on a GPU each look waits for the device."""
 _CPU_BATCH = 16
 """Inputs side by side on a CPU at most: with more, their maps leave its caches (1.1 to 1.5 times slower at 64)."""
 
@@ -51,8 +46,6 @@ class Ascent:
     """(n, *spatial): the activation map of the kernel that each was made for."""
     objective: Tensor
     """float64 (n,)."""
-    strides: Tensor
-    """int64 (n,): strides taken."""
 
 
 def objective_of(means: Tensor, kernels: Tensor, objective: str) -> Tensor:
@@ -81,55 +74,30 @@ def strides(steps: int, step_size: float, growth: float) -> list[float]:
     return [step_size * length for length in lengths]
 
 
-def ascend(
-    run: Truncated, inputs: Tensor, kernels: Tensor, objective: str, lengths: Sequence[float], patience: int | None
-) -> Ascent:
+def ascend(run: Truncated, inputs: Tensor, kernels: Tensor, objective: str, lengths: Sequence[float]) -> Ascent:
     """Gradient ascent from inputs (n, …), each for its own kernel int64 (n,), in one batch.
 
-    v ← ½ v + ½ g/rms(g), x ← x + length · v/rms(v), for each of the lengths. A kernel has settled, and
-    goes no further, once over ``patience`` strides on end the number of kernels that exceed it has not
-    changed, nor its AR by more than ``AR_TOLERANCE``; None goes all the way. Raises ModelError where
-    no gradient reaches the inputs.
+    v ← ½ v + ½ g/rms(g), x ← x + length · v/rms(v), for each of the lengths: all of them, for RS and AR
+    stand still for long and change again. Raises ModelError where no gradient reaches the inputs.
     """
-    active = torch.arange(len(kernels), device=inputs.device)
-    taken = torch.zeros_like(active)
-    ended = inputs.detach().clone()
-    best, highest = ended.clone(), torch.full(active.shape, -torch.inf, dtype=torch.float64, device=inputs.device)
-    x = ended.clone()
+    x = inputs.detach().clone()
+    best, highest = x, torch.full((len(kernels),), -torch.inf, dtype=torch.float64, device=inputs.device)
     mean = torch.zeros_like(x)
-    target = kernels
-    rank = torch.full_like(active, -1)
-    share = torch.full(active.shape, torch.inf, dtype=torch.float32, device=inputs.device)
-    still = torch.zeros_like(active)
-    for stride, length in enumerate(lengths):
-        gradient, maps, means = _gradient(run, x, target, objective)
-        value = objective_of(means.double(), target, objective)
-        higher = value > highest[active]
-        highest[active] = torch.where(higher, value, highest[active])
-        best[active] = torch.where(_beside(higher, x), x, best[active])
-        if patience is not None:
-            new_rank, new_share = exceeding(means, target), (_own(maps, target) > 0).float().flatten(1).mean(1)
-            same = (new_rank == rank) & ((new_share - share).abs() <= AR_TOLERANCE)
-            still = torch.where(same, still + 1, 0)
-            # The share is held against that of the beginning of the quiet stretch, lest it drifts away unseen.
-            rank, share = new_rank, torch.where(same, share, new_share)
-            if stride and stride % _CHECK == 0 and bool((settled := still >= patience).any()):
-                ended[active[settled]], taken[active[settled]] = x[settled], stride
-                rest = ~settled
-                active, target, x, gradient, mean = (one[rest] for one in (active, target, x, gradient, mean))
-                rank, share, still = rank[rest], share[rest], still[rest]
-                if not len(active):
-                    break
+    for length in lengths:
+        gradient, means = _gradient(run, x, kernels, objective)
+        value = objective_of(means.double(), kernels, objective)
+        higher = value > highest
+        highest = torch.where(higher, value, highest)
+        best = torch.where(_beside(higher, x), x, best)
         mean = _MOMENTUM * mean + (1 - _MOMENTUM) * _unit(gradient)
         x = x + length * _unit(mean)
-    ended[active], taken[active] = x, len(lengths)
-    maps, means, value = _response(run, ended, kernels, objective)
+    maps, means, value = _response(run, x, kernels, objective)
     # Where the end is not a number it stays the end: what came before must not hide it.
     fallen = value < highest
     if fallen.any():
-        ended = torch.where(_beside(fallen, ended), best, ended)
-        maps, means, value = _response(run, ended, kernels, objective)
-    return Ascent(ended, means, _own(maps, kernels).clone(), value, taken)
+        x = torch.where(_beside(fallen, x), best, x)
+        maps, means, value = _response(run, x, kernels, objective)
+    return Ascent(x, means, _own(maps, kernels).clone(), value)
 
 
 def fitting_batch(run: Truncated, example: Tensor, parameters: Sequence[nn.Parameter], memory: int) -> int:
@@ -176,20 +144,19 @@ def _own(maps: Tensor, kernels: Tensor) -> Tensor:
     return maps[torch.arange(len(kernels), device=maps.device), kernels]
 
 
-def _gradient(run: Truncated, x: Tensor, kernels: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Of inputs x (n, …): gradients (n, …) of the objective, maps (n, I, *spatial) and means (n, I)."""
+def _gradient(run: Truncated, x: Tensor, kernels: Tensor, objective: str) -> tuple[Tensor, Tensor]:
+    """Of inputs x (n, …): gradients (n, …) of the objective, and means (n, I)."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         # A copy goes in, for a model may write over its input, and a leaf must not be written to.
-        maps = run(x.clone())
-        means = maps.flatten(2).mean(2)
+        means = run(x.clone()).flatten(2).mean(2)
         total = objective_of(means, kernels, objective).sum()
         if not total.requires_grad:
             raise ModelError("no gradient reaches the input: the model runs without gradients")
         (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
     if gradient is None:
         raise ModelError("no gradient reaches the input: the model detaches it")
-    return gradient, maps.detach(), means.detach()
+    return gradient, means.detach()
 
 
 def _unit(gradient: Tensor) -> Tensor:

@@ -61,11 +61,9 @@ class ARS(KernelMeasure):
     objective: "iam" or "am". steps: of gradient ascent, by which the way is measured. step_size: root
     mean square of an input's change in one step, where that of the noise is 1. growth: the way is gone
     in strides of this share of what lies behind, one step at least: 0.04 makes 130 strides of 1500
-    steps, 0 takes them one by one. patience: a kernel has settled once, over that many strides on end,
-    the number of kernels that exceed it has not changed, nor its AR by more than 0.005; None goes all
-    the way. starts: noise inputs, the same for all layers and kernels; a
-    kernel begins at the first that it responds to. memory: MiB that the kernels optimised side by side
-    may take; values depend on it by rounding alone.
+    steps, 0 takes them one by one. starts: noise inputs, the same for all layers and kernels; a kernel
+    begins at the first that it responds to. memory: MiB that the kernels optimised side by side may
+    take; values depend on it by rounding alone.
     """
 
     name = "ars"
@@ -92,7 +90,6 @@ class ARS(KernelMeasure):
         steps: int = 1500,
         step_size: float = 0.1,
         growth: float = 0.04,
-        patience: int | None = 30,
         starts: int = 16,
         memory: int = 256,
     ) -> None:
@@ -101,14 +98,12 @@ class ARS(KernelMeasure):
         sound = _is_number(step_size) and 0 < step_size < float("inf")
         require(sound, self, f"step_size={step_size!r} must be a number above 0")
         require(_is_number(growth) and 0 <= growth <= 1, self, f"growth={growth!r} must be a number from 0 to 1")
-        require(patience is None or is_count(patience), self, f"patience={patience!r} must be from 1, or null")
         require(is_count(starts), self, f"starts={starts!r} must be a whole number from 1")
         require(is_count(memory), self, f"memory={memory!r} must be a whole number of MiB from 1")
         self.objective = objective
         self.steps = steps
         self.step_size = step_size
         self.growth = growth
-        self.patience = patience
         self.starts = starts
         self.memory = memory
 
@@ -151,7 +146,7 @@ class ARS(KernelMeasure):
             kernels = torch.arange(layer.layer.channels, device=noise.device)
             batch = fitting_batch(run, noise[:1], list(model.parameters()), self.memory * 2**20)
             for chunk in kernels.split(batch):
-                made = ascend(run, noise[begin[chunk]], chunk, self.objective, lengths, self.patience)
+                made = ascend(run, noise[begin[chunk]], chunk, self.objective, lengths)
                 substitution.append(rs(made.means, chunk))
                 response.append(np.where(np.isfinite(made.objective.cpu().numpy()), ar(made.maps), np.nan))
         one, other = np.concatenate(substitution), np.concatenate(response)

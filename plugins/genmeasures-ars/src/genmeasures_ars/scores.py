@@ -11,22 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 
-def exceeding(means: Tensor, kernels: Tensor) -> Tensor:
-    """int64 (n,): how many other kernels exceed kernel ``kernels[r]``, int64 (n,), in row r of means (n, I).
-
-    Only strictly larger means count, so kernels that are all silent do not exceed each other.
-    """
-    return (means > means.gather(1, kernels[:, None])).sum(1)
-
-
 def rs(means: Tensor, kernels: Tensor) -> NDArray[np.float64]:
     """RS, float64 (n,): share of a layer's I kernels whose mean activation exceeds that of the kernel (eq. 3).
 
     means (n, I): mean activation of every kernel of the layer for n inputs; kernels int64 (n,): the
-    kernel for which each input was made. The divisor is I, the kernel itself included, as printed; so
+    kernel for which each input was made. Only strictly larger means count, so kernels that are all
+    silent do not exceed each other. The divisor is I, the kernel itself included, as printed; so
     RS < 1. NaN where a mean in the row is.
     """
-    count = exceeding(means, kernels).double() / means.shape[1]
+    count = (means > means.gather(1, kernels[:, None])).sum(1).double() / means.shape[1]
     return _array(count.masked_fill(~torch.isfinite(means).all(1), torch.nan))
 
 
