@@ -29,9 +29,9 @@ def measure(
     train: Any = None,
     test: Any = None,
     *,
-    measures: Sequence[str | Measure] = _DEFAULT_MEASURES,
+    measures: Sequence[str | Measure] | Mapping[str, str | Measure] = _DEFAULT_MEASURES,
     extractor: str | Extractor = "receptive_field",
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str | int] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     batch_size: int = 128,
@@ -44,7 +44,10 @@ def measure(
     models: a dict of names to modules, a list of modules (named model_0, …), or a task, which
     brings its own data. train, test: a torch Dataset, a DataLoader or a tuple of arrays (inputs
     (N, C, …) channels first, targets); targets may be left out where no measure reads them.
-    measures, extractor: names or objects. layers: names of the layers to measure, None for all.
+    measures, extractor: names or objects. A dict of measures, ``{"roughness_k8": Roughness(KMeans(k=8)), …}``,
+    gives them the names that their variables have in the result, so that one measure can be there in several
+    settings. layers: names of the layers to measure, or integers for their places in running order, -1 for the
+    last; None for all.
     device: "cpu", "cuda", …, None to leave each model where it is. keep: a folder that keeps
     every model's result as soon as it is there, for a run that is broken off and made again. What is
     kept is taken only where everything that the values depend on is the same: weights, buffers, the
@@ -87,10 +90,7 @@ def measure(
         task_models,
         train,
         test,
-        [
-            _component("measure", one, Measure)
-            for one in ([measures] if isinstance(measures, str | Measure) else measures)
-        ],
+        _measures(measures),
         _component("extractor", extractor, Extractor),
         layers=layers,
         seed=seed,
@@ -132,6 +132,12 @@ def _named(models: Any) -> list[TaskModel]:
             kind = type(model).__name__
             raise ModelError(f"{name} is of type {kind}, a torch.nn.Module is expected{not_a_module(model)}")
     return [TaskModel(name, lambda model=model: model) for name, model in named]  # type: ignore[misc]
+
+
+def _measures(given: Any) -> list[Measure]:
+    if isinstance(given, Mapping):
+        return [_component("measure", one, Measure).called(name) for name, one in given.items()]
+    return [_component("measure", one, Measure) for one in ([given] if isinstance(given, str | Measure) else given)]
 
 
 def _component(kind: str, given: str | _C, base: type[_C], **options: Any) -> _C:
