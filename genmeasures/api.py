@@ -14,6 +14,7 @@ from genmeasures.aggregators.aggregate import aggregate as _aggregate
 from genmeasures.errors import ModelError, OptionError
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
 from genmeasures.judging import judge
+from genmeasures.progress import progress_bars
 from genmeasures.registry import registry
 from genmeasures.running import Run
 from genmeasures.tracing.kinds import not_a_module
@@ -38,6 +39,7 @@ def measure(
     keep: str | Path | None = None,
     tile: int | Sequence[int] | None = None,
     ignore_index: float | None = None,
+    progress: bool | None = None,
 ) -> xr.Dataset:
     """Measure trained networks layer by layer.
 
@@ -59,6 +61,9 @@ def measure(
     ignore_index: the target that means "no label", such as 255; pixels, or inputs, that have it are
     left out where labels are read. None takes the task's. How targets are read, and which notes
     the statuses have of it: :func:`genmeasures.data.targets.settle`.
+    progress: whether a bar on standard error shows the model and the pass over the data; None shows it on a
+    terminal and in a notebook, but not from other threads or processes than the main ones. The logger
+    ``genmeasures.running`` has a line for each model, at level INFO.
 
     Floating-point inputs are read as float32 and come to each model in the type of its parameters (of
     the first layer that runs, where these differ); integers stay as they are. Features are float32.
@@ -100,7 +105,8 @@ def measure(
         tile=tile,
         ignore_index=ignore_index,
     )
-    return run.measure(attrs)
+    with progress_bars(progress) as (on_model, on_batch):
+        return run.measure(attrs, on_model, on_batch)
 
 
 def aggregate(ds: xr.Dataset, aggregator: str | Aggregator = "frobenius", **options: Any) -> xr.Dataset:

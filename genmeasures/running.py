@@ -174,6 +174,7 @@ class Run:
         for number, model in enumerate(self._models):
             if on_model is not None:
                 on_model(model.name, number, len(self._models))
+            began = time.perf_counter()
             try:
                 datasets.append(self._measure_one(model, on_batch))
             except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
@@ -185,6 +186,7 @@ class Run:
                 errors.append(kind(message))
                 datasets.append(keyed(model_dataset(model, status, self._measures), ModelKey()))
                 self.account.failed.append(model.name)
+            self._log(model.name, time.perf_counter() - began, datasets[-1])
         self._report_unkept()
         if len(errors) == len(self._models):
             raise (
@@ -227,6 +229,12 @@ class Run:
             return keyed(made, ModelKey(key.content))
         self._kept.keep(task_model, values, key)
         return made
+
+    def _log(self, name: str, seconds: float, ds: xr.Dataset) -> None:
+        """One line a model, at level INFO."""
+        status = str(ds["model_status"].values[0]).partition(":")[0]
+        taken = " (taken from what was kept)" if name in self.account.taken else ""
+        log.info("model %s: %s%s, %.2f s, %d layers", shown(name), status, taken, seconds, ds.sizes["layer"])
 
     def _report_unkept(self) -> None:
         unkept = self.account.unkept
