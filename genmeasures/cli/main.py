@@ -42,9 +42,21 @@ def _main(given: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     run.add_argument("overrides", nargs=argparse.REMAINDER)
-    collect = commands.add_parser("collect", help="merge result files and compare them")
+    collect = commands.add_parser(
+        "collect", help="merge result files and compare runs", usage="genmeasures collect FOLDER [options]",
+        description="Merge result files, list the runs that they are of with what differs, and compare these in one "
+        "table: run × measure, with mean and standard deviation over seeds.",
+    )  # fmt: skip
     collect.add_argument("folder", help="folder with result files")
     collect.add_argument("--output", help="folder for the merged files (default: FOLDER/collected)")
+    collect.add_argument(
+        "--aggregator", nargs="+", default=["frobenius"], metavar=("NAME", "OPTION=VALUE"),
+        help="how layers are reduced to one number (default: frobenius); last_k k=2 for one",
+    )  # fmt: skip
+    collect.add_argument(
+        "--against", action="append", metavar="NAME",
+        help="what measures are judged against, test_accuracy for one; may be given several times",
+    )  # fmt: skip
     plugins = commands.add_parser("plugins", help="show the installed plugins and what they provide")
     for command in (collect, plugins):
         command.add_argument("--json", action="store_true", help="print JSON for machines")
@@ -79,7 +91,7 @@ def _main(given: list[str]) -> int:
         if parsed.command == "collect":
             from genmeasures.cli.collect import collect_command
 
-            return collect_command(parsed.folder, parsed.output, parsed.json)
+            return collect_command(parsed.folder, parsed.output, parsed.json, parsed.aggregator, parsed.against)
         if parsed.command == "check":
             from genmeasures.cli.check import check_command
 

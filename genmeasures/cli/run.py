@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 import xarray as xr
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
@@ -25,11 +26,12 @@ from rich.console import Console
 from genmeasures.api import aggregate, judge
 from genmeasures.cli.complaints import told, unread
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
+from genmeasures.cli.naming import result_path, telling
 from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
-from genmeasures.kept import NEW, Account, slug
+from genmeasures.kept import NEW, Account
 from genmeasures.progress import progress_bars
 from genmeasures.registry import registry
 from genmeasures.report import (
@@ -167,15 +169,15 @@ def job(config: DictConfig) -> None:
 
 
 def _job(config: DictConfig) -> None:
-    if problem := unread(config, _SETTINGS):
-        raise OptionError(problem)
+    if unknown := unread(config, _SETTINGS):
+        raise OptionError(unknown)
     task = _make(config, "task", Task)
     extractor = _make(config, "extractor", Extractor)
     aggregator = _make(config, "aggregator", Aggregator)
     if not config.get("measure"):
         raise OptionError("measure: choose at least one, measure=[roughness] for example")
     measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
-    path = Path(config.output) / f"{slug(task.label)}-{digest(config)}.nc"
+    path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
     table = path.with_name(f"{path.stem}-judged.csv")
     console = make_console()
     earlier = _earlier(path, console)
@@ -293,6 +295,15 @@ def _saved(ds: xr.Dataset, path: Path) -> ResultError | None:
     except ResultError as error:
         return error
     return None
+
+
+def _overrides(task: Task) -> list[str]:
+    """What was chosen on the command line, as far as the name of the result shows it."""
+    if not HydraConfig.initialized():
+        return []
+    hidden = {f"task.{name}" for name in task.incidental}
+    typed = [one for one in HydraConfig.get().overrides.task if one.lstrip("+~").partition("=")[0] not in hidden]
+    return telling(typed, _WITHOUT_VALUES)
 
 
 def digest(config: DictConfig) -> str:
