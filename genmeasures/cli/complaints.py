@@ -151,7 +151,7 @@ def _alike(key: str, settings: Any) -> list[str]:
     """Settings that may have been meant: deeper ones with the same last word, or spelled nearly so."""
     parent, _, last = key.rpartition(".")
     deeper = [name for name in settings if parent and name.startswith(f"{parent}.") and name.endswith(f".{last}")]
-    close = difflib.get_close_matches(key, [one for one in settings if not key.startswith(f"{one}.")], n=1, cutoff=0.8)
+    close = difflib.get_close_matches(key, [one for one in settings if not key.startswith(f"{one}.")], n=1, cutoff=0.7)
     return sorted(deeper, key=len) or close
 
 
