@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import multiprocessing
 import sys
 import threading
@@ -17,6 +19,9 @@ from genmeasures.errors import OptionError, shown
 
 _EVERY = 0.1
 """Seconds between two drawings, at least."""
+
+_NOTEBOOK = 100
+"""Characters of a line in a notebook."""
 
 _SHOWN = threading.Lock()
 """Held by what shows bars: two at a time would write over each other."""
@@ -45,11 +50,12 @@ def progress_bars(show: bool | None) -> Iterator[Callbacks]:
         yield None, None
         return
     try:
-        with _bars(console) as progress:
-            yield _callbacks(progress)
+        with _in_notebook() if console.is_jupyter else _on_terminal(console) as (progress, draw):
+            yield _callbacks(progress, draw)
             models, passes = progress.tasks
             progress.update(models.id, completed=models.total)
             progress.update(passes.id, visible=False)
+            draw()
     finally:
         _SHOWN.release()
 
@@ -76,7 +82,29 @@ def _bars(console: Console) -> Progress:
     )
 
 
-def _callbacks(progress: Progress) -> Callbacks:
+@contextmanager
+def _on_terminal(console: Console) -> Iterator[tuple[Progress, Callable[[], None]]]:
+    with _bars(console) as progress:
+        yield progress, progress.refresh
+
+
+@contextmanager
+def _in_notebook() -> Iterator[tuple[Progress, Callable[[], None]]]:
+    """Bars as one text that is written anew. Rich has bars of its own there, which need ipywidgets."""
+    display = importlib.import_module("IPython.display")
+    console = Console(file=io.StringIO(), width=_NOTEBOOK, force_jupyter=False)
+    progress = _bars(console)
+    handle = display.display({"text/plain": ""}, raw=True, display_id=True)
+
+    def draw() -> None:
+        with console.capture() as captured:
+            console.print(progress.get_renderable())
+        handle.update({"text/plain": captured.get().rstrip()}, raw=True)
+
+    yield progress, draw
+
+
+def _callbacks(progress: Progress, redraw: Callable[[], None]) -> Callbacks:
     models = progress.add_task("models", total=None)
     passes = progress.add_task("", total=None, visible=False)
     drawn = -_EVERY
@@ -86,7 +114,7 @@ def _callbacks(progress: Progress) -> Callbacks:
         now = time.monotonic()
         if now - drawn >= _EVERY:
             drawn = now
-            progress.refresh()
+            redraw()
 
     def on_model(name: str, number: int, count: int) -> None:
         progress.update(models, total=count, completed=number, description=f"model {shown(name)}")

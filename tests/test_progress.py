@@ -115,6 +115,37 @@ def test_threads_and_processes_show_none(script: Any) -> None:
     assert files == "4\n2\n"
 
 
+class Display:
+    """``IPython.display``: what a cell shows, every time that it changes."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def display(self, content: dict[str, str], raw: bool, display_id: bool) -> Display:
+        assert raw
+        assert display_id
+        return self
+
+    def update(self, content: dict[str, str], raw: bool) -> None:
+        self.shown.append(content["text/plain"])
+
+
+def test_a_notebook_shows_the_models(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    display = Display()
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    torch.manual_seed(0)
+    nets = {"net[/x]": nn.Linear(3, 4), "last": nn.Linear(3, 4)}
+    genmeasures.measure(nets, (torch.randn(40, 3), torch.arange(40) % 2), measures=["davies_bouldin"])
+    assert "model net[/x]" in display.shown[0]
+    assert "0/2" in display.shown[0]
+    assert "model last" in display.shown[-1]
+    assert "2/2" in display.shown[-1]
+    assert "\n" not in display.shown[-1]
+    assert not any("\x1b" in text for text in display.shown)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_bars_within_bars(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars(True) as (on_model, on_batch):
         assert on_model is not None
