@@ -57,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: object) -> N
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    folders.write_task(tmp_path / "nets", {"a": 0}, module="complaints_nets")  # type: ignore[attr-defined]
+    folders.write_task(tmp_path / "nets", {"a": 0}, module=f"complaints_{tmp_path.name}")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("typed", SAID)
