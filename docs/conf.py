@@ -28,11 +28,11 @@ def as_text(app: Sphinx, what: str, name: str, obj: object, options: object, lin
 
 
 _TYPED = {
-    Measure: "measures=[\"{}\"]`` in Python, ``measure=[{}]",
-    Extractor: "extractor=\"{}\"`` in Python, ``extractor={}",
+    Measure: 'measures=["{}"]`` in Python, ``measure=[{}]',
+    Extractor: 'extractor="{}"`` in Python, ``extractor={}',
     Labeler: "labeler={}()`` in Python, ``+labeler@measure.MEASURE.labeler={}",
-    Aggregator: "aggregate(ds, \"{}\")`` in Python, ``aggregator={}",
-    Task: "load_task(\"{}\")`` in Python, ``task={}",
+    Aggregator: 'aggregate(ds, "{}")`` in Python, ``aggregator={}',
+    Task: 'load_task("{}")`` in Python, ``task={}',
 }
 
 

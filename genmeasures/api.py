@@ -17,6 +17,7 @@ from genmeasures.aggregators.aggregate import aggregate as _aggregate
 from genmeasures.errors import GenmeasuresWarning, ModelError, OptionError
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
 from genmeasures.judging import judge
+from genmeasures.progress import progress_bars
 from genmeasures.registry import registry
 from genmeasures.results.summary import model_notes
 from genmeasures.running import Run
@@ -33,15 +34,16 @@ def measure(
     train: Any = None,
     test: Any = None,
     *,
-    measures: Sequence[str | Measure] = _DEFAULT_MEASURES,
+    measures: Sequence[str | Measure] | Mapping[str, str | Measure] = _DEFAULT_MEASURES,
     extractor: str | Extractor = "receptive_field",
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str | int] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     batch_size: int = 128,
     keep: str | Path | None = None,
     tile: int | Sequence[int] | None = None,
     ignore_index: float | None = None,
+    progress: bool | None = None,
 ) -> xr.Dataset:
     """Measure trained networks layer by layer.
 
@@ -52,7 +54,10 @@ def measure(
     targets) or a list of pairs (input, target). Targets may be left out, and so may either split, or both for
     measures of weights alone. Without training data, what is fitted on them is fitted on the test
     data, with a note in the status; a measure that needs what is not there has no value, with the reason.
-    measures, extractor: names or objects. layers: names of the layers to measure, None for all.
+    measures, extractor: names or objects. A dict of measures, ``{"roughness_k8": Roughness(KMeans(k=8)), …}``,
+    gives them the names that their variables have in the result, so that one measure can be there in several
+    settings. layers: names of the layers to measure, or integers for their places in running order, -1 for the
+    last; None for all.
     device: "cpu", "cuda", …, None to leave each model where it is. keep: a folder that keeps
     every model's result as soon as it is there, for a run that is broken off and made again. What is
     kept is taken only where everything that the values depend on is the same: weights, buffers, the
@@ -64,6 +69,9 @@ def measure(
     ignore_index: the target that means "no label", such as 255; pixels, or inputs, that have it are
     left out where labels are read. None takes the task's. How targets are read, and which notes
     the statuses have of it: :func:`genmeasures.data.targets.settle`.
+    progress: whether a bar on standard error shows the model and the pass over the data; None shows it on a
+    terminal and in a notebook, but not from other threads or processes than the main ones. The logger
+    ``genmeasures.running`` has a line for each model, at level INFO.
 
     Floating-point inputs are read as float32 and come to each model in the type of its parameters (of
     the first layer that runs, where these differ); integers stay as they are. Features are float32.
@@ -101,10 +109,7 @@ def measure(
         task_models,
         train,
         test,
-        [
-            _component("measure", one, Measure)
-            for one in ([measures] if isinstance(measures, str | Measure) else measures)
-        ],
+        _measures(measures),
         _component("extractor", extractor, Extractor),
         layers=layers,
         seed=seed,
@@ -114,7 +119,8 @@ def measure(
         tile=tile,
         ignore_index=ignore_index,
     )
-    ds = run.measure(attrs)
+    with progress_bars(progress) as (on_model, on_batch):
+        ds = run.measure(attrs, on_model, on_batch)
     for note in model_notes(ds):
         warnings.warn(note, GenmeasuresWarning, stacklevel=2)
     return ds
@@ -170,6 +176,12 @@ def _is_builder(value: object) -> bool:
 
 def _itself(model: nn.Module) -> nn.Module:
     return model
+
+
+def _measures(given: Any) -> list[Measure]:
+    if isinstance(given, Mapping):
+        return [_component("measure", one, Measure).called(name) for name, one in given.items()]
+    return [_component("measure", one, Measure) for one in ([given] if isinstance(given, str | Measure) else given)]
 
 
 def _component(kind: str, given: str | _C, base: type[_C], **options: Any) -> _C:

@@ -16,7 +16,7 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
@@ -421,6 +421,46 @@ class Measure(Component):
     """A generalization measure. Subclass :class:`FeatureMeasure` or :class:`ModelMeasure`."""
 
     variables: ClassVar[tuple[Variable, ...]]
+
+    _alias: str = ""
+
+    def called(self, alias: str) -> Self:
+        """The same measure under another name, so that a run can have it in several settings.
+
+        Example:
+            >>> from genmeasures.measures import Confidence
+            >>> [variable.name for variable in Confidence().called("tight").written()]
+            ['tight', 'tight_unweighted']
+
+        Raises:
+            OptionError: the name is no identifier.
+        """
+        named = isinstance(alias, str) and alias.isidentifier() and not alias.startswith("_")
+        require(named, self, f"{alias!r} is no name for it: letters, digits and underscores, a letter first")
+        made = self.clone()
+        made._alias = "" if alias == self.name else alias
+        return made
+
+    def clone(self) -> Self:
+        made = super().clone()
+        made._alias = self._alias
+        return made
+
+    def written(self) -> tuple[Variable, ...]:
+        """``variables`` with the names that they have in results: where the measure was given a name, that name
+        stands in place of its own, or before names that do not begin with it."""
+        if not self._alias:
+            return self.variables
+        made = []
+        for variable in self.variables:
+            own = variable.name == self.name or variable.name.startswith(f"{self.name}_")
+            name = f"{self._alias}{variable.name[len(self.name) :]}" if own else f"{self._alias}_{variable.name}"
+            made.append(replace(variable, name=name, long_name=f"{variable.long_name} ({self._alias})"))
+        return tuple(made)
+
+    def described(self) -> str:
+        """The measure with its options, after the name that it was given, if any."""
+        return f"{self._alias}={self!r}" if self._alias else repr(self)
 
 
 class FeatureMeasure(Measure, abc.ABC):

@@ -20,6 +20,7 @@ import xarray as xr
 import yaml
 from torch import nn
 
+from genmeasures.checks import check_layers, check_names
 from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
@@ -93,7 +94,7 @@ class Run:
         measures: Sequence[Measure],
         extractor: Extractor,
         *,
-        layers: Sequence[str] | None,
+        layers: Sequence[str | int] | None,
         seed: int,
         device: str | torch.device | None,
         batch_size: int,
@@ -107,12 +108,10 @@ class Run:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ModelError(f"models with the same name: {shown(', '.join(twice))}")
-        variables = [variable.name for measure in measures for variable in measure.variables]
-        repeated = sorted({name for name in variables if variables.count(name) > 1})
-        if repeated:
-            raise OptionError(f"two measures write the variable {repeated[0]!r}: give them in runs of their own")
         if not measures:
             raise OptionError("there are no measures to compute")
+        check_names(measures)
+        check_layers(layers)
         if not is_count(batch_size):
             raise OptionError(f"batch_size must be a whole number ≥ 1, not {batch_size!r}")
         if not is_count(seed, 0):
@@ -182,6 +181,7 @@ class Run:
         for number, model in enumerate(self._models):
             if on_model is not None:
                 on_model(model.name, number, len(self._models))
+            began = time.perf_counter()
             try:
                 datasets.append(self._measure_one(model, on_batch))
             except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
@@ -193,6 +193,7 @@ class Run:
                 errors.append(kind(message))
                 datasets.append(keyed(model_dataset(model, status, self._measures), ModelKey()))
                 self.account.failed.append(model.name)
+            self._log(model.name, time.perf_counter() - began, datasets[-1])
         self._report_alike()
         self._report_unkept()
         if len(errors) == len(self._models):
@@ -251,6 +252,12 @@ class Run:
         self._kept.keep(task_model, values, key)
         return _remarked(made, "ok", notes)
 
+    def _log(self, name: str, seconds: float, ds: xr.Dataset) -> None:
+        """One line a model, at level INFO."""
+        status = str(ds["model_status"].values[0]).partition(":")[0]
+        taken = " (taken from what was kept)" if name in self.account.taken else ""
+        log.info("model %s: %s%s, %.2f s, %d layers", shown(name), status, taken, seconds, ds.sizes["layer"])
+
     def _report_unkept(self) -> None:
         unkept = self.account.unkept
         if unkept:
@@ -270,7 +277,7 @@ class Run:
         # Model measures do not run by tiles: they have values without them, and a failure with them.
         tiled = self._tile is not None and any(isinstance(measure, ModelMeasure) for measure in self._measures)
         versions = versions_identity(found.distributions | prepared.distributions)
-        layers = None if self._layers is None else sorted(set(self._layers))
+        layers = None if self._layers is None else sorted(set(self._layers), key=repr)
         # What the model itself creates is of the default type.
         known = [prepared.settings, versions, layers, self._seed, device.type, str(torch.get_default_dtype()), tiled]
         digest = hashlib.blake2b(repr([found.weights, found.code, prepared.content, *known]).encode(), digest_size=12)
@@ -330,7 +337,7 @@ class Run:
         found, distributions = component_identity(components)
         # The core's own version counts for every model.
         known = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
-        return repr([found, known]), distributions
+        return repr([found, known, [measure.described() for measure in measures]]), distributions
 
     def _task(self, attrs: Mapping[str, Any]) -> dict[str, str]:
         """What results call the task, and the identity that collected results go by."""
@@ -357,7 +364,7 @@ class Run:
         metrics = list(dict.fromkeys(name for model in self._models for name in model.metrics))
         metric = next((name.removeprefix("test_") for name in metrics if name.startswith("test_")), "accuracy")
         settings = {
-            "measures": [repr(measure) for measure in self._measures],
+            "measures": [measure.described() for measure in self._measures],
             "extractor": repr(self._extractor),
             "layers": None if self._layers is None else list(self._layers),
             "seed": self._seed,

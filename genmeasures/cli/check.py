@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
-from genmeasures.errors import OptionError, nearest
+from genmeasures.errors import OptionError, nearest, one_line
 from genmeasures.registry import registry
 from genmeasures.report import make_console
 from genmeasures.testing import run_checks
@@ -18,13 +19,7 @@ _KINDS = ("extractor", "labeler", "measure", "aggregator")
 def check_command(name: str, options: Sequence[str]) -> int:
     """Run all checks, print what each asks and found, and their counts; returns 1 if one failed."""
     kind, component_name = _find(name)
-    given = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise OptionError(f"{option!r}: options are given as OPTION=VALUE")
-        given[key] = yaml.safe_load(value)
-    component = registry().make(kind, component_name, given)
+    component = registry().make(kind, component_name, options_of(options))
     console = make_console()
     console.print(f"[bold]{kind} {component_name}[/bold]  {component!r}", highlight=False)
     counts = dict.fromkeys(_MARKS, 0)
@@ -36,6 +31,20 @@ def check_command(name: str, options: Sequence[str]) -> int:
             console.print(f"      {one.message}", style=color, markup=False, highlight=False)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
     return 1 if counts["failed"] else 0
+
+
+def options_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a component that are given as OPTION=VALUE, the values in YAML. Raises OptionError."""
+    given = {}
+    for option in texts:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise OptionError(f"{option!r}: options are given as OPTION=VALUE")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise OptionError(f"{option!r}: the value cannot be read: {one_line(str(error))}") from error
+    return given
 
 
 def _find(name: str) -> tuple[str, str]:

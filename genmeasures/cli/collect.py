@@ -1,21 +1,50 @@
-"""``genmeasures collect``: merge the result files of a folder, and compare them in one table."""
+"""``genmeasures collect``: merge the result files of a folder, and compare the runs in one table."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xarray as xr
 
 from genmeasures.api import aggregate, judge
-from genmeasures.errors import GenmeasuresError, ResultError
-from genmeasures.report import make_console, print_json, print_line, render_table, write_table
-from genmeasures.results import collect
+from genmeasures.cli.check import options_of
+from genmeasures.errors import GenmeasuresError, OptionError, ResultError
+from genmeasures.registry import registry
+from genmeasures.report import (
+    JudgedRun,
+    by_run,
+    make_console,
+    print_json,
+    print_line,
+    render_by_run,
+    render_index,
+    render_table,
+    write_table,
+)
+from genmeasures.results import collect, differing, run_settings
+
+_IN_FULL = 3
+"""Up to so many ways of measuring have their whole tables printed; of more, files have them."""
 
 
-def collect_command(folder: str, output: str | None, json: bool = False) -> int:
-    """Merge, save and judge; returns the exit status. json: print one JSON object and nothing else."""
+def collect_command(
+    folder: str,
+    output: str | None,
+    json: bool = False,
+    aggregator: Sequence[str] = ("frobenius",),
+    against: Sequence[str] | None = None,
+) -> int:
+    """Merge, save and judge; returns the exit status.
+
+    json: print one JSON object and nothing else. aggregator: its name, and options as OPTION=VALUE. against: names
+    of what measures are judged against, None for the test metric and the generalization gap.
+    """
     console = make_console(quiet=json)
+    made: Any = registry().make("aggregator", aggregator[0], options_of(aggregator[1:]))
     target = Path(output) if output else Path(folder) / "collected"
     merged = collect(Path(folder), target)
     for line in (*merged.remarks, *merged.problems):
@@ -23,24 +52,77 @@ def collect_command(folder: str, output: str | None, json: bool = False) -> int:
     if not merged.files:
         what = "result that can be read" if merged.problems else "result file"
         raise ResultError(f"there is no {what} in {folder}")
+    index = _index(merged.runs, Path(folder))
+    render_index(index, console)
     tables = []
     found: dict[str, Any] = {"remarks": merged.remarks, "problems": merged.problems, "files": []}
+    runs = []
+    unknown: list[OptionError] = []
     for path, ds in merged.files.items():
-        print_line(console, f"{path}: {ds.sizes['model']} models, {merged.labels[path]}")
         file = {"path": str(path), "models": ds.sizes["model"], "run": merged.labels[path]}
         found["files"].append(file)
+        told = f"{path}: {ds.sizes['model']} models, {merged.labels[path]}"
         try:
-            judged = judge(aggregate(ds, "frobenius"))
+            judged = judge(aggregate(ds, made), against)
         except GenmeasuresError as error:
+            print_line(console, told)
             print_line(console, f"  not judged: {error}", "yellow")
             file["not_judged"] = str(error)
+            if isinstance(error, OptionError):
+                unknown.append(error)
             continue
-        render_table(judged, console)
+        if len(merged.files) <= _IN_FULL:
+            print_line(console, told)
+            render_table(judged, console)
+        runs.append(JudgedRun(_named(run_settings(ds)), ds.sizes["model"], judged))
         tables.append(judged.assign(run=merged.labels[path]))
+    compared = by_run(runs)
+    if len(merged.files) > 1:
+        render_by_run(compared, repr(made), console)
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     if json:
-        print_json({**found, "judged": table.astype(object).where(table.notna(), None).to_dict("records")})
-    if tables:
-        write_table(table, target / "judged.csv")
-        print_line(console, f"table: {target / 'judged.csv'}")
+        print_json({**found, "runs": _records(index), "by_run": _records(compared), "judged": _records(table)})
+    written = {"runs.csv": index, "by_run.csv": compared, "judged.csv": table}
+    for name, one in written.items():
+        if len(one):
+            write_table(one, target / name)
+    print_line(console, f"tables: {', '.join(str(target / name) for name, one in written.items() if len(one))}")
+    if unknown and not tables:
+        raise unknown[0]
     return 1 if merged.problems else 0
+
+
+def _index(runs: dict[Path, xr.Dataset], folder: Path) -> pd.DataFrame:
+    """One row a result file, with the settings in which the files differ; ``run`` is the hash in its name."""
+    settings = [_named(run_settings(ds)) for ds in runs.values()]
+    names = differing(settings)
+    rows = [
+        {
+            "run": _hash_of(path),
+            "task": str(ds.attrs.get("task", "")),
+            "models": ds.sizes["model"],
+            **{name: own.get(name, "") for name in names},
+            "file": path.relative_to(folder).as_posix(),
+        }
+        for (path, ds), own in zip(runs.items(), settings, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _hash_of(path: Path) -> str:
+    """What tells a result file from others: the hash at the end of its name, or the name where there is none."""
+    found = re.search(r"-([0-9a-f]{12})$", path.stem)
+    return found[1] if found else path.stem
+
+
+def _named(settings: dict[str, str]) -> dict[str, str]:
+    """The settings with components by the names that users give: receptive_field."""
+    names = {kind.__name__: kind.name for info in registry().plugins for _, kind in info.components}
+    return {key: names.get(value, value) for key, value in settings.items()}
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(k): v for k, v in row.items()}
+        for row in table.astype(object).where(table.notna(), None).to_dict("records")
+    ]

@@ -14,6 +14,13 @@ from genmeasures.errors import OptionError
 PATHS = ("path", "volumes", "cache", "output")
 """Last words of the keys whose values are paths."""
 
+_OPTIONAL = ("--info", "-i")
+_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--experimental-rerun", *_OPTIONAL),
+)
+"""Hydra's options that a value follows; it may be left out after the optional ones."""
+
 _KEY = re.compile(r"\+{0,2}[\w./@:-]+")
 
 
@@ -32,6 +39,27 @@ def readable(arguments: Sequence[str]) -> list[str]:
     """
     sweeping = any(one in ("-m", "--multirun") or one.startswith(("hydra.mode=", "experiment=")) for one in arguments)
     return [_readable(one, sweeping) for one in arguments]
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The same with options before settings: Hydra takes no settings on both sides of ``-m``.
+
+    Example:
+        >>> flags_first(["seed=0,1", "-m", "extractor=whole_tensor", "--cfg", "job"])
+        ['-m', '--cfg', 'job', 'seed=0,1', 'extractor=whole_tensor']
+    """
+    flags: list[str] = []
+    settings: list[str] = []
+    rest = list(arguments)
+    while rest:
+        one = rest.pop(0)
+        if not one.startswith("-"):
+            settings.append(one)
+            continue
+        flags.append(one)
+        if one in _WITH_VALUE and rest and not (one in _OPTIONAL and "=" in rest[0]):
+            flags.append(rest.pop(0))
+    return [*flags, *settings]
 
 
 def text_of(arguments: Sequence[str], key: str, otherwise: str) -> str:

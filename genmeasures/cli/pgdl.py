@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genmeasures.api import aggregate, judge
 from genmeasures.cli.run import AT_END
-from genmeasures.errors import GenmeasuresError, OptionError, ResultError
+from genmeasures.errors import GenmeasuresError, ResultError
 from genmeasures.interfaces import Aggregator
 from genmeasures.judging import published_scores, score_table
 from genmeasures.report import make_console, markdown_scores, print_line, render_scores, write_table, write_text
@@ -36,8 +36,11 @@ class AllTasks(Callback):
         if any(one.lstrip("+").startswith("task.which=") for one in config.hydra.overrides.task):
             return
         if OmegaConf.is_missing(config.task, "path"):
-            raise OptionError("task.path: a value is needed, task.path=…: the folder with the PGDL tasks")
-        tasks = find_tasks(Path(config.task.path), cache_folder(config.task.cache, "pgdl"))
+            return  # the job says so; of an error here Hydra would make a warning
+        try:
+            tasks = find_tasks(Path(config.task.path), cache_folder(config.task.cache, "pgdl"))
+        except GenmeasuresError:
+            return  # the job has the same
         with read_write(config), open_dict(config):
             names = ",".join("'" + name.replace("'", "\\'") + "'" for name in tasks)
             config.hydra.sweeper.params = {**(config.hydra.sweeper.params or {}), "task.which": names}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.resources
 import logging
 import os
 import sys
@@ -14,25 +13,26 @@ from typing import Any
 
 import hydra
 import xarray as xr
-import yaml
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genmeasures.api import aggregate, judge
+from genmeasures.cli.complaints import told, unread
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
-from genmeasures.cli.overrides import PATHS, readable, text_of
+from genmeasures.cli.naming import result_path, telling
+from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
-from genmeasures.kept import NEW, Account, slug
+from genmeasures.kept import NEW, Account
+from genmeasures.progress import progress_bars
 from genmeasures.registry import registry
 from genmeasures.report import (
     failures,
@@ -56,6 +56,9 @@ _FULL = "HYDRA_FULL_ERROR"
 _WITHOUT_VALUES = ("output", "force", "figures", "against", "aggregator", "batch_size", "tile", "device")
 """Settings that change no measured value, and so not the name of the result; of the device, the kind does."""
 
+_SETTINGS = ("task", "extractor", "measure", "seed", "ignore_index", "layers", *_WITHOUT_VALUES)
+"""Everything that a run reads."""
+
 AT_END: list[Callable[[], None]] = []
 """What a multirun does last, also where one of its jobs has failed: Hydra's own callback is then left out."""
 
@@ -76,6 +79,14 @@ class _SearchPath(SearchPathPlugin):
         folder = Path.cwd() / "conf"
         if folder.is_dir():
             search_path.append("working-folder", f"file://{folder}")
+        # Last, so that a recipe of the user's with the same name counts.
+        search_path.append("recipes", f"file://{_recipes()}")
+
+
+def _recipes() -> Path:
+    """The folder with the recipes: in the wheel, or in the repository."""
+    inside = Path(__file__).parents[1] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 class Shield(Callback):
@@ -92,12 +103,13 @@ def run_command(arguments: Sequence[str]) -> int:
     Plugins.instance().register(_SearchPath)
     AT_END.clear()
     _UNFINISHED.clear()
+    overrides: list[str] = []
     before, full, reports = sys.argv, os.environ.get(_FULL), logging.raiseExceptions
     _DRIVING.append(True)
     # A log file on a full disk is no reason for a traceback at every line.
     logging.raiseExceptions = False
     try:
-        overrides = readable(arguments)
+        overrides = readable(flags_first(arguments))
         output = text_of(overrides, "output", "results")
         on_interrupt(lambda: _kept_so_far(Path(output)))
         _check_output(Path(output))
@@ -109,7 +121,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        line = _told(error)
+        line = told(error, overrides)
         if line is None or full == "1":
             raise
         print(line, file=sys.stderr)
@@ -125,23 +137,6 @@ def run_command(arguments: Sequence[str]) -> int:
     for last in AT_END:
         last()
     return status
-
-
-def _told(error: Exception) -> str | None:
-    """An error of the user's in one line; None for one of ours, whose traceback is needed."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if group:
-            return f"error: there is no {group} {name!r}{nearest(name, _choices(group))}"
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"error: {place}{error.strerror or error}; choose another output folder, output=…"
-    if not isinstance(error, GenmeasuresError | HydraException | OmegaConfBaseException | yaml.YAMLError):
-        return None
-    said = str(error).partition("\nConfig search path:")[0]
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        said += f": {error.__cause__}"
-    return "error: " + one_line(said.removeprefix("error: "))
 
 
 def _kept_so_far(output: Path) -> str:
@@ -163,14 +158,6 @@ def _check_output(output: Path) -> None:
         raise OptionError(f"output={output}: {there} cannot be written: choose another output folder")
 
 
-def _choices(group: str) -> list[str]:
-    """What can be chosen of a config group: the files of all packages and of the working folder."""
-    folders = [importlib.resources.files(package) / group for package in registry().config_packages()]
-    folders.append(Path.cwd() / "conf" / group)
-    files = [file.name for folder in folders if folder.is_dir() for file in folder.iterdir()]
-    return [name.removesuffix(".yaml") for name in files if name.endswith(".yaml")]
-
-
 def job(config: DictConfig) -> None:
     """One run. Errors of ours end without a traceback, and the other jobs of a multirun go on."""
     if not _DRIVING:
@@ -183,13 +170,15 @@ def job(config: DictConfig) -> None:
 
 
 def _job(config: DictConfig) -> None:
+    if unknown := unread(config, _SETTINGS):
+        raise OptionError(unknown)
     task = _make(config, "task", Task)
     extractor = _make(config, "extractor", Extractor)
     aggregator = _make(config, "aggregator", Aggregator)
     if not config.get("measure"):
         raise OptionError("measure: choose at least one, measure=[roughness] for example")
-    measures = [_make(config.measure, str(name), Measure, "measure.") for name in config.measure]
-    path = Path(config.output) / f"{slug(task.label)}-{digest(config)}.nc"
+    measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
+    path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
     table = path.with_name(f"{path.stem}-judged.csv")
     console = make_console()
     earlier = _earlier(path, console)
@@ -204,7 +193,7 @@ def _job(config: DictConfig) -> None:
         task.data("test"),
         measures,
         extractor,
-        layers=None if config.layers is None else list(config.layers),
+        layers=list(config.layers) if isinstance(config.layers, ListConfig) else config.layers,
         seed=config.seed,
         device=config.device or "cpu",
         batch_size=config.batch_size,
@@ -217,8 +206,8 @@ def _job(config: DictConfig) -> None:
         attrs["task_id"] = task.identity
     _UNFINISHED[:] = [keep]
     try:
-        with _progress() as progress:
-            ds = _measure(run, attrs, progress, earlier)
+        with progress_bars(None) as (on_model, on_batch):
+            ds = run.measure(attrs, on_model, on_batch, earlier)
         problem = None
         if earlier is not None and len(run.account.taken) == len(ds["model"]) and ds.equals(earlier):
             print_line(console, f"The result is already there (force=true measures again): {path}")
@@ -227,7 +216,8 @@ def _job(config: DictConfig) -> None:
                 print_line(console, line)
             problem = _saved(ds, path)
             if problem is None:
-                table.unlink(missing_ok=True)  # it is of what the file held before
+                for beside in (table, path.with_suffix(".png")):  # they are of what the file held before
+                    beside.unlink(missing_ok=True)
         if problem is None:
             _remove(keep)
     finally:
@@ -310,6 +300,15 @@ def _saved(ds: xr.Dataset, path: Path) -> ResultError | None:
     return None
 
 
+def _overrides(task: Task) -> list[str]:
+    """What was chosen on the command line, as far as the name of the result shows it."""
+    if not HydraConfig.initialized():
+        return []
+    hidden = {f"task.{name}" for name in task.incidental}
+    typed = [one for one in HydraConfig.get().overrides.task if one.lstrip("+~").partition("=")[0] not in hidden]
+    return telling(typed, _WITHOUT_VALUES)
+
+
 def digest(config: DictConfig) -> str:
     """A name for everything in the configuration that the values depend on, and for the place of the models."""
     settings: Any = OmegaConf.to_container(config, resolve=True)
@@ -351,33 +350,6 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
         if isinstance(cause, GenmeasuresError):
             raise type(cause)(f"{prefix}{key}: {cause!s}") from error
         raise OptionError(f"{prefix}{key}: {error}") from error
-
-
-def _measure(run: Run, attrs: dict[str, Any], progress: Progress, earlier: xr.Dataset | None) -> xr.Dataset:
-    models = progress.add_task("models", total=None)
-    passes = progress.add_task("", total=None)
-
-    def on_model(name: str, number: int, count: int) -> None:
-        progress.update(models, total=count, completed=number, description=f"model {shown(name)}")
-
-    def on_batch(split: str, done: int, total: int) -> None:
-        progress.update(passes, total=total, completed=done, description=f"  {split} data")
-
-    ds = run.measure(attrs, on_model, on_batch, earlier)
-    progress.update(models, completed=progress.tasks[0].total)
-    progress.remove_task(passes)
-    return ds
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),  # a name can look like markup: net[/x]
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def _tidy(output: Path) -> None:

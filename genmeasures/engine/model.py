@@ -67,13 +67,13 @@ def measure_model(
     data: PreparedData,
     measures: Sequence[Measure],
     device: torch.device,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str | int] | None = None,
     progress: Progress | None = None,
     tile: Sequence[int] | None = None,
 ) -> ModelResult:
     """Measure one model; it is left as it was found.
 
-    layers: names of the layers to measure, None for all. tile: size of the tiles' cores by which
+    layers: names or places of the layers to measure, None for all. tile: size of the tiles' cores by which
     inputs are run, an entry a spatial axis; None runs them whole. Raises ModelError if the model cannot be
     run or has no measurable layer, OptionError for a layer that it does not have.
 
@@ -109,8 +109,8 @@ def measure_model(
         outcomes: dict[str, Sequence[Outcome]] = {}
         for place, feature in enumerate(features):
             by_layer = [layer.running[place].outcomes() for layer in run.layers]
-            for variable in feature.variables:
-                outcomes[variable.name] = [
+            for variable, written in zip(feature.variables, feature.written(), strict=True):
+                outcomes[written.name] = [
                     noted(values[variable.name], layer.note) for values, layer in zip(by_layer, chosen, strict=True)
                 ]
         described = tuple(layer.layer for layer in chosen)
@@ -132,14 +132,14 @@ def _not_run(
     data: PreparedData,
     measures: Sequence[Measure],
     device: torch.device,
-    layers: Sequence[str] | None,
+    layers: Sequence[str | int] | None,
 ) -> ModelResult:
     """Measure a model without data."""
     with settled(), undisturbed(model, device):
         generators = Generators(model, device)
         seeds = ModelSeeds(generators, data.seed, False)
         every, skipped = listed(model)
-        chosen = _named(every, [layer.name for layer in every], layers)
+        chosen = _chosen(every, [layer.name for layer in every], layers)
         skipped += tuple((layer.name, _NOT_CHOSEN) for layer in every if layer not in chosen)
         outcomes = _lacking(measures, data, len(chosen))
         for measure in measures:
@@ -163,7 +163,7 @@ def _lacking(measures: Sequence[Measure], data: PreparedData, layers: int) -> di
 def _tiled(
     model: nn.Module,
     data: PreparedData,
-    layers: Sequence[str] | None,
+    layers: Sequence[str | int] | None,
     device: torch.device,
     tile: Sequence[int],
     generators: Generators,
@@ -220,27 +220,42 @@ def _run(run: ModelRun, traced: Trace) -> None:
 def _with_notes(
     measure: Measure, made: Mapping[str, Sequence[Outcome]], note: str, layers: Sequence[TracedLayer]
 ) -> dict[str, Sequence[Outcome]]:
-    """The outcomes of a model measure with the notes of the layers, or of the model where a value is the model's."""
+    """The outcomes of a model measure with the notes of the layers, or of the model where a value is the model's.
+
+    They come by the measure's own names, and go by those of the result.
+    """
     by_layer = [layer.note for layer in layers]
     return {
-        variable.name: [
+        written.name: [
             noted(one, text)
             for one, text in zip(made[variable.name], by_layer if "layer" in variable.dims else [note], strict=True)
         ]
-        for variable in measure.variables
+        for variable, written in zip(measure.variables, measure.written(), strict=True)
     }
 
 
-def _choose(traced: Sequence[TracedLayer], names: Sequence[str] | None) -> list[TracedLayer]:
-    return _named(traced, [layer.layer.name for layer in traced], names)
+def _choose(traced: Sequence[TracedLayer], layers: Sequence[str | int] | None) -> list[TracedLayer]:
+    return _chosen(traced, [layer.layer.name for layer in traced], layers)
 
 
-def _named(layers: Sequence[_L], known: Sequence[str], names: Sequence[str] | None) -> list[_L]:
-    """The layers that are chosen by name, all for None; ``known`` are the names of all."""
-    for name in names or ():
-        if name not in known:
-            raise OptionError(f"there is no layer {name!r} to measure{nearest(name, known)}")
-    return [layer for layer, name in zip(layers, known, strict=True) if names is None or name in names]
+def _chosen(layers: Sequence[_L], known: Sequence[str], wanted: Sequence[str | int] | None) -> list[_L]:
+    """The layers with these names or places, in running order; all for None. ``known`` are the names of all."""
+    if wanted is None:
+        return list(layers)
+    chosen = set()
+    for one in wanted:
+        if isinstance(one, str):
+            if one not in known:
+                raise OptionError(f"there is no layer {one!r} to measure{nearest(one, known)}")
+            chosen.add(one)
+        elif not -len(known) <= one < len(known):
+            raise OptionError(
+                f"there is no layer {one} to measure: the model has {len(known)}, and places go from "
+                f"{-len(known)} to {len(known) - 1} (0 is {known[0]!r}, -1 is {known[-1]!r})"
+            )
+        else:
+            chosen.add(known[one])
+    return [layer for layer, name in zip(layers, known, strict=True) if name in chosen]
 
 
 def _model_measure(

@@ -2,11 +2,14 @@
 
 from genmeasures.report.console import make_console, print_json, print_line
 from genmeasures.report.figures import plot_measures
+from genmeasures.report.runs import JudgedRun, by_run, render_by_run, render_index
 from genmeasures.report.scores import markdown_scores, render_scores
 from genmeasures.report.table import markdown_table, render_table, write_table, write_text
 from genmeasures.results.summary import failures, model_notes, mostly_failed, skipped
 
 __all__ = [
+    "JudgedRun",
+    "by_run",
     "failures",
     "make_console",
     "markdown_scores",
@@ -16,6 +19,8 @@ __all__ = [
     "plot_measures",
     "print_json",
     "print_line",
+    "render_by_run",
+    "render_index",
     "render_scores",
     "render_table",
     "skipped",

@@ -4,6 +4,7 @@ import genmeasures.accessor  # noqa: F401 (registers ds.genmeasures)
 from genmeasures.results.accuracy import with_accuracies
 from genmeasures.results.build import combine, model_dataset
 from genmeasures.results.collect import Collected, collect
+from genmeasures.results.runs import differing, run_settings
 from genmeasures.results.schema import STATUS, is_merged, judged_variables, measure_variables, settings_of
 from genmeasures.results.store import SCHEMA_VERSION, load, save, writable
 
@@ -13,11 +14,13 @@ __all__ = [
     "Collected",
     "collect",
     "combine",
+    "differing",
     "is_merged",
     "judged_variables",
     "load",
     "measure_variables",
     "model_dataset",
+    "run_settings",
     "save",
     "settings_of",
     "with_accuracies",

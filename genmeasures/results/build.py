@@ -75,7 +75,7 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
     sizes = {"model": 1, "layer": len(layers), **_own_sizes(outcomes, measures)}
     coords |= {dim: (dim, np.arange(size)) for dim, size in sizes.items() if dim not in coords}
     for measure in measures:
-        for variable in measure.variables:
+        for variable in measure.written():
             found = list(outcomes.get(variable.name, []))
             if failed and "layer" not in variable.dims:
                 found = [Outcome(float("nan"), f"failed: {result}")]
@@ -88,7 +88,7 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
                 "expected_gap_source": variable.expected_gap_source,
                 "auxiliary": int(variable.auxiliary),
                 "references": variable.references,
-                "measure": repr(measure),
+                "measure": measure.described(),
             }
             dims = ("model", *variable.dims)
             shape = tuple(sizes[dim] for dim in dims)
@@ -103,7 +103,7 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
             status = _texts([one.status for one in found]).reshape([sizes[dim] for dim in of])
             variables[variable.name + STATUS] = (of, status)
     taken = {*coords, *variables, *RESERVED, "generalization_gap"}
-    taken |= {f"{variable.name}{LAYERS_USED}" for measure in measures for variable in measure.variables}
+    taken |= {f"{variable.name}{LAYERS_USED}" for measure in measures for variable in measure.written()}
     known: list[tuple[object, object]] = [*model.hparams.items(), *model.metrics.items()]
     for name, value in known:
         what = f"model {model.name}: "
@@ -133,7 +133,7 @@ def _own_sizes(outcomes: Mapping[str, Sequence[Outcome]], measures: Sequence[Mea
     """The sizes of the dimensions that measures have of their own: the longest row counts, others are padded."""
     sizes: dict[str, int] = {}
     for measure in measures:
-        for variable in measure.variables:
+        for variable in measure.written():
             for dim in set(variable.dims) - {"layer"}:
                 rows = [np.size(o.value) for o in outcomes.get(variable.name, ()) if isinstance(o.value, np.ndarray)]
                 sizes[dim] = max([sizes.get(dim, 0), *rows])

@@ -19,6 +19,7 @@ from genmeasures.errors import ResultError
 from genmeasures.files import remove_stale_temporaries, write_atomically
 from genmeasures.results.build import combine
 from genmeasures.results.models import ModelResults, distinct_names, models_of
+from genmeasures.results.runs import differing, run_settings
 from genmeasures.results.schema import (
     MODEL_NAME,
     MODEL_TASK,
@@ -27,7 +28,6 @@ from genmeasures.results.schema import (
     hparams_of,
     is_merged,
     measure_variables,
-    settings_of,
 )
 from genmeasures.results.store import load, save
 
@@ -38,7 +38,7 @@ _EXAMPLES = 3
 
 @dataclass
 class Collected:
-    """Merged files with their datasets and what sets each apart.
+    """Merged files with their datasets and what sets each apart, and the files that they were made of.
 
     problems: lines on files and values that are missing from the merged files. remarks: lines on
     what was left out because it is there already.
@@ -46,6 +46,7 @@ class Collected:
 
     files: dict[Path, xr.Dataset] = field(default_factory=dict)
     labels: dict[Path, str] = field(default_factory=dict)
+    runs: dict[Path, xr.Dataset] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -83,19 +84,18 @@ def collect(folder: Path, output: Path) -> Collected:
     groups: dict[str, list[_File]] = {}
     for file in originals or files:
         groups.setdefault(file.way, []).append(file)
-    settings: dict[Path, dict[str, Any]] = {}
+    collected.runs = {file.path: file.ds for file in originals or files}
     for way, members in groups.items():
         name = hashlib.blake2b(way.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
         merged = _merged(members, folder, collected)
         if merged is not None:
             path = output / f"collected-{name}.nc"
             collected.files[path] = merged
-            settings[path] = settings_of(members[0].ds)
     if originals:
         _say_left_out([file for file in files if file not in originals], originals, collected)
     for path, ds in collected.files.items():
         save(ds, path)
-    collected.labels = _labels(settings)
+    collected.labels = _labels(collected.files)
     return collected
 
 
@@ -274,11 +274,8 @@ def _set_aside(path: Path) -> Path:
     return copy
 
 
-def _labels(settings: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
+def _labels(files: Mapping[Path, xr.Dataset]) -> dict[Path, str]:
     """What tells merged files apart: the settings in which they differ."""
-    labels = {}
-    for path, own in settings.items():
-        others = [other for place, other in settings.items() if place != path]
-        telling = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        labels[path] = ", ".join(f"{key}={own[key]}" for key in telling or ["extractor"] if key in own)
-    return labels
+    settings = {path: run_settings(ds) for path, ds in files.items()}
+    telling = differing(list(settings.values())) or ["extractor"]
+    return {path: ", ".join(f"{name}={own[name]}" for name in telling if name in own) for path, own in settings.items()}

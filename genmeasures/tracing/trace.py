@@ -203,7 +203,9 @@ class _Observer(TorchFunctionMode):
         made = None if self._looking else next(tensors_in([result]), None)
         if made is not None:
             followed = func in _FOLLOWED
-            versions = {call.input.number: _version(call.writes) for call in self.calls if call.input} if followed else {}
+            versions = (
+                {call.input.number: _version(call.writes) for call in self.calls if call.input} if followed else {}
+            )
             kept = self._sample(made) if followed else None
             seen = self._seen(made)
             for place, used in enumerate(tensors_in([*args, *(kwargs or {}).values()])):
@@ -269,7 +271,8 @@ class _Observer(TorchFunctionMode):
         """
         if tap != "activation":
             return (), False, call
-        assert call.input is not None and call.output is not None
+        assert call.input is not None
+        assert call.output is not None
         taken: list[Callable[..., Any]] = []
         steps = 0
         normalised = activated = changed = False
@@ -437,7 +440,8 @@ def _describe(
     copy_input: bool,
     reads: int | None,
 ) -> TracedLayer:
-    assert call.input is not None and call.output is not None
+    assert call.input is not None
+    assert call.output is not None
     module: MeasuredModule = call.module  # type: ignore[assignment]
     linear = isinstance(module, nn.Linear)
     input_shape, output_shape = call.input.shape, call.output.shape

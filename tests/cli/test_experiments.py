@@ -14,13 +14,28 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "genmeasures" / "conf"
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
-def test_recipes_compose(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+RECIPES = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("place", ["repository", "elsewhere"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_compose(recipe: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT if place == "repository" else tmp_path)
     Plugins.instance().register(_SearchPath)
     with initialize_config_module("genmeasures.conf", version_base="1.3"):
         config = compose("run", [f"experiment={recipe}"], return_hydra_config=True)
     assert config.measure
+
+
+def test_a_recipe_of_the_users_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "quick.yaml").write_text("# @package _global_\nseed: 5\n")
+    Plugins.instance().register(_SearchPath)
+    with initialize_config_module("genmeasures.conf", version_base="1.3"):
+        config = compose("run", ["experiment=quick"])
+    assert config.seed == 5
+    assert config.task.limit is None
 
 
 @pytest.mark.parametrize("kind", ["extractor", "labeler", "measure", "aggregator", "task"])

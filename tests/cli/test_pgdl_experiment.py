@@ -48,9 +48,9 @@ def run(tasks: Path, *more: str) -> int:
 
 
 def test_all_tasks_and_one_table(
-    tasks: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # outside of the repository
     assert run(tasks) == 0
     shown = capfd.readouterr().out
     assert "s a model, of the competition's 300" in shown

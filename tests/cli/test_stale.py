@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,6 +129,39 @@ def test_data_and_code_that_changed(
     assert "4 measured (code changed): a, b, c, d" in said
 
 
+def test_another_normalization(run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any) -> None:
+    run()
+    before = result(tmp_path)
+    manifest = folders.read_manifest(nets)
+    manifest["data"]["test"]["scale"] = 2.0  # davies_bouldin does not read the test data, which the key still counts
+    folders.write_manifest(nets, manifest)
+    assert "4 measured (data changed)" in run()[1]
+    manifest["data"]["train"] = {**manifest["data"]["train"], "mean": 0.3, "std": 2.0}
+    folders.write_manifest(nets, manifest)
+    assert "4 measured (data changed)" in run()[1]
+    assert (result(tmp_path)["davies_bouldin"].values != before["davies_bouldin"].values).all()
+    with np.load(nets / "d.npz") as arrays:
+        changed = {name: arrays[name].copy() for name in arrays}
+    changed["y"][0] += 1
+    np.savez(nets / "d.npz", **changed)
+    assert "4 measured (data changed)" in run()[1]
+    assert "The result is already there" in run()[1]
+
+
+def test_a_link_that_leads_elsewhere(run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any) -> None:
+    """``task.path=current``, which is another folder today than yesterday."""
+    other = folders.write_task(tmp_path / "other", {"a": 7, "b": 8}, module=f"linked_{tmp_path.name}")
+    link = tmp_path / "current"
+    link.symlink_to(nets)
+    run(path="current")
+    link.unlink()
+    link.symlink_to(other)
+    _, said = run(path="current")
+    assert "already there" not in said
+    assert len(MEASURED) == 2
+    assert sorted(load(path).sizes["model"] for path in tmp_path.glob("results/*.nc")) == [2, 4]
+
+
 def test_only_what_is_known_changed(run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any) -> None:
     run()
     manifest = folders.read_manifest(nets)
@@ -234,6 +268,30 @@ def test_no_table_of_other_values_is_left(run: Callable[..., Any], nets: Path, t
     assert not table.is_file()
     run()
     assert table.is_file()
+
+
+def test_no_figure_of_other_values_is_left(run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any) -> None:
+    run("figures=true")
+    (figure,) = tmp_path.glob("results/*.png")
+    run()
+    assert figure.is_file()  # it is of the same values
+    folders.write_weights(nets / "w1.pt", 11)
+    run()
+    assert not figure.is_file()
+
+
+def test_a_log_with_a_line_for_each_model(run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any) -> None:
+    manifest = folders.read_manifest(nets)
+    manifest["models"]["b"]["weights"] = "nowhere.pt"
+    folders.write_manifest(nets, manifest)
+    _, said = run()
+    (log,) = tmp_path.glob("results/log/*/run.log")
+    lines = [one.partition(" - model ")[2] for one in log.read_text().splitlines() if "[INFO] - model " in one]
+    assert [re.sub(r"\d+\.\d\d", "…", one) for one in lines] == [
+        "a: ok, … s, 2 layers", "b: failed, … s, 0 layers", "c: ok, … s, 2 layers", "d: ok, … s, 2 layers",
+    ]  # fmt: skip
+    assert "2 layers" not in said
+    assert "━" not in said  # no bar where nobody watches
 
 
 def test_what_killed_runs_have_left_is_removed(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def test_the_wheel_of_the_core_works_by_itself(tmp_path: Path) -> None:
     assert ds["model_status"].values.tolist() == ["ok"]
     assert ds["roughness"].notnull().all()
     assert path.with_suffix(".png").is_file()
+    assert "limit: 12" in run(command, "run", "experiment=quick", "--cfg", "job")  # a recipe that it brings along
+    assert run(python, "-m", "genmeasures", "--version") == "genmeasures 0.1.0\n"
     run(command, "new-plugin", "my_measure")  # from a template that the wheel brings along
     assert (empty / "genmeasures-my-measure" / "pyproject.toml").is_file()
 

@@ -51,7 +51,7 @@ def read_cases(path: str | Path) -> list[Case]:
     if path.is_dir():
         return [_nifti_case(*files) for files in _listed(path)]
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file or folder")
+        raise DataError(f"{path}: there is no such file or folder: give the place of the volumes, task.volumes=…")
     if path.name.endswith(_SUFFIXES):
         return [_nifti_case(_stem(path), path, None)]
     if path.suffix == ".npz":

@@ -1,0 +1,51 @@
+"""What is checked of a run's settings before anything is read: names of measures, and chosen layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from genmeasures.errors import OptionError
+from genmeasures.interfaces import Measure, TaskModel
+from genmeasures.results.build import model_dataset
+from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS
+
+
+def check_names(measures: Sequence[Measure]) -> None:
+    """Raise OptionError where two variables of a result would have the same name, or one that results need."""
+    needed = {*map(str, model_dataset(TaskModel("", nn.Module), "", ()).variables), *RESERVED, "generalization_gap"}
+    owners: dict[str, Measure] = {}
+    for measure in measures:
+        for variable in measure.written():
+            for name in (variable.name, variable.name + STATUS, variable.name + LAYERS_USED):
+                if name in needed:
+                    raise OptionError(f"{measure.described()}: results call something else {name!r}: {_REMEDY}")
+                if name in owners:
+                    raise OptionError(
+                        f"two measures write the variable {name!r}, {owners[name].described()} and "
+                        f"{measure.described()}: {_REMEDY}"
+                    )
+                owners[name] = measure
+
+
+_REMEDY = (
+    "give one of them another name, measures={'NAME': MEASURE} in Python and +measure@measure.NAME=MEASURE on the "
+    "command line"
+)
+
+
+def check_layers(layers: Sequence[str | int] | None) -> None:
+    """Raise OptionError unless layers are a list of names and integers, or None."""
+    if layers is None:
+        return
+    if isinstance(layers, str | int) or not isinstance(layers, Sequence):
+        raise OptionError(f"layers must be a list of names or places, layers=[{layers}], not {layers!r}")
+    if not layers:
+        raise OptionError("layers is an empty list: leave it out to measure all layers")
+    for one in layers:
+        if not isinstance(one, str | int) or isinstance(one, bool):
+            raise OptionError(f"layers must be names or places (0 is the first, -1 the last), not {one!r}")
+
+
+__all__ = ["check_layers", "check_names"]

@@ -1,0 +1,190 @@
+"""What went wrong with a command line, in one line that says what to do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+
+from genmeasures.errors import GenmeasuresError, nearest, one_line
+
+_ALL = "'genmeasures run --cfg job' shows all settings"
+_GROUPS = ("task", "extractor", "measure", "aggregator", "experiment")
+_KEY = r"'?(?P<key>[^'\s]+?)'?"
+
+
+def told(error: Exception, overrides: Sequence[str]) -> str | None:
+    """An error of the user's in one line; None for one of ours, whose traceback is needed.
+
+    Args:
+        error: what a run raised.
+        overrides: the arguments that Hydra was given.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if group:
+            return "error: " + one_line(_missing(group, name))
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"error: {place}{error.strerror or error}; choose another output folder, output=…"
+    if not isinstance(error, GenmeasuresError | HydraException | OmegaConfBaseException | yaml.YAMLError):
+        return None
+    said = str(error).partition("\nConfig search path:")[0]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        said += f": {error.__cause__}"
+    return "error: " + one_line(_remedy(error, said, overrides) or said.removeprefix("error: "))
+
+
+def _missing(group: str, name: str) -> str:
+    with initialize_config_module("genmeasures.conf", version_base="1.3"):
+        options = GlobalHydra.instance().config_loader().get_group_options(group)
+    said = f"there is no {group} {name!r}{nearest(name, options)}"
+    if group == "measure":
+        said += "; 'genmeasures plugins' shows what is installed, and measure=[…] chooses among it"
+    return said
+
+
+def _remedy(error: Exception, said: str, overrides: Sequence[str]) -> str | None:
+    """What we say in place of Hydra, None where it is left to speak."""
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    for cause in (error, error.__cause__):
+        if isinstance(cause, InterpolationKeyError | InterpolationResolutionError):
+            return _interpolation(cause, overrides)
+    for pattern, answer in _ANSWERS.items():
+        found = re.match(pattern, said)
+        if found:
+            key = found["key"]
+            typed = next((one for one in overrides if one.lstrip("+~").partition("=")[0] == key), key)
+            return answer(key, typed, overrides)
+    return None
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    typed = error.override
+    if "missing EQUAL" in error.message:
+        return f"{typed}: settings are given as KEY=VALUE, without spaces around the sign"
+    return (
+        f"{typed}: this cannot be read: a text with special characters needs quotes of its own within those of the "
+        f"shell, \"KEY='VALUE'\""
+    )
+
+
+def _interpolation(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
+    key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")
+    what = str(getattr(error, "msg", None) or error).splitlines()[0]
+    named = re.search(r"Interpolation key '([^']+)' not found", what)
+    typed = next((one for one in overrides if "${" in one and (one.partition("=")[0] == key or not named)), "")
+    if named is None:
+        return f"{typed or key}: {what}"
+    typed = typed or next((one for one in overrides if "${" + named[1] in one), key)
+    close = _alike(named[1], _settings(overrides))
+    hint = f" (did you mean ${{{close[0]}}}?)" if close else ""
+    return f"{typed}: ${{{named[1]}}} stands for a setting, and there is none of that name{hint}; {_ALL}"
+
+
+def _unknown(key: str, typed: str, overrides: Sequence[str]) -> str:
+    settings = _settings(overrides)
+    if typed.startswith("~") and key in settings:
+        return f"{typed}: a run needs this setting: give it a value instead"
+    parent = key.rpartition(".")[0]
+    words = key.split(".")
+    chosen = list(dict.fromkeys(name.split(".")[1] for name in settings if name.startswith("measure.")))
+    close = _alike(key, settings)
+    if not close and words[0] == "measure" and len(words) > 2 and chosen and words[1] not in chosen:
+        measures = ",".join([*chosen, words[1]])
+        return f"{typed}: {words[1]!r} is not among the measures of this run: choose it too, measure=[{measures}]"
+    if parent in settings and settings[parent] is None:
+        group = parent.rpartition(".")[2]
+        return f"{typed}: {parent} is null and has no settings: choose one first, +{group}@{parent}=NAME"
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{typed}: there is no setting {key!r}{hint}; {_ALL}"
+
+
+def _no_group(key: str, typed: str, overrides: Sequence[str]) -> str:
+    if "@" in key:
+        return f"{typed}: there is no such choice yet: to add it, begin with a plus sign, +{typed.lstrip('+~')}"
+    return _unknown(key, typed, overrides)
+
+
+def _there(key: str, typed: str, overrides: Sequence[str]) -> str:
+    value = typed.lstrip("+").partition("=")[2]
+    return f"{typed}: {key!r} is there already: leave the plus sign out, {key}={value}"
+
+
+def _not_there(key: str, typed: str, overrides: Sequence[str]) -> str:
+    close = _alike(key, _settings(overrides))
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{typed}: there is no setting {key!r} to remove{hint}; {_ALL}"
+
+
+def _ambiguous(key: str, typed: str, overrides: Sequence[str]) -> str:
+    value = typed.partition("=")[2]
+    return (
+        f"{typed}: several values: add -m to have a run for each, write a list as {key}=[{value}], or a text as "
+        f"\"{key}='{value}'\""
+    )
+
+
+_ANSWERS: dict[str, Callable[[str, str, Sequence[str]], str]] = {
+    rf"Could not override {_KEY}\.\s+No match in the defaults list": _no_group,
+    rf"Could not override {_KEY}\.\s": _unknown,
+    rf"Could not append to config\. An item is already at {_KEY}\.\s": _there,
+    rf"Multiple values for {_KEY}\.\s": _there,
+    rf"Could not delete from config\. {_KEY} does": _not_there,
+    rf"Could not delete {_KEY}\. ": _not_there,
+    r"Ambiguous value for argument '(?P<key>[^=]+)=": _ambiguous,
+    rf"Key {_KEY} is not in struct": _unknown,
+}
+"""How Hydra 1.3 puts it, and what we say."""
+
+
+def _alike(key: str, settings: Any) -> list[str]:
+    """Settings that may have been meant: deeper ones with the same last word, or spelled nearly so."""
+    parent, _, last = key.rpartition(".")
+    deeper = [name for name in settings if parent and name.startswith(f"{parent}.") and name.endswith(f".{last}")]
+    close = difflib.get_close_matches(key, [one for one in settings if not key.startswith(f"{one}.")], n=1, cutoff=0.7)
+    return sorted(deeper, key=len) or close
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Dotted names of the settings of this command line's choices, with their values; of all groups where it fails."""
+    chosen = [one for one in overrides if one.partition("=")[0] in _GROUPS or "@" in one.partition("=")[0]]
+    for given in (chosen, []):
+        try:
+            with initialize_config_module("genmeasures.conf", version_base="1.3"):
+                return dict(flat(OmegaConf.to_container(compose("run", given), resolve=False, throw_on_missing=False)))
+        except Exception:  # the choices themselves may be what is wrong, or several for a sweep
+            continue
+    return {}
+
+
+def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """All settings of a nested mapping under dotted names, the mappings themselves included."""
+    made = []
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        made.append((name, value))
+        if isinstance(value, dict):
+            made += flat(value, f"{name}.")
+    return made
+
+
+def unread(config: DictConfig, known: Sequence[str]) -> str | None:
+    """What to say of a setting that nothing reads; None where there is none.
+
+    A setting of the user's own that others refer to, ``${width}``, is read.
+    """
+    text = OmegaConf.to_yaml(config, resolve=False)
+    for key in map(str, config):
+        if key not in known and not re.search(rf"\$\{{\.*{re.escape(key)}\b", text):
+            return f"{key}: nothing reads this setting{nearest(key, known)}"
+    return None

@@ -1,0 +1,130 @@
+"""Bars that show how far a run is: on a terminal or in a notebook, and nowhere else."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from genmeasures.errors import OptionError, shown
+
+_EVERY = 0.1
+"""Seconds between two drawings, at least."""
+
+_NOTEBOOK = 100
+"""Characters of a line in a notebook."""
+
+_SHOWN = threading.Lock()
+"""Held by what shows bars: two at a time would write over each other."""
+
+Callbacks: TypeAlias = tuple[Callable[[str, int, int], None] | None, Callable[[str, int, int], None] | None]
+
+
+@contextmanager
+def progress_bars(show: bool | None) -> Iterator[Callbacks]:
+    """The callbacks of :meth:`genmeasures.running.Run.measure` that show its models and passes on standard error.
+
+    Args:
+        show: False for none; None shows bars on a terminal and in a notebook, from the main thread of the main
+            process; True wherever standard error goes.
+
+    Yields:
+        ``on_model`` and ``on_batch``, both None where nothing is shown, as within other bars of this kind.
+
+    Raises:
+        OptionError: ``show`` is none of these.
+    """
+    if show is not None and not isinstance(show, bool):
+        raise OptionError(f"progress must be True, False or None, not {show!r}")
+    console = Console(stderr=True)
+    if not (_is_watched(console) if show is None else show) or not _SHOWN.acquire(blocking=False):
+        yield None, None
+        return
+    try:
+        with _in_notebook() if console.is_jupyter else _on_terminal(console) as (progress, draw):
+            yield _callbacks(progress, draw)
+            models, passes = progress.tasks
+            progress.update(models.id, completed=models.total)
+            progress.update(passes.id, visible=False)
+            draw()
+    finally:
+        _SHOWN.release()
+
+
+def _is_watched(console: Console) -> bool:
+    """Whether a person sees a bar where it belongs; rich alone would take FORCE_COLOR for a terminal."""
+    if multiprocessing.current_process().name != "MainProcess":
+        return False  # of joblib, or one that loads data
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    return console.is_jupyter or (sys.stderr.isatty() and not console.is_dumb_terminal)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),  # a name can look like markup: net[/x]
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        auto_refresh=False,  # it would be a thread, which must not hold a lock where a process is forked
+        redirect_stdout=sys.stdout.isatty(),  # else what is printed would not reach its file
+    )
+
+
+@contextmanager
+def _on_terminal(console: Console) -> Iterator[tuple[Progress, Callable[[], None]]]:
+    with _bars(console) as progress:
+        yield progress, progress.refresh
+
+
+@contextmanager
+def _in_notebook() -> Iterator[tuple[Progress, Callable[[], None]]]:
+    """Bars as one text that is written anew. Rich has bars of its own there, which need ipywidgets."""
+    display = importlib.import_module("IPython.display")
+    console = Console(file=io.StringIO(), width=_NOTEBOOK, force_jupyter=False)
+    progress = _bars(console)
+    handle = display.display({"text/plain": ""}, raw=True, display_id=True)
+
+    def draw() -> None:
+        with console.capture() as captured:
+            console.print(progress.get_renderable())
+        handle.update({"text/plain": captured.get().rstrip()}, raw=True)
+
+    yield progress, draw
+
+
+def _callbacks(progress: Progress, redraw: Callable[[], None]) -> Callbacks:
+    models = progress.add_task("models", total=None)
+    passes = progress.add_task("", total=None, visible=False)
+    drawn = -_EVERY
+
+    def draw() -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - drawn >= _EVERY:
+            drawn = now
+            redraw()
+
+    def on_model(name: str, number: int, count: int) -> None:
+        progress.update(models, total=count, completed=number, description=f"model {shown(name)}")
+        draw()
+
+    def on_batch(split: str, done: int, total: int) -> None:
+        progress.update(passes, total=total, completed=done, description=f"  {split} data", visible=True)
+        draw()
+
+    return on_model, on_batch
+
+
+__all__ = ["Callbacks", "progress_bars"]
