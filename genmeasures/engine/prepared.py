@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from genmeasures.data import DataSource, TargetInfo
+from genmeasures.engine.returned import checked_sample
 from genmeasures.engine.running import FITTED_FIELDS
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import DataError
@@ -19,9 +21,13 @@ from genmeasures.interfaces import (
     Sample,
     Split,
     TargetLabeler,
+    check_attributes,
+    check_passes,
     split_of,
 )
 from genmeasures.labelers import Downsampled, Histogram, Image
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,7 +47,8 @@ class PreparedData:
         if key not in self._samples:
             split = split_of(over)
             salt = generator_for(self.seed, "sample", split, positions).initial_seed()
-            made = self.extractor.sample(positions, self.sources[split].scan().keys, salt, over == "fit")
+            drawn = self.extractor.sample(positions, self.sources[split].scan().keys, salt, over == "fit")
+            made = checked_sample(self.extractor, drawn)
             if over == "fit" and len(made) == len(self.sample("train", positions)):
                 made = self.sample("train", positions)  # one object says that one record serves both
             self._samples[key] = made
@@ -81,12 +88,16 @@ def prepare_measures(
     for given in measures:
         measure = given.clone()
         if isinstance(measure, FeatureMeasure):
+            measure.extractor = extractor
             measure.prepare(extractor)
+            check_passes(measure, measure.passes)
             for one in measure.passes:
                 fitted = bool(one.fields & FITTED_FIELDS) or isinstance(measure.labeler, FeatureLabeler)
                 for split in ("train", split_of(one.split)) if fitted else (split_of(one.split),):
                     if split not in sources:
                         raise DataError(f"{measure.name} needs {split} data, and none are given")
+            if measure.labeler is not None:
+                check_attributes(measure.labeler)
             labelled = {split_of(one.split) for one in measure.passes if "labels" in one.fields}
             if labelled and measure.labeler is None:
                 measure.labeler = _default_labeler(measure, labelled.pop(), sources)
@@ -124,6 +135,8 @@ def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataS
             labeler.label(targets[:1], (1,) * max(0, targets.dim() - 2))
         except DataError as error:
             raise DataError(f"{measure.name}: {source.name} data: {error}") from error
+        except Exception:  # it will be the status of this measure, and the others go on
+            log.debug("%r cannot label the first target", labeler, exc_info=True)
 
 
 def prepare_data(
