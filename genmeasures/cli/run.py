@@ -30,6 +30,7 @@ from genmeasures.api import aggregate, judge
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
 from genmeasures.cli.overrides import PATHS, readable, text_of
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
+from genmeasures.failures import debugging
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
 from genmeasures.kept import NEW, Account, slug
@@ -109,7 +110,7 @@ def run_command(arguments: Sequence[str]) -> int:
         status = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
         line = _told(error)
-        if line is None or full == "1":
+        if line is None or full == "1" or debugging():
             raise
         print(line, file=sys.stderr)
         status = 1
@@ -131,7 +132,7 @@ def _told(error: Exception) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if group:
-            return f"error: there is no {group} {name!r}{nearest(name, _choices(group))}"
+            return "error: " + registry().missing(group, name, _choices(group))
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"error: {place}{error.strerror or error}; choose another output folder, output=…"
@@ -177,6 +178,8 @@ def job(config: DictConfig) -> None:
     try:
         _job(config)
     except GenmeasuresError as error:
+        if debugging():
+            raise
         log.error("%s", error)
         raise CompactHydraException(f"error: {error}") from error
 
