@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import genmeasures
+from genmeasures.engine import model as model_module
 from genmeasures.errors import ComponentError
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, ModelMeasure, Pass, Task, TaskModel, Variable
 from genmeasures.labelers import KMeans
@@ -411,3 +412,13 @@ def test_a_value_of_another_shape_than_declared(dims: Any, value: Any, message: 
     for status in ds["shaped_status"].values.ravel():
         assert status.startswith(message)
     assert ds["sums_status"].values[0] == "ok"
+
+
+def test_where_there_is_no_memory_for_another_copy_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model_module, "lent", full)
+    ds = genmeasures.measure([make_net()], (X, Y), X, measures=[Sums(), "davies_bouldin"])
+    assert ds["sums_status"].values[0] == "failed: resources: OutOfMemoryError: CUDA out of memory"
+    assert np.isfinite(ds["davies_bouldin"].values).all()
