@@ -7,14 +7,15 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import xarray as xr
 from torch import nn
 
 from genmeasures.aggregators.aggregate import aggregate as _aggregate
-from genmeasures.errors import GenmeasuresWarning, ModelError, OptionError
+from genmeasures.errors import GenmeasuresWarning, ModelError, OptionError, nearest
+from genmeasures.failures import raising
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
 from genmeasures.judging import judge
 from genmeasures.progress import progress_bars
@@ -44,6 +45,7 @@ def measure(
     tile: int | Sequence[int] | None = None,
     ignore_index: float | None = None,
     progress: bool | None = None,
+    errors: Literal["status", "raise"] = "status",
 ) -> xr.Dataset:
     """Measure trained networks layer by layer.
 
@@ -73,6 +75,11 @@ def measure(
     terminal and in a notebook, but not from other threads or processes than the main ones. The logger
     ``genmeasures.running`` has a line for each model, at level INFO.
 
+    errors: "status" (default): an exception of a measure, or of a model, becomes a status, and the others go on; its
+    traceback goes to the log ``genmeasures`` at debug level. "raise": it is raised, with its traceback, for a debugger
+    or ``%debug`` to look at; a layer without a value (:class:`~genmeasures.plugin.Undefined`) is no error. The
+    environment variable ``GENMEASURES_DEBUG=1`` does the same for a whole process, and for the command line.
+
     Floating-point inputs are read as float32 and come to each model in the type of its parameters (of
     the first layer that runs, where these differ); integers stay as they are. Features are float32.
 
@@ -94,6 +101,8 @@ def measure(
 
     Raises OptionError, DataError, or ModelError if no model can be measured.
     """
+    if errors not in ("status", "raise"):
+        raise OptionError(f"errors={errors!r} is unknown{nearest(str(errors), ('status', 'raise'))}")
     attrs: dict[str, Any] = {}
     if isinstance(models, Task):
         task_models = models.models()
@@ -119,7 +128,7 @@ def measure(
         tile=tile,
         ignore_index=ignore_index,
     )
-    with progress_bars(progress) as (on_model, on_batch):
+    with progress_bars(progress) as (on_model, on_batch), raising(errors == "raise"):
         ds = run.measure(attrs, on_model, on_batch)
     for note in model_notes(ds):
         warnings.warn(note, GenmeasuresWarning, stacklevel=2)
@@ -188,6 +197,9 @@ def _component(kind: str, given: str | _C, base: type[_C], **options: Any) -> _C
     if isinstance(given, str):
         return cast(_C, registry().make(kind, given, options))
     if not isinstance(given, base):
+        cls: Any = given
+        if isinstance(cls, type) and issubclass(cls, base):
+            raise OptionError(f"{kind}: {cls.__name__} is a class, an object of it is expected: {cls.__name__}(…)")
         raise OptionError(f"{kind}: a name or {base.__name__} is expected, not {type(given).__name__}")
     if options:
         raise OptionError(f"options ({', '.join(options)}) go with the name of a {kind}, not with an object")

@@ -14,6 +14,10 @@ class OptionError(GenmeasuresError, ValueError):
     """An option, or the name of a component, is unknown or out of range."""
 
 
+class ComponentError(GenmeasuresError, TypeError):
+    """The class of a component is not as its interface asks: what is wrong with it, and how it is written."""
+
+
 class DataError(GenmeasuresError, ValueError):
     """A data set cannot be used: its shape, its type, its labels or its values."""
 

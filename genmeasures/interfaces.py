@@ -10,21 +10,24 @@ Features are float32, statistics float64, labels int64.
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
+import difflib
 import functools
 import inspect
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genmeasures.errors import GenmeasuresError, OptionError, Undefined, nearest
+from genmeasures.errors import ComponentError, GenmeasuresError, OptionError, Undefined, nearest
 
 Split: TypeAlias = Literal["train", "test"]
 Field: TypeAlias = Literal["vectors", "projected", "patches", "patch_set", "projected_patches", "labels"]
@@ -79,7 +82,15 @@ class Component:
         cls._option_names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
     def options(self) -> dict[str, Any]:
-        """The arguments this component was made with, by name."""
+        """The arguments this component was made with, by name.
+
+        Raises ComponentError for one that ``__init__`` did not keep.
+        """
+        for name in self.option_names():
+            if not hasattr(self, name):
+                raise ComponentError(
+                    f"{type(self).__name__}: __init__ takes {name!r} but does not store it: write self.{name} = {name}"
+                )
         return {name: getattr(self, name) for name in self.option_names()}
 
     def __repr__(self) -> str:
@@ -91,6 +102,41 @@ class Component:
         return type(self)(
             **{k: v.clone() if isinstance(v, Component) else copy.copy(v) for k, v in self.options().items()}
         )
+
+
+_ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (lambda value: isinstance(value, str) and bool(value), 'name = "my_component" in the class'),
+    "variables": (lambda value: True, 'variables = (Variable("name", "what it is"),) in the class'),
+    "components": (lambda value: is_count(value), "self.components = 10 in __init__, the number of PCA components"),
+    "fit_cap": (lambda value: is_count(value), "self.fit_cap = 80_000 in __init__, how many vectors fits see at most"),
+    "tap": (lambda value: value in ("activation", "linear"), 'self.tap = "activation" (or "linear") in __init__'),
+}
+
+
+def check_attributes(component: Component) -> None:
+    """Raise ComponentError for an attribute that a component of its kind must have and has not, or not of use.
+
+    Example:
+        >>> class Nameless(ModelMeasure):
+        ...     variables = (Variable("mean", "mean of the weights"),)
+        ...
+        ...     def measure(self, model, layers, data):
+        ...         return {"mean": [float(data.weight(layer).mean()) for layer in layers]}
+        >>> check_attributes(Nameless())
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ComponentError: Nameless has no name: write name = "my_component" in the class
+    """
+    cls = type(component).__name__
+    if isinstance(component, Labeler) and not isinstance(component, TargetLabeler | FeatureLabeler):
+        raise ComponentError(f"{cls} is a Labeler of no kind: subclass TargetLabeler or FeatureLabeler")
+    needed = {Measure: ("name", "variables"), Extractor: ("name", "components", "tap", "fit_cap")}
+    for attribute in next((names for base, names in needed.items() if isinstance(component, base)), ("name",)):
+        fits, written = _ATTRIBUTES[attribute]
+        if not hasattr(component, attribute):
+            raise ComponentError(f"{cls} has no {attribute}: write {written}")
+        if not fits(getattr(component, attribute)):
+            raise ComponentError(f"{cls}: {attribute} is {getattr(component, attribute)!r}: write {written}")
 
 
 class PatchSet(abc.ABC):
@@ -170,15 +216,30 @@ class FeatureBatch:
         self._made: dict[Field, Any] = {}
         self._labelled: dict[str, Tensor] = {}
         self._restricted: dict[str, FeatureBatch | None] = {}
+        self._reader: tuple[frozenset[Field], Labeler | None] | None = None
 
     def __len__(self) -> int:
         return len(self.rank)
 
+    @contextlib.contextmanager
+    def read_by(self, measure: FeatureMeasure, one: Pass) -> Iterator[None]:
+        """While a measure reads the batch: it has what the pass declares, whatever other measures have computed."""
+        self._reader = (one.fields, measure.labeler)
+        try:
+            yield
+        finally:
+            self._reader = None
+
     def _get(self, name: Field) -> Any:
+        reader = self._reader
+        if (reader is not None and name not in reader[0]) or name not in self._fields:
+            raise GenmeasuresError(f"the field {name!r} was not declared for this pass: add it to Pass(...)")
         if name not in self._made:
-            if name not in self._fields:
-                raise GenmeasuresError(f"the field {name!r} was not declared for this pass: add it to Pass(...)")
-            self._made[name] = self._fields[name](self)  # not a closure over it: a cycle would outlive its use
+            self._reader = None  # what a field is made of need not be declared
+            try:
+                self._made[name] = self._fields[name](self)  # not a closure over it: a cycle would outlive its use
+            finally:
+                self._reader = reader
         return self._made[name]
 
     @property
@@ -212,10 +273,22 @@ class FeatureBatch:
         return made
 
     def labels(self, labeler: Labeler) -> Tensor:
-        """int64 (n,): the labeler's label of each vector."""
-        key = repr(labeler)
+        """int64 (n,): the labeler's label of each vector; a measure gives its own, ``batch.labels(self.labeler)``."""
+        key, reader = repr(labeler), self._reader
+        if reader is not None:
+            if "labels" not in reader[0]:
+                raise GenmeasuresError("the field 'labels' was not declared for this pass: add it to Pass(...)")
+            if key != repr(reader[1]):
+                raise GenmeasuresError(
+                    f"batch.labels({key}): there are labels of the measure's own labeler, {reader[1]!r}, and of no "
+                    "other: write batch.labels(self.labeler), and set self.labeler in __init__ to choose it"
+                )
         if key not in self._labelled:
-            self._labelled[key] = self._labels(labeler, self)
+            self._reader = None
+            try:
+                self._labelled[key] = self._labels(labeler, self)
+            finally:
+                self._reader = reader
         return self._labelled[key]
 
     def labeled(self, labeler: Labeler) -> FeatureBatch:
@@ -388,6 +461,28 @@ class Variable:
     """Whether it only explains another variable (a standard error, a bound, a count, a target): it is stored, and
     neither judged nor plotted nor scored."""
 
+    def __post_init__(self) -> None:
+        """Raise ComponentError for what cannot be such a thing, as where an argument stands in the place of another."""
+        written = f"Variable({self.name!r}, …)"
+        for what in ("name", "long_name", "expected_accuracy_source", "expected_gap_source", "references"):
+            if not isinstance(getattr(self, what), str):
+                raise ComponentError(f"{written}: {what} is {getattr(self, what)!r}, a text is expected")
+        if not self.name:
+            raise ComponentError(f"{written}: a name is expected")
+        for what in ("expected_accuracy", "expected_gap"):
+            if getattr(self, what) not in (-1, 0, 1):
+                raise ComponentError(
+                    f"{written}: {what} is {getattr(self, what)!r}, not −1, 0 or 1: its source goes into {what}_source="
+                )
+        numbers = isinstance(self.bounds, tuple) and all(isinstance(bound, int | float) for bound in self.bounds)
+        if not numbers or len(self.bounds) != 2:
+            raise ComponentError(f"{written}: bounds is {self.bounds!r}, a pair of numbers is expected: bounds=(0, 1)")
+        if not isinstance(self.dims, tuple) or not all(isinstance(dim, str) for dim in self.dims):
+            raise ComponentError(f'{written}: dims is {self.dims!r}, a tuple of names is expected: dims=("layer",)')
+        for dim in self.dims:
+            if dim != "layer" and difflib.get_close_matches(dim, ["layer"], cutoff=0.8):
+                raise ComponentError(f"{written}: dims is {self.dims!r}: did you mean 'layer'?")
+
 
 @dataclass(frozen=True)
 class Value:
@@ -407,20 +502,78 @@ class Pass:
 
     split: "train" or "test" for the sample of that split, "fit" for the part of the training
     sample to fit on, or of the test sample where no training data are given.
+
+    Raises ComponentError for a split or a field that there is not.
+
+    Example:
+        >>> Pass("test", "vector")
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ComponentError: Pass('test', 'vector'): there is no field 'vector' (did you mean 'vectors'? \
+known: labels, patch_set, patches, projected, projected_patches, vectors)
     """
 
     split: Over
     fields: frozenset[Field]
 
     def __init__(self, split: Over, *fields: Field) -> None:
+        written = f"Pass({', '.join(map(repr, (split, *fields)))})"
+        for what, given, known in (("split", [split], get_args(Over)), ("field", fields, get_args(Field))):
+            for one in given:
+                if not isinstance(one, str):
+                    raise ComponentError(
+                        f'{written}: {one!r} is no name of a {what}: write them one by one, Pass("test", "vectors")'
+                    )
+                if one not in known:
+                    raise ComponentError(f"{written}: there is no {what} {one!r}{nearest(one, known)}")
         object.__setattr__(self, "split", split)
         object.__setattr__(self, "fields", frozenset(fields))
+
+
+def _check_tuple(cls: type, attribute: str, given: object, kind: type, written: str) -> None:
+    """Raise ComponentError unless an attribute of a class is a tuple of objects of one kind."""
+    example = f"write {attribute} = ({written},), a tuple also where it is one"
+    if isinstance(given, kind):
+        raise ComponentError(
+            f"{cls.__name__}: {attribute} is one {kind.__name__}, not a tuple: {example}, with a comma"
+        )
+    if not isinstance(given, tuple):
+        raise ComponentError(f"{cls.__name__}: {attribute} is a {type(given).__name__}, not a tuple: {example}")
+    for place, one in enumerate(given):
+        if not isinstance(one, kind):
+            raise ComponentError(
+                f"{cls.__name__}: {attribute}[{place}] is {one!r}, not a {kind.__name__}: write {written}"
+            )
+
+
+def check_passes(measure: FeatureMeasure | type[FeatureMeasure], passes: object) -> None:
+    """Raise ComponentError unless the passes of a measure are a tuple of :class:`Pass`."""
+    cls = measure if isinstance(measure, type) else type(measure)
+    if inspect.isroutine(passes):
+        raise ComponentError(f"{cls.__name__}: passes is a method: write @property above it")
+    _check_tuple(cls, "passes", passes, Pass, 'Pass("test", "vectors")')
 
 
 class Measure(Component):
     """A generalization measure. Subclass :class:`FeatureMeasure` or :class:`ModelMeasure`."""
 
     variables: ClassVar[tuple[Variable, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise ComponentError for variables that are none: at the class, not in the middle of a run."""
+        super().__init_subclass__(**kwargs)
+        given = cls.__dict__.get("variables", ())
+        if hasattr(given, "__get__"):  # a property, which is read of an object
+            return
+        _check_tuple(cls, "variables", given, Variable, 'Variable("name", "what it is")')
+        names = [variable.name for variable in given]
+        if "variables" in cls.__dict__ and not names:
+            raise ComponentError(f"{cls.__name__}: variables is empty: a measure writes one at least")
+        for name in names:
+            if names.count(name) > 1:
+                raise ComponentError(
+                    f"{cls.__name__}: two of its variables are called {name!r}: give each its own name"
+                )
 
     _alias: str = ""
 
@@ -479,6 +632,28 @@ class FeatureMeasure(Measure, abc.ABC):
     patch_components: int = 0
     """How many components of ``projected_patches`` the measure reads."""
 
+    extractor: Extractor
+    """The run's extractor, which the engine sets before ``prepare``: ``self.extractor.vector_size(layer)`` is the
+    length of the layer's vectors, and ``self.extractor.patch_size(layer)`` that of its patches."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise ComponentError for passes that are none, and for variables that are not those of a layer."""
+        super().__init_subclass__(**kwargs)
+        if "extractor" in cls._option_names:
+            raise ComponentError(
+                f"{cls.__name__}: __init__ has an option 'extractor', where the run's extractor is put: rename it"
+            )
+        passes = cls.__dict__.get("passes", ())
+        if inspect.isroutine(passes) or not hasattr(passes, "__get__"):
+            check_passes(cls, passes)
+        variables = cls.__dict__.get("variables", ())
+        for variable in variables if isinstance(variables, tuple) else ():
+            if variable.dims != ("layer",):
+                raise ComponentError(
+                    f"{cls.__name__}: the variable {variable.name!r} has the dims {variable.dims!r}, and a "
+                    'FeatureMeasure has a value a layer, dims=("layer",): leave dims out, or subclass ModelMeasure'
+                )
+
     def prepare(self, extractor: Extractor) -> None:
         """Learn the extractor before ``passes`` is read."""
 
@@ -504,7 +679,11 @@ class FeatureMeasure(Measure, abc.ABC):
 
 
 class ModelMeasure(Measure, abc.ABC):
-    """A measure that needs the model itself: gradients, trajectories, activation maximisation."""
+    """A measure that needs the model itself: weights, gradients, trajectories, activation maximisation."""
+
+    reads_facts: ClassVar[bool] = False
+    """Whether ``data.facts`` is read: values that are kept then hold for the same name, hyperparameters and metrics
+    alone."""
 
     def from_targets(self) -> Collection[str]:
         """Names of the variables that depend on targets: their status says how these were read, if not as given."""
@@ -519,13 +698,58 @@ class ModelMeasure(Measure, abc.ABC):
         One of these is a number, a :class:`Value`, float64 (n,) where the variable has a dimension
         of its own, or the exception :class:`Undefined` with the reason why there is none.
 
-        The model comes in evaluation mode on ``data.device`` and must be left as it was.
+        The model comes in evaluation mode on ``data.device`` and must be left as it was: a measure that leaves other
+        weights, buffers, modes, hooks or ``requires_grad`` has no value but a status that says what it changed, and
+        the model is put back for the measures after it. Gradients in ``parameter.grad`` are cleared for it.
         """
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """What a task or a caller says of a model. Read-only.
+
+    Example:
+        >>> facts = ModelFacts("net_0", {"width": 64}, {"train_accuracy": 0.9})
+        >>> facts.hparams["width"]
+        64
+        >>> facts.hparams["width"] = 32
+        Traceback (most recent call last):
+            ...
+        TypeError: 'mappingproxy' object does not support item assignment
+    """
+
+    name: str
+    hparams: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    """Hyperparameters; empty where none are known, as of plain modules."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """``train_accuracy``, ``test_accuracy`` or others, where they are known."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hparams", MappingProxyType(dict(self.hparams)))
+        object.__setattr__(self, "metrics", MappingProxyType(dict(self.metrics)))
+
+
+@dataclass(frozen=True)
 class ModelData:
-    """What a model measure may read besides the model."""
+    """What a model measure may read besides the model.
+
+    Example:
+        >>> from genmeasures.plugin import ModelMeasure, Variable
+        >>> class SpectralNorm(ModelMeasure):
+        ...     name = "spectral_norm"
+        ...     variables = (Variable("spectral_norm", "largest singular value of the weight"),)
+        ...
+        ...     def measure(self, model, layers, data):
+        ...         weights = [data.weight(layer).flatten(1).double() for layer in layers]
+        ...         return {"spectral_norm": [float(torch.linalg.matrix_norm(w, 2)) for w in weights]}
+        >>> import genmeasures
+        >>> net = nn.Linear(2, 2)
+        >>> net.load_state_dict({"weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]]), "bias": torch.zeros(2)})
+        <All keys matched successfully>
+        >>> ds = genmeasures.measure([net], test=torch.zeros(4, 2), measures=[SpectralNorm()])
+        >>> ds.spectral_norm.values
+        array([[4.]])
+    """
 
     batches: Callable[[Split], Iterator[tuple[Tensor, Tensor | None]]]
     """``batches("train")`` iterates over (inputs (B, …), targets (B, C, *S) or None) in fixed order. Where there
@@ -537,6 +761,34 @@ class ModelData:
     """``order("train")``: the indices of all inputs, in an order that depends on their contents alone."""
     device: torch.device
     generator: torch.Generator
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    """By the name of a layer; :meth:`module` reads it."""
+    known: ModelFacts | None = None
+    """None where the measure does not declare ``reads_facts``; :attr:`facts` reads it."""
+
+    def module(self, layer: Layer) -> nn.Module:
+        """The module of a layer, part of the model: what is done to it is done to the model."""
+        if not isinstance(layer, Layer):
+            raise GenmeasuresError(f"a layer is expected, one of those that measure is given, not {layer!r}")
+        if layer.name not in self.modules:
+            raise GenmeasuresError(f"the layer {layer.name!r} is none of this run{nearest(layer.name, self.modules)}")
+        return self.modules[layer.name]
+
+    def weight(self, layer: Layer) -> Tensor:
+        """(k, …): a copy of a layer's weight, in the model's type, as the layer computes with it.
+
+        Of a transposed convolution, (inputs, k, …). For gradients by the weight itself, take ``module(layer).weight``.
+        """
+        weight = self.module(layer).weight
+        assert isinstance(weight, Tensor)  # a layer without one is not measured
+        return weight.detach().clone()
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Name, hyperparameters and metrics of the model, of a measure that declares ``reads_facts = True``."""
+        if self.known is None:
+            raise GenmeasuresError("data.facts was not declared: write reads_facts = True in the class of the measure")
+        return self.known
 
 
 class Aggregator(Component, abc.ABC):
@@ -616,6 +868,7 @@ __all__ = [
     "Layer",
     "Measure",
     "ModelData",
+    "ModelFacts",
     "ModelMeasure",
     "ModelValue",
     "Pass",
@@ -630,6 +883,8 @@ __all__ = [
     "Value",
     "Values",
     "Variable",
+    "check_attributes",
+    "check_passes",
     "is_count",
     "one_of",
     "require",

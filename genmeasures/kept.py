@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from genmeasures.errors import GenmeasuresError, ResultError
-from genmeasures.failures import RESOURCE_STATUS, status_of
+from genmeasures.failures import RESOURCE_STATUS, debugging, status_of
 from genmeasures.interfaces import Measure, TaskModel
 from genmeasures.results import SCHEMA_VERSION, STATUS, load, model_dataset, save
 from genmeasures.results.schema import MODEL_CONTENT, MODEL_KEY
@@ -94,7 +94,7 @@ class Kept:
             found = self._from_earlier(one.key) if one.key else None
             if found is None and one.key:
                 found = self._from_folder(model.name, one.key)
-            if found is not None:
+            if found is not None and not (debugging() and _has_failed(found)):  # else what failed is to be seen
                 return self._described(found, model, one, measures)
         return None
 
@@ -191,6 +191,12 @@ def keyed(ds: xr.Dataset, key: ModelKey) -> xr.Dataset:
         name: np.array([text], dtype=object) for name, text in ((MODEL_CONTENT, key.content), (MODEL_KEY, key.key))
     }
     return ds.assign_coords({name: ("model", text) for name, text in texts.items()})
+
+
+def _has_failed(made: xr.Dataset) -> bool:
+    """Whether a measure has failed on any layer."""
+    statuses = (made[str(name)].values.ravel() for name in made.data_vars if str(name).endswith(STATUS))
+    return any(str(status).startswith("failed") for found in statuses for status in found)
 
 
 def shortage(ds: xr.Dataset) -> str:

@@ -24,9 +24,24 @@ A measure in ten lines::
         register(Sparsity)
 
 with the entry point ``[project.entry-points.genmeasures]`` ``sparsity = "my_module"``.
+
+A measure of features finds the length of a vector in ``self.extractor.vector_size(layer)``; a measure of the model
+finds the module and the weight of a layer in ``data.module(layer)`` and ``data.weight(layer)``, and the name,
+hyperparameters and metrics of the model in ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from
+``sample``, and draws with :func:`mix` and :func:`places`.
 """
 
-from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, ResultError, Undefined
+from genmeasures.data.keys import mix
+from genmeasures.errors import (
+    ComponentError,
+    DataError,
+    GenmeasuresError,
+    ModelError,
+    OptionError,
+    ResultError,
+    Undefined,
+)
+from genmeasures.extractors.samples import Drawn, Every, places
 from genmeasures.interfaces import (
     Aggregator,
     Component,
@@ -38,16 +53,19 @@ from genmeasures.interfaces import (
     Layer,
     Measure,
     ModelData,
+    ModelFacts,
     ModelMeasure,
     ModelValue,
     Pass,
     PatchReader,
     PatchSet,
     Sample,
+    Split,
     TargetLabeler,
     Task,
     TaskModel,
     Value,
+    Values,
     Variable,
     is_count,
     one_of,
@@ -59,7 +77,10 @@ from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 __all__ = [
     "Aggregator",
     "Component",
+    "ComponentError",
     "DataError",
+    "Drawn",
+    "Every",
     "Extractor",
     "FeatureBatch",
     "FeatureLabeler",
@@ -70,6 +91,7 @@ __all__ = [
     "Measure",
     "ModelData",
     "ModelError",
+    "ModelFacts",
     "ModelMeasure",
     "ModelValue",
     "OptionError",
@@ -79,6 +101,7 @@ __all__ = [
     "Register",
     "ResultError",
     "Sample",
+    "Split",
     "TargetLabeler",
     "Task",
     "TaskModel",
@@ -86,10 +109,13 @@ __all__ = [
     "TracedLayer",
     "Undefined",
     "Value",
+    "Values",
     "Variable",
     "hookimpl",
     "is_count",
+    "mix",
     "one_of",
+    "places",
     "require",
     "tapped",
     "trace",

@@ -25,7 +25,7 @@ from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, one_line, shown
-from genmeasures.failures import status_of
+from genmeasures.failures import status_of, traceback_of
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.identity import (
     Unidentified,
@@ -40,9 +40,11 @@ from genmeasures.interfaces import (
     Extractor,
     FeatureMeasure,
     Measure,
+    ModelFacts,
     ModelMeasure,
     Split,
     TaskModel,
+    check_attributes,
     is_count,
 )
 from genmeasures.kept import Account, Kept, ModelKey, keyed, shortage
@@ -104,6 +106,8 @@ class Run:
     ) -> None:
         if not models:
             raise ModelError("there are no models to measure")
+        for component in (extractor, *measures):
+            check_attributes(component)
         names = [model.name for model in models]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -185,19 +189,24 @@ class Run:
             try:
                 datasets.append(self._measure_one(model, on_batch))
             except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
+                trace = traceback_of(caught)
                 status = status_of(caught, f"model {model.name}").partition(": ")[2]
                 named = status.startswith((f"model {model.name}: ", f"model {model.name!r}: "))
                 message = status if named else f"model {shown(model.name)}: {status}"
                 self._report(message, model.name)
                 kind = type(caught) if isinstance(caught, GenmeasuresError) else ModelError
                 errors.append(kind(message))
+                if trace:  # the only thing left of it, should no other model be measured
+                    errors[-1].add_note(trace)
                 datasets.append(keyed(model_dataset(model, status, self._measures), ModelKey()))
                 self.account.failed.append(model.name)
             self._log(model.name, time.perf_counter() - began, datasets[-1])
         self._report_alike()
         self._report_unkept()
         if len(errors) == len(self._models):
-            raise errors[0] if len(errors) == 1 else self._none_measured(errors)
+            if len(errors) == 1:
+                raise errors[0]
+            raise self._none_measured(errors) from errors[0]
         seconds = sum(float(ds.attrs.get("seconds", 0.0)) for ds in datasets)
         known = {**self._provenance(), "seconds": seconds, **attrs, **self._task(attrs)}
         return with_accuracies(combine(datasets, known))
@@ -232,13 +241,14 @@ class Run:
         if not isinstance(model, nn.Module):
             raise ModelError(f"a model is a torch.nn.Module, not {type(model).__name__}{not_a_module(model)}")
         device = self._device or next((p.device for p in model.parameters()), torch.device("cpu"))
-        key = self._key(model, prepared, device)
+        key = self._key(model, task_model, prepared, device)
         kept = self._kept.take(task_model, key, measures)
         if kept is not None:
             return _remarked(kept, "ok", notes)
         why = self._kept.why(task_model.name, key)
         tile = self._tile_of(data)
-        result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch, tile)
+        facts = _facts(task_model)
+        result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch, tile, facts)
         key = key.of_values(result.by_batch, result.reproducible)
         bare = model_dataset(TaskModel(task_model.name, task_model.build), result, measures)
         values = keyed(bare, key).assign_attrs(seconds=time.perf_counter() - began)
@@ -266,7 +276,7 @@ class Run:
                 len(unkept), len(self._models), self._keep, one_line(next(iter(unkept.values()))),
             )  # fmt: skip
 
-    def _key(self, model: nn.Module, prepared: _Prepared, device: torch.device) -> ModelKey:
+    def _key(self, model: nn.Module, task_model: TaskModel, prepared: _Prepared, device: torch.device) -> ModelKey:
         """All that the model's values depend on; not batches and tiles, nor what is only known of the model."""
         try:
             found = model_identity(model)
@@ -279,7 +289,18 @@ class Run:
         versions = versions_identity(found.distributions | prepared.distributions)
         layers = None if self._layers is None else sorted(set(self._layers), key=repr)
         # What the model itself creates is of the default type.
-        known = [prepared.settings, versions, layers, self._seed, device.type, str(torch.get_default_dtype()), tiled]
+        known: list[object] = [
+            prepared.settings,
+            versions,
+            layers,
+            self._seed,
+            device.type,
+            str(torch.get_default_dtype()),
+            tiled,
+        ]
+        if any(isinstance(measure, ModelMeasure) and measure.reads_facts for measure in self._measures):
+            facts = _facts(task_model)
+            known.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
         digest = hashlib.blake2b(repr([found.weights, found.code, prepared.content, *known]).encode(), digest_size=12)
         batches = (self._read, self._tile)
         return ModelKey.of(found.weights, found.code, prepared.content, digest.hexdigest(), batches)
@@ -385,6 +406,10 @@ class Run:
             "settings": yaml.safe_dump(settings, sort_keys=False),
             "config": yaml.safe_dump({**settings, "batch_size": self._batch_size, "tile": self._tile}, sort_keys=False),
         }
+
+
+def _facts(model: TaskModel) -> ModelFacts:
+    return ModelFacts(model.name, model.hparams, model.metrics)
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import logging
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 import genmeasures
 from genmeasures.engine import layer as layer_module
-from genmeasures.errors import DataError, ModelError, Undefined
+from genmeasures.errors import DataError, ModelError, OptionError, Undefined
 from genmeasures.extractors import ReceptiveField
 from genmeasures.failures import RESOURCE_STATUS, is_shortage, status_of, to_raise_later
 from genmeasures.interfaces import (
@@ -202,6 +203,67 @@ def test_a_failure_is_raised_on_request(
     assert str(last.statement).endswith("# here")
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Faulty("start", ZeroDivisionError("my own fault")),
+        Faulty("update", ZeroDivisionError("my own fault")),
+        Faulty("end_pass", ZeroDivisionError("my own fault")),
+        Faulty("compute", ZeroDivisionError("my own fault")),
+        FaultyModelMeasure(ZeroDivisionError("my own fault")),
+        DaviesBouldin(labeler=FaultyLabeler("fit", ZeroDivisionError("my own fault"))),
+        DaviesBouldin(labeler=FaultyLabeler("label", ZeroDivisionError("my own fault"))),
+        DaviesBouldin(labeler=FaultyTargets(ZeroDivisionError("my own fault"))),
+    ],
+    ids=lambda one: f"{one.name}-{getattr(one, 'where', '')}" if isinstance(one, Measure) else str(one),
+)
+def test_a_failure_is_raised_where_the_call_asks_for_it(measure: Measure, threads: int) -> None:
+    """With the frames of the component, also out of the threads that layers are fitted in; and only in that call."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(ZeroDivisionError, match="my own fault") as caught:
+            genmeasures.measure([net], (X, Y), X, measures=[measure], errors="raise")
+        ds = genmeasures.measure([net], (X, Y), X, measures=[measure])
+    finally:
+        torch.set_num_threads(before)
+    assert str(caught.traceback[-1].statement).endswith("# here")
+    (variable,) = measure.variables
+    assert set(ds[f"{variable.name}_status"].values.ravel()) == {"failed: ZeroDivisionError: my own fault"}
+
+
+def test_what_is_undefined_is_no_error_to_be_raised() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3))
+    ds = genmeasures.measure([net], X, X, measures=[Faulty("compute", Undefined("for a reason"))], errors="raise")
+    assert set(ds["faulty_status"].values.ravel()) == {"undefined: for a reason"}
+
+
+def test_another_word_for_errors_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"errors='rais' is unknown \(did you mean 'raise'\? known: raise, status\)"):
+        genmeasures.measure([nn.Linear(2, 2)], torch.zeros(4, 2), errors="rais")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_no_model_can_be_measured_the_error_has_the_traceback(count: int) -> None:
+    """As text: its frames would keep the tensors of all functions that it came through."""
+    models = [Refusing(ZeroDivisionError("my own fault")) for _ in range(count)]
+    for model in models:
+        model.calls = 3
+    with pytest.raises(ModelError, match="my own fault") as caught:
+        genmeasures.measure(models, (X, Y), (X, Y))
+    error = caught.value if count == 1 else caught.value.__cause__
+    assert isinstance(error, ModelError)
+    assert re.search(r"in forward\n\s+raise fault\(self\.error\)  # here", "".join(error.__notes__))
+
+
+def test_an_error_that_says_all_has_no_traceback() -> None:
+    with pytest.raises(ModelError) as caught:
+        genmeasures.measure([nn.Sequential(nn.ReLU())], X, X, measures=[Faulty("", ValueError())])
+    assert not hasattr(caught.value, "__notes__")
+
+
 @pytest.mark.parametrize("value", ["0", "", "true"])
 def test_other_values_raise_nothing(
     value: str, measured: Callable[[str, Exception], list[str]], monkeypatch: pytest.MonkeyPatch
@@ -292,6 +354,8 @@ def test_what_is_undefined_is_neither_logged_nor_raised(
 @pytest.mark.parametrize(
     ("error", "status"),
     [
+        (Undefined(), "undefined: no reason given"),
+        (Undefined(" "), "undefined: no reason given"),
         (ValueError(), "failed: ValueError: no message"),
         (ValueError("  \n"), "failed: ValueError: no message"),
         (DataError("the data are empty"), "failed: the data are empty"),
@@ -429,3 +493,38 @@ def test_a_model_that_fails_is_raised_on_request(monkeypatch: pytest.MonkeyPatch
 def test_a_model_that_runs_out_of_memory_has_the_status_of_a_shortage() -> None:
     with two_models(torch.OutOfMemoryError("CUDA out of memory")) as measure:
         assert str(measure()["model_status"].sel(model="bad").values).startswith(RESOURCE_STATUS)
+
+
+def test_an_exception_without_a_message_says_where_it_was_raised() -> None:
+    class Silent(Faulty):
+        def compute(self) -> float:
+            raise ValueError
+
+    ds = genmeasures.measure([nn.Sequential(nn.Conv2d(1, 4, 3))], X, X, measures=[Silent("", ValueError())])
+    line = Silent.compute.__code__.co_firstlineno + 1
+    assert set(ds["faulty_status"].values.ravel()) == {
+        f"failed: ValueError: no message (test_failures.py, line {line})"
+    }
+
+
+class Divides(Faulty):
+    def __init__(self) -> None:
+        super().__init__("", ValueError())
+
+    def compute(self) -> float:
+        return 1 / 0
+
+
+def test_a_failure_that_was_kept_is_raised_on_request(tmp_path: Path) -> None:
+    """What is taken from a folder raises nothing; a run without failures is taken as ever."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3))
+
+    def measure(measures: Sequence[Any], **options: Any) -> Any:
+        return genmeasures.measure([net], X, X, measures=measures, keep=tmp_path, **options)
+
+    assert set(measure([Divides()])["faulty_status"].values.ravel()) == {"failed: ZeroDivisionError: division by zero"}
+    assert len(list(tmp_path.glob("*.nc"))) == 1
+    with pytest.raises(ZeroDivisionError):
+        measure([Divides()], errors="raise")
+    kept = [measure(["confidence"], errors=errors).attrs["seconds"] for errors in ("status", "raise")]
+    assert kept[0] == kept[1]

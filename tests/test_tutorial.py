@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from genmeasures.cli.main import main
+from genmeasures.testing import run_checks
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 
@@ -30,13 +31,14 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_first_measure(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     page = "first-measure.md"
-    assert len(blocks(page)) == 3
+    assert len(blocks(page)) == 4
     measure_lines = [line for line in blocks(page)[0].splitlines() if line.strip() and "import" not in line]
     assert len(measure_lines) <= 11  # the class line and ten
     for block in blocks(page):
         exec(compile(block, page, "exec"), vars(run))
     assert list(run.ds["sparsity"].dims) == ["model", "layer"]
     assert float(run.ds["sparsity"][0, 0]) > 0.1
+    assert [one.message for one in run_checks(run.SpectralNorms()) if one.status == "failed"] == []
     out = capsys.readouterr().out
     assert "✓" in out
     assert "✗" not in out

@@ -7,7 +7,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from genmeasures.aggregators.layers import has_layer
-from genmeasures.errors import ResultError
+from genmeasures.errors import ComponentError, GenmeasuresError, ResultError
+from genmeasures.failures import origin
 from genmeasures.interfaces import Aggregator
 from genmeasures.results.schema import LAYERS_USED, STATUS, is_measured, measure_variables
 
@@ -68,11 +69,11 @@ def _reduce(
     aggregator: Aggregator,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.object_]]:
     """Values, numbers of layers used and statuses, each (models,), of one measure."""
-    numbers, used = aggregator.reduce(values, norms, names)
+    numbers, used = _checked(aggregator, values, norms, names)
     # What the aggregator would have used, had every layer a value and a norm, or a norm at least.
     ones = np.ones_like(norms)
-    whole, needed = aggregator.reduce(np.ones_like(values), ones, names)
-    valued = aggregator.reduce(values, ones, names)[1]
+    whole, needed = _checked(aggregator, np.ones_like(values), ones, names)
+    valued = _checked(aggregator, values, ones, names)[1]
     with_value = (has_layer(names) & ~np.isnan(values)).sum(axis=1)
     measured = is_measured(model_status)
     numbers = np.where(np.isfinite(numbers) & measured, numbers, np.nan)
@@ -95,3 +96,36 @@ def _reduce(
         elif np.isnan(number):
             status[m] = "undefined: the layers' values give no finite number"
     return numbers, np.where(measured, used, 0), status
+
+
+def _checked(
+    aggregator: Aggregator, values: NDArray[np.float64], norms: NDArray[np.float64], names: NDArray[np.object_]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """What an aggregator makes of arrays that it cannot write to; raises ComponentError unless it is as due."""
+    given = values.view(), norms.view(), names.view()
+    for array in given:
+        array.flags.writeable = False
+    try:
+        made: object = aggregator.reduce(*given)
+    except GenmeasuresError:
+        raise
+    except Exception as error:  # a plugin's code can fail in any way
+        place = origin(error)
+        raise ComponentError(
+            f"{aggregator!r}: {type(error).__name__}: {error}{f' ({place})' if place else ''}"
+        ) from error
+    if not isinstance(made, tuple) or len(made) != 2:
+        what = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"an object of type {type(made).__name__}"
+        raise ComponentError(f"{aggregator!r}: reduce gave {what}, (values, numbers of layers used) is expected")
+    numbers, used = np.asarray(made[0]), np.asarray(made[1])
+    models = (len(values),)
+    if numbers.shape != models or used.shape != models:
+        raise ComponentError(
+            f"{aggregator!r}: reduce gave arrays of shape {numbers.shape} and {used.shape}, {models} is expected of "
+            "both: a value and a number of layers for each model"
+        )
+    if used.dtype.kind not in "iu":
+        raise ComponentError(
+            f"{aggregator!r}: reduce gave numbers of layers that are {used.dtype}, integers are expected"
+        )
+    return numbers.astype(np.float64), used

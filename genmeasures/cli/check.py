@@ -1,27 +1,52 @@
-"""``genmeasures check``: the conformance suite on an installed component."""
+"""``genmeasures check``: the conformance suite on a component, installed or in a file."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from genmeasures.errors import OptionError, nearest, one_line
-from genmeasures.registry import registry
+from genmeasures.failures import debugging, origin
+from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure
+from genmeasures.registry import make, registry
 from genmeasures.report import make_console
 from genmeasures.testing import run_checks
 
 _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red"), "skipped": ("–", "yellow")}
-_KINDS = ("extractor", "labeler", "measure", "aggregator")
+_KINDS: dict[str, type[Component]] = {
+    "extractor": Extractor,
+    "labeler": Labeler,
+    "measure": Measure,
+    "aggregator": Aggregator,
+}
+_FILE = re.compile(r"(?P<path>.*\.py)(:(?P<name>[^:]*))?")
 
 
 def check_command(name: str, options: Sequence[str]) -> int:
-    """Run all checks, print what each asks and found, and their counts; returns 1 if one failed."""
-    kind, component_name = _find(name)
-    component = registry().make(kind, component_name, options_of(options))
+    """Run all checks, print what each asks and found, and their counts; returns 1 if one failed.
+
+    name: NAME or KIND.NAME of an installed component, or FILE.py:CLASS, where :CLASS may be left out of a file with
+    one component.
+    """
+    given = options_of(options)
+    file = _FILE.fullmatch(name)
+    if file is not None:
+        found = _class_in(Path(file["path"]), file["name"])
+        component = make(found, given, found.__name__)
+        kind = next(kind for kind, base in _KINDS.items() if isinstance(component, base))
+    else:
+        kind, component_name = _find(name)
+        component = registry().make(kind, component_name, given)
     console = make_console()
-    console.print(f"[bold]{kind} {component_name}[/bold]  {component!r}", highlight=False)
+    called = getattr(component, "name", type(component).__name__)
+    console.print(f"{kind} {called}  {component!r}", style="bold", markup=False, highlight=False)
     counts = dict.fromkeys(_MARKS, 0)
     for one in run_checks(component):
         counts[one.status] += 1
@@ -55,7 +80,58 @@ def _find(name: str) -> tuple[str, str]:
     kinds = [kind for kind in _KINDS if name in registry().names(kind)]
     if not kinds:
         known = [known for kind in _KINDS for known in registry().names(kind)]
-        raise OptionError(f"there is no component {name!r}{nearest(name, known)}")
+        raise OptionError(registry().missing("component", name, known))
     if len(kinds) > 1:
         raise OptionError(f"{name!r} is the name of several components: {', '.join(f'{k}.{name}' for k in kinds)}")
     return kinds[0], name
+
+
+def _class_in(path: Path, name: str | None) -> type[Component]:
+    """The class of a component in a file that need not be installed.
+
+    Raises OptionError for a file that is not there or cannot be imported, and for a class that is none of its
+    components.
+    """
+    if not path.is_file():
+        raise OptionError(f"there is no file {path}")
+    path = path.resolve()
+    # As a part of its package, where it is in one: relative imports then work.
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    module_name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a user's code can fail in any way
+        if debugging():
+            raise
+        place = origin(error)
+        raise OptionError(
+            f"{path.name} cannot be imported: {type(error).__name__}: {error}{f' ({place})' if place else ''}"
+        ) from error
+    if Path(str(getattr(module, "__file__", ""))).resolve() != path:
+        raise OptionError(f"the module {module_name!r} in {path} is hidden by {module.__file__}: rename the file")
+    kinds = tuple(_KINDS.values())
+    known = {
+        key: one
+        for key, one in vars(module).items()
+        if isinstance(one, type)
+        and issubclass(one, kinds)
+        and not inspect.isabstract(one)
+        and one.__module__ == module.__name__
+    }
+    if name is None or name == "":
+        if len(known) != 1:
+            raise OptionError(f"{path.name} has {len(known)} components ({', '.join(known)}): write FILE.py:CLASS")
+        return next(iter(known.values()))
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, kinds) and inspect.isabstract(found):
+        lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise OptionError(f"{name} in {path.name} is not complete: it has no {lacks}")
+    if not (isinstance(found, type) and issubclass(found, kinds)):
+        bases = "an Extractor, TargetLabeler, FeatureLabeler, FeatureMeasure, ModelMeasure or Aggregator"
+        what = f"has no {name!r}" if found is None else f"has {name!r}, which is not the class of {bases}"
+        raise OptionError(f"{path.name} {what}{nearest(name, known)}")
+    return found

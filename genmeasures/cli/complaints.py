@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from genmeasures.errors import GenmeasuresError, nearest, one_line
+from genmeasures.registry import registry
 
 _ALL = "'genmeasures run --cfg job' shows all settings"
 _GROUPS = ("task", "extractor", "measure", "aggregator", "experiment")
@@ -46,7 +47,7 @@ def told(error: Exception, overrides: Sequence[str]) -> str | None:
 def _missing(group: str, name: str) -> str:
     with initialize_config_module("genmeasures.conf", version_base="1.3"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
-    said = f"there is no {group} {name!r}{nearest(name, options)}"
+    said = registry().missing(group, name, options)
     if group == "measure":
         said += "; 'genmeasures plugins' shows what is installed, and measure=[…] chooses among it"
     return said

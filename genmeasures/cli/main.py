@@ -61,7 +61,7 @@ def _main(given: list[str]) -> int:
     for command in (collect, plugins):
         command.add_argument("--json", action="store_true", help="print JSON for machines")
     check = commands.add_parser("check", help="run the conformance suite on a component")
-    check.add_argument("name", help="name of an extractor, labeler, measure or aggregator, or KIND.NAME")
+    check.add_argument("name", help="name of an extractor, labeler, measure or aggregator, KIND.NAME, or FILE.py:CLASS")
     check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options to make it with")
     new = commands.add_parser("new-plugin", help="make a working plugin: package, config, test")
     new.add_argument("name", help="name of its measure, my_measure for one")
@@ -86,6 +86,7 @@ def _main(given: list[str]) -> int:
         return run_command(given[1:])
     parsed = parser.parse_args(given)
     from genmeasures.errors import GenmeasuresError
+    from genmeasures.failures import debugging
 
     try:
         if parsed.command == "collect":
@@ -104,6 +105,8 @@ def _main(given: list[str]) -> int:
 
         return plugins_command(parsed.json)
     except GenmeasuresError as error:
+        if debugging():
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
 

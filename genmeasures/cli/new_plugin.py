@@ -31,7 +31,11 @@ def new_plugin_command(name: str, folder: str) -> int:
         _write(_template(), target, words)
     except OSError as error:
         raise OptionError(f"{target} cannot be written: {error}") from error
-    print(f"made {target}\n\n  pip install -e {target}\n  pytest {target}\n  genmeasures check {name}")
+    source = target / "src" / words["{{package}}"] / "measure.py"
+    print(
+        f"made {target}\n\n  genmeasures check {source}:{words['{{class}}']}\n  pip install -e {target}\n"
+        f"  pytest {target}\n  genmeasures check {name}"
+    )
     return 0
 
 

@@ -29,6 +29,7 @@ from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_work
 from genmeasures.cli.naming import result_path, telling
 from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
+from genmeasures.failures import debugging
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
 from genmeasures.kept import NEW, Account
@@ -122,7 +123,7 @@ def run_command(arguments: Sequence[str]) -> int:
         status = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
         line = told(error, overrides)
-        if line is None or full == "1":
+        if line is None or full == "1" or debugging():
             raise
         print(line, file=sys.stderr)
         status = 1
@@ -165,6 +166,8 @@ def job(config: DictConfig) -> None:
     try:
         _job(config)
     except GenmeasuresError as error:
+        if debugging():
+            raise
         log.error("%s", error)
         raise CompactHydraException(f"error: {error}") from error
 

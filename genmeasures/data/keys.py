@@ -13,7 +13,20 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finalizer (Steele, Lea & Flood 2014): every bit of the input moves every bit of the output."""
+    """splitmix64's finalizer (Steele, Lea & Flood 2014): every bit of the input moves every bit of the output.
+
+    Random numbers for an extractor that depend on what inputs contain and not on their order: ``mix(keys ^ salt)``.
+
+    Args:
+        keys: uint64 of any shape.
+
+    Returns:
+        uint64 of the same shape, uniform over all 64 bits and different for different keys.
+
+    Example:
+        >>> mix(np.array([0, 1], dtype=np.uint64)).tolist()
+        [16294208416658607535, 10451216379200822465]
+    """
     z = keys + _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genmeasures.engine.prepared import PreparedData
+from genmeasures.engine.returned import checked_labels
 from genmeasures.engine.running import Running
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import Undefined
@@ -215,7 +216,7 @@ class LayerRun:
         fitted = self._fitted[repr(labeler)]
         if isinstance(fitted, Exception):
             raise fitted
-        return fitted.label(projected)
+        return checked_labels(fitted, fitted.label(projected), (len(projected),))
 
     def replay(self) -> None:
         """Make all passes that need no forward pass."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,16 +17,27 @@ from genmeasures.data import DataSource, mix
 from genmeasures.engine.accuracy import Correct
 from genmeasures.engine.passes import ModelRun, Progress, rows_for
 from genmeasures.engine.prepared import PreparedData
-from genmeasures.engine.running import Outcome, noted, outcome
+from genmeasures.engine.running import Outcome, by_variable, noted, outcome
 from genmeasures.engine.seeds import ModelSeeds, generator_for
 from genmeasures.engine.survey import Survey, sketched_trace, survey
 from genmeasures.engine.tiling import Tiling
-from genmeasures.errors import ModelError, OptionError, Undefined, nearest
+from genmeasures.errors import ComponentError, ModelError, OptionError, Undefined, nearest
 from genmeasures.failures import status_of
-from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelData, ModelMeasure, Split, Variable
+from genmeasures.interfaces import (
+    SPLITS,
+    FeatureMeasure,
+    Layer,
+    Measure,
+    ModelData,
+    ModelFacts,
+    ModelMeasure,
+    Split,
+    Value,
+    Variable,
+)
 from genmeasures.tracing import Sketch, Trace, TracedLayer, fastest_layout, trace
 from genmeasures.tracing.dtypes import input_dtype, inputs_as
-from genmeasures.tracing.guard import undisturbed
+from genmeasures.tracing.guard import State, lent, undisturbed
 from genmeasures.tracing.kinds import check_model
 from genmeasures.tracing.listing import listed
 from genmeasures.tracing.randomness import Generators
@@ -70,18 +81,20 @@ def measure_model(
     layers: Sequence[str | int] | None = None,
     progress: Progress | None = None,
     tile: Sequence[int] | None = None,
+    facts: ModelFacts | None = None,
 ) -> ModelResult:
     """Measure one model; it is left as it was found.
 
     layers: names or places of the layers to measure, None for all. tile: size of the tiles' cores by which
-    inputs are run, an entry a spatial axis; None runs them whole. Raises ModelError if the model cannot be
+    inputs are run, an entry a spatial axis; None runs them whole. facts: what measures are told of the
+    model that declare it; None: nothing but an empty name. Raises ModelError if the model cannot be
     run or has no measurable layer, OptionError for a layer that it does not have.
 
     Without data, the model is not run: its layers are those that it registers, for measures that read weights alone.
     """
     check_model(model)
     if not data.sources:
-        return _not_run(model, data, measures, device, layers)
+        return _not_run(model, data, measures, device, layers, facts)
     first = next(iter(data.sources.values()))
     with settled(), undisturbed(model, device), ExitStack() as stack:
         generators = Generators(model, device)
@@ -90,6 +103,8 @@ def measure_model(
         features = [
             measure for measure in measures if isinstance(measure, FeatureMeasure) and repr(measure) not in data.lacking
         ]
+        borrowers = [measure for measure in measures if isinstance(measure, ModelMeasure)]
+        fresh = State(model) if borrowers else None
         with generators.kept():
             tiled = None if tile is None else _tiled(model, data, layers, device, tile, generators)
             if tiled is not None:
@@ -115,11 +130,13 @@ def measure_model(
                 ]
         described = tuple(layer.layer for layer in chosen)
         outcomes.update(_lacking(measures, data, len(described)))
-        for measure in measures:
-            if isinstance(measure, ModelMeasure):
-                seeds.set(measure)
-                made = _model_measure(measure, model, described, data, device, tiling is not None)
-                outcomes.update(_with_notes(measure, made, traced.note, chosen))
+        # What running the model has changed by now is its own doing, no measure's.
+        own = fresh.changes(model) if fresh is not None else []
+        modules = {layer.layer.name: layer.module for layer in chosen}
+        for measure in borrowers:
+            seeds.set(measure)
+            made = _borrowed(measure, model, modules, described, data, device, own, tiling is not None, facts)
+            outcomes.update(_with_notes(measure, made, traced.note, chosen))
     left_out = tuple((layer.layer.name, _NOT_CHOSEN) for layer in traced.layers if layer not in chosen)
     vectors = {split: [len(layer.samples[split]) for layer in run.layers] for split in data.sources}
     by_batch, reproducible = bool(traced.note), UNSEEDED not in traced.note
@@ -133,6 +150,7 @@ def _not_run(
     measures: Sequence[Measure],
     device: torch.device,
     layers: Sequence[str | int] | None,
+    facts: ModelFacts | None,
 ) -> ModelResult:
     """Measure a model without data."""
     with settled(), undisturbed(model, device):
@@ -142,10 +160,14 @@ def _not_run(
         chosen = _chosen(every, [layer.name for layer in every], layers)
         skipped += tuple((layer.name, _NOT_CHOSEN) for layer in every if layer not in chosen)
         outcomes = _lacking(measures, data, len(chosen))
+        registered = dict(model.named_modules())
+        modules = {layer.name: registered.get(layer.name, model) for layer in chosen}
         for measure in measures:
             if isinstance(measure, ModelMeasure):
                 seeds.set(measure)
-                outcomes.update(_model_measure(measure, model, chosen, data, device, by_tiles=False))
+                made = _borrowed(measure, model, modules, chosen, data, device, (), False, facts)
+                for variable, written in zip(measure.variables, measure.written(), strict=True):
+                    outcomes[written.name] = made[variable.name]
     return ModelResult(tuple(chosen), skipped, outcomes, {}, ran=False)
 
 
@@ -156,7 +178,7 @@ def _lacking(measures: Sequence[Measure], data: PreparedData, layers: int) -> di
         * (layers if "layer" in variable.dims else 1)
         for measure in measures
         if repr(measure) in data.lacking
-        for variable in measure.variables
+        for variable in measure.written()
     }
 
 
@@ -258,13 +280,40 @@ def _chosen(layers: Sequence[_L], known: Sequence[str], wanted: Sequence[str | i
     return [layer for layer, name in zip(layers, known, strict=True) if name in chosen]
 
 
+def _borrowed(
+    measure: ModelMeasure,
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    layers: Sequence[Layer],
+    data: PreparedData,
+    device: torch.device,
+    own: Collection[str],
+    by_tiles: bool,
+    facts: ModelFacts | None,
+) -> Mapping[str, Sequence[Outcome]]:
+    """The outcomes of a measure that has the model to itself, by the measure's own names; the model is put back.
+
+    own: what the model changes by itself when it runs.
+    """
+    told = (facts or ModelFacts("")) if measure.reads_facts else None
+    try:
+        with lent(model, device, own) as changes:
+            made = _model_measure(measure, model, modules, layers, data, device, by_tiles, told)
+            changed = changes()
+            return _changed(measure, changed, made) if changed else made
+    except Exception as error:  # there may be no memory for another copy of the parameters
+        return _failed(measure, status_of(error, str(measure)), len(layers))
+
+
 def _model_measure(
     measure: ModelMeasure,
     model: nn.Module,
+    modules: Mapping[str, nn.Module],
     layers: Sequence[Layer],
     data: PreparedData,
     device: torch.device,
     by_tiles: bool,
+    facts: ModelFacts | None,
 ) -> dict[str, Sequence[Outcome]]:
     read: set[Split] = set()
 
@@ -278,7 +327,7 @@ def _model_measure(
         salt = np.array([generator_for(data.seed, "inputs", split).initial_seed()], dtype=np.uint64)
         return np.argsort(mix(keys ^ mix(salt)))
 
-    def sample(split: Split, count: int | None) -> tuple[Tensor, Tensor | None]:
+    def sample(split: Split, count: int | None = None) -> tuple[Tensor, Tensor | None]:
         read.add(split)
         places = {int(place): rank for rank, place in enumerate(order(split)[:count])}
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -291,35 +340,66 @@ def _model_measure(
         labels = [target for _, target in chosen if target is not None]
         return torch.stack([x for x, _ in chosen]).to(device), torch.stack(labels).to(device) if labels else None
 
-    given = ModelData(batches, sample, order, device, generator_for(data.seed, "measure", measure))
+    given = ModelData(batches, sample, order, device, generator_for(data.seed, "measure", measure), modules, facts)
     made: dict[str, Sequence[Outcome]] = {}
     try:
         if by_tiles:
             raise OptionError(f"{measure.name} runs the model on whole inputs, which tile rules out")
-        values = measure.measure(model, layers, given)
+        values = by_variable("measure", measure.measure(model, layers, given), measure.variables)
         for variable in measure.variables:
             found = _outcomes(variable, values[variable.name], len(layers))
             note = data.target_note(read) if variable.name in measure.from_targets() else ""
             made[variable.name] = [noted(one, note) for one in found]
         return made
     except Exception as error:  # the other measures go on
-        failed = Outcome(float("nan"), status_of(error, str(measure)))
-        return {v.name: [failed] * (len(layers) if "layer" in v.dims else 1) for v in measure.variables}
+        return _failed(measure, status_of(error, str(measure)), len(layers))
+
+
+def _failed(measure: ModelMeasure, status: str, layers: int) -> dict[str, Sequence[Outcome]]:
+    """No value of any variable, for one reason."""
+    failed = Outcome(float("nan"), status)
+    return {v.name: [failed] * (layers if "layer" in v.dims else 1) for v in measure.variables}
+
+
+def _changed(
+    measure: ModelMeasure, changed: Sequence[str], made: Mapping[str, Sequence[Outcome]]
+) -> dict[str, Sequence[Outcome]]:
+    """The outcomes of a measure that left another model than it was given: what it computed cannot be trusted."""
+    more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    error = ComponentError(
+        f"{measure.name} did not leave the model as it was: {changed[0]}{more}; it must put back what it changes"
+    )
+    status = status_of(error, str(measure))
+    return {
+        # Of one that failed, its own error says more: that is why it put nothing back.
+        name: outcomes
+        if any(one.status.startswith("failed") for one in outcomes)
+        else [Outcome(float("nan"), status)] * len(outcomes)
+        for name, outcomes in made.items()
+    }
 
 
 def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
     """The outcomes of a variable as a measure returned it: one a layer, or a single one."""
+    own = next((dim for dim in variable.dims if dim != "layer"), "")
     if "layer" not in variable.dims:
-        return [outcome(value)]
+        return [outcome(value, own)]
     if isinstance(value, Undefined):
         return [outcome(value)] * layers
-    found = [outcome(one) for one in value]
+    if isinstance(value, str | Mapping | Value) or not hasattr(value, "__len__"):
+        raise ComponentError(
+            f"{variable.name} is of type {type(value).__name__}, a sequence of {layers} values is expected, one a "
+            "layer; for one value a model, declare dims=()"
+        )
+    found = [outcome(one, own) for one in value]
     if len(found) != layers:
-        raise ModelError(f"{variable.name} has {len(found)} values, {layers} were due")
+        raise ComponentError(f"{variable.name} has {len(found)} values, {layers} were expected, one a layer")
     return found
 
 
 def _source(data: PreparedData, split: Split, measure: Measure) -> DataSource:
+    if split not in SPLITS:
+        raise ComponentError(f"{measure.name}: there is no split {split!r}{nearest(str(split), SPLITS)}")
     if split not in data.sources:
         raise Undefined(f"{measure.name} needs {split} data, and none are given")
     return data.sources[split]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,6 +21,7 @@ from genmeasures.engine.accuracy import Accuracy, Correct
 from genmeasures.engine.layer import PATCH_FIELDS, LayerRun
 from genmeasures.engine.norms import Moments, Norms
 from genmeasures.engine.prepared import PreparedData
+from genmeasures.engine.returned import checked_labels, checked_patches, checked_vectors
 from genmeasures.engine.running import Running
 from genmeasures.engine.seeds import ModelSeeds
 from genmeasures.engine.tiles import Site, Tile, sampled
@@ -30,6 +33,7 @@ from genmeasures.interfaces import (
     FeatureMeasure,
     Field,
     Labeler,
+    Layer,
     Over,
     PatchSet,
     Split,
@@ -287,15 +291,16 @@ class ModelRun:
         every = (torch.split(place.to(self._device), chunk) for place in (rows, positions, rank, labelled))
         for rows, positions, rank, labelled in zip(*every, strict=True):
             if len(rows):
-                patches = self._extractor.patches(reader, rows, positions)
+                patches = checked_patches(self._extractor, self._extractor.patches(reader, rows, positions))
                 if stores:  # they are needed twice
                     patches = StoredPatches(patches.unfold())
-                vectors = partial(self._vectors, by_channel, rows, positions)
+                vectors = partial(self._vectors, run.layer, by_channel, rows, positions)
                 labels = partial(self._labels, run, part.targets, rows, labelled)
                 yield _batch(run, over, rank, vectors, patches, labels)
 
-    def _vectors(self, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    def _vectors(self, layer: Layer, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         made = self._extractor.vectors(by_channel, rows, positions)
+        made = checked_vectors(self._extractor, made, len(rows), layer)
         # The sum shows any NaN or infinity; only then is it worth looking whether finite numbers overflowed it.
         if not bool(torch.isfinite(made.sum())) and not bool(torch.isfinite(made).all()):
             raise Undefined("NaN or infinite activations")
@@ -316,7 +321,9 @@ class ModelRun:
         key = (repr(labeler), size)
         if key not in self._target_labels:
             assert targets is not None
-            self._target_labels[key] = self._data.labelers[repr(labeler)].label(targets.to(self._device), size)
+            fitted, count = self._data.labelers[repr(labeler)], len(targets)
+            labels = fitted.label(targets.to(self._device), size)
+            self._target_labels[key] = checked_labels(fitted, labels, (count, 1), (count, math.prod(size)))
         made = self._target_labels[key]
         return made[rows, positions if made.shape[1] > 1 else 0]
 
@@ -357,7 +364,9 @@ class ModelRun:
                 ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
             ):
                 # The widest first, so that none is left to run alone at the end.
-                list(pool.map(alone, sorted(runs, key=self._width, reverse=True)))
+                ordered = sorted(runs, key=self._width, reverse=True)
+                contexts = [contextvars.copy_context() for _ in ordered]  # a thread starts with an empty one
+                list(pool.map(lambda run, context: context.run(alone, run), ordered, contexts))
         finally:
             torch.set_num_threads(threads)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from genmeasures.data import DataSource, TargetInfo
 from genmeasures.engine.accuracy import classes_of
+from genmeasures.engine.returned import checked_sample
 from genmeasures.engine.running import FITTED_FIELDS
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import DataError
@@ -20,9 +22,13 @@ from genmeasures.interfaces import (
     Sample,
     Split,
     TargetLabeler,
+    check_attributes,
+    check_passes,
     split_of,
 )
 from genmeasures.labelers import Downsampled, Histogram, Image
+
+log = logging.getLogger(__name__)
 
 FITTED_ON_TEST = "fitted on the test sample, since there are no training data"
 """The note of values for which a projection, a labeler or the measure itself was fitted on test data."""
@@ -53,7 +59,8 @@ class PreparedData:
         if key not in self._samples:
             split = self.split_of(over)
             salt = generator_for(self.seed, "sample", split, positions).initial_seed()
-            made = self.extractor.sample(positions, self.sources[split].scan().keys, salt, over == "fit")
+            drawn = self.extractor.sample(positions, self.sources[split].scan().keys, salt, over == "fit")
+            made = checked_sample(self.extractor, drawn)
             if over == "fit" and len(made) == len(self.sample(split, positions)):
                 made = self.sample(split, positions)  # one object says that one record serves both
             self._samples[key] = made
@@ -110,7 +117,11 @@ def prepare_measures(
     for given in measures:
         measure = given.clone()
         if isinstance(measure, FeatureMeasure):
+            measure.extractor = extractor
             measure.prepare(extractor)
+            check_passes(measure, measure.passes)
+            if measure.labeler is not None:
+                check_attributes(measure.labeler)
             lacks = _lacks(measure, sources)
             if lacks:
                 lacking[repr(measure)] = lacks
@@ -168,6 +179,8 @@ def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataS
             labeler.label(targets[:1], (1,) * max(0, targets.dim() - 2))
         except DataError as error:
             raise DataError(f"{measure.name}: {source.name} data: {error}") from error
+        except Exception:  # it will be the status of this measure, and the others go on
+            log.debug("%r cannot label the first target", labeler, exc_info=True)
 
 
 def prepare_data(

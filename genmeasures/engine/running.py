@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genmeasures.engine.seeds import generator_for
-from genmeasures.errors import GenmeasuresError, Undefined
+from genmeasures.errors import ComponentError, GenmeasuresError, Undefined, nearest
 from genmeasures.failures import status_of
 from genmeasures.interfaces import (
     FeatureBatch,
@@ -20,7 +21,7 @@ from genmeasures.interfaces import (
     Pass,
     TargetLabeler,
     Value,
-    Values,
+    Variable,
 )
 
 FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_patches"})
@@ -38,14 +39,61 @@ class Outcome:
     status: str
 
 
-def outcome(value: float | Value | Undefined | NDArray[np.float64]) -> Outcome:
-    """The outcome of a value as a measure returned it: a number that is not finite is none."""
+def by_variable(method: str, values: object, variables: Sequence[Variable]) -> Mapping[str, Any]:
+    """What a method of a measure returned, by the names of its variables; a single value is that of the only one.
+
+    Raises ComponentError for a name that is missing, or that no variable has.
+
+    Example:
+        >>> by_variable("compute", {"men": 1.0}, [Variable("mean", "mean of the features")])
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ComponentError: compute gave a value for 'men', which is none of the variables \
+(did you mean 'mean'? known: mean)
+    """
+    names = [variable.name for variable in variables]
+    if not isinstance(values, Mapping):
+        if len(names) > 1 or method == "measure":
+            example = ", ".join(f"{name!r}: …" for name in names)
+            raise ComponentError(f"{method} gave {_called(values)}, a dict of values is expected: {{{example}}}")
+        return {names[0]: values}
+    for name in values:
+        if name not in names:
+            raise ComponentError(
+                f"{method} gave a value for {name!r}, which is none of the variables{nearest(str(name), names)}"
+            )
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ComponentError(
+            f"{method} gave no value for {', '.join(missing)}; where there is none, give Undefined('why') in its place"
+        )
+    return values
+
+
+def _called(value: object) -> str:
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def outcome(value: float | Value | Undefined | NDArray[np.float64], own: str = "") -> Outcome:
+    """The outcome of a value as a measure returned it: a number that is not finite is none.
+
+    own: the dimension of its own that the variable has, "" where it has none.
+    """
     if isinstance(value, Undefined):
         return Outcome(float("nan"), status_of(value, "a measure"))
+    array = isinstance(value, np.ndarray) and value.ndim > 0
+    if array != bool(own):
+        what = f"a NumPy array of shape {np.shape(value)}" if isinstance(value, np.ndarray) else _called(value)
+        due = f"a NumPy array (n,), for the dimension {own!r}, is" if own else "a number is"
+        raise ComponentError(f"the measure gave {what}, {due} expected")
     if isinstance(value, np.ndarray) and value.ndim:
         return _series(value)
     note = value.note if isinstance(value, Value) else ""
-    number = float(value.value if isinstance(value, Value) else value)
+    given = value.value if isinstance(value, Value) else value
+    try:
+        number = float(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ComponentError(f"the measure gave {_called(given)}, a number is expected ({error})") from error
     if not np.isfinite(number):
         return Outcome(float("nan"), f"undefined: the measure gave {number}")
     return Outcome(number, f"note: {note}" if note else "ok")
@@ -112,7 +160,8 @@ class Running:
                 self._seen += len(batch)
                 self._labeled += len(given)
                 if len(given) or not len(batch):
-                    self.measure.update(given)
+                    with given.read_by(self.measure, self.remaining[0]):
+                        self.measure.update(given)
 
     def end_pass(self) -> None:
         """Go on to the next pass."""
@@ -130,8 +179,7 @@ class Running:
         made: dict[str, Outcome] = {}
         if self.failure is None:
             with _Guard(self):
-                values: Values = self.measure.compute()
-                by_name = values if isinstance(values, Mapping) else {names[0]: values}
+                by_name = by_variable("compute", self.measure.compute(), self.measure.variables)
                 made = {name: noted(outcome(by_name[name]), self._note) for name in names}
         if self.failure is None:
             return made

@@ -14,12 +14,28 @@ _Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Drawn(Sample):
-    """Vectors chosen one by one, sorted by input."""
+    """Vectors chosen one by one, sorted by input. What :meth:`Extractor.sample` returns of a part of all vectors.
+
+    Example:
+        One random position of each input, whatever the order of the data:
+
+        >>> import numpy as np
+        >>> from genmeasures.plugin import Drawn, mix, places
+        >>> keys = mix(np.arange(3, dtype=np.uint64))  # of three inputs
+        >>> positions = (mix(keys) % np.uint64(16)).astype(np.int64)
+        >>> sample = Drawn(np.arange(3), positions, places(keys))
+        >>> len(sample)
+        3
+        >>> [part.tolist() for part in sample.part(1, 3)]  # input, position and rank of the vectors of inputs 1 and 2
+        [[1, 2], [14, 4], [0, 1]]
+    """
 
     inputs: _Ints
     """(n,): index of the input in its data set, ascending."""
     positions: _Ints
+    """(n,): flattened position in the layer's output, 0 for whole tensors."""
     rank: _Ints
+    """(n,): 0 … n − 1 in an order that depends on the keys alone."""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -31,11 +47,19 @@ class Drawn(Sample):
 
 @dataclass(frozen=True)
 class Every(Sample):
-    """All positions of all inputs: memory for each input, none for each vector."""
+    """All positions of all inputs: memory for each input, none for each vector.
+
+    Example:
+        >>> import numpy as np
+        >>> sample = Every(places(np.array([7, 3], dtype=np.uint64)), 2)
+        >>> [part.tolist() for part in sample.part(0, 2)]  # input, position and rank
+        [[0, 0, 1, 1], [0, 1, 0, 1], [2, 3, 0, 1]]
+    """
 
     places: _Ints
     """(N,): place of each input in the order of their contents."""
     per_input: int
+    """Number of positions of one input."""
 
     def __len__(self) -> int:
         return len(self.places) * self.per_input
@@ -53,7 +77,13 @@ class Every(Sample):
 
 
 def places(keys: NDArray[np.uint64]) -> _Ints:
-    """(N,): the place of each input in the order of the keys."""
+    """int64 (N,): the place of each input in the order of the keys, uint64 (N,); its rank, where it has one vector.
+
+    Example:
+        >>> import numpy as np
+        >>> places(np.array([30, 10, 20], dtype=np.uint64)).tolist()
+        [2, 0, 1]
+    """
     order = np.argsort(keys)
     made = np.empty(len(keys), dtype=np.int64)
     made[order] = np.arange(len(keys))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import inspect
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
@@ -15,9 +16,12 @@ from typing import Any, TypeVar
 import pluggy
 import yaml
 
-from genmeasures.errors import GenmeasuresError, OptionError, nearest
+from genmeasures.errors import GenmeasuresError, OptionError, nearest, one_line
+from genmeasures.failures import origin
 from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
 from genmeasures.registry import specs
+
+log = logging.getLogger(__name__)
 
 STRICT = "GENMEASURES_STRICT_PLUGINS"
 """Environment variable: where set (not to 0), a plugin that fails to load is an error."""
@@ -72,7 +76,9 @@ class Registry:
                 _check_configs(package)
         except (Exception, SystemExit) as error:
             info.components, info.config_packages = [], []
-            info.error = f"{type(error).__name__}: {error}"
+            place = origin(error)
+            info.error = f"{type(error).__name__}: {error}{f' ({place})' if place and place not in str(error) else ''}"
+            log.debug("plugin %s failed to load", name, exc_info=error)
             if os.environ.get(STRICT, "0") not in ("", "0"):
                 raise GenmeasuresError(
                     f"plugin {name} ({distribution} {version}) failed to load: {info.error}"
@@ -104,25 +110,43 @@ class Registry:
     def get(self, kind: str, name: str) -> type[Component]:
         """The class of a component. Raises OptionError with the nearest name for an unknown one."""
         if name not in self._classes[kind]:
-            raise OptionError(f"there is no {kind} {name!r}{nearest(name, self._classes[kind])}")
+            raise OptionError(self.missing(kind, name, self._classes[kind]))
         return self._classes[kind][name]
+
+    def missing(self, kind: str, name: str, known: Iterable[str]) -> str:
+        """That a component is not there: the nearest of the known names, and plugins that could have brought it."""
+        said = f"there is no {kind} {name!r}{nearest(name, known)}"
+        for info in self.plugins:
+            if info.error:
+                said += (
+                    f"; the plugin {info.name} ({info.distribution} {info.version}), which may have it, failed to "
+                    f"load: {one_line(info.error)}"
+                )
+        return said
 
     def make(self, kind: str, name: str, options: dict[str, Any]) -> Component:
         """A component with options. Raises OptionError for one that it does not have, and for one that is missing."""
-        component = self.get(kind, name)
-        known = component.option_names()
-        for option in options:
-            if option not in known:
-                raise OptionError(f"the {kind} {name!r} has no option {option!r}{nearest(option, known)}")
-        parameters = inspect.signature(component).parameters
-        for option in known:
-            if option not in options and parameters[option].default is inspect.Parameter.empty:
-                raise OptionError(f"the {kind} {name!r} needs the option {option!r}")
-        return component(**options)
+        return make(self.get(kind, name), options, f"the {kind} {name!r}")
 
     def config_packages(self) -> Sequence[str]:
         """The packages with config groups, of all plugins that loaded."""
         return [package for info in self.plugins for package in info.config_packages]
+
+
+def make(component: type[Component], options: dict[str, Any], called: str) -> Component:
+    """A component with options.
+
+    Raises OptionError, calling it as told, for an option that it does not have, and for one that is missing.
+    """
+    known = component.option_names()
+    for option in options:
+        if option not in known:
+            raise OptionError(f"{called} has no option {option!r}{nearest(option, known)}")
+    parameters = inspect.signature(component).parameters
+    for option in known:
+        if option not in options and parameters[option].default is inspect.Parameter.empty:
+            raise OptionError(f"{called} needs the option {option!r}")
+    return component(**options)
 
 
 def _check_configs(package: str) -> None:

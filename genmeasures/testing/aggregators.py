@@ -18,12 +18,16 @@ def _values() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def check_reduce(component: Aggregator) -> None:
     """It gives one number and one count of layers a model, and does not write to its arguments."""
     values, norms = _values()
-    before = values.copy(), norms.copy()
-    numbers, used = component.reduce(values, norms, _NAMES.copy())
+    before, names = (values.copy(), norms.copy()), _NAMES.copy()
+    made = component.reduce(values, norms, names)
+    assert isinstance(made, tuple), f"it gives a {type(made).__name__}, (values, numbers of layers used) is expected"
+    assert len(made) == 2, f"it gives {len(made)} arrays, (values, numbers of layers used) are expected"
+    numbers, used = map(np.asarray, made)
     assert numbers.shape == used.shape == (3,), f"shapes {numbers.shape} and {used.shape}, (3,) was due"
     assert np.issubdtype(used.dtype, np.integer), f"counts of layers are {used.dtype}"
     assert (values == before[0]).all(), "the values have changed"
     assert (norms == before[1]).all(), "the weight norms have changed"
+    assert (names == _NAMES).all(), "the names of the layers have changed"
     assert ((used >= 0) & (used <= 4)).all(), f"layers used: {used}"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import importlib.resources
+import inspect
 import pickle
 import re
 from unittest import SkipTest
@@ -11,6 +13,8 @@ from unittest import SkipTest
 import yaml
 from hydra.utils import instantiate
 
+from genmeasures import interfaces
+from genmeasures.errors import ComponentError
 from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
 from genmeasures.registry import registry
 
@@ -23,16 +27,51 @@ _KINDS: dict[str, type[Component]] = {
 }
 
 
+def check_attributes(component: Component) -> None:
+    """It has the attributes that components of its kind must have."""
+    try:
+        interfaces.check_attributes(component)
+    except ComponentError as error:
+        raise AssertionError(str(error)) from error
+
+
 def check_name(component: Component) -> None:
     """Its name is lower case, of letters, digits and underscores."""
+    if not isinstance(getattr(component, "name", None), str):
+        raise SkipTest("it has no name")
     assert re.fullmatch(r"[a-z][a-z0-9_]*", component.name), f"name is {component.name!r}"
 
 
 def check_options_are_stored(component: Component) -> None:
     """Every argument of __init__ is kept under its own name, and the representation shows it."""
+    for parameter in inspect.signature(type(component)).parameters.values():
+        assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY), (
+            f"__init__ takes {parameter}: options are arguments with a name, of which clones and configs are made"
+        )
     for option in component.option_names():
         assert hasattr(component, option), f"__init__ takes {option!r} but does not store it as self.{option}"
         assert f"{option}=" in repr(component), f"repr does not show {option!r}: {component!r}"
+
+
+def check_methods(component: Component) -> None:
+    """None of its methods is named almost as one of the interface, which is then never called."""
+    interface = {
+        name: one
+        for base in type(component).__mro__
+        if base.__module__ == interfaces.__name__
+        for name, one in vars(base).items()
+        if not name.startswith("_") and callable(one)
+    }
+    for cls in type(component).__mro__:
+        if cls.__module__.partition(".")[0] == "genmeasures":
+            continue
+        for name, one in vars(cls).items():
+            if callable(one) and not name.startswith("_") and name not in interface:
+                for close in difflib.get_close_matches(name, interface, n=1, cutoff=0.9):
+                    assert getattr(type(component), close) is not interface[close], (
+                        f"it has a method {name!r}, which is never called: did you mean {close!r}? Otherwise write "
+                        f"'_{name}'"
+                    )
 
 
 def check_clone(component: Component) -> None:
@@ -57,7 +96,8 @@ def check_config(component: Component) -> None:
     """Where it is registered, a Hydra config of its name makes it with its default options."""
     kind = next(kind for kind, base in _KINDS.items() if isinstance(component, base))
     known = registry()
-    if component.name not in known.names(kind) or known.get(kind, component.name) is not type(component):
+    name = getattr(component, "name", None)
+    if name not in known.names(kind) or known.get(kind, component.name) is not type(component):
         raise SkipTest("it is not registered under its name, so it needs no config")
     for package in known.config_packages():
         path = importlib.resources.files(package) / kind / f"{component.name}.yaml"
@@ -77,4 +117,12 @@ def check_config(component: Component) -> None:
     assert repr(made) == repr(default), f"{path.name} makes {made!r}, the defaults of the class are {default!r}"
 
 
-CHECKS = (check_name, check_options_are_stored, check_clone, check_copy_and_pickle, check_config)
+CHECKS = (
+    check_attributes,
+    check_name,
+    check_options_are_stored,
+    check_methods,
+    check_clone,
+    check_copy_and_pickle,
+    check_config,
+)

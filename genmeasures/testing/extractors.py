@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from genmeasures.api import measure
 from genmeasures.data import mix
-from genmeasures.interfaces import Extractor, Sample
+from genmeasures.interfaces import Extractor, Measure, Sample
+from genmeasures.registry import registry
 from genmeasures.testing import toys
+from genmeasures.testing.statuses import assert_sound
 from genmeasures.tracing import LayerReader, trace
 
 _POSITIONS = 16
@@ -58,7 +61,7 @@ def check_fit_sample(component: Extractor) -> None:
 
 
 def check_vectors(component: Extractor) -> None:
-    """Vectors and patches are float32, of the declared sizes, one for each vector asked for."""
+    """Vectors and patches are float32, of the declared sizes, and the layer's tensors are not written to."""
     net = toys.network().eval()
     inputs, _ = toys.pictures(4, 0)
     traced = trace(net, inputs, component.tap).layers[1]
@@ -68,6 +71,7 @@ def check_vectors(component: Extractor) -> None:
         net(inputs)
     handle.remove()
     rows, positions = torch.tensor([0, 2, 3]), torch.tensor([0, 5, 3])
+    before = [tensor.clone() for tensor in given]
     vectors = component.vectors(given[1].flatten(2), rows, positions)
     patches = component.patches(LayerReader(traced.geometry, given[0], False), rows, positions).unfold()
     for what, made, size in (
@@ -76,6 +80,28 @@ def check_vectors(component: Extractor) -> None:
     ):
         assert made.dtype == torch.float32, f"{what} are {made.dtype}"
         assert tuple(made.shape) == (3, size), f"{what} are of shape {tuple(made.shape)}, (3, {size}) was due"
+    for what, tensor, kept in zip(("input", "output"), given, before, strict=True):
+        assert torch.equal(tensor, kept), f"it writes into the layer's {what}: copy it first"
 
 
-CHECKS = (check_sample, check_sample_order, check_fit_sample, check_vectors)
+def check_measures(component: Extractor) -> None:
+    """Every built-in measure has a value with it, the same in batches of another size."""
+    data = toys.pictures(60, 1), toys.pictures(45, 2)
+    for name in [one.name for kind, one in registry().plugins[0].components if kind == "measure"]:
+        tried = registry().make("measure", name, {})
+        assert isinstance(tried, Measure)
+        sizes = [
+            measure({"net": toys.network()}, *data, measures=[tried], extractor=component.clone(), batch_size=size)
+            for size in (16, 7)
+        ]
+        for variable in tried.variables:
+            assert_sound(sizes[0], variable, f"the measure {name}: ")
+            one, other = (ds[variable.name].values.ravel() for ds in sizes)
+            assert np.isfinite(one).any(), (
+                f"the measure {name}: {variable.name} has no value: {sizes[0][f'{variable.name}_status'].values[0, 0]}"
+            )
+            same = np.isclose(one, other, rtol=1e-4, atol=1e-7, equal_nan=True)
+            assert same.all(), f"the measure {name}: {variable.name} is {one[~same][0]}, in sevens {other[~same][0]}"
+
+
+CHECKS = (check_sample, check_sample_order, check_fit_sample, check_vectors, check_measures)

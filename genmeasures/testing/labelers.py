@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from unittest import SkipTest
+
 import torch
 
-from genmeasures.errors import DataError, Undefined
+from genmeasures.api import measure
+from genmeasures.errors import DataError, GenmeasuresError, Undefined
 from genmeasures.interfaces import FeatureLabeler, Labeler, TargetLabeler
+from genmeasures.measures import DaviesBouldin
+from genmeasures.testing import toys
+from genmeasures.testing.statuses import assert_sound
 
 
 def _points(count: int = 90) -> torch.Tensor:
@@ -96,4 +102,49 @@ def check_label_seed(component: Labeler) -> None:
             assert torch.equal(labels, again), "two fits with one seed give different labels"
 
 
-CHECKS = (check_labels, check_label_batches, check_label_seed)
+def check_no_label(component: Labeler) -> None:
+    """Where targets have no label (−1, or NaN in continuous ones) the label is −1, and elsewhere it is not."""
+    if not isinstance(component, TargetLabeler):
+        raise SkipTest("it is never given the targets")
+    tried = 0
+    for targets in _targets():
+        none = torch.nan if targets.is_floating_point() else -1
+        targets[0] = none
+        targets[5] = none
+        try:
+            fitted = _fitted_on(component, targets)
+            labels = fitted.label(targets, _size(targets))
+        except (DataError, Undefined):
+            continue
+        tried += 1
+        kind = f"targets {targets.dtype} {tuple(targets.shape)}"
+        without, rest = labels[[0, 5]], labels[[1, 2, 3, 4, *range(6, 12)]]
+        assert (without == -1).all(), (
+            f"{kind}: an input without a label is labelled {without[without != -1][0]}, not −1"
+        )
+        assert (rest >= 0).all(), f"{kind}: an input with labels is labelled {int(rest.min())}"
+        part = fitted.label(targets[:1], _size(targets))
+        assert (part == -1).all(), f"{kind}: in a batch without any label, a label is {part[part != -1][0]}, not −1"
+    assert tried, "it takes no targets of which some have no label: leave these out where it is fitted"
+
+
+def check_run(component: Labeler) -> None:
+    """A built-in measure that reads its labels has a value on an ordinary network."""
+    (train, classes), (test, _) = toys.pictures(60, 1), toys.pictures(45, 2)
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.randint(2, (60, 8, 8), generator=generator)
+    maps = torch.rand(60, 1, 8, 8, generator=generator)
+    refused = []
+    for targets in (classes,) if isinstance(component, FeatureLabeler) else (classes, masks, maps):
+        reading = DaviesBouldin(labeler=component.clone())
+        try:
+            ds = measure({"net": toys.network()}, (train, targets), test, measures=[reading], batch_size=16)
+        except GenmeasuresError as error:  # not the targets that it is for
+            refused.append(str(error))
+            continue
+        assert_sound(ds, reading.variables[0])
+        return
+    raise AssertionError(f"it takes neither classes, nor masks, nor continuous targets: {refused[0]}")
+
+
+CHECKS = (check_labels, check_label_batches, check_label_seed, check_no_label, check_run)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest, mock
@@ -14,17 +17,20 @@ import xarray as xr
 from torch import Tensor, nn
 
 from genmeasures.api import measure
-from genmeasures.interfaces import Measure, ModelMeasure, Variable
+from genmeasures.extractors import ReceptiveField
+from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Measure, ModelData, ModelMeasure, Pass, Variable
+from genmeasures.registry import registry
 from genmeasures.results import load, save
 from genmeasures.testing import toys
+from genmeasures.testing.statuses import assert_sound, statuses
 
 _SAME = 1e-4
 """Relative difference that float32 features of other batch sizes explain."""
 
 
-def _measured(component: Measure, net: nn.Module, train: toys.Arrays, test: toys.Arrays, **options: int) -> xr.Dataset:
+def _measured(component: Measure, net: nn.Module, train: toys.Arrays, test: toys.Arrays, **options: Any) -> xr.Dataset:
     settings = {"batch_size": 16, "seed": 0, **options}
-    return measure({"net": net}, train, test, measures=[component.clone()], **settings)  # type: ignore[arg-type]
+    return measure({"net": net}, train, test, measures=[component.clone()], **settings)
 
 
 def _data() -> tuple[toys.Arrays, toys.Arrays]:
@@ -76,11 +82,21 @@ def check_values(component: Measure) -> None:
     """On an ordinary network a layer at least has a value, and no status says that it failed."""
     ds = _plain(component)
     for variable in component.variables:
-        values, status = ds[variable.name].values, ds[f"{variable.name}_status"].values.ravel()
-        failed = [text for text in status if text.startswith("failed")]
-        assert not failed, f"{variable.name}: {failed[0]}"
-        assert not np.isinf(values).any(), f"{variable.name} is infinite"
-        assert np.isfinite(values).any(), f"{variable.name} has no value: {status[0]}"
+        assert_sound(ds, variable)
+        found = statuses(ds, variable)
+        assert np.isfinite(ds[variable.name].values).any(), f"{variable.name} has no value: {found[0]}"
+
+
+def check_extractors(component: Measure) -> None:
+    """It has values with every built-in extractor, the same in batches of another size."""
+    if not isinstance(component, FeatureMeasure):
+        raise SkipTest("it reads no vectors of an extractor")
+    for name in [one.name for kind, one in registry().plugins[0].components if kind == "extractor"]:
+        ds = _measured(component, toys.network(), *_data(), extractor=name)
+        for variable in component.variables:
+            assert_sound(ds, variable, f"with the extractor {name}: ")
+        other = _measured(component, toys.network(), *_data(), extractor=name, batch_size=7)
+        _assert_same(component, ds, other, f"with the extractor {name} in sevens")
 
 
 def check_bounds(component: Measure) -> None:
@@ -151,43 +167,95 @@ def check_scale(component: Measure) -> None:
         assert np.allclose(left, right, rtol=_SAME, equal_nan=True), f"{name} is {left.ravel()}, scaled {right.ravel()}"
 
 
-def check_model_is_left_alone(component: Measure) -> None:
-    """The model's mode, hooks, parameters and buffers are as before."""
-    if not isinstance(component, ModelMeasure):
-        raise SkipTest("it is never given the model")
+def check_batches_are_left_alone(component: Measure) -> None:
+    """It does not write into what a batch gives it, which other measures read too."""
+    if not isinstance(component, FeatureMeasure):
+        raise SkipTest("it is given no batches of features")
     faults: list[str] = []
-    original = type(component).measure
+    seen: dict[int, list[_Given]] = {}
+    """By measure (one a layer), what earlier batches gave it: it may have kept it."""
+    kind, read_by = type(component), FeatureBatch.read_by
 
-    # The engine puts a model back as it was found: what the measure itself leaves is looked at before that.
-    def watched(self: ModelMeasure, model: nn.Module, layers: Any, data: Any) -> Any:
-        before = _left(model)
-        values = original(self, model, layers, data)
-        after = _left(model)
-        faults.extend(fault for fault, kept in before.items() if not _unchanged(kept, after.get(fault)))
-        return values
+    @contextlib.contextmanager
+    def watched(batch: FeatureBatch, measure: FeatureMeasure, one: Pass) -> Iterator[None]:
+        with read_by(batch, measure, one):
+            given = seen.setdefault(id(measure), [])
+            given += _given(batch, measure, one)
+            with _unwritten(given, "update", faults):
+                yield
 
-    with mock.patch.object(type(component), "measure", watched):
-        _measured(component, toys.network(), *_data())
+    def after(method: str) -> Any:
+        original = getattr(kind, method)
+
+        def made(self: FeatureMeasure) -> Any:
+            with _unwritten(seen.get(id(self), []), method, faults):
+                return original(self)
+
+        return mock.patch.object(kind, method, made)
+
+    with mock.patch.object(FeatureBatch, "read_by", watched), after("end_pass"), after("compute"):
+        _plain(component)
     assert not faults, faults[0]
 
 
-def _left(model: nn.Module) -> dict[str, Any]:
-    """What a measure must leave as it is, by what is said where it does not."""
-    kept: dict[str, Any] = {f"{name} has changed": tensor.clone() for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        kept[f"requires_grad of {name} has changed"] = parameter.requires_grad
-    for name, module in model.named_modules():
-        called = f"{type(module).__name__} {name}".strip()
-        kept[f"the mode of {called} has changed"] = module.training
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        kept[f"a hook is left on {called}"] = [list(each) for each in hooks]
-    return kept
+class _Given:
+    """A tensor that a batch gave a measure, to be compared with what it is later."""
+
+    def __init__(self, field: str, read: Any, tensor: Tensor) -> None:
+        self.field = field
+        self._read = read
+        self._tensor = tensor
+        self.note()
+
+    def note(self) -> None:
+        """Note down its contents; and its count of writes, for not every write changes them."""
+        self._before, self._version = self._read().clone(), self._tensor._version
+
+    def written(self) -> bool:
+        """Whether it was written to since. A NumPy view of it, and ``.data``, are not counted as writes."""
+        return self._tensor._version != self._version or not torch.equal(self._read(), self._before)
 
 
-def _unchanged(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
-    return bool(one == other)
+def _given(batch: FeatureBatch, measure: FeatureMeasure, one: Pass) -> list[_Given]:
+    made = [_Given("rank", lambda: batch.rank, batch.rank)]
+    for field in sorted(one.fields):
+        with contextlib.suppress(Exception):  # what cannot be computed fails in the measure too, if it reads it
+            if field == "labels":
+                assert measure.labeler is not None
+                tensor = batch.labels(measure.labeler)
+                made.append(_Given("labels(self.labeler)", lambda tensor=tensor: tensor, tensor))
+            elif field == "patch_set":
+                patches = batch.patch_set
+                made.append(_Given("patch_set.unfold()", patches.unfold, patches.unfold()))
+            else:
+                tensor = getattr(batch, field)
+                made.append(_Given(field, lambda tensor=tensor: tensor, tensor))
+    return made
+
+
+@contextlib.contextmanager
+def _unwritten(given: list[_Given], method: str, faults: list[str]) -> Iterator[None]:
+    for one in given:
+        one.note()
+    yield
+    faults.extend(
+        f"{method} writes into batch.{one.field}, which other measures read too: copy it first, "
+        f"batch.{one.field}.clone()"
+        for one in given
+        if one.written()
+    )
+
+
+def check_model_is_left_alone(component: Measure) -> None:
+    """The model's parameters, buffers, modes, hooks and requires_grad are as before."""
+    if not isinstance(component, ModelMeasure):
+        raise SkipTest("it is never given the model")
+    # Every run looks, puts the model back, and says so.
+    left = "did not leave the model as it was: "
+    for ds in (_plain(component), _measured(component, toys.normalised_network(), *_data())):
+        for variable in component.variables:
+            for status in statuses(ds, variable):
+                assert left not in status, f"it leaves another model than it was given: {status.partition(left)[2]}"
 
 
 def check_data_is_left_alone(component: Measure) -> None:
@@ -212,24 +280,54 @@ def check_degenerate_data(component: Measure) -> None:
     for what, (net, fit, score) in cases.items():
         ds = _measured(component, net, fit, score)
         for variable in component.variables:
-            values = ds[variable.name].values
-            status = [str(text) for text in ds[f"{variable.name}_status"].values.ravel()]
-            failed = [text for text in status if text.startswith("failed")]
-            assert not failed, f"{what}: {variable.name}: {failed[0]}"
-            assert not np.isinf(values).any(), f"{what}: {variable.name} is infinite"
-            silent = [text for text in status if not text.startswith(("ok", "note: ", "undefined: "))]
-            assert not silent, f"{what}: {variable.name} has the status {silent[0]!r}"
+            assert_sound(ds, variable, f"{what}: ")
 
 
 def check_nan(component: Measure) -> None:
-    """NaN and infinite activations give a status, not a number."""
+    """NaN and infinite activations give a status with a reason, not a number."""
+    if not _reads_data(component):
+        raise SkipTest("it reads weights alone, and these are finite")
     train, test = _data()
     ds = _measured(component, toys.overflowing_network(), train, test)
     for variable in component.variables:
         values = ds[variable.name].values
-        status = [str(text) for text in ds[f"{variable.name}_status"].values.ravel()]
+        assert_sound(ds, variable)
         assert np.isnan(values).all(), f"{variable.name} is {values[np.isfinite(values)].ravel()[:1]}"
-        assert all(text.startswith("undefined: ") for text in status), f"{variable.name}: {status[0]}"
+
+
+def _reads_data(component: Measure) -> bool:
+    """Whether a measure reads data, or runs the model on some of its own."""
+    if isinstance(component, FeatureMeasure):
+        prepared = component.clone()
+        prepared.extractor = ReceptiveField()
+        prepared.prepare(prepared.extractor)
+        return bool(prepared.passes)
+    assert isinstance(component, ModelMeasure)
+    read: list[str] = []
+    original = type(component).measure
+
+    def watched(self: ModelMeasure, model: nn.Module, layers: Any, data: ModelData) -> Any:
+        def run(*_: object) -> None:
+            read.append("model")
+
+        def noted(function: Any) -> Any:
+            def made(*given: Any) -> Any:
+                read.append("data")
+                return function(*given)
+
+            return made
+
+        watching = replace(data, batches=noted(data.batches), sample=noted(data.sample))
+        handles = [module.register_forward_pre_hook(run) for module in model.modules()]
+        try:
+            return original(self, model, layers, watching)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    with mock.patch.object(type(component), "measure", watched):
+        _plain(component)
+    return bool(read)
 
 
 def check_file(component: Measure) -> None:
@@ -247,12 +345,14 @@ def check_file(component: Measure) -> None:
 CHECKS = (
     check_variables,
     check_values,
+    check_extractors,
     check_bounds,
     check_batch_size,
     check_order,
     check_seed,
     check_global_state,
     check_scale,
+    check_batches_are_left_alone,
     check_model_is_left_alone,
     check_data_is_left_alone,
     check_degenerate_data,

@@ -39,7 +39,7 @@ def parametrize_with_checks(given: Sequence[Component]) -> Any:
     import pytest
 
     cases = [
-        pytest.param(component, check, id=f"{component.name}-{name_of(check)}")
+        pytest.param(component, check, id=f"{getattr(component, 'name', type(component).__name__)}-{name_of(check)}")
         for component in given
         for check in checks_for(component)
     ]

@@ -338,11 +338,11 @@ def _restore_tensor(tensor: Tensor, data: Tensor, content: Tensor | None, leaf: 
             tensor.requires_grad_(requires_grad)
         if (tensor.data_ptr(), tensor.shape, tensor.stride()) != (data.data_ptr(), data.shape, data.stride()):
             tensor.data = data
-        if content is not None and not _equal(tensor, content):
+        if content is not None and not same_values(tensor, content):
             tensor.copy_(content)
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether all elements are the same, NaN being the same as NaN."""
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def test_check_says_what_was_asked_and_found(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "aggregator frobenius" in out
     assert "✓ reduce: It gives one number and one count of layers a model" in " ".join(out.split())
-    assert out.splitlines()[-1] == "8 passed, 0 failed, 0 skipped"
+    assert out.splitlines()[-1] == "10 passed, 0 failed, 0 skipped"
 
 
 def test_check_says_what_does_not_apply(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +30,7 @@ def test_check_says_what_does_not_apply(capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     assert "– config: Where it is registered" in out
     assert "      its config leaves options to the user" in out
-    assert out.splitlines()[-1] == "7 passed, 0 failed, 1 skipped"
+    assert out.splitlines()[-1] == "9 passed, 0 failed, 1 skipped"
 
 
 def test_check_counts_what_failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +64,125 @@ def test_check_takes_options(capsys: pytest.CaptureFixture[str]) -> None:
 def test_errors_say_what_to_do(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+MEDIAN = """
+import numpy as np
+
+from genmeasures.plugin import Aggregator, FeatureMeasure, ModelMeasure
+
+from shares import SHARE
+
+
+class Median(Aggregator):
+    name = "median_of_layers"
+
+    def __init__(self, share: float = SHARE) -> None:
+        self.share = share
+
+    def reduce(self, values, weight_norms, layer_names):
+        empty = np.isnan(values).all(1)
+        filled = np.where(empty[:, None], 0.0, values)
+        return np.where(empty, np.nan, np.nanquantile(filled, self.share, axis=1)), (~np.isnan(values)).sum(1)
+
+
+class Unfinished(Aggregator):
+    name = "unfinished"
+
+
+helper = Median()
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file with a component that is not installed, which imports another file beside it."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "shares.py").write_text("SHARE = 0.5\n")
+    (folder / "medians_of_mine.py").write_text(MEDIAN)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield folder / "medians_of_mine.py"
+    for module in ("shares", "medians_of_mine", "packaged_here", "packaged_here.medians", "packaged_here.shares"):
+        sys.modules.pop(module, None)
+
+
+@pytest.mark.parametrize("name", [":Median", ""])
+def test_a_file_is_checked_before_it_is_packaged(own_file: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"{own_file}{name}", "share=0.25"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("aggregator median_of_layers  Median(share=0.25)")
+    assert "– config: " in out
+    assert out.splitlines()[-1] == "9 passed, 0 failed, 1 skipped"
+
+
+def test_a_file_of_a_package_is_imported_as_part_of_it(own_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = own_file.parent / "packaged_here"
+    package.mkdir()
+    (package / "__init__.py").write_text("from packaged_here.medians import Median\n")
+    (package / "shares.py").write_text("SHARE = 0.5\n")
+    (package / "medians.py").write_text(MEDIAN.replace("from shares", "from .shares"))
+    assert main(["check", f"{package / 'medians.py'}:Median"]) == 0
+    assert main(["check", f"{package / '__init__.py'}:Median"]) == 0
+    assert "Median(share=0.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (":Medan", [], "medians_of_mine.py has no 'Medan' (did you mean 'Median'? known: Median)"),
+        (":helper", [], "has 'helper', which is not the class of an Extractor, TargetLabeler, "),
+        (":SHARE", [], "has 'SHARE', which is not the class of"),
+        (":Unfinished", [], "Unfinished in medians_of_mine.py is not complete: it has no reduce"),
+        (":Median", ["shares=1"], "Median has no option 'shares' (did you mean 'share'? known: share)"),
+    ],
+)
+def test_a_class_that_is_not_there_is_told(
+    own_file: Path, name: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", f"{own_file}{name}", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_module_at_all\n", "No module named 'no_such_module_at_all' (bad.py, line 1)"),
+        ("x = 1\nraise SystemExit(3)\n", "bad.py cannot be imported: SystemExit: 3 (bad.py, line 2)"),
+        ("\n\nclass broken(:\n", "SyntaxError: invalid syntax (bad.py, line 3)"),
+        ("x = 1\n", "bad.py has 0 components (): write FILE.py:CLASS"),
+        (MEDIAN.replace("class Unfinished(Aggregator):", "class Other(Median):").replace("helper = Median()", ""),
+         "bad.py has 2 components (Median, Other): write FILE.py:CLASS"),
+        (
+            "from genmeasures.plugin import Variable, ModelMeasure\n"
+            "class Mine(ModelMeasure):\n    variables = Variable('a', 'b')\n",
+            "ComponentError: Mine: variables is one Variable, not a tuple: write variables = (Variable(",
+
+        ),
+        (None, "there is no file "),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_imported_says_where(
+    own_file: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = own_file.with_name("bad.py")
+    if text is not None:
+        bad.write_text(text)
+    sys.modules.pop("bad", None)
+    assert main(["check", str(bad)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_with_the_name_of_another_module_is_refused(own_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_file.rename(own_file.with_name("json.py"))
+    assert main(["check", f"{own_file.with_name('json.py')}:Median"]) == 1
+    assert "the module 'json' in" in capsys.readouterr().err
+
+
+def test_errors_are_raised_on_request(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENMEASURES_DEBUG", "1")
+    with pytest.raises(OptionError, match="Medan"):
+        main(["check", f"{own_file}:Medan"])
 
 
 def run(command: list[str], folder: Path, path: list[Path]) -> str:

@@ -77,6 +77,10 @@ BAD = {
         "is registered as extractor but is no subclass of Extractor",
     ),
     "an_object": (SPARSITY.replace("register(Sparsity)", "register(Sparsity())"), "is no subclass of Measure"),
+    "no_comma": (
+        SPARSITY.replace('(Variable("sparsity", "share of zero activations"),)', 'Variable("sparsity", "zeros")'),
+        "ComponentError: Sparsity: variables is one Variable, not a tuple: write variables = (Variable(",
+    ),
     "raises": (SPARSITY.replace("    register(Sparsity)\n", "    1 / 0\n"), "ZeroDivisionError"),
 }
 
@@ -282,3 +286,40 @@ def test_every_hook_is_documented(hook: str) -> None:
 def test_a_registry_is_made_once() -> None:
     assert registry() is registry()
     assert isinstance(registry(), Registry)
+
+
+CAUSE = "ModuleNotFoundError: No module named 'genmeasures_no_such_module' ("
+
+
+@pytest.mark.parametrize("kind", ["measure", "extractor", "labeler", "aggregator", "task"])
+def test_a_component_of_a_plugin_that_failed_is_asked_for(install: Callable[..., None], kind: str) -> None:
+    """By name in Python: which plugin failed and why, and where."""
+    install(sparsity=BAD["failing_import"][0], good=SPARSITY.replace("sparsity", "first"))
+    with pytest.raises(OptionError, match=f"there is no {kind} 'sparsity'") as caught:
+        registry().make(kind, "sparsity", {})
+    said = str(caught.value)
+    assert "the plugin sparsity (? ?), which may have it, failed to load: " + CAUSE in said
+    assert said.endswith("_sparsity.py, line 1)")
+    assert "good" not in said
+
+
+def test_it_is_asked_for_in_other_ways(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    install(sparsity=BAD["failing_import"][0])
+    with pytest.raises(OptionError, match=r"the plugin sparsity .* failed to load: ModuleNotFoundError"):
+        genmeasures.measure([nn.Linear(2, 2)], torch.zeros(4, 2), measures=["sparsity"])
+    with pytest.raises(OptionError, match=r"the plugin sparsity .* failed to load: ModuleNotFoundError"):
+        genmeasures.load_task("sparsity")
+    for command in (["check", "sparsity"], ["check", "measure.sparsity"], ["run", "measure=[sparsity]"]):
+        assert main(command) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: there is no ")
+        assert "'sparsity'" in error
+        assert CAUSE in error
+    assert main(["plugins"]) == 0
+    assert CAUSE in "".join(capsys.readouterr().out.splitlines())
+
+
+def test_where_all_plugins_load_none_is_blamed(install: Callable[..., None]) -> None:
+    install(sparsity=SPARSITY)
+    with pytest.raises(OptionError, match=r"known: confidence, davies_bouldin, roughness, sparsity\)$"):
+        registry().make("measure", "zzz", {})

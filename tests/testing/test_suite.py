@@ -75,6 +75,16 @@ class Forgets(Mean):
         self._power = power
 
 
+class TakesAnything(Mean):
+    def __init__(self, **options: Any) -> None:
+        self.options_given = options
+
+
+class Misspelt(Mean):
+    def endpass(self) -> None:
+        self.count += 1
+
+
 class Doubles(Mean):
     def __init__(self, power: int = 1) -> None:
         self.power = power * 2
@@ -196,6 +206,118 @@ class NanIsZero(Mean):
         self.count += 1
 
 
+class ForChannels(Mean):
+    """Takes a vector for one pixel."""
+
+    def start(self, layer: Any, generator: torch.Generator) -> None:
+        super().start(layer, generator)
+        self.pixel = torch.zeros(layer.channels)
+
+    def update(self, batch: FeatureBatch) -> None:
+        super().update(batch)
+        self.pixel += batch.vectors.sum(0)
+
+
+class InPlace(Mean):
+    """Changes nothing of a ReLU's output, but writes all the same."""
+
+    def update(self, batch: FeatureBatch) -> None:
+        batch.vectors.clamp_(min=-1e9)
+        super().update(batch)
+
+
+class NumpyView(Mean):
+    """What torch does not see."""
+
+    def update(self, batch: FeatureBatch) -> None:
+        batch.vectors.numpy()[0] = 1
+        super().update(batch)
+
+
+class WritesLabels(Mean):
+    passes = (Pass("test", "vectors", "labels"),)
+
+    def update(self, batch: FeatureBatch) -> None:
+        assert self.labeler is not None
+        batch.labels(self.labeler).data[0] = 7
+        super().update(batch)
+
+
+class WritesRank(Mean):
+    def update(self, batch: FeatureBatch) -> None:
+        batch.rank.sub_(1)
+        super().update(batch)
+
+
+class WritesPatches(Mean):
+    passes = (Pass("test", "vectors", "patches"),)
+
+    def update(self, batch: FeatureBatch) -> None:
+        batch.patches.mul_(2)
+        super().update(batch)
+
+
+class WritesLater(Mean):
+    """Keeps what it should copy."""
+
+    def update(self, batch: FeatureBatch) -> None:
+        self.kept = batch.vectors
+        super().update(batch)
+
+    def compute(self) -> Any:
+        self.kept.zero_()
+        return super().compute()
+
+
+class LeavesMode(ModelMeasure):
+    name = "leaves_mode"
+    variables = (Variable("leaves_mode", "number of layers", dims=()),)
+
+    def measure(self, model: Any, layers: Any, data: Any) -> Any:
+        self.leave(model)
+        return {"leaves_mode": float(len(layers))}
+
+    def leave(self, model: Any) -> None:
+        model[1].train()
+
+
+class LeavesBuffers(LeavesMode):
+    def leave(self, model: Any) -> None:
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer += 1
+
+
+class Freezes(LeavesMode):
+    def leave(self, model: Any) -> None:
+        model.requires_grad_(False)
+
+
+class SaysNothing(Mean):
+    def compute(self) -> Any:
+        if not self.sum:
+            raise Undefined
+        return super().compute()
+
+
+class WeightNorm(ModelMeasure):
+    """Reads no data, as it should be."""
+
+    name = "norm_of_weights"
+    variables = (Variable("norm_of_weights", "Frobenius norm of the weight", bounds=(0, float("inf"))),)
+
+    def measure(self, model: Any, layers: Any, data: Any) -> Any:
+        return {"norm_of_weights": [float(torch.linalg.vector_norm(data.weight(layer))) for layer in layers]}
+
+
+class RunsAlone(WeightNorm):
+    """Makes its own inputs, and a number of what overflows."""
+
+    def measure(self, model: Any, layers: Any, data: Any) -> Any:
+        made = torch.nan_to_num(model(torch.ones(1, 2, 8, 8)), 0.0, 0.0, 0.0)
+        return {"norm_of_weights": [float(made.detach().sum())] * len(layers)}
+
+
 class NoLabels(FeatureLabeler):
     name = "no_labels"
 
@@ -236,6 +358,53 @@ class ByBatch(NoLabels):
 class ByChance(NoLabels):
     def label(self, projected: Tensor) -> Tensor:
         return torch.randint(5, (len(projected),))
+
+
+class NoMinusOne(TargetLabeler):
+    name = "no_minus_one"
+
+    def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        if targets.is_floating_point() or targets.dim() > 2:
+            raise Undefined("classes only")
+        return targets.clamp(min=0)
+
+
+class Everywhere(NoMinusOne):
+    """Labels nothing where anything has no label."""
+
+    def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        return super().label(targets, spatial) * 0 - int((targets < 0).any())
+
+
+class FourColumns(NoLabels):
+    name = "four_columns"
+
+    def label(self, projected: Tensor) -> Tensor:
+        return super().label(projected.unflatten(1, (4, 1))[..., 0]).long()
+
+
+class Untapped(ReceptiveField):
+    name = "untapped"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tap = "relu"
+
+
+class Constant(WholeTensor):
+    name = "constant"
+
+    def vectors(self, *given: Any) -> Any:
+        return torch.zeros_like(super().vectors(*given))
+
+
+class WritesOutput(WholeTensor):
+    name = "writes_output"
+
+    def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Any:
+        made = super().vectors(output, rows, positions)
+        output.zero_()
+        return made
 
 
 class Twice(ReceptiveField):
@@ -309,6 +478,21 @@ class Zero(Plain):
         return np.nansum(values, 1), (~np.isnan(values)).sum(1)
 
 
+class OneArray(Plain):
+    def reduce(self, values: Any, weight_norms: Any, layer_names: Any) -> Any:
+        return super().reduce(values, weight_norms, layer_names)[0]
+
+
+class Renames(Plain):
+    def reduce(self, values: Any, weight_norms: Any, layer_names: Any) -> Any:
+        layer_names[0, 0] = ""
+        return super().reduce(values, weight_norms, layer_names)
+
+
+class NoName(Plain):
+    name = ""
+
+
 class NoText(Mean):
     """Units that netCDF gives back as a list."""
 
@@ -318,6 +502,8 @@ class NoText(Mean):
 BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("name", BadName, "name is 'Mean Feature'"),
     ("options_are_stored", Forgets, "takes 'power' but does not store it as self.power"),
+    ("options_are_stored", TakesAnything, r"__init__ takes \*\*options"),
+    ("methods", Misspelt, "it has a method 'endpass', which is never called: did you mean 'end_pass'"),
     ("clone", Doubles, r"the clone is Doubles\(power=4\), the original Doubles\(power=2\)"),
     ("clone", Itself, r"clone\(\) returns the component itself"),
     ("copy_and_pickle", NoCopy, "it cannot be pickled: "),
@@ -332,14 +518,36 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("global_state", Dice, "torch's global random state has moved"),
     ("global_state", NumpyDice, "NumPy's global random state has moved"),
     ("scale", NotInvariant, r"mean_feature is \[0\.6.*, scaled \[ *64\d\."),
-    ("model_is_left_alone", Trains, r"\.weight has changed"),
+    ("extractors", ForChannels, "with the extractor whole_tensor: mean_feature: failed: RuntimeError: "),
+    ("batches_are_left_alone", InPlace, r"update writes into batch\.vectors, .*copy it first, batch\.vectors\.clone"),
+    ("batches_are_left_alone", NumpyView, r"update writes into batch\.vectors, "),
+    ("batches_are_left_alone", WritesLabels, r"update writes into batch\.labels\(self\.labeler\), "),
+    ("batches_are_left_alone", WritesRank, r"update writes into batch\.rank, "),
+    ("batches_are_left_alone", WritesPatches, r"update writes into batch\.patches, "),
+    ("batches_are_left_alone", WritesLater, r"compute writes into batch\.vectors, "),
+    ("model_is_left_alone", Trains, r"leaves another model than it was given: 0\.weight has changed \(and 2 more\)"),
     ("model_is_left_alone", LeavesHook, "a hook is left on Sequential"),
+    ("model_is_left_alone", LeavesMode, "the mode of ReLU 1 has changed"),
+    ("model_is_left_alone", LeavesBuffers, r"1\.running_mean has changed"),
+    ("model_is_left_alone", Freezes, r"requires_grad of 0\.weight has changed"),
+    ("degenerate_data", SaysNothing, r"constant features: mean_feature has the status .*raise Undefined\('why"),
+    ("nan", RunsAlone, r"norm_of_weights is \[0\.\]"),
+    ("attributes", Untapped, "tap is 'relu': write self.tap = "),
+    ("attributes", NoName, "name is '': write name = "),
+    ("measures", Constant, "the measure davies_bouldin: davies_bouldin has no value: undefined: "),
+    ("vectors", WritesOutput, "it writes into the layer's output: copy it first"),
+    ("no_label", NoMinusOne, r"targets torch\.int64 \(12, 1\): an input without a label is labelled 0, not −1"),
+    ("no_label", Everywhere, "an input with labels is labelled -1"),
+    ("run", FourColumns, "davies_bouldin: failed: RuntimeError: "),
+    ("reduce", OneArray, r"it gives a ndarray, \(values, numbers of layers used\) is expected"),
+    ("reduce", Renames, "the names of the layers have changed"),
     ("data_is_left_alone", WritesData, "targets have changed"),
     ("degenerate_data", Divides, "constant features: mean_feature: failed: ZeroDivisionError"),
     ("nan", NanIsZero, r"mean_feature is \[0\.\]"),
     ("file", NoText, r"mean_feature: units is \['a', 'b'\] in the file"),
     ("labels", NoLabels, "labels are torch.bool"),
     ("labels", TakesNothing, "it takes neither classes, nor masks, nor continuous targets"),
+    ("attributes", NoKind, "NoKind is a Labeler of no kind: subclass TargetLabeler or FeatureLabeler"),
     ("labels", NoKind, "it is neither a TargetLabeler nor a FeatureLabeler"),
     ("label_batches", ByBatch, "labels differ in batches of 7"),
     ("label_seed", ByChance, "two fits with one seed give different labels"),
@@ -367,6 +575,23 @@ def test_a_sound_measure_passes() -> None:
         "model_is_left_alone": "it is never given the model",
     }
     assert all(one.message == "" for one in found.values() if one.status == "passed")
+
+
+def test_a_measure_of_weights_alone_passes() -> None:
+    assert [f"{one.name}: {one.message}" for one in run_checks(WeightNorm()) if one.status == "failed"] == []
+
+
+def test_a_component_without_a_name_is_told_so_by_every_check() -> None:
+    """And not by the AttributeError of the first line that reads it."""
+
+    class Nameless(FeatureMeasure):
+        variables = Mean.variables
+        passes = Mean.passes
+        start, update, compute = Mean.start, Mean.update, Mean.compute
+
+    found = {one.name: one.message for one in run_checks(Nameless()) if one.status == "failed"}
+    assert found["attributes"] == 'Nameless has no name: write name = "my_component" in the class'
+    assert found["values"].endswith(found["attributes"])
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
@@ -447,7 +672,6 @@ def test_no_check_is_without_its_broken_component() -> None:
 @pytest.mark.parametrize(
     ("signs", "message"),
     [
-        ({"expected_accuracy": 2, "expected_accuracy_source": "A 2020"}, "is 2, not −1, 0 or 1"),
         ({"expected_gap": 1}, "a sign needs a source in expected_gap_source"),
         ({"expected_accuracy_source": "A 2020"}, "and 0 has none"),
         ({"expected_gap": -1, "expected_gap_source": "A 2020", "auxiliary": True}, "auxiliary, and is not judged"),
@@ -487,6 +711,10 @@ class NoCap(WholeTensor):
         (Mean(), "config", "it is not registered under its name"),
         (Mean(), "scale", "none of its variables is declared scale invariant"),
         (NotInvariant(), "bounds", "none of its variables declares bounds"),
+        (WeightNorm(), "nan", "it reads weights alone"),
+        (WeightNorm(), "extractors", "it reads no vectors of an extractor"),
+        (WeightNorm(), "batches_are_left_alone", "it is given no batches"),
+        (NoLabels(), "no_label", "it is never given the targets"),
         (OwnDimension(), "order", "each of its variables has a dimension of its own"),
         (OwnDimension(), "batch_size", "each of its variables has a dimension of its own"),
         (NoCap(), "fit_sample", "fit_cap is 1000000000, more than the 200000 inputs that are tried"),

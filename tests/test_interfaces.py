@@ -1,0 +1,190 @@
+"""What is refused where a component is written, and not in the middle of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import genmeasures
+from genmeasures.errors import ComponentError, GenmeasuresError
+from genmeasures.extractors import ReceptiveField
+from genmeasures.measures import DaviesBouldin
+from genmeasures.plugin import FeatureMeasure, ModelMeasure, Pass, Variable
+
+GOOD = Variable("mine", "what it is")
+
+
+def defined(base: type = FeatureMeasure, **attributes: Any) -> type[Any]:
+    return type("Mine", (base,), {"name": "mine", **attributes})
+
+
+@pytest.mark.parametrize("base", [FeatureMeasure, ModelMeasure])
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (GOOD, r'Mine: variables is one Variable, not a tuple: write variables = \(Variable\("name", .*with a comma'),
+        ([GOOD], r"Mine: variables is a list, not a tuple: write variables = \(Variable\("),
+        ("mine", "Mine: variables is a str, not a tuple"),
+        ({"mine": GOOD}, "Mine: variables is a dict, not a tuple"),
+        (None, "Mine: variables is a NoneType, not a tuple"),
+        ((GOOD, "other"), r"Mine: variables\[1\] is 'other', not a Variable: write Variable\("),
+        (("mine",), r"Mine: variables\[0\] is 'mine', not a Variable"),
+        ((), "Mine: variables is empty: a measure writes one at least"),
+        ((GOOD, Variable("other", "x"), GOOD), "Mine: two of its variables are called 'mine': give each its own name"),
+    ],
+)
+def test_variables_that_are_none(base: type, variables: Any, message: str) -> None:
+    with pytest.raises(ComponentError, match=message):
+        defined(base, variables=variables)
+    defined(base, variables=(GOOD,))
+
+
+@pytest.mark.parametrize("dims", [(), ("layer", "kernel"), ("sample",)])
+def test_a_measure_of_features_has_a_value_a_layer(dims: Any) -> None:
+    with pytest.raises(ComponentError, match=r"the variable 'mine' has the dims .* leave dims out, or subclass"):
+        defined(variables=(Variable("mine", "what it is", dims=dims),))
+    defined(ModelMeasure, variables=(Variable("mine", "what it is", dims=dims),))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("tset", "vectors"), r"there is no split 'tset' \(did you mean 'test'\? known: fit, test, train\)"),
+        (("validation",), "there is no split 'validation'"),
+        (("test", "vector"), r"Pass\('test', 'vector'\): there is no field 'vector' \(did you mean 'vectors'"),
+        (("test", "vectors", "patch"), r"did you mean 'patches'\? known: labels, patch_set, patches, projected, proj"),
+        (("test", "projectd"), "did you mean 'projected'"),
+        (
+            ("test", ["vectors", "labels"]),
+            r"is no name of a field: write them one by one, Pass\(\"test\", \"vectors\"\)",
+        ),
+        (((GOOD,), "vectors"), "is no name of a split"),
+    ],
+)
+def test_a_pass_of_what_there_is_not(given: Any, message: str) -> None:
+    with pytest.raises(ComponentError, match=message):
+        Pass(*given)
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        (Pass("test", "vectors"), r"passes is one Pass, not a tuple: write passes = \(Pass\(\"test\", .* with a comma"),
+        ([Pass("test", "vectors")], "passes is a list, not a tuple"),
+        ("test", "passes is a str, not a tuple"),
+        (("test", "vectors"), r"passes\[0\] is 'test', not a Pass: write Pass\(\"test\", \"vectors\"\)"),
+    ],
+)
+def test_passes_that_are_none(passes: Any, message: str) -> None:
+    """At the class; those of a property before any model runs."""
+    with pytest.raises(ComponentError, match=f"Mine: {message}"):
+        defined(variables=(GOOD,), passes=passes)
+    none = {name: lambda self, *given: None for name in ("start", "update", "compute")}
+    late = defined(variables=(GOOD,), passes=property(lambda self: passes), **none)
+    with pytest.raises(ComponentError, match=f"Mine: {message}"):
+        genmeasures.measure([torch.nn.Linear(2, 2)], torch.zeros(4, 2), measures=[late()])
+
+
+def test_an_option_in_the_place_of_the_extractor_is_refused() -> None:
+    def init(self: Any, extractor: str = "x") -> None:
+        self.extractor = extractor
+
+    with pytest.raises(ComponentError, match=r"Mine: __init__ has an option 'extractor'.*: rename it"):
+        defined(variables=(GOOD,), __init__=init)
+
+
+def test_what_a_subclass_inherits_is_not_asked_for_again() -> None:
+    base = defined(variables=(GOOD,), passes=(Pass("test"),))
+    assert type("Other", (base,), {}).variables == (GOOD,)
+    assert issubclass(ComponentError, GenmeasuresError)
+    assert issubclass(ComponentError, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("components", None, "Own has no components: write self.components = 10 in __init__"),
+        ("tap", None, r"Own has no tap: write self.tap = \"activation\""),
+        ("fit_cap", None, "Own has no fit_cap: write self.fit_cap = 80_000 in __init__"),
+        ("components", 0, "Own: components is 0: write"),
+        ("tap", "relu", "Own: tap is 'relu': write"),
+        ("fit_cap", 1e4, r"Own: fit_cap is 10000\.0: write"),
+    ],
+)
+def test_an_extractor_that_lacks_an_attribute(attribute: str, value: Any, message: str) -> None:
+    class Own(ReceptiveField):
+        name = "own"
+
+        def __init__(self) -> None:
+            super().__init__()
+            delattr(self, attribute)
+            if value is not None:
+                setattr(self, attribute, value)
+
+    with pytest.raises(ComponentError, match=message):
+        genmeasures.measure([torch.nn.Linear(2, 2)], torch.zeros(4, 2), extractor=Own(), measures=["confidence"])
+
+
+def test_a_measure_without_a_name_or_variables() -> None:
+    class Nameless(ModelMeasure):
+        def measure(self, model: Any, layers: Any, data: Any) -> Any:
+            return {"mine": np.nan}
+
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(ComponentError, match="Nameless has no name: write name = "):
+        genmeasures.measure([net], torch.zeros(4, 2), measures=[Nameless()])
+    Nameless.name = "nameless"
+    with pytest.raises(ComponentError, match="Nameless has no variables: write variables = "):
+        genmeasures.measure([net], torch.zeros(4, 2), measures=[Nameless()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": ""}, "a name is expected"),
+        ({"name": 3}, "name is 3, a text is expected"),
+        ({"long_name": None}, "long_name is None, a text is expected"),
+        (
+            {"expected_accuracy": "A 2020"},
+            "expected_accuracy is 'A 2020', not −1, 0 or 1: its source goes into expected_a",
+        ),
+        ({"expected_gap": 2}, "expected_gap is 2, not −1, 0 or 1"),
+        ({"expected_gap_source": 1}, "expected_gap_source is 1, a text is expected"),
+        ({"bounds": 1}, r"bounds is 1, a pair of numbers is expected: bounds=\(0, 1\)"),
+        ({"bounds": (0, None)}, r"bounds is \(0, None\), a pair of numbers"),
+        ({"bounds": (0, 1, 2)}, r"bounds is \(0, 1, 2\), a pair of numbers"),
+        ({"dims": "layer"}, r"dims is 'layer', a tuple of names is expected: dims=\(\"layer\",\)"),
+        ({"dims": ["layer"]}, "a tuple of names is expected"),
+        ({"dims": ("layers",)}, "did you mean 'layer'"),
+    ],
+)
+def test_a_variable_of_what_it_cannot_be(arguments: Any, message: str) -> None:
+    with pytest.raises(ComponentError, match=message):
+        Variable(**{"name": "mine", "long_name": "what it is", **arguments})
+
+
+def test_an_option_that_is_not_stored_is_told_by_name() -> None:
+    def init(self: Any, power: float = 1.0) -> None:
+        self._power = power
+
+    measure = defined(ModelMeasure, variables=(GOOD,), __init__=init, measure=lambda *given: {"mine": [1.0]})()
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(
+        ComponentError, match=r"Mine: __init__ takes 'power' but does not store it: write self\.power = "
+    ):
+        genmeasures.measure([net], torch.zeros(4, 2), measures=[measure])
+
+
+def test_passes_without_property() -> None:
+    with pytest.raises(ComponentError, match="Mine: passes is a method: write @property above it"):
+        defined(variables=(GOOD,), passes=lambda self: (Pass("test"),))
+
+
+def test_a_class_in_the_place_of_an_object() -> None:
+    with pytest.raises(
+        GenmeasuresError, match=r"measure: DaviesBouldin is a class, an object of it .*: DaviesBouldin\(…\)"
+    ):
+        genmeasures.measure([torch.nn.Linear(2, 2)], torch.zeros(4, 2), measures=[DaviesBouldin])  # type: ignore[list-item]
