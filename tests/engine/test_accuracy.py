@@ -79,6 +79,19 @@ def test_no_input_runs_once_more_for_it(make_net: Callable[..., nn.Module], digi
     assert counts[0] == counts[1]
 
 
+def test_it_counts_once_where_layers_go_in_groups_and_passes_are_made_again(
+    digits_net: nn.Module, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer is recorded in a pass of its own, and nothing is kept for the second pass over the test data."""
+    plain = measured(digits_net, *digits)
+    monkeypatch.setattr("genmeasures.engine.passes._RECORDED_BYTES", 1)
+    monkeypatch.setattr("genmeasures.engine.passes._KEPT_BYTES", -1)
+    ds = measured(digits_net, *digits)
+    for split, (x, _) in zip(("train", "test"), digits, strict=True):
+        assert accuracy(ds, split) == accuracy(plain, split)
+        assert int(ds[f"measured_{split}_labels"][0]) == len(x)
+
+
 def test_inputs_without_a_label_do_not_count(digits_net: nn.Module, digits: Any) -> None:
     (x, y), (x_test, y_test) = digits
     labels = np.where(np.arange(len(y_test)) % 3 == 0, 255, y_test)
