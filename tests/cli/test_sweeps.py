@@ -214,54 +214,62 @@ def test_a_seed_without_a_value_and_one_alone(capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def swept(run: Callable[..., str], tmp_path: Path) -> Path:
-    """2 extractors × 2 numbers of clusters × 2 seeds."""
-    run(
-        "extractor=receptive_field,whole_tensor", "measure=[roughness,davies_bouldin]", "-m", "seed=0,1",
-        "measure.roughness.labeler.k=3,5",
-    )  # fmt: skip
+    """2 numbers of clusters × 2 seeds."""
+    run("measure=[roughness]", "-m", "seed=0,1", "measure.roughness.labeler.k=3,5")
     return tmp_path / "results"
 
 
 def test_a_sweep_is_collected(swept: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     assert main(["collect", "results", "--aggregator", "last_k", "k=1", "--against", "number"]) == 0
     out = capfd.readouterr().out
-    assert out.startswith("8 runs\n")
-    assert "Pearson's correlation with number, LastK(k=1), mean ± standard deviation over seeds" in out
+    assert out.startswith("4 runs\n")
+    assert "Pearson's correlation with number, LastK(k=1)" in out
+    assert "columns left out: file" in out
     index = pd.read_csv(swept / "collected" / "runs.csv")
-    assert list(index.columns) == ["run", "task", "models", "extractor", "roughness.labeler.k", "seed", "file"]
+    assert list(index.columns) == ["run", "task", "models", "roughness.labeler.k", "seed", "file"]
     assert sorted(index["file"]) == sorted(path.name for path in swept.glob("*.nc"))
-    assert len(index.groupby(["extractor", "roughness.labeler.k", "seed"])) == 8
+    assert len(index.groupby(["roughness.labeler.k", "seed"])) == 4
 
     # Against the files themselves, judged one by one.
     table = pd.read_csv(swept / "collected" / "by_run.csv")
-    assert len(table) == 4 * 2
-    chosen = index[(index["extractor"] == "whole_tensor") & (index["roughness.labeler.k"] == 5)]
-    values = []
-    for name in chosen["file"]:
-        rows = judge(aggregate(load(swept / name), "last_k", k=1), "number").set_index("measure")
-        values.append(float(rows.loc["roughness", "pearson"]))
-    row = table[
-        (table["extractor"] == "whole_tensor") & (table["roughness.labeler.k"] == 5) & (table["measure"] == "roughness")
-    ].iloc[0]
-    assert row["pearson"] == pytest.approx(np.mean(values), abs=1e-12)
-    assert row["pearson_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
-    assert row["seeds"] == 2
-
-    # Whatever the width, no number and no setting is cut.
-    for width in ("60", "80", ""):
-        monkeypatch.setenv("COLUMNS", width)
-        assert main(["collect", "results", "--aggregator", "last_k", "k=1", "--against", "number"]) == 0
-        said = capfd.readouterr().out
-        assert f"{row['pearson']:.2f}" in said
-        assert "receptive_" in said
-        assert "…" not in said
-        assert width != "60" or "columns left out: file" in said
+    assert table["roughness.labeler.k"].tolist() == [3, 5]
+    for _, row in table.iterrows():
+        values = []
+        for name in index[index["roughness.labeler.k"] == row["roughness.labeler.k"]]["file"]:
+            judged = judge(aggregate(load(swept / name), "last_k", k=1), "number", resamples=1)
+            values.append(float(judged["pearson"].iloc[0]))
+        assert row["pearson"] == pytest.approx(np.mean(values), abs=1e-12)
+        assert row["pearson_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+        assert row["seeds"] == 2
+        assert f"{row['pearson']:.2f} ± {row['pearson_sd']:.2f}" in out
 
     assert main(["collect", "results", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
-    assert len(found["runs"]) == 8
+    assert len(found["runs"]) == 4
     assert {row["against"] for row in found["by_run"]} == {"test_accuracy", "generalization_gap"}
-    assert {row["extractor"] for row in found["by_run"]} == {"receptive_field", "whole_tensor"}
+    assert {row["roughness.labeler.k"] for row in found["by_run"]} == {"3", "5"}
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_number_is_cut(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the width: measures are left out whole, and named."""
+    names = [f"measure_number_{number}" for number in range(8)]
+    runs = [
+        JudgedRun({"extractor": kind, "seed": str(seed)}, 9, judged(dict.fromkeys(names, -0.625 + seed / 8)))
+        for kind in ("receptive_field", "whole_tensor")
+        for seed in range(3)
+    ]
+    render_by_run(by_run(runs), "Mean()", Console(width=width))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= width for line in lines)
+    told = " ".join(lines).partition("columns left out: ")[2]
+    left = [name for name in names if name in told]
+    assert (len(left) > 0) == (width < 200)
+    shown = len(names) - len(left)
+    assert " ".join(lines).count("-0.50") == 2 * shown  # the mean of −0.625, −0.5 and −0.375
+    assert " ".join(lines).count("± 0.12") == 2 * shown
+    assert shown >= 1
 
 
 def test_few_runs_have_their_whole_tables(run: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
