@@ -189,9 +189,7 @@ class _Dense:
         member = self._pixels.new_zeros(len(self._pixels), positions_each, lanes)
         member[rows, positions, labels] = 1
         grad = member.transpose(1, 2).unflatten(2, self._geometry.output_spatial)
-        sums = self._pixels.new_zeros(
-            (lanes, 2 * self._geometry.channels, *self._geometry.kernel), dtype=torch.float64
-        )
+        sums = self._pixels.new_zeros((lanes, 2 * self._geometry.channels, *self._geometry.kernel), dtype=torch.float64)
         top = float(self._pixels.abs().max())
         for pixels, members, padding in self._runs(grad):
             sums += self._sums(_split(pixels, top, members[:, 0].numel()), members, padding)

@@ -58,6 +58,8 @@ def test_separated_blobs_are_found_as_by_sklearn(seed: int, offset: float) -> No
 
 def test_more_than_one_restart_goes_on_with_all_points(digit_patches: Points, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best on the subsample need not be the best on all points."""
+    monkeypatch.setattr(kmeans_module, "_SUBSAMPLE", 300)
+    monkeypatch.setattr(kmeans_module, "_LARGER", 400)
     ends: list[float] = []
     lloyd = kmeans_module._lloyd
 
