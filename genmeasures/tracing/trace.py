@@ -273,7 +273,8 @@ class _Observer(TorchFunctionMode):
         """
         if tap != "activation":
             return (), False, call
-        assert call.input is not None and call.output is not None
+        assert call.input is not None
+        assert call.output is not None
         taken: list[Callable[..., Any]] = []
         steps = 0
         normalised = activated = changed = False
@@ -441,7 +442,8 @@ def _describe(
     copy_input: bool,
     reads: int | None,
 ) -> TracedLayer:
-    assert call.input is not None and call.output is not None
+    assert call.input is not None
+    assert call.output is not None
     module: MeasuredModule = call.module  # type: ignore[assignment]
     linear = isinstance(module, nn.Linear)
     input_shape, output_shape = call.input.shape, call.output.shape
