@@ -1,4 +1,4 @@
-"""ARS in strides against 1500 steps taken one by one, on ten networks: ``python benchmarks/strides.py``, ten minutes."""
+"""ARS in strides against 1500 steps one by one, on ten networks: ``python benchmarks/strides.py`` (ten minutes)."""
 
 from __future__ import annotations
 
