@@ -51,7 +51,7 @@ class _ClusterIndex(FeatureMeasure):
             vars(self)["variables"] = (own, error)
 
     def start(self, layer: Layer, generator: torch.Generator) -> None:
-        self._states: list[ClusterSums] | list[ClusterSpreads] = []
+        self._states: list[ClusterSums | ClusterSpreads] = []
 
     def _add(self, vectors: Tensor | PatchSet, batch: FeatureBatch) -> None:
         assert self.labeler is not None
@@ -62,7 +62,7 @@ class _ClusterIndex(FeatureMeasure):
             state.add(vectors, one)
 
     def end_pass(self) -> None:
-        self._states = [state.result() for state in self._states if isinstance(state, ClusterSums)] or self._states
+        self._states = [s.result() if isinstance(s, ClusterSums) else s for s in self._states]
 
     def compute(self) -> float | dict[str, float | Value]:
         made = [state.index(self.spread) for state in self._states if isinstance(state, ClusterSpreads)]
