@@ -37,6 +37,7 @@ from genmeasures.statistics.mixture import fit_mixtures
 from genmeasures.tasks.pgdl.network import build_network
 from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
 from genmeasures.tasks.unet.network import ResidualUNet
+from genmeasures.tracing import trace
 
 _BATCH = 64
 _PICTURE = (3, 32, 32)
@@ -177,6 +178,24 @@ def tiles(share: float) -> dict[str, float]:
     }
 
 
+def tracing(share: float) -> dict[str, float]:
+    """The traced forward pass of three volumes of 64³, above the bare one of the same: peaks of resident memory."""
+    side = max(16, 8 * round(8 * share ** (1 / 3)))
+    model, volumes = UNet3D().eval(), torch.randn(3, 1, side, side, side, generator=torch.Generator().manual_seed(1))
+    small = torch.zeros(3, 1, 16, 16, 16)
+    with torch.no_grad():
+        model(small)
+        trace(model, small, "activation")
+        before = peak()
+        model(volumes)
+        floor = peak() - before
+        begin = time.perf_counter()
+        trace(model, volumes, "activation")
+        seconds = time.perf_counter() - begin
+    above = peak() - before - floor
+    return {"bare_memory": floor, "memory": above, "memory_ratio": above / max(floor, 1e-3), "seconds": seconds}
+
+
 def sklearn(share: float) -> dict[str, float]:
     model = vgg()
     train, test = (tensors(int(1000 * share), _PICTURE, seed) for seed in (1, 2))
@@ -236,6 +255,13 @@ CHECKS: list[Check] = [
     ("unet", "3D residual UNet, 200 + 200 patches of 64×64×16, × bare forward", "ratio", 2.5, True),
     ("tiles", "a volume of 256³ by tiles of 96³, memory / that at once", "memory_ratio", 0.4, True),
     ("tiles", "the same, time / that at once", "ratio", 2.0, True),
+    (
+        "tracing",
+        "a trace of three volumes of 64³, memory above the bare pass / that of the pass",
+        "memory_ratio",
+        0.3,
+        True,
+    ),
     ("whole_tensor", "whole tensors, 1,000 pictures, up to 65,536 dimensions, × bare forward", "ratio", 2.0, True),
     ("pgdl", "a PGDL model of task 1's size, read from disk, 1,000 pictures, × bare forward", "ratio", 2.5, True),
     ("tfrecord", "TFRecord shards with their checksums, MB/s", "megabytes", 200.0, False),
@@ -246,7 +272,7 @@ CHECKS: list[Check] = [
 ]
 ROWS: dict[str, Callable[[float], dict[str, float]]] = {
     row.__name__: row
-    for row in (vgg_small, sklearn, vgg_large, vgg_all, unet, tiles, whole_tensor, pgdl, tfrecord, clustering)
+    for row in (vgg_small, sklearn, vgg_large, vgg_all, unet, tiles, tracing, whole_tensor, pgdl, tfrecord, clustering)
 }
 
 

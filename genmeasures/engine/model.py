@@ -46,6 +46,9 @@ from genmeasures.tracing.repeat import UNSEEDED
 _EXAMPLES = 3
 """Inputs of the traced forward pass: more than one shows which dimension is the batch."""
 
+_LARGE = 1 << 18
+"""Elements of an input from which it may be that few fit into memory at once."""
+
 _STRIDES = 64
 """A multiple of the strides of usual models."""
 
@@ -110,7 +113,8 @@ def measure_model(
             if tiled is not None:
                 traced, chosen, layout, tiling = tiled
             else:
-                example = first.example(_EXAMPLES).to(device)
+                count = _example_count(model, first.example(1).to(device), data.extractor.tap)
+                example = first.example(count).to(device)
                 layout = fastest_layout(model, example)
                 traced = trace(model, example.contiguous(memory_format=layout), data.extractor.tap)
                 chosen, tiling = _choose(traced.layers, layers), None
@@ -180,6 +184,16 @@ def _lacking(measures: Sequence[Measure], data: PreparedData, layers: int) -> di
         if repr(measure) in data.lacking
         for variable in measure.written()
     }
+
+
+def _example_count(model: nn.Module, one: Tensor, tap: str) -> int:
+    """How many inputs are traced: no more than are run at once, where a single one (1, …) is large."""
+    if one.numel() < _LARGE:
+        return _EXAMPLES
+    try:
+        return min(_EXAMPLES, rows_for(trace(model, one, tap).layers))
+    except ModelError:  # whatever it is, three of them say it better
+        return _EXAMPLES
 
 
 def _tiled(

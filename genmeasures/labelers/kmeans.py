@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,26 +15,49 @@ from genmeasures.statistics.kmeans import assign, kmeans
 class KMeans(FeatureLabeler):
     """k-means on the projected training vectors; new vectors go to the nearest centre (Rajagopal et al. 2021, 2.3.1).
 
-    k: number of clusters. restarts: k-means++ starts, of which the best counts.
+    k: number of clusters. restarts: k-means++ starts, of which the best counts. repeats: clusterings from
+    different random numbers. Of more than one, ``davies_bouldin`` and ``roughness`` are the mean over them, with the
+    standard error of that mean as a variable of its own (``roughness_se``). The label then is
+    Σ_r label_r · k^r, and :meth:`clusterings` gives it back one by one.
     """
 
     name = "kmeans"
 
-    def __init__(self, k: int = 5, restarts: int = 10) -> None:
+    def __init__(self, k: int = 5, restarts: int = 10, repeats: int = 1) -> None:
         require(is_count(k, 2), self, f"k must be a whole number ≥ 2, not {k!r}")
         require(is_count(restarts), self, f"restarts must be a whole number ≥ 1, not {restarts!r}")
+        most = int(62 * math.log(2) / math.log(k))
+        valid = is_count(repeats) and repeats <= most
+        require(valid, self, f"repeats must be a whole number from 1 to {most} for k={k}, not {repeats!r}")
         self.k = k
         self.restarts = restarts
-        self._centres: Tensor | None = None
+        self.repeats = repeats
+        self._centres: list[Tensor] = []
 
     def fit(self, projected: Tensor, generator: torch.Generator) -> None:
         if len(projected) < self.k:
             raise Undefined(f"{len(projected)} training vectors are too few for {self.k} clusters")
-        centres = kmeans(projected, self.k, generator, self.restarts).centres
-        if len(centres) < self.k:
-            raise Undefined(f"the training vectors take {len(centres)} different values, too few for {self.k} clusters")
-        self._centres = centres
+        self._centres = []
+        for _ in range(self.repeats):
+            centres = kmeans(projected, self.k, generator, self.restarts).centres
+            if len(centres) < self.k:
+                raise Undefined(
+                    f"the training vectors take {len(centres)} different values, too few for {self.k} clusters"
+                )
+            self._centres.append(centres)
 
     def label(self, projected: Tensor) -> Tensor:
-        assert self._centres is not None, "fit comes before label"
-        return assign(projected, self._centres)
+        assert self._centres, "fit comes before label"
+        labels = assign(projected, self._centres[0])
+        for place, centres in enumerate(self._centres[1:], 1):
+            labels += assign(projected, centres) * self.k**place
+        return labels
+
+    def clusterings(self, labels: Tensor) -> list[Tensor]:
+        """Of labels int64 (n,), those of each of the clusterings.
+
+        Example:
+            >>> [one.tolist() for one in KMeans(k=5, repeats=2).clusterings(torch.tensor([3, 14]))]
+            [[3, 4], [0, 2]]
+        """
+        return [labels // self.k**place % self.k for place in range(self.repeats)]

@@ -78,6 +78,8 @@ class Confidence(FeatureMeasure):
         one_of(self, "density", density, ("log", "linear"))
         one_of(self, "over", over, ("component", "mixture"))
         one_of(self, "split", split, SPLITS)
+        several = isinstance(labeler, KMeans) and labeler.repeats > 1
+        require(not several, self, "its labeler must make one clustering: repeats=1")
         self.labeler = KMeans() if labeler is None else labeler
         self.components = components
         self.density = density

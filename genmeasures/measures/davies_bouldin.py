@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from genmeasures.interfaces import (
     Pass,
     PatchSet,
     Split,
+    Value,
     Variable,
     is_count,
     one_of,
@@ -35,23 +37,41 @@ class _ClusterIndex(FeatureMeasure):
 
     spread: str
 
+    def _with_error(self) -> None:
+        """Add the standard error to the variables, where the labeler makes several clusterings."""
+        if isinstance(self.labeler, KMeans) and self.labeler.repeats > 1:
+            (own,) = self.variables
+            error = Variable(
+                f"{own.name}_se",
+                f"standard error of {own.long_name}, over {self.labeler.repeats} random seeds of k-means",
+                bounds=(0, math.inf),
+                scale_invariant=own.scale_invariant,
+                auxiliary=True,
+            )
+            vars(self)["variables"] = (own, error)
+
     def start(self, layer: Layer, generator: torch.Generator) -> None:
-        self._state: ClusterSums | ClusterSpreads | None = None
+        self._states: list[ClusterSums | ClusterSpreads] = []
 
     def _add(self, vectors: Tensor | PatchSet, batch: FeatureBatch) -> None:
         assert self.labeler is not None
-        if self._state is None:
-            self._state = ClusterSums()
-        self._state.add(vectors, batch.labels(self.labeler))
+        labels = batch.labels(self.labeler)
+        clusterings = self.labeler.clusterings(labels) if isinstance(self.labeler, KMeans) else [labels]
+        self._states = self._states or [ClusterSums() for _ in clusterings]
+        for state, one in zip(self._states, clusterings, strict=True):
+            state.add(vectors, one)
 
     def end_pass(self) -> None:
-        if isinstance(self._state, ClusterSums):
-            self._state = self._state.result()
+        self._states = [s.result() if isinstance(s, ClusterSums) else s for s in self._states]
 
-    def compute(self) -> float:
-        if not isinstance(self._state, ClusterSpreads):
+    def compute(self) -> float | dict[str, float | Value]:
+        made = [state.index(self.spread) for state in self._states if isinstance(state, ClusterSpreads)]
+        if not made:
             raise Undefined("no vectors in the sample")
-        return self._state.index(self.spread)
+        if len(made) == 1:
+            return made[0]
+        own, error = (variable.name for variable in self.variables)
+        return {own: statistics.fmean(made), error: statistics.stdev(made) / math.sqrt(len(made))}
 
 
 class DaviesBouldin(_ClusterIndex):
@@ -91,6 +111,7 @@ class DaviesBouldin(_ClusterIndex):
         self.space = space
         self.spread = spread
         self.split = split
+        self._with_error()
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -147,6 +168,7 @@ class Roughness(_ClusterIndex):
         self.spread = spread
         self.split = split
         self.patch_components = input_pca if isinstance(input_pca, int) else 0
+        self._with_error()
 
     def prepare(self, extractor: Extractor) -> None:
         if self.input_pca == "auto" and extractor.projects_patches:

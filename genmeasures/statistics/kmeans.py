@@ -20,9 +20,9 @@ _SWAPS = 5
 """Rounds in which centres are moved elsewhere."""
 _WEAKEST = 5
 """Centres of which in one round each is moved once, all others staying."""
-_TRIED = 4
-"""Iterations after which of these the better two go on."""
 _LITTLE = 1e-3
+_SAME = 0.1
+"""Of the root mean square distance to the own centre, within which centres are taken for the same."""
 _FINALISTS = 3
 """Of all these, those continued on all points."""
 
@@ -57,10 +57,10 @@ def kmeans(points: Tensor, k: int, generator: torch.Generator, restarts: int = 1
     starts, inertias = _lloyd_batch(subsample, starts, iterations)
     if restarts > 1 and k > 1:
         if larger is not subsample:
-            contenders = torch.stack(_distinct_best(starts, inertias, _CONTENDERS))
+            contenders = torch.stack(_distinct_best(starts, inertias, len(subsample), _CONTENDERS))
             starts, inertias = _lloyd_batch(larger, contenders, iterations)
         starts, inertias = _swapped(larger, starts, inertias, iterations, generator)
-    finalists = _distinct_best(starts, inertias, _FINALISTS)
+    finalists = _distinct_best(starts, inertias, len(larger if restarts > 1 else subsample), _FINALISTS)
     best = min((_lloyd(points, centres, iterations) for centres in finalists), key=lambda c: c.inertia)
     return Clusters(best.centres + origin, best.labels, best.inertia)
 
@@ -139,19 +139,19 @@ def _swapped(
         drawn = torch.searchsorted(mass, draws.to(points.device) * mass[:, -1:], right=True).clamp(max=len(points) - 1)
         moved = best.repeat(len(weakest), 1, 1)
         moved[torch.arange(len(weakest), device=points.device), weakest] = points[drawn[:, 0]]
-        moved, tried = _lloyd_batch(points, moved, _TRIED)
-        moved, tried = _lloyd_batch(points, moved[tried.argsort()[:2]], iterations)
+        moved, tried = _lloyd_batch(points, moved, iterations)
         centres, inertias = torch.cat([centres, moved]), torch.cat([inertias, tried])
     return centres, inertias
 
 
-def _distinct_best(centres: Tensor, inertias: Tensor, count: int) -> list[Tensor]:
+def _distinct_best(centres: Tensor, inertias: Tensor, points: int, count: int) -> list[Tensor]:
+    """The best of (r, k, d), no two of which have the same centres: two may be as good and far apart."""
+    radius = _SAME * math.sqrt(max(0.0, float(inertias.min())) / points)
     best: list[Tensor] = []
-    seen: list[float] = []
-    for inertia, index in sorted(zip(inertias.tolist(), range(len(inertias)), strict=True)):
-        if len(best) < count and all(abs(inertia - s) > 1e-3 * abs(s) for s in seen):
-            best.append(centres[index])
-            seen.append(inertia)
+    for index in inertias.argsort().tolist():
+        one = centres[index]
+        if len(best) < count and all(float(torch.cdist(one, other).amin(1).max()) > radius for other in best):
+            best.append(one)
     return best
 
 

@@ -59,6 +59,8 @@ _DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
 _FOLLOWED = _NORMALISATIONS | _ACTIVATIONS | _DROPOUTS
 
 
+_NORM_ELEMENTS = 1 << 18
+"""Of a weight, converted to float64 at a time."""
 _SEEDS = (0, 1)
 """Of the first pass and of the second: what is random shows."""
 
@@ -455,7 +457,13 @@ def _describe(
         spatial=output_shape[1:-1] if linear else output_shape[2:],
         patch_size=geometry.patch_size,
         input_size=math.prod(input_shape[1:]),
-        weight_norm=float(torch.linalg.vector_norm(plain(module.weight.detach()), dtype=torch.float64)),
+        weight_norm=_norm(plain(module.weight.detach())),
         tap=" > ".join([kind, *(step.__name__.strip("_") for step in follow if step not in _DROPOUTS)]),
     )
     return TracedLayer(layer, call.module, call.count, calls, geometry, linear, follow, copy_input, reads)
+
+
+def _norm(weight: Tensor) -> float:
+    """The Frobenius norm, summed in float64 without a copy of the whole in float64."""
+    parts = weight.flatten().split(_NORM_ELEMENTS)
+    return math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))

@@ -21,7 +21,18 @@ def test_every_row_runs_and_is_reported(tmp_path: Path) -> None:
     assert "failed" not in done.stdout
     assert all(line.endswith(("met", "MISSED")) for line in lines[1:])
     rows = json.loads(output.read_text())["rows"]
-    names = {"vgg_small", "sklearn", "vgg_large", "vgg_all", "unet", "tiles", "whole_tensor", "pgdl", "tfrecord"}
+    names = {
+        "vgg_small",
+        "sklearn",
+        "vgg_large",
+        "vgg_all",
+        "unet",
+        "tiles",
+        "tracing",
+        "whole_tensor",
+        "pgdl",
+        "tfrecord",
+    }
     assert set(rows) == {*names, "clustering"}
     assert all(math.isfinite(value) for row in rows.values() for value in row.values())
     # The figures of quality do not depend on the size.

@@ -425,7 +425,12 @@ def test_plugins_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["plugins"]) == 0
     out = capsys.readouterr().out
     assert f"genmeasures  genmeasures {genmeasures.__version__}" in out
-    for text in ("davies_bouldin(labeler=None", "kmeans(k=5, restarts=10)", "last_k(k=3)", "checkpoints(path)"):
+    for text in (
+        "davies_bouldin(labeler=None",
+        "kmeans(k=5, restarts=10, repeats=1)",
+        "last_k(k=3)",
+        "checkpoints(path)",
+    ):
         assert text in out
 
 
@@ -434,7 +439,7 @@ def test_plugins_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     core = next(one for one in json.loads(capsys.readouterr().out) if one["name"] == "genmeasures")
     assert core["version"] == genmeasures.__version__
     assert core["error"] is None
-    assert {"kind": "labeler", "name": "kmeans", "options": ["k=5", "restarts=10"]} in core["components"]
+    assert {"kind": "labeler", "name": "kmeans", "options": ["k=5", "restarts=10", "repeats=1"]} in core["components"]
 
 
 def test_collect_in_json(run: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

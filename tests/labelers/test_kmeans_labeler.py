@@ -97,7 +97,23 @@ def test_just_enough_different_points() -> None:
     assert sorted(labeler.label(values).tolist()) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("options", [{"k": 1}, {"k": 2.0}, {"restarts": 0}, {"restarts": None}])
+def test_repeats_are_clusterings_one_by_one() -> None:
+    """Of points without clusters, so that they differ."""
+    points, drawn = torch.rand(400, 3, dtype=torch.float64, generator=generator()), generator(1)
+    labeler = KMeans(4, restarts=1, repeats=5)
+    labeler.fit(points, drawn)
+    found = labeler.clusterings(labeler.label(points))
+    again = generator(1)
+    expected = [assign(points, kmeans(points, 4, again, 1).centres) for _ in range(5)]
+    assert len(found) == 5
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert len({tuple(one.tolist()) for one in found}) > 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"k": 1}, {"k": 2.0}, {"restarts": 0}, {"restarts": None}, {"repeats": 0}, {"k": 5, "repeats": 28}]
+)
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"KMeans: {next(iter(options))}"):
         KMeans(**options)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import sem
+from sklearn.metrics import davies_bouldin_score
 from torch import nn
 
 import genmeasures
+from genmeasures.errors import OptionError
 from genmeasures.extractors import ReceptiveField
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, Pass, Variable
 from genmeasures.labelers import KMeans
@@ -17,8 +21,8 @@ from genmeasures.measures import Confidence, DaviesBouldin, Roughness
 
 ROUNDING = 1e-9
 """Relative difference of sums in float64 in another order."""
-PIECES = 1e-6
-"""The same where vectors are float32, which sums of a batch are rounded to."""
+PIECES = 1e-8
+"""The same where vectors are float32, whose distances to the centroids round in another order."""
 
 LAYER = Layer(0, "conv", "Conv2d", 4, (2, 2), 9, 16, 1.0, "Conv2d")
 
@@ -92,3 +96,41 @@ def test_a_measure_reads_no_more_components_than_it_asked_for() -> None:
     both = genmeasures.measure({"net": net}, x, x, measures=[roughness, MorePatchComponents()], **options)
     assert both["more"].values.tolist() == [[8, 8]]
     np.testing.assert_allclose(both["roughness"].values, alone["roughness"].values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [DaviesBouldin, Roughness])
+def test_the_standard_error_over_seeds_of_kmeans(kind: type[FeatureMeasure]) -> None:
+    """Against scikit-learn's index of each clustering, and SciPy's standard error."""
+    points = torch.rand(500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labeler = KMeans(4, restarts=1, repeats=6)
+    labeler.fit(points, torch.Generator().manual_seed(1))
+    measure = kind(labeler)
+    if isinstance(measure, Roughness):
+        measure.patch_components = 3
+    measure.start(LAYER, torch.Generator())
+    for _ in range(2):
+        for part in points.split(150):
+            labels = labeler.label(part)
+            batch: Any = SimpleNamespace(projected=part, projected_patches=part, labels=lambda _, labels=labels: labels)
+            measure.update(batch)
+        measure.end_pass()
+    found = measure.compute()
+    clusterings = labeler.clusterings(labeler.label(points))
+    expected = [davies_bouldin_score(points.numpy(), one.numpy()) for one in clusterings]
+    assert isinstance(found, dict)
+    assert found[kind.name] == pytest.approx(np.mean(expected), rel=1e-9)
+    assert found[f"{kind.name}_se"] == pytest.approx(sem(expected), rel=1e-6)
+    assert found[f"{kind.name}_se"] > 0
+
+
+def test_the_standard_error_is_auxiliary_and_there_only_when_asked_for() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
+    x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    ds = genmeasures.measure([net], x, x, measures=[DaviesBouldin(KMeans(repeats=3)), Roughness()])
+    assert float(ds["davies_bouldin_se"].item()) >= 0
+    assert "roughness_se" not in ds
+    assert ds["davies_bouldin_se"].attrs["auxiliary"]
+    assert DaviesBouldin.variables[0].name == "davies_bouldin"
+    assert len(DaviesBouldin.variables) == 1
+    with pytest.raises(OptionError, match="repeats=1"):
+        Confidence(KMeans(repeats=2))

@@ -58,6 +58,8 @@ def test_separated_blobs_are_found_as_by_sklearn(seed: int, offset: float) -> No
 
 def test_more_than_one_restart_goes_on_with_all_points(digit_patches: Points, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best on the subsample need not be the best on all points."""
+    monkeypatch.setattr(kmeans_module, "_SUBSAMPLE", 300)
+    monkeypatch.setattr(kmeans_module, "_LARGER", 400)
     ends: list[float] = []
     lloyd = kmeans_module._lloyd
 
@@ -68,9 +70,10 @@ def test_more_than_one_restart_goes_on_with_all_points(digit_patches: Points, mo
 
     monkeypatch.setattr(kmeans_module, "_lloyd", noting)
     found = [cluster(digit_patches, 9, seed).inertia for seed in range(4)]
-    assert len(ends) == 8
-    assert found == [min(pair) for pair in zip(ends[::2], ends[1::2], strict=True)]
-    assert any(first > second for first, second in zip(ends[::2], ends[1::2], strict=True))
+    assert len(ends) == 12
+    runs = [ends[start : start + 3] for start in range(0, 12, 3)]
+    assert found == [min(run) for run in runs]
+    assert any(run[0] > min(run) for run in runs)
 
 
 def test_blobs_beyond_the_subsample_are_found_too() -> None:

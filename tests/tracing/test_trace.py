@@ -12,7 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from genmeasures.errors import ModelError
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
@@ -1016,3 +1019,72 @@ def test_tracing_changes_neither_inputs_nor_outputs() -> None:
     same(inputs, INPUTS)
     with torch.no_grad():
         same(model(inputs)["masks"], expected)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the memory that tensors made within hold at the same time, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._held.values()))
+        return made
+
+
+def _deep(layers: int, norm: bool, residual: bool) -> nn.Module:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(layers))
+            self.norms = nn.ModuleList(nn.BatchNorm2d(8) if norm else nn.Identity() for _ in range(layers))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for conv, one in zip(self.convs, self.norms, strict=True):
+                made = torch.relu(one(conv(x)))
+                x = x + made if residual else made
+            return x
+
+    return Deep().eval()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_trace_holds_no_more_tensors_than_a_pass(norm: bool, residual: bool) -> None:
+    """Of twelve layers a pass holds the tensors of one; a trace holds some elements of each beside them."""
+    model, x = _deep(12, norm, residual), torch.randn(3, 8, 320, 320)
+    with torch.no_grad():
+        with Live() as bare:
+            model(x)
+        with Live() as traced_:
+            assert len(trace(model, x, "activation").layers) == 12
+    assert bare.peak >= 2 * x.nbytes
+    # With the inputs of a pass: a trace makes a second batch.
+    assert x.nbytes + traced_.peak <= 1.3 * (x.nbytes + bare.peak)
+
+
+def test_an_input_that_is_overwritten_through_a_view_after_its_own_end() -> None:
+    """Nothing but a view of the layer's input is left when it is written to."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            view, made = x.flatten(1), self.second(x)
+            del x
+            view.zero_()
+            return torch.relu(made)
+
+    layers = trace(Net().eval(), torch.randn(3, 2, 9, 9), "activation").layers
+    assert [layer.copy_input for layer in layers] == [False, True]
