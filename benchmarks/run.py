@@ -169,7 +169,8 @@ def tiles(share: float) -> dict[str, float]:
         times.append(time.perf_counter() - begin)
         memory.append(peak() - before)
         found.append(np.stack([ds[name].values for name in _UNLABELLED]))
-    np.testing.assert_allclose(*found, rtol=1e-3)
+    # Log densities are near 0 in some layers: 0.5% of the density.
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=5e-3)
     return {
         "seconds": times[0],
         "ratio": times[0] / times[1],

@@ -20,7 +20,10 @@ def check_names(measures: Sequence[Measure]) -> None:
         for variable in measure.written():
             for name in (variable.name, variable.name + STATUS, variable.name + LAYERS_USED):
                 if name in needed:
-                    raise OptionError(f"{measure.described()}: results call something else {name!r}: {_REMEDY}")
+                    raise OptionError(
+                        f"{measure.described()}: a variable cannot be called {name!r}, the name of a coordinate of "
+                        f"results: {_REMEDY}"
+                    )
                 if name in owners:
                     raise OptionError(
                         f"two measures write the variable {name!r}, {owners[name].described()} and "

@@ -134,6 +134,7 @@ def test_a_notebook_shows_the_models(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     display = Display()
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(logging.getLogger("genmeasures"), "propagate", False)  # to handlers that other tests have left
     torch.manual_seed(0)
     nets = {"net[/x]": nn.Linear(3, 4), "last": nn.Linear(3, 4)}
     genmeasures.measure(nets, (torch.randn(40, 3), torch.arange(40) % 2), measures=["davies_bouldin"])

@@ -65,7 +65,7 @@ def test_what_follows_takes_the_names(nets: dict[str, nn.Module], data: Any, tmp
     ds = ds.assign_coords(test_accuracy=("model", [0.1, 0.4, 0.2, 0.3]))
     aggregated = genmeasures.aggregate(ds, "mean")
     assert judged_variables(aggregated) == ["roughness", "k8"]
-    table = genmeasures.judge(aggregated).set_index("measure")
+    table = genmeasures.judge(aggregated, "test_accuracy").set_index("measure")
     assert list(table.index) == ["roughness", "k8"]
     expected = next(variable.expected_accuracy for variable in Roughness.variables)
     assert expected
@@ -118,8 +118,8 @@ def test_model_measures_too(nets: dict[str, nn.Module], data: Any) -> None:
     [
         ([Roughness(), Roughness(KMeans(k=8))], "two measures write the variable 'roughness', Roughness(labeler="),
         ({"roughness": Roughness(), "a": "roughness", "roughness_status": "confidence"}, "'roughness_status'"),
-        ({"layer": Roughness()}, "results call something else 'layer'"),
-        ({"generalization_gap": Roughness()}, "results call something else 'generalization_gap'"),
+        ({"layer": Roughness()}, "a variable cannot be called 'layer'"),
+        ({"generalization_gap": Roughness()}, "a variable cannot be called 'generalization_gap'"),
         ({"a b": Roughness()}, "'a b' is no name for it"),
         ({"": Roughness()}, "'' is no name for it"),
         ({"_x": Roughness()}, "'_x' is no name for it"),

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from genmeasures.engine import ModelResult, Outcome
-from genmeasures.errors import ComponentError, ResultError
+from genmeasures.errors import ResultError
 from genmeasures.interfaces import Measure, TaskModel
 from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS, measured_accuracy, measured_labels
 
@@ -76,11 +76,6 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
     coords |= {dim: (dim, np.arange(size)) for dim, size in sizes.items() if dim not in coords}
     for measure in measures:
         for variable in measure.written():
-            if variable.name in coords or variable.name in RESERVED or variable.name == "generalization_gap":
-                raise ComponentError(
-                    f"{type(measure).__name__}: a variable cannot be called {variable.name!r}, the name of a "
-                    "coordinate of results: rename it"
-                )
             found = list(outcomes.get(variable.name, []))
             if failed and "layer" not in variable.dims:
                 found = [Outcome(float("nan"), f"failed: {result}")]

@@ -46,7 +46,7 @@ SAID = {
     "layers=0": "layers must be a list of names or places, layers=[0], not 0",
     "layers=[]": "layers is an empty list",
     "layers=[1.5]": "layers must be names or places (0 is the first, -1 the last), not 1.5",
-    "+measure@measure.layer=roughness": "results call something else 'layer': give one of them another name",
+    "+measure@measure.layer=roughness": "a variable cannot be called 'layer', the name of a coordinate",
     "+measure@measure.a-b=roughness": "'a-b' is no name for it",
     "+measure@measure.confidence=roughness +measure@measure.confidence=confidence": "measure",
 }

@@ -15,6 +15,7 @@ import pytest
 
 from genmeasures.cli.interrupts import interruptible, on_interrupt
 from genmeasures.results import load
+from genmeasures.results.schema import is_measured
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -70,7 +71,8 @@ def test_ctrl_c_and_going_on(tmp_path: Path, folders: Any) -> None:
     assert running.wait(120) == 0
     assert f"{kept} of 4 models taken from" in (tmp_path / "log.txt").read_text()
     (path,) = tmp_path.glob("results/*.nc")
-    assert (load(path)["model_status"] == "ok").all()
+    # The task's accuracies are made up, which a note says.
+    assert is_measured(load(path)["model_status"].values).all()
 
 
 def test_ctrl_c_in_a_multirun_of_processes(tmp_path: Path, folders: Any) -> None:

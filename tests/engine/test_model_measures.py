@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import genmeasures
 from genmeasures.engine import model as model_module
-from genmeasures.errors import ComponentError
+from genmeasures.errors import OptionError
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, ModelMeasure, Pass, Task, TaskModel, Variable
 from genmeasures.labelers import KMeans
 from genmeasures.tracing.guard import State, lent
@@ -351,7 +351,7 @@ def test_what_a_field_is_made_of_need_not_be_declared() -> None:
     [
         (
             lambda batch, measure: batch.labels(KMeans(3)),
-            "failed: batch.labels(KMeans(k=3, restarts=10)): there are labels",
+            "failed: batch.labels(KMeans(k=3, restarts=10, repeats=1)): there are labels",
         ),
         (
             lambda batch, measure: batch.labels(None),
@@ -381,7 +381,7 @@ def test_a_variable_with_the_name_of_a_coordinate_is_refused_before_any_model_ru
     class Named(Sums):
         variables = (Variable(name, "what it is", dims=()),)
 
-    with pytest.raises(ComponentError, match=f"Named: a variable cannot be called '{name}', the name of a coordinate"):
+    with pytest.raises(OptionError, match=rf"Named\(\): a variable cannot be called '{name}', the name of a"):
         genmeasures.measure([nn.Sequential()], X, measures=[Named()])
 
 

@@ -115,5 +115,5 @@ def test_repeats_are_clusterings_one_by_one() -> None:
     "options", [{"k": 1}, {"k": 2.0}, {"restarts": 0}, {"restarts": None}, {"repeats": 0}, {"k": 5, "repeats": 28}]
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=f"KMeans: {next(iter(options))}"):
+    with pytest.raises(OptionError, match=f"KMeans: {list(options)[-1]}"):
         KMeans(**options)

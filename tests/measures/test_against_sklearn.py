@@ -427,7 +427,8 @@ def test_mean_log_density_is_that_of_sklearn(case: Case) -> None:
         if layer.alike:
             alike += 1
             expected = layer.log_density("component", layer.best_labels)["test"].mean()
-            np.testing.assert_allclose(values[name], expected, rtol=0.01)
+            # 1% of the density too: where its logarithm is near 0, that is more than 1% of the logarithm.
+            np.testing.assert_allclose(values[name], expected, rtol=0.01, atol=0.01)
     assert alike
 
 

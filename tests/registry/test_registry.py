@@ -280,7 +280,7 @@ def test_configs_that_do_not_parse_are_reported(install: Callable[..., None], tm
 @pytest.mark.parametrize("hook", [name for name in vars(specs) if name.startswith("genmeasures_")])
 def test_every_hook_is_documented(hook: str) -> None:
     assert inspect.getdoc(getattr(specs, hook))
-    assert hook in (Path(__file__).parents[2] / "plugins" / "README.md").read_text()
+    assert hook in (Path(__file__).parents[2] / "docs" / "guide" / "plugins.md").read_text()
 
 
 def test_a_registry_is_made_once() -> None:
