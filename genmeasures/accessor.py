@@ -52,9 +52,9 @@ class Summary:
             status = ds[name + STATUS].values.astype(str)
             values = int(np.isfinite(ds[name].values).sum())
             counts = [f"{values} values"]
-            for what in ("undefined", "failed"):
+            for what, shown_as in (("undefined", "undefined"), ("failed", "failed"), ("note: ", "with a note")):
                 number = int(np.char.startswith(status, what).sum())
-                counts += [f"{number} {what}"] if number else []
+                counts += [f"{number} {shown_as}"] if number else []
             lines.append(f"{name}: {', '.join(counts)}{' (auxiliary)' if ds[name].attrs.get('auxiliary') else ''}")
         return "\n".join(map(shown, lines))
 

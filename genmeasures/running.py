@@ -225,7 +225,8 @@ class Run:
     def _report_alike(self) -> None:
         for first, *others in self._failures.values():
             if others:
-                log.warning("%d more models failed as %s did: %s", len(others), shown(first), shown(listed(others)))
+                count = f"{len(others)} more model{'' if len(others) == 1 else 's'}"
+                log.warning("%s failed as %s did: %s", count, shown(first), shown(listed(others)))
 
     def _measure_one(self, task_model: TaskModel, on_batch: Progress | None) -> xr.Dataset:
         began = time.perf_counter()
@@ -266,7 +267,7 @@ class Run:
         """One line a model, at level INFO."""
         status = str(ds["model_status"].values[0]).partition(":")[0]
         taken = " (taken from what was kept)" if name in self.account.taken else ""
-        log.info("model %s: %s%s, %.2f s, %d layers", shown(name), status, taken, seconds, ds.sizes["layer"])
+        log.info("model %s: %s%s, %.2f s, layers: %d", shown(name), status, taken, seconds, ds.sizes["layer"])
 
     def _report_unkept(self) -> None:
         unkept = self.account.unkept

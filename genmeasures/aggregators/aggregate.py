@@ -31,6 +31,8 @@ def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
         ResultError: a coordinate is missing.
         OptionError: the aggregator does not fit the layers of the models.
     """
+    if "layer" not in ds.dims and "aggregator" in ds.attrs:
+        raise ResultError(f"cannot aggregate: the result is aggregated already, by {ds.attrs['aggregator']}")
     for coordinate in ("model", "layer_name", "weight_norm", "model_status"):
         if coordinate not in ds.coords:
             raise ResultError(f"cannot aggregate: the result has no coordinate {coordinate!r}")

@@ -80,6 +80,13 @@ class Accuracy:
             return "the outputs are no floating-point numbers"
         output = plain(output.detach())
         outputs = output.shape[1] if output.dim() > 1 else 0
+        if output.shape == (len(targets), self._classes - 1, *self._space) and outputs > 1:
+            log.warning(
+                "no accuracy is counted: labels go up to %d, and the model has %d outputs: are the classes numbered "
+                "from 0?",
+                self._classes - 1,
+                outputs,
+            )
         if output.shape != (len(targets), outputs, *self._space) or outputs < self._classes:
             return f"outputs of shape {tuple(output.shape)} are not one for each of {self._classes} classes"
         self._outputs = outputs

@@ -95,6 +95,8 @@ def judge(
         >>> bool(row["pearson_low"] < row["pearson"] < row["pearson_high"]), bool(row["pearson_p"] < 0.01)
         (True, True)
     """
+    if not isinstance(ds, xr.Dataset):
+        raise OptionError(f"judge: a result of measure is expected, an xarray Dataset, not {type(ds).__name__}")
     if not 0 < confidence < 1:
         raise OptionError(f"judge: confidence={confidence!r} must lie between 0 and 1")
     if not is_count(resamples):
@@ -227,7 +229,7 @@ def _hparams(ds: xr.Dataset) -> pd.DataFrame | None:
 def _undefined(x: Floats, y: Floats, measure: str, target: str, given: Floats | None) -> str:
     """Why x and y have no correlation; empty where they have one."""
     if len(x) < MIN_MODELS:
-        return f"{len(x)} models have a value and a target, {MIN_MODELS} are needed"
+        return f"models with a value and a target: {len(x)}, {MIN_MODELS} are needed"
     for name, values in ((measure, x), (target, y)):
         if is_constant(values):
             return f"{name} is the same for all models"
@@ -294,7 +296,8 @@ def _targets(ds: xr.Dataset, against: str | Sequence[str] | Mapping[str, ArrayLi
         names = [name for name in (metric, _GAP) if name in ds.coords]
         if not names:
             raise ResultError(
-                f"the result has neither {metric} nor generalization_gap to judge measures against: add one with "
+                f"the result has neither {metric} nor generalization_gap to judge measures against: measure with "
+                "labeled test data, of which accuracy is counted, add one with "
                 f'ds.assign_coords({metric}=("model", [...])), or name another with against='
             )
     else:

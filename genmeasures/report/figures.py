@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from scipy.stats import pearsonr
 
 from genmeasures.errors import ResultError, shown
 from genmeasures.judging.correlation import is_constant, pearson
@@ -23,6 +24,8 @@ from genmeasures.results.schema import judged_variables
 _GAP = "generalization_gap"
 _NEUTRAL = (0.55, 0.55, 0.55, 1.0)
 _OUTLIERS = 0.02
+_LEVEL = 0.05
+"""Of the p-value below which a sign counts as found."""
 """Share of values at either end that may be left outside of the axes."""
 _COLUMNS = 5
 """Measures side by side, at most."""
@@ -129,8 +132,9 @@ def _scatter(
     outside = _limit(ax.set_xlim, x)
     counted = f"n = {len(x)}{f', {outside} outside' if outside else ''}"
     sign = {1: ", expected > 0", -1: ", expected < 0"}.get(expected, "")
-    # Red where the data have the other sign.
-    color = "firebrick" if expected and coefficient * expected < 0 else "black"
+    # Red where the data have the other sign, and not by chance.
+    against = expected and coefficient * expected < 0 and float(pearsonr(x, y).pvalue) < _LEVEL
+    color = "firebrick" if against else "black"
     ax.set_title(f"Pearson {shown} ({counted}){sign}", fontsize=10 if not sign else 9, color=color)
     ax.grid(alpha=0.25, linewidth=0.5)
 

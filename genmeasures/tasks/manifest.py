@@ -274,7 +274,7 @@ def _models(top: _Section, metric: str) -> tuple[ModelSpec, ...]:
             if name is not None and not isinstance(name, str):
                 section.section("columns").fail(column, f"must be the name of a column, or null, but is {name!r}")
         return _table(resolve(top.file, section.values["table"]), top.file, common, renamed, metric)
-    return tuple(_one_model(section.section(name), name, common) for name in section.values)
+    return tuple(_one_model(section.section(name), name, common, metric) for name in section.values)
 
 
 @dataclass(frozen=True)
@@ -286,8 +286,11 @@ class _Common:
     strict: bool
 
 
-def _one_model(section: _Section, name: str, common: _Common) -> ModelSpec:
+def _one_model(section: _Section, name: str, common: _Common, metric: str) -> ModelSpec:
     for key in section.values:
+        split, _, given = key.partition("_")
+        if split in SPLITS and metric == "accuracy" and _words(given) == ["acc"]:
+            section.fail(key, f"write {split}_accuracy, or metric: {given} at the top of the manifest")
         if key not in _OF_A_MODEL and not key.startswith(("train_", "test_")) and looks_like_metric(key):
             section.fail(key, f"looks like a metric: metrics are called train_… and test_…{_instead(key, 'write ')}")
     section.allow(*_OF_A_MODEL, prefixes=("train_", "test_"))

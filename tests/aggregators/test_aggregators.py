@@ -249,6 +249,11 @@ def test_a_failed_model_keeps_its_reason() -> None:
     assert out["m_layers_used"].values[0] == 0
 
 
+def test_aggregating_twice_is_told() -> None:
+    with pytest.raises(ResultError, match="aggregated already, by Frobenius"):
+        aggregate(aggregate(result(), Frobenius()), Mean())
+
+
 def test_aggregate_needs_the_coordinates() -> None:
     with pytest.raises(ResultError, match="no coordinate 'weight_norm'"):
         aggregate(result().drop_vars("weight_norm"), Frobenius())

@@ -305,3 +305,12 @@ class Claiming(genmeasures.interfaces.Task):
 
     def data(self, split: Any) -> Any:
         return self.data_of[split]
+
+
+def test_classes_that_do_not_begin_at_0_are_told(
+    digits_net: nn.Module, digits: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (x, y), _ = digits
+    found = measured(digits_net, (x, y + 1), (x, y + 1))
+    assert np.isnan(accuracy(found))
+    assert "labels go up to 10, and the model has 10 outputs: are the classes numbered from 0?" in caplog.text

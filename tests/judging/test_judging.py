@@ -244,7 +244,7 @@ def test_degenerate_rows_say_why() -> None:
     judged = judge(ds, "test_accuracy", resamples=500)
     assert judged["status"].tolist()[:2] == [
         "undefined: m is the same for all models",
-        "undefined: 2 models have a value and a target, 3 are needed",
+        "undefined: models with a value and a target: 2, 3 are needed",
     ]
     assert judged.loc[:1, "pearson":"kendall_p"].isna().all(axis=None)
     assert judged["status"][2] == "note: 5 models: no interval from fewer than 8"
@@ -309,3 +309,8 @@ def test_a_large_study_takes_seconds() -> None:
     start = time.process_time()
     assert len(judge(ds)) == 88
     assert time.process_time() - start < 30
+
+
+def test_only_results_are_judged() -> None:
+    with pytest.raises(OptionError, match="an xarray Dataset, not DataFrame"):
+        judge(pd.DataFrame({"m": [1.0, 2.0, 3.0]}))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 from matplotlib.image import imread
 from rich.console import Console
+from scipy.stats import pearsonr
 
 from genmeasures.aggregators import Mean, aggregate
 from genmeasures.errors import ResultError
@@ -290,6 +291,22 @@ def test_figure_with_what_is_missing(tmp_path: Path) -> None:
     ds = ds.drop_vars("test_accuracy")
     plot_measures(ds, aggregate(ds, Mean()), str(tmp_path / "none.png"))
     picture(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(("noise", "red"), [(0.0, True), (15.0, False)])
+def test_titles_are_red_where_the_sign_is_the_other_one_beyond_chance(noise: float, red: bool) -> None:
+    from matplotlib.figure import Figure
+
+    from genmeasures.report.figures import _scatter
+
+    x = np.arange(12.0)
+    y = x + noise * (-1) ** x
+    found = pearsonr(x, y)
+    assert found.statistic > 0
+    assert (found.pvalue < 0.05) == red
+    ax = Figure().subplots()
+    _scatter(ax, x, y, np.zeros((12, 4)), "accuracy", -1)
+    assert (ax.title.get_color() == "firebrick") == red
 
 
 def test_figure_that_cannot_be_written(tmp_path: Path) -> None:
