@@ -75,13 +75,16 @@ def remarks(found: Mapping[str, float], draws: Draws) -> list[str]:
 def agreement(expected: int, found: Mapping[str, float], confidence: float) -> str:
     """Whether Spearman's coefficient has the expected sign.
 
-    "yes" or "no" where it is told from 0: its p-value is at most 1 − confidence, or without one its
-    interval leaves 0 out; "open" where it is not; "" where no sign is expected or there is no coefficient.
+    "yes" or "no" where it is told from 0: its p-value is at most 1 − confidence and its interval leaves 0 out,
+    or the one of them that there is; "open" where it is not; "" where no sign is expected or there is no
+    coefficient.
     """
     value, p = found["spearman"], found["spearman_p"]
     if not expected or not np.isfinite(value):
         return ""
-    sure = p <= 1 - confidence + 1e-12 if np.isfinite(p) else found["spearman_low"] * found["spearman_high"] > 0
-    if not sure:
+    low, high = found["spearman_low"], found["spearman_high"]
+    by_chance = np.isfinite(p) and p > 1 - confidence + 1e-12
+    around_zero = np.isfinite(low) and low * high <= 0
+    if by_chance or around_zero or not (np.isfinite(p) or np.isfinite(low)):
         return "open"
     return "yes" if value * expected > 0 else "no"
