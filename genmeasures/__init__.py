@@ -10,12 +10,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["aggregate", "judge", "load_task", "measure"]
+_PACKAGES = ("aggregators", "extractors", "judging", "labelers", "measures", "plugin", "report", "results", "testing")
+"""What the documentation names after ``import genmeasures``."""
 
 
 def __getattr__(name: str) -> Any:
     # torch is imported when something is used, not before: the command line must answer at once.
     if name in __all__:
         return getattr(importlib.import_module("genmeasures.api"), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"genmeasures.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

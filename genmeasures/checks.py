@@ -7,18 +7,24 @@ from collections.abc import Sequence
 from torch import nn
 
 from genmeasures.errors import OptionError
-from genmeasures.interfaces import Measure, TaskModel
+from genmeasures.interfaces import SPLITS, Measure, TaskModel
 from genmeasures.results.build import model_dataset
-from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS
+from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS, measured_accuracy, measured_labels
 
 
-def check_names(measures: Sequence[Measure]) -> None:
+def check_names(measures: Sequence[Measure], models: Sequence[TaskModel] = ()) -> None:
     """Raise OptionError where two variables of a result would have the same name, or one that results need."""
     needed = {*map(str, model_dataset(TaskModel("", nn.Module), "", ()).variables), *RESERVED, "generalization_gap"}
+    for split in SPLITS:
+        needed |= {f"{split}_accuracy", measured_accuracy(split), measured_labels(split)}
+    for model in models:
+        needed |= {*model.hparams, *model.metrics}
     owners: dict[str, Measure] = {}
     for measure in measures:
         for variable in measure.written():
             for name in (variable.name, variable.name + STATUS, variable.name + LAYERS_USED):
+                if name.removesuffix(STATUS) != name and name == variable.name:
+                    raise OptionError(f"{measure.described()}: a variable cannot end in {STATUS!r}: {name!r}")
                 if name in needed:
                     raise OptionError(
                         f"{measure.described()}: a variable cannot be called {name!r}, the name of a coordinate of "

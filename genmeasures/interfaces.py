@@ -127,6 +127,10 @@ def check_attributes(component: Component) -> None:
             ...
         genmeasures.errors.ComponentError: Nameless has no name: write name = "my_component" in the class
     """
+    given: object = component  # authors pass names and classes too
+    if not isinstance(given, Component):
+        hint = f": {given.__name__}(…)" if isinstance(given, type) else ""
+        raise ComponentError(f"an object of a component is expected, not {given!r}{hint}")
     cls = type(component).__name__
     if isinstance(component, Labeler) and not isinstance(component, TargetLabeler | FeatureLabeler):
         raise ComponentError(f"{cls} is a Labeler of no kind: subclass TargetLabeler or FeatureLabeler")

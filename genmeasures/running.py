@@ -114,7 +114,7 @@ class Run:
             raise ModelError(f"models with the same name: {shown(', '.join(twice))}")
         if not measures:
             raise OptionError("there are no measures to compute")
-        check_names(measures)
+        check_names(measures, models)
         check_layers(layers)
         if not is_count(batch_size):
             raise OptionError(f"batch_size must be a whole number ≥ 1, not {batch_size!r}")

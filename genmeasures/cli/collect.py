@@ -26,6 +26,7 @@ from genmeasures.report import (
     write_table,
 )
 from genmeasures.results import collect, differing, run_settings
+from genmeasures.results.schema import MODEL_TASK
 
 _IN_FULL = 3
 """Up to so many ways of measuring have their whole tables printed; of more, files have them."""
@@ -74,7 +75,8 @@ def collect_command(
         if len(merged.files) <= _IN_FULL:
             print_line(console, told)
             render_table(judged, console)
-        runs.append(JudgedRun(_named(run_settings(ds)), ds.sizes["model"], judged))
+        task = {"task": ", ".join(sorted(set(ds[MODEL_TASK].values.astype(str))))} if MODEL_TASK in ds.coords else {}
+        runs.append(JudgedRun({**task, **_named(run_settings(ds))}, ds.sizes["model"], judged))
         tables.append(judged.assign(run=merged.labels[path]))
     compared = by_run(runs)
     if len(merged.files) > 1:

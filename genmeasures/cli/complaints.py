@@ -18,6 +18,7 @@ from genmeasures.errors import GenmeasuresError, nearest, one_line
 from genmeasures.registry import registry
 
 _ALL = "'genmeasures run --cfg job' shows all settings"
+_KINDS = ("task", "extractor", "labeler", "measure", "aggregator")
 _GROUPS = ("task", "extractor", "measure", "aggregator", "experiment")
 _KEY = r"'?(?P<key>[^'\s]+?)'?"
 
@@ -47,6 +48,11 @@ def told(error: Exception, overrides: Sequence[str]) -> str | None:
 def _missing(group: str, name: str) -> str:
     with initialize_config_module("genmeasures.conf", version_base="1.3"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
+    if group in _KINDS and name in registry().names(group):
+        return (
+            f"the {group} {name!r} is installed, but has no config: its plugin needs the file {group}/{name}.yaml in a "
+            "config package; 'genmeasures check' tells more"
+        )
     said = registry().missing(group, name, options)
     if group == "measure":
         said += "; 'genmeasures plugins' shows what is installed, and measure=[…] chooses among it"

@@ -9,15 +9,22 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from genmeasures.errors import OptionError
+from genmeasures.registry import registry
 
 _SUFFIX = ".tmpl"
 
 
 def new_plugin_command(name: str, folder: str) -> int:
     """Make ``folder/genmeasures-NAME``; returns the exit status."""
+    given = name
     name = name.removeprefix("genmeasures-").replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise OptionError(f"{name!r} is no name for a measure: lower case letters, digits and underscores")
+        raise OptionError(
+            f"{given!r} is no name for a measure: lowercase letters, digits and underscores, a letter first, and no "
+            "keyword of Python"
+        )
+    if name in registry().names("measure"):
+        raise OptionError(f"there is a measure {name!r} already: choose another name")
     target = Path(folder) / f"genmeasures-{name.replace('_', '-')}"
     if target.exists():
         raise OptionError(f"{target} is already there: choose another name, or --folder")

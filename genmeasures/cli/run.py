@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
 from genmeasures.failures import debugging
 from genmeasures.files import remove_stale_temporaries
-from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
+from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, is_count
 from genmeasures.kept import NEW, Account
 from genmeasures.progress import progress_bars
 from genmeasures.registry import registry
@@ -175,6 +177,11 @@ def job(config: DictConfig) -> None:
 def _job(config: DictConfig) -> None:
     if unknown := unread(config, _SETTINGS):
         raise OptionError(unknown)
+    for name in ("force", "figures"):
+        if not isinstance(config[name], bool):
+            raise OptionError(f"{name} must be true or false, not {config[name]!r}")
+    if not is_count(config.seed, 0):
+        raise OptionError(f"seed must be a whole number ≥ 0, not {config.seed!r}")
     task = _make(config, "task", Task)
     extractor = _make(config, "extractor", Extractor)
     aggregator = _make(config, "aggregator", Aggregator)
@@ -182,7 +189,9 @@ def _job(config: DictConfig) -> None:
         raise OptionError("measure: choose at least one, measure=[roughness] for example")
     measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
     path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
-    table = path.with_name(f"{path.stem}-judged.csv")
+    told = _aggregated_by(aggregator)  # values do not depend on it: one file has them for all
+    table = path.with_name(f"{path.stem}{told}-judged.csv")
+    figure = path.with_name(f"{path.stem}{told}.png")
     console = make_console()
     earlier = _earlier(path, console)
     keep = path.with_suffix(".parts")
@@ -219,8 +228,9 @@ def _job(config: DictConfig) -> None:
                 print_line(console, line)
             problem = _saved(ds, path)
             if problem is None:
-                for beside in (table, path.with_suffix(".png")):  # they are of what the file held before
-                    beside.unlink(missing_ok=True)
+                for beside in path.parent.glob(f"{glob.escape(path.stem)}*"):  # of what the file held before
+                    if beside.name.endswith((".png", "-judged.csv")):
+                        beside.unlink(missing_ok=True)
         if problem is None:
             _remove(keep)
     finally:
@@ -250,7 +260,6 @@ def _job(config: DictConfig) -> None:
     if judged is not None:
         write_table(judged, table)
     if config.figures:
-        figure = path.with_suffix(".png")
         try:
             plot_measures(ds, aggregated, figure)
         except OSError as error:
@@ -258,6 +267,15 @@ def _job(config: DictConfig) -> None:
         print_line(console, f"figure: {figure}")
     if failed := mostly_failed(ds):
         raise ModelError(failed)
+
+
+def _aggregated_by(aggregator: Aggregator) -> str:
+    """What names of tables and figures have of an aggregator that is not the default one: ``-last_k-k=2``."""
+    options = {name: getattr(aggregator, name) for name in aggregator.option_names()}
+    if aggregator.name == "frobenius" and not options:
+        return ""
+    written = "-".join([aggregator.name, *(f"{name}={value}" for name, value in options.items())])
+    return "-" + re.sub(r"[^\w.=-]+", "_", written)[:60]
 
 
 def _earlier(path: Path, console: Console) -> xr.Dataset | None:
@@ -331,7 +349,10 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
     """The component that a part of the configuration describes, its options checked by name first."""
     node = config.get(key)
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise OptionError(f"{prefix}{key}: no component is configured")
+        raise OptionError(
+            f"{prefix}{key}: no component is configured: a config has _target_, and one of a measure begins with the "
+            "line '# @package measure.NAME'"
+        )
     try:
         component = get_class(node["_target_"])
     except Exception as error:

@@ -440,6 +440,7 @@ def grid_codes(hparams: pd.DataFrame) -> NDArray[np.int64]:
         DataError: there are fewer than two hyper-parameters, a combination repeats (its rows are named) or
             is missing (one is named), or the frame cannot be used; see the module.
     """
+    _check_frame(hparams)
     if hparams.shape[1] < 2:
         raise DataError(f"the score needs at least 2 hyper-parameters, not {hparams.shape[1]}")
     codes, values = _encode(hparams)
@@ -617,8 +618,15 @@ def _same_length(mu: Floats, g: Floats, codes: NDArray[np.int64]) -> None:
         )
 
 
+def _check_frame(hparams: object) -> None:
+    if not isinstance(hparams, pd.DataFrame):
+        kind = type(hparams).__name__
+        raise DataError(f"hparams is of type {kind}, a pandas DataFrame is expected, a row for each model")
+
+
 def _encode(hparams: pd.DataFrame) -> tuple[NDArray[np.int64], list[list[object]]]:
     """Codes int64 (n, k), and the values that they stand for."""
+    _check_frame(hparams)
     if not hparams.columns.is_unique:
         repeated = hparams.columns[hparams.columns.duplicated()][0]
         raise DataError(f"hparams has more than one column {repeated!r}")

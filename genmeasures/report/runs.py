@@ -49,15 +49,17 @@ def by_run(runs: Sequence[JudgedRun]) -> pd.DataFrame:
         groups.setdefault(tuple(run.settings.get(name, "") for name in names), []).append(run)
     rows = []
     for values, members in groups.items():
-        judged = [one.judged for one in members if len(one.judged)]
+        judged = [one.judged.assign(seed=one.settings.get(SEED, "")) for one in members if len(one.judged)]
         if not judged:
             continue
         whole = pd.concat(judged, ignore_index=True)
         models = sorted({one.models for one in members})
         for (against, measure), found in whole.groupby(["against", "measure"], sort=False):
+            # Runs may share a seed, and differ in the measures that they have.
+            found = found.groupby(found["seed"], sort=False)[list(_SCORES)].mean()
             row = {
                 **dict(zip(names, values, strict=True)),
-                "seeds": len(members),
+                "seeds": len({one.settings.get(SEED) for one in members}),
                 "models": "–".join(map(str, dict.fromkeys((models[0], models[-1])))),
                 "against": against,
                 "measure": measure,

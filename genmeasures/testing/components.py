@@ -62,12 +62,14 @@ def check_methods(component: Component) -> None:
         for name, one in vars(base).items()
         if not name.startswith("_") and callable(one)
     }
+    for name in interface:
+        assert callable(getattr(component, name)), f"{name} is a method of the interface: write def {name}(self, …)"
     for cls in type(component).__mro__:
         if cls.__module__.partition(".")[0] == "genmeasures":
             continue
         for name, one in vars(cls).items():
             if callable(one) and not name.startswith("_") and name not in interface:
-                for close in difflib.get_close_matches(name, interface, n=1, cutoff=0.9):
+                for close in difflib.get_close_matches(name, interface, n=1, cutoff=0.84):
                     assert getattr(type(component), close) is not interface[close], (
                         f"it has a method {name!r}, which is never called: did you mean {close!r}? Otherwise write "
                         f"'_{name}'"
@@ -105,13 +107,18 @@ def check_config(component: Component) -> None:
             break
     else:
         raise AssertionError(f"no config package has {kind}/{component.name}.yaml")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    options = {key: value for key, value in settings.items() if not key.startswith("_")}
+    text = path.read_text(encoding="utf-8")
+    if kind == "measure":
+        package = f"# @package measure.{name}"
+        assert text.partition("\n")[0].strip() == package, f"the first line of {path.name} must be {package!r}"
+    settings = yaml.safe_load(text)
+    options = {key: value for key, value in settings.items() if key != "defaults" and not key.startswith("_")}
     unknown = sorted(set(options) - set(component.option_names()))
-    assert not unknown, f"{path.name} sets {', '.join(unknown)}, which are no options"
+    assert not unknown, f"{path.name} sets {', '.join(unknown)}, which the class has no options for"
     if any(value == "???" for value in options.values()):
         raise SkipTest("its config leaves options to the user, so it makes nothing by itself")
-    made = instantiate(settings, _convert_="all")
+    # What the defaults of a config fill in, its other choices, is left to the class here.
+    made = instantiate({key: value for key, value in settings.items() if key != "defaults"}, _convert_="all")
     assert type(made) is type(component), f"{path.name} makes a {type(made).__name__}"
     default = type(component)()
     assert repr(made) == repr(default), f"{path.name} makes {made!r}, the defaults of the class are {default!r}"
