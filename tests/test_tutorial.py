@@ -74,3 +74,12 @@ def test_your_checkpoints(run: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     exec(compile(reading, page, "exec"), vars(run))
     assert run.ds.sizes["model"] == 8
     assert set(run.ds["model_status"].values) == {"ok"}
+
+
+def test_other_components(run: ModuleType) -> None:
+    page = "other-components.md"
+    for block in blocks(page):
+        exec(compile(block, page, "exec"), vars(run))
+    assert np.isfinite(run.ds["davies_bouldin"].values).all()
+    for made in (run.Parity(), run.Median()):
+        assert [one for one in run_checks(made) if one.status == "failed"] == []
