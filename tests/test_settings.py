@@ -118,6 +118,8 @@ def test_model_measures_too(nets: dict[str, nn.Module], data: Any) -> None:
     [
         ([Roughness(), Roughness(KMeans(k=8))], "two measures write the variable 'roughness', Roughness(labeler="),
         ({"roughness": Roughness(), "a": "roughness", "roughness_status": "confidence"}, "'roughness_status'"),
+        ({"test_accuracy": Roughness()}, "a variable cannot be called 'test_accuracy'"),
+        ({"a_status": Roughness()}, "a variable cannot end in '_status'"),
         ({"layer": Roughness()}, "a variable cannot be called 'layer'"),
         ({"generalization_gap": Roughness()}, "a variable cannot be called 'generalization_gap'"),
         ({"a b": Roughness()}, "'a b' is no name for it"),

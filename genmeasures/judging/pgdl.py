@@ -585,6 +585,7 @@ def _differ_alone(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
 def _loose(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Measure (n,), gap (n,) and codes (n, k) of a grid that need not be complete."""
     mu, g = _finite("measure", measure), _finite("gap", gap)
+    _check_frame(hparams)
     if hparams.shape[1] == 0:
         raise DataError("there is no hyper-parameter")
     codes, values = _encode(hparams)

@@ -166,7 +166,8 @@ def test_a_result_that_is_there_is_not_made_again(
     assert status == 0
     assert f"The result is already there (force=true measures again): results/{path.name}" in out
     assert "Against scale, 3 models, Mean()" in out
-    assert path.with_suffix(".png").is_file()
+    assert path.with_name(f"{path.stem}-mean.png").is_file()
+    assert path.with_name(f"{path.stem}-mean-judged.csv").is_file()
     assert results(tmp_path) == [path]
     assert path.stat().st_mtime_ns == before
     _, out, _ = run("measure=[davies_bouldin]", "force=true")

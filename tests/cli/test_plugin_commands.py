@@ -59,6 +59,7 @@ def test_check_takes_options(capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "last_k", "j=1"], "has no option 'j'"),
         (["new-plugin", "2nd"], "'2nd' is no name for a measure"),
         (["new-plugin", "class"], "'class' is no name for a measure"),
+        (["new-plugin", "roughness"], "there is a measure 'roughness' already"),
     ],
 )
 def test_errors_say_what_to_do(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

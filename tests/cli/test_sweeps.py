@@ -195,6 +195,32 @@ def test_mean_and_spread_are_those_of_pandas() -> None:
     assert table["kendall"].isna().all()
 
 
+def test_runs_that_share_a_seed_count_once() -> None:
+    """They differ in their measures, which is no setting of a measure that both have."""
+    runs = [
+        JudgedRun({"m": "M", "seed": "0"}, 9, judged({"m": 0.2})),
+        JudgedRun({"m": "M", "n": "N", "seed": "0"}, 9, judged({"m": 0.2, "n": 0.1})),
+        JudgedRun({"m": "M", "seed": "1"}, 9, judged({"m": 0.6})),
+    ]
+    found = by_run(runs).set_index("measure").loc["m"]
+    assert (found["seeds"], found["pearson_n"]) == (2, 2)
+    assert found["pearson"] == pytest.approx(0.4)
+    assert found["pearson_sd"] == pytest.approx(np.std([0.2, 0.6], ddof=1))
+
+
+def test_tables_of_several_aggregators_lie_side_by_side(run: Callable[..., str], tmp_path: Path) -> None:
+    run("measure=[davies_bouldin]", "-m", "aggregator=mean,max,frobenius")
+    (path,) = (tmp_path / "results").glob("*.nc")
+    tables = sorted(one.name.removeprefix(path.stem) for one in path.parent.glob("*-judged.csv"))
+    assert tables == ["-judged.csv", "-max-judged.csv", "-mean-judged.csv"]
+
+
+def test_the_labeler_of_a_measure_is_a_choice(run: Callable[..., str], tmp_path: Path) -> None:
+    run("measure=[roughness]", "labeler@measure.roughness.labeler=image")
+    (path,) = (tmp_path / "results").glob("*.nc")
+    assert "Roughness(labeler=Image()" in load(path).attrs["settings"]
+
+
 def test_a_seed_without_a_value_and_one_alone(capsys: pytest.CaptureFixture[str]) -> None:
     runs = [
         JudgedRun({"x": "a", "seed": "0"}, 9, judged({"m": 0.5, "n": np.nan})),

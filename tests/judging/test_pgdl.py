@@ -456,3 +456,12 @@ def test_no_uncertainty_of_the_conditional_mutual_information() -> None:
     with pytest.raises(Undefined, match="'lr' and 'norm'"):
         conditional_mutual_information(FOUR, [1, 3, 2, 4], HALVES, 2)
     assert conditional_mutual_information(FOUR, FOUR, HALVES, 0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "hparams", [{"a": [0, 1, 0, 1], "b": [0, 0, 1, 1]}, np.array([[0, 0], [1, 0], [0, 1], [1, 1]])]
+)
+def test_hparams_are_a_frame(hparams: Any) -> None:
+    for score in (pgdl_score, granulated_kendall):
+        with pytest.raises(DataError, match="a pandas DataFrame is expected"):
+            score([1, 2, 3, 4], [1, 2, 3, 5], hparams)
