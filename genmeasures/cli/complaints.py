@@ -99,6 +99,8 @@ def _interpolation(error: OmegaConfBaseException, overrides: Sequence[str]) -> s
 
 
 def _unknown(key: str, typed: str, overrides: Sequence[str]) -> str:
+    if "@" in key:
+        return _no_group(key, typed, overrides)
     settings = _settings(overrides)
     if typed.startswith("~") and key in settings:
         return f"{typed}: a run needs this setting: give it a value instead"
@@ -118,6 +120,10 @@ def _unknown(key: str, typed: str, overrides: Sequence[str]) -> str:
 
 def _no_group(key: str, typed: str, overrides: Sequence[str]) -> str:
     if "@" in key:
+        words = key.partition("@")[2].split(".")
+        chosen = {name.split(".")[1] for name in _settings(overrides) if name.startswith("measure.")}
+        if words[0] == "measure" and len(words) > 2 and words[1] not in chosen:
+            return f"{typed}: {words[1]!r} is not among the measures of this run{nearest(words[1], chosen)}"
         return f"{typed}: there is no such choice yet: to add it, begin with a plus sign, +{typed.lstrip('+~')}"
     return _unknown(key, typed, overrides)
 
