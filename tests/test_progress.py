@@ -188,10 +188,10 @@ def test_a_line_for_each_model(caplog: pytest.LogCaptureFixture, tmp_path: Path)
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
     shapes = [re.sub(r"\d+\.\d\d s", "… s", line) for line in lines]
     assert shapes == [
-        "model fits: ok, … s, 1 layers",
-        "model does not: failed, … s, 0 layers",
-        "model fits: ok (taken from what was kept), … s, 1 layers",
-        "model does not: failed, … s, 0 layers",
+        "model fits: ok, … s, layers: 1",
+        "model does not: failed, … s, layers: 0",
+        "model fits: ok (taken from what was kept), … s, layers: 1",
+        "model does not: failed, … s, layers: 0",
     ]
 
 

@@ -288,9 +288,9 @@ def test_a_log_with_a_line_for_each_model(run: Callable[..., Any], nets: Path, t
     (log,) = tmp_path.glob("results/log/*/run.log")
     lines = [one.partition(" - model ")[2] for one in log.read_text().splitlines() if "[INFO] - model " in one]
     assert [re.sub(r"\d+\.\d\d", "…", one) for one in lines] == [
-        "a: ok, … s, 2 layers", "b: failed, … s, 0 layers", "c: ok, … s, 2 layers", "d: ok, … s, 2 layers",
+        "a: ok, … s, layers: 2", "b: failed, … s, layers: 0", "c: ok, … s, layers: 2", "d: ok, … s, layers: 2",
     ]  # fmt: skip
-    assert "2 layers" not in said
+    assert "layers: 2" not in said
     assert "━" not in said  # no bar where nobody watches
 
 
