@@ -619,8 +619,19 @@ def test_a_run_of_all_checks_reports_it(case: type[Component]) -> None:
     ("config", "message"),
     [
         (None, "no config package has measure/configured.yaml"),
-        ("_target_: configured_here.Configured\nsize: 1\n", r"configured\.yaml sets size, which are no options"),
+        (
+            "_target_: configured_here.Configured\nsize: 1\n",
+            r"configured\.yaml sets size, which the class has no options for",
+        ),
         ("_target_: configured_here.Configured\npower: 2\n", r"makes Configured\(power=2\), the defaults of the class"),
+        (
+            "_target_: configured_here.Configured\npower: 1\n",
+            "the first line of configured.yaml must be '# @package meas",
+        ),
+        (
+            "# @package measure.configurd\n_target_: configured_here.Configured\npower: 1\n",
+            "the first line of configured.yaml must be '# @package measure.configured'",
+        ),
         ("_target_: builtins.dict\npower: 1\n", r"configured\.yaml makes a dict"),
         ("_target_: configured_here.Configured\npower: ???\n", "skipped"),
         ("_target_: configured_here.Configured\npower: 1\n", ""),
@@ -643,7 +654,8 @@ def test_the_config_is_checked(
     (folder.parent / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     if config is not None:
-        (folder / "configured.yaml").write_text(config)
+        first = "" if message.startswith("the first line") else "# @package measure.configured\n"
+        (folder / "configured.yaml").write_text(first + config)
 
     class Known(Registry):
         def config_packages(self) -> list[str]:
