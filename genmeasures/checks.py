@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from genmeasures.errors import OptionError
-from genmeasures.interfaces import SPLITS, Measure, TaskModel
+from genmeasures.interfaces import SPLITS, Measure, TaskModel, is_count
 from genmeasures.results.build import model_dataset
 from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS, measured_accuracy, measured_labels
 
 
-def check_names(measures: Sequence[Measure], models: Sequence[TaskModel] = ()) -> None:
+def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> None:
     """Raise OptionError where two variables of a result would have the same name, or one that results need."""
     needed = {*map(str, model_dataset(TaskModel("", nn.Module), "", ()).variables), *RESERVED, "generalization_gap"}
     for split in SPLITS:
@@ -44,6 +44,12 @@ _REMEDY = (
 )
 
 
+def check_seed(seed: object) -> None:
+    """Raise OptionError unless a seed is an integer of at least 0."""
+    if not is_count(seed, 0):
+        raise OptionError(f"seed must be an integer ≥ 0, not {seed!r}")
+
+
 def check_layers(layers: Sequence[str | int] | None) -> None:
     """Raise OptionError unless layers are a list of names and integers, or None."""
     if layers is None:
@@ -57,4 +63,4 @@ def check_layers(layers: Sequence[str | int] | None) -> None:
             raise OptionError(f"layers must be names or places (0 is the first, -1 the last), not {one!r}")
 
 
-__all__ = ["check_layers", "check_names"]
+__all__ = ["check_layers", "check_names", "check_seed"]

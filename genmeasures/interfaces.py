@@ -655,7 +655,7 @@ class FeatureMeasure(Measure, abc.ABC):
             if variable.dims != ("layer",):
                 raise ComponentError(
                     f"{cls.__name__}: the variable {variable.name!r} has the dims {variable.dims!r}, and a "
-                    'FeatureMeasure has a value a layer, dims=("layer",): leave dims out, or subclass ModelMeasure'
+                    'FeatureMeasure has one value per layer, dims=("layer",): leave dims out, or subclass ModelMeasure'
                 )
 
     def prepare(self, extractor: Extractor) -> None:

@@ -20,7 +20,7 @@ import xarray as xr
 import yaml
 from torch import nn
 
-from genmeasures.checks import check_layers, check_names
+from genmeasures.checks import check_layers, check_names, check_seed
 from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
@@ -118,8 +118,7 @@ class Run:
         check_layers(layers)
         if not is_count(batch_size):
             raise OptionError(f"batch_size must be a whole number ≥ 1, not {batch_size!r}")
-        if not is_count(seed, 0):
-            raise OptionError(f"seed must be a whole number ≥ 0, not {seed!r}")
+        check_seed(seed)
         check_ignore_index(ignore_index)
         if tile is not None:
             sizes = [tile] if isinstance(tile, int) else tile

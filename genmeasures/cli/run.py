@@ -26,6 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 from genmeasures.api import aggregate, judge
+from genmeasures.checks import check_seed
 from genmeasures.cli.complaints import told, unread
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
 from genmeasures.cli.naming import result_path, telling
@@ -33,7 +34,7 @@ from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
 from genmeasures.failures import debugging
 from genmeasures.files import remove_stale_temporaries
-from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, is_count
+from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
 from genmeasures.kept import NEW, Account
 from genmeasures.progress import progress_bars
 from genmeasures.registry import registry
@@ -180,8 +181,7 @@ def _job(config: DictConfig) -> None:
     for name in ("force", "figures"):
         if not isinstance(config[name], bool):
             raise OptionError(f"{name} must be true or false, not {config[name]!r}")
-    if not is_count(config.seed, 0):
-        raise OptionError(f"seed must be a whole number ≥ 0, not {config.seed!r}")
+    check_seed(config.seed)  # before networks are trained
     task = _make(config, "task", Task)
     extractor = _make(config, "extractor", Extractor)
     aggregator = _make(config, "aggregator", Aggregator)

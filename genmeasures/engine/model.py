@@ -139,7 +139,7 @@ def measure_model(
         modules = {layer.layer.name: layer.module for layer in chosen}
         for measure in borrowers:
             seeds.set(measure)
-            made = _borrowed(measure, model, modules, described, data, device, own, tiling is not None, facts)
+            made = _model_measure(measure, model, modules, described, data, device, own, tiling is not None, facts)
             outcomes.update(_with_notes(measure, made, traced.note, chosen))
     left_out = tuple((layer.layer.name, _NOT_CHOSEN) for layer in traced.layers if layer not in chosen)
     vectors = {split: [len(layer.samples[split]) for layer in run.layers] for split in data.sources}
@@ -169,7 +169,7 @@ def _not_run(
         for measure in measures:
             if isinstance(measure, ModelMeasure):
                 seeds.set(measure)
-                made = _borrowed(measure, model, modules, chosen, data, device, (), False, facts)
+                made = _model_measure(measure, model, modules, chosen, data, device, (), False, facts)
                 for variable, written in zip(measure.variables, measure.written(), strict=True):
                     outcomes[written.name] = made[variable.name]
     return ModelResult(tuple(chosen), skipped, outcomes, {}, ran=False)
@@ -294,7 +294,7 @@ def _chosen(layers: Sequence[_L], known: Sequence[str], wanted: Sequence[str | i
     return [layer for layer, name in zip(layers, known, strict=True) if name in chosen]
 
 
-def _borrowed(
+def _model_measure(
     measure: ModelMeasure,
     model: nn.Module,
     modules: Mapping[str, nn.Module],
@@ -309,26 +309,6 @@ def _borrowed(
 
     own: what the model changes by itself when it runs.
     """
-    told = (facts or ModelFacts("")) if measure.reads_facts else None
-    try:
-        with lent(model, device, own) as changes:
-            made = _model_measure(measure, model, modules, layers, data, device, by_tiles, told)
-            changed = changes()
-            return _changed(measure, changed, made) if changed else made
-    except Exception as error:  # there may be no memory for another copy of the parameters
-        return _failed(measure, status_of(error, str(measure)), len(layers))
-
-
-def _model_measure(
-    measure: ModelMeasure,
-    model: nn.Module,
-    modules: Mapping[str, nn.Module],
-    layers: Sequence[Layer],
-    data: PreparedData,
-    device: torch.device,
-    by_tiles: bool,
-    facts: ModelFacts | None,
-) -> dict[str, Sequence[Outcome]]:
     read: set[Split] = set()
 
     def batches(split: Split) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -354,18 +334,29 @@ def _model_measure(
         labels = [target for _, target in chosen if target is not None]
         return torch.stack([x for x, _ in chosen]).to(device), torch.stack(labels).to(device) if labels else None
 
-    given = ModelData(batches, sample, order, device, generator_for(data.seed, "measure", measure), modules, facts)
-    made: dict[str, Sequence[Outcome]] = {}
+    def computed() -> Mapping[str, Sequence[Outcome]]:
+        generator = generator_for(data.seed, "measure", measure)
+        told = (facts or ModelFacts("")) if measure.reads_facts else None
+        given = ModelData(batches, sample, order, device, generator, modules, told)
+        made: dict[str, Sequence[Outcome]] = {}
+        try:
+            if by_tiles:
+                raise OptionError(f"{measure.name} runs the model on whole inputs, which tile rules out")
+            values = by_variable("measure", measure.measure(model, layers, given), measure.variables)
+            for variable in measure.variables:
+                found = _outcomes(variable, values[variable.name], len(layers))
+                note = data.target_note(read) if variable.name in measure.from_targets() else ""
+                made[variable.name] = [noted(one, note) for one in found]
+            return made
+        except Exception as error:  # the other measures go on
+            return _failed(measure, status_of(error, str(measure)), len(layers))
+
     try:
-        if by_tiles:
-            raise OptionError(f"{measure.name} runs the model on whole inputs, which tile rules out")
-        values = by_variable("measure", measure.measure(model, layers, given), measure.variables)
-        for variable in measure.variables:
-            found = _outcomes(variable, values[variable.name], len(layers))
-            note = data.target_note(read) if variable.name in measure.from_targets() else ""
-            made[variable.name] = [noted(one, note) for one in found]
-        return made
-    except Exception as error:  # the other measures go on
+        with lent(model, device, own) as changes:
+            made = computed()
+            changed = changes()
+            return _changed(measure, changed, made) if changed else made
+    except Exception as error:  # there may be no memory for another copy of the parameters
         return _failed(measure, status_of(error, str(measure)), len(layers))
 
 
@@ -402,12 +393,12 @@ def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
         return [outcome(value)] * layers
     if isinstance(value, str | Mapping | Value) or not hasattr(value, "__len__"):
         raise ComponentError(
-            f"{variable.name} is of type {type(value).__name__}, a sequence of {layers} values is expected, one a "
-            "layer; for one value a model, declare dims=()"
+            f"{variable.name} is of type {type(value).__name__}, a sequence of {layers} values is expected, one per "
+            "layer; for one value per model, declare dims=()"
         )
     found = [outcome(one, own) for one in value]
     if len(found) != layers:
-        raise ComponentError(f"{variable.name} has {len(found)} values, {layers} were expected, one a layer")
+        raise ComponentError(f"{variable.name} has {len(found)} values, {layers} were expected, one per layer")
     return found
 
 

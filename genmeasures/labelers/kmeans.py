@@ -28,7 +28,7 @@ class KMeans(FeatureLabeler):
         require(is_count(restarts), self, f"restarts must be a whole number ≥ 1, not {restarts!r}")
         most = int(62 * math.log(2) / math.log(k))
         valid = is_count(repeats) and repeats <= most
-        require(valid, self, f"repeats must be a whole number from 1 to {most} for k={k}, not {repeats!r}")
+        require(valid, self, f"repeats must be an integer from 1 to {most} for k={k}, not {repeats!r}")
         self.k = k
         self.restarts = restarts
         self.repeats = repeats

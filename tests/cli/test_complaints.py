@@ -45,7 +45,7 @@ SAID = {
     "task.path='half": "task.path='half: this cannot be read: a text with special characters needs quotes",
     "figures=off": "figures must be true or false, not 'off'",
     "force=banana": "force must be true or false, not 'banana'",
-    "seed=abc": "seed must be a whole number ≥ 0, not 'abc'",
+    "seed=abc": "seed must be an integer ≥ 0, not 'abc'",
     "layers=conv": "layers must be a list of names or places, layers=[conv], not 'conv'",
     "layers=0": "layers must be a list of names or places, layers=[0], not 0",
     "layers=[]": "layers is an empty list",

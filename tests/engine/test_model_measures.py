@@ -396,8 +396,8 @@ def test_a_variable_with_the_name_of_a_coordinate_is_refused_before_any_model_ru
             "failed: the measure gave an object of type list, a NumPy array (n,), for the dimension",
         ),
         (("layer", "sample"), [1.0, 2.0], "failed: the measure gave an object of type float, a NumPy array (n,), for"),
-        (("layer",), {"0": 1.0}, "failed: shaped is of type dict, a sequence of 2 values is expected, one a layer"),
-        (("layer",), "ok", "failed: shaped is of type str, a sequence of 2 values is expected, one a layer"),
+        (("layer",), {"0": 1.0}, "failed: shaped is of type dict, a sequence of 2 values is expected, one per layer"),
+        (("layer",), "ok", "failed: shaped is of type str, a sequence of 2 values is expected, one per layer"),
     ],
 )
 def test_a_value_of_another_shape_than_declared(dims: Any, value: Any, message: str) -> None:
