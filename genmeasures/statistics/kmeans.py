@@ -20,6 +20,10 @@ _SWAPS = 5
 """Rounds in which centres are moved elsewhere."""
 _WEAKEST = 5
 """Centres of which in one round each is moved once, all others staying."""
+_TRIAL = 7
+"""Iterations after which the moves of a round are compared."""
+_PROMISING = 2
+"""Of these, those that are carried on."""
 _LITTLE = 1e-3
 _SAME = 0.1
 """Of the root mean square distance to the own centre, within which centres are taken for the same."""
@@ -41,8 +45,8 @@ def kmeans(points: Tensor, k: int, generator: torch.Generator, restarts: int = 1
 
     Restarts: greedy k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's iterations on a subsample,
     all restarts in one batch. The best go on with a larger one, on which centres of little use are
-    moved to points drawn as by k-means++ (as in Lattanzi & Sohler 2019, each followed by Lloyd's
-    iterations), and the best of all with all points until no label changes. A single start is carried
+    moved to points drawn as by k-means++ (as in Lattanzi & Sohler 2019, the most promising of them
+    followed by Lloyd's iterations), and the best of all with all points until no label changes. A single start is carried
     through as it is. The random numbers come from the generator (on the CPU) alone.
     """
     n = len(points)
@@ -139,7 +143,8 @@ def _swapped(
         drawn = torch.searchsorted(mass, draws.to(points.device) * mass[:, -1:], right=True).clamp(max=len(points) - 1)
         moved = best.repeat(len(weakest), 1, 1)
         moved[torch.arange(len(weakest), device=points.device), weakest] = points[drawn[:, 0]]
-        moved, tried = _lloyd_batch(points, moved, iterations)
+        moved, tried = _lloyd_batch(points, moved, _TRIAL)
+        moved, tried = _lloyd_batch(points, moved[tried.argsort()[:_PROMISING]], iterations)
         centres, inertias = torch.cat([centres, moved]), torch.cat([inertias, tried])
     return centres, inertias
 
