@@ -15,8 +15,8 @@ from torch import Tensor, nn
 CAP = 80_000
 
 
-def activations(model: nn.Module, pictures: Tensor, batch: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and ReLU outputs of every convolution, over all pictures."""
+def activations(model: nn.Module, images: Tensor, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs and ReLU outputs of every convolution, over all images."""
     given: dict[nn.Module, list[Tensor]] = {}
     made: dict[nn.Module, list[Tensor]] = {}
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -27,7 +27,7 @@ def activations(model: nn.Module, pictures: Tensor, batch: int) -> tuple[list[Te
 
     handles = [layer.register_forward_hook(hook) for layer in layers]
     with torch.inference_mode():
-        for part in pictures.split(batch):
+        for part in images.split(batch):
             model(part)
     for handle in handles:
         handle.remove()

@@ -1,4 +1,4 @@
-"""How the cost grows with pictures, their size, channels, layers and models: ``python -m benchmarks.growth``."""
+"""How the cost grows with images, their size, channels, layers and models: ``python -m benchmarks.growth``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import nn
 import genmeasures
 from benchmarks.models import tensors
 
-_BASE = {"pictures": 1000, "size": 16, "channels": 32, "layers": 4, "models": 1}
+_BASE = {"images": 1000, "size": 16, "channels": 32, "layers": 4, "models": 1}
 _AXES = {
-    "pictures": [250, 500, 1000, 2000, 4000, 8000],
+    "images": [250, 500, 1000, 2000, 4000, 8000],
     "size": [8, 16, 32, 64],
     "channels": [8, 16, 32, 64, 128],
     "layers": [1, 2, 4, 8, 16],
     "models": [1, 2, 4, 8],
 }
 _UNITS = {
-    "pictures": "training and test pictures",
-    "size": "width and height of a picture",
+    "images": "training and test images",
+    "size": "width and height of an image",
     "channels": "channels of each layer",
     "layers": "convolutions",
     "models": "models",
@@ -42,10 +42,10 @@ def network(channels: int, layers: int) -> nn.Module:
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 
 
-def measured(pictures: int, size: int, channels: int, layers: int, models: int) -> dict[str, float]:
+def measured(images: int, size: int, channels: int, layers: int, models: int) -> dict[str, float]:
     """Seconds of the three measures, and of the bare forward passes."""
     nets = [network(channels, layers) for _ in range(models)]
-    train, test = (tensors(pictures, (3, size, size), seed) for seed in (1, 2))
+    train, test = (tensors(images, (3, size, size), seed) for seed in (1, 2))
     begin = time.perf_counter()
     with torch.inference_mode():
         for net in nets:
@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--figure", default="docs/growth.png")
     parser.add_argument("--output", default="benchmarks/growth.json")
     given = parser.parse_args()
-    measured(**{**_BASE, "pictures": 100})
+    measured(**{**_BASE, "images": 100})
     found: dict[str, dict[str, dict[str, float]]] = {}
     for axis, values in _AXES.items():
         found[axis] = {}

@@ -1,4 +1,4 @@
-"""The networks and pictures of the benchmarks: random weights and smooth random pictures cost what trained ones do."""
+"""The networks and images of the benchmarks: random weights and smooth random images cost what trained ones do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def vgg() -> nn.Module:
 
 
 class _Block(nn.Module):
-    """Two 3×3×3 convolutions with group normalisation and a residual connection; the first may halve the size."""
+    """Two 3×3×3 convolutions with group normalization and a residual connection; the first may halve the size."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class UNet3D(nn.Module):
         return out
 
 
-class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Smooth random pictures with classes, each made from its number alone: none is held in memory."""
+class Images(Dataset[tuple[Tensor, Tensor]]):
+    """Smooth random images with classes, each made from its number alone: none is held in memory."""
 
     def __init__(self, count: int, shape: tuple[int, ...], seed: int) -> None:
         self._count, self._shape, self._seed = count, shape, seed
@@ -84,6 +84,6 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def tensors(count: int, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """All pictures and classes at once."""
-    made = [Pictures(count, shape, seed)[index] for index in range(count)]
+    """All images and classes at once."""
+    made = [Images(count, shape, seed)[index] for index in range(count)]
     return torch.stack([x for x, _ in made]), torch.stack([y for _, y in made])

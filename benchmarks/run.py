@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import genmeasures
 from benchmarks.baseline import pipeline
-from benchmarks.models import Pictures, UNet3D, tensors, vgg
+from benchmarks.models import Images, UNet3D, tensors, vgg
 from benchmarks.tfrecord import tfrecord
 from genmeasures.extractors import ReceptiveField
 from genmeasures.plugin import Extractor
@@ -40,10 +40,10 @@ from genmeasures.tasks.unet.network import ResidualUNet
 from genmeasures.tracing import trace
 
 _BATCH = 64
-_PICTURE = (3, 32, 32)
-_UNLABELLED = ["roughness", "confidence"]
+_IMAGE = (3, 32, 32)
+_UNLABELED = ["roughness", "confidence"]
 _LONG = 5000
-"""Pictures from which one timing of the bare forward pass is long enough."""
+"""Images from which one timing of the bare forward pass is long enough."""
 
 
 def peak() -> float:
@@ -76,14 +76,14 @@ def ours(model: nn.Module, train: object, test: object, extractor: Extractor | s
 def against_bare(
     model: nn.Module, count: int, shape: tuple[int, ...], extractor: str | Extractor, batch: int = _BATCH
 ) -> dict[str, float]:
-    """Our time and memory against those of the bare forward passes over the same pictures."""
+    """Our time and memory against those of the bare forward passes over the same images."""
     train, test = (torch.utils.data.TensorDataset(*tensors(count, shape, seed)) for seed in (1, 2))
     return _compare(model, train, test, extractor, batch)
 
 
 def _compare(model: nn.Module, train, test, extractor: str | Extractor, batch: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
     # One small run first: compiled code is loaded and the allocator is warm for both sides.
-    genmeasures.measure([vgg()], tensors(8, _PICTURE, 3), tensors(8, _PICTURE, 4))
+    genmeasures.measure([vgg()], tensors(8, _IMAGE, 3), tensors(8, _IMAGE, 4))
     floor = bare(model, train, test, batch=batch)
     before = peak()
     seconds = ours(model, train, test, extractor, batch)
@@ -94,17 +94,17 @@ def _compare(model: nn.Module, train, test, extractor: str | Extractor, batch: i
 
 
 def vgg_small(share: float) -> dict[str, float]:
-    return against_bare(vgg(), int(1000 * share), _PICTURE, "receptive_field")
+    return against_bare(vgg(), int(1000 * share), _IMAGE, "receptive_field")
 
 
 def vgg_large(share: float) -> dict[str, float]:
     # Made as they are read, as from a disk: what grows with the data is then ours alone.
-    train, test = (Pictures(int(10_000 * share), _PICTURE, seed) for seed in (1, 2))
+    train, test = (Images(int(10_000 * share), _IMAGE, seed) for seed in (1, 2))
     return _compare(vgg(), train, test, "receptive_field", _BATCH)
 
 
 def vgg_all(share: float) -> dict[str, float]:
-    return against_bare(vgg(), int(1000 * share), _PICTURE, ReceptiveField(cap=None))
+    return against_bare(vgg(), int(1000 * share), _IMAGE, ReceptiveField(cap=None))
 
 
 def unet(share: float) -> dict[str, float]:
@@ -113,7 +113,7 @@ def unet(share: float) -> dict[str, float]:
 
 def whole_tensor(share: float) -> dict[str, float]:
     # Of few vectors without structure the best clusters hold one each, and new ones are all in one cluster.
-    return against_bare(vgg(), max(100, int(1000 * share)), _PICTURE, "whole_tensor")
+    return against_bare(vgg(), max(100, int(1000 * share)), _IMAGE, "whole_tensor")
 
 
 def pgdl(share: float) -> dict[str, float]:
@@ -143,7 +143,7 @@ def pgdl(share: float) -> dict[str, float]:
         known = {"train_accuracy": 1.0, "test_accuracy": 0.5}
         write_model_configs(folder / "model_configs.json", {"0": {"width": 256}}, {"0": known})
         for seed, split in enumerate(("train", "test")):
-            inputs, targets = tensors(int(1000 * share), _PICTURE, seed + 1)
+            inputs, targets = tensors(int(1000 * share), _IMAGE, seed + 1)
             write_split(folder / "dataset_1" / split, inputs, targets)
         task = genmeasures.load_task("pgdl", path=folder)
         begin = time.perf_counter()
@@ -162,14 +162,14 @@ def tiles(share: float) -> dict[str, float]:
         model = ResidualUNet(depth=2).eval()
     volume = torch.randn(1, 1, side, side, side, generator=torch.Generator().manual_seed(1))
     found, times, memory = [], [], []
-    genmeasures.measure([model], volume[..., :32, :32, :32], volume[..., :32, :32, :32], measures=_UNLABELLED)
+    genmeasures.measure([model], volume[..., :32, :32, :32], volume[..., :32, :32, :32], measures=_UNLABELED)
     before = peak()
     for tile in (side * 3 // 8, None):  # the tiles first: a peak does not go down again
         begin = time.perf_counter()
-        ds = genmeasures.measure([model], volume, volume, measures=_UNLABELLED, tile=tile)
+        ds = genmeasures.measure([model], volume, volume, measures=_UNLABELED, tile=tile)
         times.append(time.perf_counter() - begin)
         memory.append(peak() - before)
-        found.append(np.stack([ds[name].values for name in _UNLABELLED]))
+        found.append(np.stack([ds[name].values for name in _UNLABELED]))
     # In double precision they agree to 1e-8. Log densities are near 0 in some layers: there, 0.5% of the density.
     np.testing.assert_allclose(*found, rtol=1e-3, atol=5e-3)
     return {
@@ -200,8 +200,8 @@ def tracing(share: float) -> dict[str, float]:
 
 def sklearn(share: float) -> dict[str, float]:
     model = vgg()
-    train, test = (tensors(int(1000 * share), _PICTURE, seed) for seed in (1, 2))
-    genmeasures.measure([vgg()], tensors(8, _PICTURE, 3), tensors(8, _PICTURE, 4))
+    train, test = (tensors(int(1000 * share), _IMAGE, seed) for seed in (1, 2))
+    genmeasures.measure([vgg()], tensors(8, _IMAGE, 3), tensors(8, _IMAGE, 4))
     floor = bare(model, torch.utils.data.TensorDataset(*train), torch.utils.data.TensorDataset(*test))
     seconds = ours(model, train, test, "receptive_field")
     theirs = pipeline(model, train, test, _BATCH)
@@ -219,7 +219,7 @@ def clustering(share: float) -> dict[str, float]:
     """k-means and mixtures of one layer, 80 000 × 10, against scikit-learn's: medians over 20 seeds."""
     model, seeds = vgg(), math.ceil(20 * share)
     with torch.inference_mode():
-        output = model[:4](tensors(int(400 * share), _PICTURE, 1)[0]).flatten(2).transpose(1, 2).flatten(0, 1)
+        output = model[:4](tensors(int(400 * share), _IMAGE, 1)[0]).flatten(2).transpose(1, 2).flatten(0, 1)
     chosen = torch.randperm(len(output), generator=torch.Generator().manual_seed(0))[: int(80_000 * share)]
     pixels = output[chosen].double().numpy()
     points = np.ascontiguousarray(PCA(10).fit_transform(pixels))
@@ -246,11 +246,11 @@ def clustering(share: float) -> dict[str, float]:
 Check = tuple[str, str, str, float, bool]
 """Row, what is measured, key, target, and whether less is better."""
 CHECKS: list[Check] = [
-    ("vgg_small", "three measures, 1,000 + 1,000 pictures, × bare forward", "ratio", 2.0, True),
+    ("vgg_small", "three measures, 1,000 + 1,000 images, × bare forward", "ratio", 2.0, True),
     ("vgg_small", "the same, memory above the bare forward pass, GB", "memory", 1.5, True),
     ("sklearn", "the same, × faster than scikit-learn end to end", "end_to_end", 2.5, False),
     ("sklearn", "the same, × faster beside the forward passes", "beside_forward", 6.0, False),
-    ("vgg_large", "10,000 + 10,000 pictures, × bare forward", "ratio", 1.6, True),
+    ("vgg_large", "10,000 + 10,000 images, × bare forward", "ratio", 1.6, True),
     ("vgg_large", "the same, peak memory / that of the 1,000 case", "memory_ratio", 1.1, True),
     ("vgg_large", "the same, memory above the bare forward pass, GB", "memory", 1.5, True),
     ("vgg_all", "every patch (cap: null), × bare forward", "ratio", 2.5, True),
@@ -264,8 +264,8 @@ CHECKS: list[Check] = [
         0.3,
         True,
     ),
-    ("whole_tensor", "whole tensors, 1,000 pictures, up to 65,536 dimensions, × bare forward", "ratio", 2.0, True),
-    ("pgdl", "a PGDL model of task 1's size, read from disk, 1,000 pictures, × bare forward", "ratio", 2.5, True),
+    ("whole_tensor", "whole tensors, 1,000 images, up to 65,536 dimensions, × bare forward", "ratio", 2.0, True),
+    ("pgdl", "a PGDL model of task 1's size, read from disk, 1,000 images, × bare forward", "ratio", 2.5, True),
     ("tfrecord", "TFRecord shards with their checksums, MB/s", "megabytes", 200.0, False),
     ("tfrecord", "the same, × faster than a plain Python loop", "faster", 5.0, False),
     ("clustering", "k-means and mixtures of a layer, × faster than scikit-learn", "faster", 6.0, False),
@@ -282,7 +282,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help="rows to run (default: all)")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    parser.add_argument("--share", type=float, default=1.0, help="of the pictures (default: 1; less shows no speed)")
+    parser.add_argument("--share", type=float, default=1.0, help="of the images (default: 1; less shows no speed)")
     parser.add_argument("--output", default="benchmarks/results.json")
     given = parser.parse_args()
     if given.row:

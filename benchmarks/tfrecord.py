@@ -15,9 +15,9 @@ from torch import Tensor
 from genmeasures.tasks.pgdl.tfrecord import RecordDataset, write_shard
 
 _BATCH = 128
-_PICTURE = (32, 32, 3)
+_IMAGE = (32, 32, 3)
 _ALONE = 0.1
-"""Share of the pictures that the plain loop reads; its time is in proportion to them."""
+"""Share of the images that the plain loop reads; its time is in proportion to them."""
 
 
 def _table() -> list[int]:
@@ -80,8 +80,8 @@ def _inside(data: bytes | int, *path: int) -> list[bytes | int]:
 
 
 def plain(path: Path) -> tuple[Tensor, Tensor]:
-    """Pictures (N, C, H, W) and classes (N,) as whoever writes a short reader would have them."""
-    pictures, classes = [], []
+    """Images (N, C, H, W) and classes (N,) as whoever writes a short reader would have them."""
+    images, classes = [], []
     for data in _records(path):
         tensors = {}
         for entry in _inside(data, 1, 1):
@@ -90,23 +90,23 @@ def plain(path: Path) -> tuple[Tensor, Tensor]:
         content, label = (_inside(tensors[name], 4)[0] for name in (b"inputs", b"output"))
         assert isinstance(content, bytes)
         assert isinstance(label, bytes)
-        picture = torch.from_numpy(np.frombuffer(content, "<f4").reshape(shape).copy())
-        pictures.append(picture.movedim(-1, 0).contiguous())
+        image = torch.from_numpy(np.frombuffer(content, "<f4").reshape(shape).copy())
+        images.append(image.movedim(-1, 0).contiguous())
         classes.append(struct.unpack("<i", label)[0])
-    return torch.stack(pictures), torch.tensor(classes)
+    return torch.stack(images), torch.tensor(classes)
 
 
 def tfrecord(share: float) -> dict[str, float]:
-    """Pictures of 32 × 32 in batches of 128, every checksum verified, the index made anew: × faster than the loop."""
+    """Images of 32 × 32 in batches of 128, every checksum verified, the index made anew: × faster than the loop."""
     count = max(20, int(10_000 * share))
     rng = np.random.default_rng(0)
-    pictures = rng.standard_normal((count, *_PICTURE), np.float32)
+    images = rng.standard_normal((count, *_IMAGE), np.float32)
     classes = rng.integers(0, 10, count)
     few = max(2, int(count * _ALONE))
     with tempfile.TemporaryDirectory() as folder:
         path, short = Path(folder) / "shard_0.tfrecord", Path(folder) / "shard_1.tfrecord"
-        write_shard(path, pictures, classes)
-        write_shard(short, pictures[:few], classes[:few])
+        write_shard(path, images, classes)
+        write_shard(short, images[:few], classes[:few])
         RecordDataset([short]).__getitems__(range(few))
         seconds = []
         for _ in range(3):
@@ -120,7 +120,7 @@ def tfrecord(share: float) -> dict[str, float]:
         theirs = (time.perf_counter() - begin) * count / few
         ours = data.__getitems__(range(few))
     assert len(pairs) == (count - 1) % _BATCH + 1
-    assert torch.equal(x, torch.stack([picture for picture, _ in ours]))
+    assert torch.equal(x, torch.stack([image for image, _ in ours]))
     assert torch.equal(y, torch.stack([label for _, label in ours]))
     middle = float(np.median(seconds))
-    return {"seconds": middle, "plain": theirs, "megabytes": pictures.nbytes / 1e6 / middle, "faster": theirs / middle}
+    return {"seconds": middle, "plain": theirs, "megabytes": images.nbytes / 1e6 / middle, "faster": theirs / middle}

@@ -21,7 +21,7 @@ from genmeasures.judging import judge
 from genmeasures.progress import progress_bars
 from genmeasures.registry import registry
 from genmeasures.results.summary import model_notes
-from genmeasures.running import Run
+from genmeasures.run import Run
 from genmeasures.tracing.kinds import not_a_module
 
 __all__ = ["aggregate", "judge", "load_task", "measure"]
@@ -73,7 +73,7 @@ def measure(
     the statuses have of it: :func:`genmeasures.data.targets.settle`.
     progress: whether a bar on standard error shows the model and the pass over the data; None shows it on a
     terminal and in a notebook, but not from other threads or processes than the main ones. The logger
-    ``genmeasures.running`` has a line for each model, at level INFO.
+    ``genmeasures.run`` has a line for each model, at level INFO.
 
     errors: "status" (default): an exception of a measure, or of a model, becomes a status, and the others go on; its
     traceback goes to the log ``genmeasures`` at debug level. "raise": it is raised, with its traceback, for a debugger

@@ -32,15 +32,15 @@ from genmeasures.errors import ComponentError, GenmeasuresError, OptionError, Un
 Split: TypeAlias = Literal["train", "test"]
 Field: TypeAlias = Literal["vectors", "projected", "patches", "patch_set", "projected_patches", "labels"]
 SPLITS: tuple[Split, ...] = ("train", "test")
-Over: TypeAlias = Literal["fit", "train", "test"]
+SampleName: TypeAlias = Literal["fit", "train", "test"]
 """What a pass goes over: a split's sample, or the part of the training sample that things are fitted on."""
 
 
-def split_of(over: Over, given: Collection[Split] = SPLITS) -> Split:
+def split_of(sample: SampleName, given: Collection[Split] = SPLITS) -> Split:
     """The split that a pass reads: things are fitted on the test sample where test data alone are given."""
-    if over == "fit":
+    if sample == "fit":
         return "test" if "test" in given and "train" not in given else "train"
-    return over
+    return sample
 
 
 def require(condition: bool, component: object, message: str) -> None:
@@ -57,7 +57,7 @@ def one_of(component: object, option: str, value: object, allowed: Sequence[obje
 
 
 def is_count(value: object, least: int = 1) -> bool:
-    """Whether an option's value is a whole number of at least ``least`` (a bool is not)."""
+    """Whether an option's value is an integer of at least ``least`` (a bool is not)."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -218,7 +218,7 @@ class FeatureBatch:
         self._fields = fields
         self._labels = labels
         self._made: dict[Field, Any] = {}
-        self._labelled: dict[str, Tensor] = {}
+        self._labeled: dict[str, Tensor] = {}
         self._restricted: dict[str, FeatureBatch | None] = {}
         self._reader: tuple[frozenset[Field], Labeler | None] | None = None
 
@@ -287,13 +287,13 @@ class FeatureBatch:
                     f"batch.labels({key}): there are labels of the measure's own labeler, {reader[1]!r}, and of no "
                     "other: write batch.labels(self.labeler), and set self.labeler in __init__ to choose it"
                 )
-        if key not in self._labelled:
+        if key not in self._labeled:
             self._reader = None
             try:
-                self._labelled[key] = self._labels(labeler, self)
+                self._labeled[key] = self._labels(labeler, self)
             finally:
                 self._reader = reader
-        return self._labelled[key]
+        return self._labeled[key]
 
     def labeled(self, labeler: Labeler) -> FeatureBatch:
         """The vectors that have a label: the batch itself where all have.
@@ -504,10 +504,10 @@ ModelValue: TypeAlias = float | Value | Undefined | NDArray[np.float64]
 class Pass:
     """One pass over a sample, and which fields of each batch are read in it ("labels" for ``batch.labels``).
 
-    split: "train" or "test" for the sample of that split, "fit" for the part of the training
+    sample: "train" or "test" for the sample of that split, "fit" for the part of the training
     sample to fit on, or of the test sample where no training data are given.
 
-    Raises ComponentError for a split or a field that there is not.
+    Raises ComponentError for an unknown sample or field.
 
     Example:
         >>> Pass("test", "vector")
@@ -517,12 +517,12 @@ class Pass:
 known: labels, patch_set, patches, projected, projected_patches, vectors)
     """
 
-    split: Over
+    sample: SampleName
     fields: frozenset[Field]
 
-    def __init__(self, split: Over, *fields: Field) -> None:
-        written = f"Pass({', '.join(map(repr, (split, *fields)))})"
-        for what, given, known in (("split", [split], get_args(Over)), ("field", fields, get_args(Field))):
+    def __init__(self, sample: SampleName, *fields: Field) -> None:
+        written = f"Pass({', '.join(map(repr, (sample, *fields)))})"
+        for what, given, known in (("sample", [sample], get_args(SampleName)), ("field", fields, get_args(Field))):
             for one in given:
                 if not isinstance(one, str):
                     raise ComponentError(
@@ -530,7 +530,7 @@ known: labels, patch_set, patches, projected, projected_patches, vectors)
                     )
                 if one not in known:
                     raise ComponentError(f"{written}: there is no {what} {one!r}{nearest(one, known)}")
-        object.__setattr__(self, "split", split)
+        object.__setattr__(self, "sample", sample)
         object.__setattr__(self, "fields", frozenset(fields))
 
 
@@ -683,7 +683,7 @@ class FeatureMeasure(Measure, abc.ABC):
 
 
 class ModelMeasure(Measure, abc.ABC):
-    """A measure that needs the model itself: weights, gradients, trajectories, activation maximisation."""
+    """A measure that needs the model itself: weights, gradients, trajectories, activation maximization."""
 
     reads_facts: ClassVar[bool] = False
     """Whether ``data.facts`` is read: values that are kept then hold for the same name, hyperparameters and metrics

@@ -174,7 +174,7 @@ class Kept:
 
 
 def described(values: xr.Dataset, model: TaskModel, key: ModelKey, measures: Sequence[Measure]) -> xr.Dataset:
-    """The values of one model with its name, hyper-parameters, metrics and key as they are now."""
+    """The values of one model with its name, hyperparameters, metrics and key as they are now."""
     like = model_dataset(model, "", measures)
     bare = model_dataset(TaskModel(model.name, model.build), "", measures)
     wanted = {name for name in bare.variables if bare[name].dims != ("model",)} | set(bare.data_vars)

@@ -31,7 +31,7 @@ Callbacks: TypeAlias = tuple[Callable[[str, int, int], None] | None, Callable[[s
 
 @contextmanager
 def progress_bars(show: bool | None) -> Iterator[Callbacks]:
-    """The callbacks of :meth:`genmeasures.running.Run.measure` that show its models and passes on standard error.
+    """The callbacks of :meth:`genmeasures.run.Run.measure` that show its models and passes on standard error.
 
     Args:
         show: False for none; None shows bars on a terminal and in a notebook, from the main thread of the main

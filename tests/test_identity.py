@@ -538,7 +538,7 @@ def test_state_that_fails_and_state_without_end() -> None:
 
 
 def test_a_lazy_model_has_none() -> None:
-    with pytest.raises(Unidentified, match="not initialised"):
+    with pytest.raises(Unidentified, match="not initialized"):
         model_identity(nn.Sequential(nn.LazyLinear(3)))
 
 

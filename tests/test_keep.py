@@ -23,7 +23,7 @@ from genmeasures.interfaces import Layer, ModelData, ModelMeasure, Split, Task, 
 from genmeasures.kept import slug
 from genmeasures.measures import DaviesBouldin
 from genmeasures.results import load, save
-from genmeasures.running import Run
+from genmeasures.run import Run
 
 RUNS: list[str] = []
 """The models that were measured: not noted by themselves, as a list that their code reads would be part of it."""
@@ -36,7 +36,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> None:
         return measure_model(model, *args)
 
     RUNS.clear()
-    monkeypatch.setattr("genmeasures.running.measure_model", measure_and_note)
+    monkeypatch.setattr("genmeasures.run.measure_model", measure_and_note)
 
 
 class Net(nn.Module):
@@ -236,7 +236,7 @@ def test_what_has_no_hash_is_not_kept_and_named_once(
         with caplog.at_level(logging.WARNING):
             ds = measured(models)
         assert RUNS
-        (said,) = [record.getMessage() for record in caplog.records if record.name == "genmeasures.running"]
+        (said,) = [record.getMessage() for record in caplog.records if record.name == "genmeasures.run"]
         assert said.startswith("nothing is kept: attribute 'lock' of a Net")
     assert ds["model_key"].values.tolist() == ["", ""]
     assert (ds["model_status"] == "ok").all()

@@ -182,7 +182,7 @@ def test_values_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_line_for_each_model(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     data = (torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
     models = {"fits": nn.Linear(3, 4), "does not": nn.Linear(5, 4)}
-    with caplog.at_level(logging.INFO, logger="genmeasures.running"):
+    with caplog.at_level(logging.INFO, logger="genmeasures.run"):
         for _ in range(2):
             genmeasures.measure(models, data, measures=["davies_bouldin"], keep=tmp_path)
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]

@@ -62,7 +62,7 @@ class LastK(Aggregator):
     name: ClassVar[str] = "last_k"
 
     def __init__(self, k: int = 3) -> None:
-        require(is_count(k), self, f"k={k!r} must be a whole number of at least 1")
+        require(is_count(k), self, f"k={k!r} must be an integer of at least 1")
         self.k = k
 
     def reduce(

@@ -22,7 +22,7 @@ class SingleLayer(Aggregator):
 
     def __init__(self, layer: int | str) -> None:
         sound = bool(layer) if isinstance(layer, str) else isinstance(layer, int) and not isinstance(layer, bool)
-        require(sound, self, f"layer={layer!r} must be a layer's name or its place, a whole number")
+        require(sound, self, f"layer={layer!r} must be a layer's name or its place, an integer")
         self.layer = layer
 
     def reduce(

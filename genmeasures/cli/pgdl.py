@@ -95,7 +95,7 @@ def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame,
         for _, row in judged.iterrows():
             way.setdefault(str(row["measure"]), {})[task] = float(row["pgdl"])
             if math.isnan(row["pgdl"]):
-                reason = row["grid_status"] or "the hyper-parameters are not known"
+                reason = row["grid_status"] or "the hyperparameters are not known"
                 lines.append(f"{task}, {row['measure']}: {reason}")
     rows = {
         name if len(found) == 1 else f"{name}, {way}": scores

@@ -50,7 +50,7 @@ from genmeasures.report import (
     write_table,
 )
 from genmeasures.results import load, save
-from genmeasures.running import Run
+from genmeasures.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -240,7 +240,7 @@ class DataSource:
         if inputs.dtype in (torch.uint8, torch.int8, torch.bool):
             raise DataError(
                 f"{self.name} data: inputs are {str(inputs.dtype).removeprefix('torch.')}; "
-                "give float32 inputs, scaled and normalised as the models were trained"
+                "give float32 inputs, scaled and normalized as the models were trained"
             )
         if inputs.is_complex():
             raise DataError(f"{self.name} data: complex inputs are not supported")

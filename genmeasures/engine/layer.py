@@ -25,9 +25,9 @@ from genmeasures.interfaces import (
     FeatureMeasure,
     Field,
     Labeler,
-    Over,
     PatchSet,
     Sample,
+    SampleName,
     TargetLabeler,
 )
 from genmeasures.statistics.pca import PCA, fit_pca
@@ -57,7 +57,7 @@ class _Kept:
     between them that nothing large fits into.
     """
 
-    over: Over
+    over: SampleName
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """By field or labeler, (vectors, …) in the order of the batches."""
     inputs: Tensor | None = None
@@ -72,12 +72,12 @@ class LayerRun:
     def __init__(self, traced: TracedLayer, measures: Sequence[FeatureMeasure], data: PreparedData) -> None:
         self.traced = traced
         self.layer = traced.layer
-        overs: list[Over] = ["fit", *data.sources]
-        self.samples: dict[Over, Sample] = {over: data.sample(over, self.layer.positions) for over in overs}
+        overs: list[SampleName] = ["fit", *data.sources]
+        self.samples: dict[SampleName, Sample] = {over: data.sample(over, self.layer.positions) for over in overs}
         self.split_of = data.split_of
         recorded = data.split_of("fit")
         one_sample = recorded in self.samples and self.samples["fit"] is self.samples[recorded]
-        self._recorded_overs: frozenset[Over] = frozenset({"fit", recorded} if one_sample else {"fit"})
+        self._recorded_overs: frozenset[SampleName] = frozenset({"fit", recorded} if one_sample else {"fit"})
         self.running = [Running(copy.deepcopy(one), self.layer, data.seed, data.note(one)) for one in measures]
         self.pca: PCA | None = None
         self._kept: _Kept | None = None
@@ -99,7 +99,7 @@ class LayerRun:
             if isinstance(measure.labeler, FeatureLabeler):
                 self._feature_labelers[repr(measure.labeler)] = measure.labeler
             for one in measure.passes:
-                if one.split in self._recorded_overs:
+                if one.sample in self._recorded_overs:
                     self._keep_vectors |= "vectors" in one.fields
                     if "labels" in one.fields and isinstance(measure.labeler, TargetLabeler):
                         self._recorded_labelers[repr(measure.labeler)] = measure.labeler
@@ -109,9 +109,9 @@ class LayerRun:
         for running in self.running:
             running.failure = running.failure or status
 
-    def waiting(self, *overs: Over) -> list[Running]:
+    def waiting(self, *overs: SampleName) -> list[Running]:
         """The measures whose next pass is over one of these samples."""
-        return [r for r in self.running if r.failure is None and r.remaining and r.remaining[0].split in overs]
+        return [r for r in self.running if r.failure is None and r.remaining and r.remaining[0].sample in overs]
 
     def ready_to_record(self) -> list[Running]:
         """The measures that can be fed while the training sample is recorded."""
@@ -137,7 +137,7 @@ class LayerRun:
         patch = extractor.patch_size(self.layer) if self.records_patches else 0
         return 4 * len(self.samples["fit"]) * (extractor.vector_size(self.layer) + patch)
 
-    def rows(self, over: Over, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def rows(self, over: SampleName, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row in the batch, position and rank of the sampled vectors of inputs start … start + count."""
         rows, positions, rank = map(torch.from_numpy, self.samples[over].part(start, start + count))
         return rows - start, positions, rank
@@ -230,7 +230,7 @@ class LayerRun:
         self._kept = None
 
     def _replay(
-        self, overs: frozenset[Over], readable: frozenset[Field], batches: Callable[[], Iterator[FeatureBatch]]
+        self, overs: frozenset[SampleName], readable: frozenset[Field], batches: Callable[[], Iterator[FeatureBatch]]
     ) -> None:
         while True:
             able = [r for r in self.waiting(*overs) if r.remaining[0].fields <= readable]
@@ -265,7 +265,7 @@ class LayerRun:
             raise labels
         return labels[rows]
 
-    def keep_inputs(self, over: Over, inputs: Tensor, start: int, total: int) -> Tensor:
+    def keep_inputs(self, over: SampleName, inputs: Tensor, start: int, total: int) -> Tensor:
         """Keep a batch of the layer's inputs, of ``total`` in all; returns the copy."""
         kept = self._keeping(over)
         inner = inputs.movedim(1, -1)
@@ -273,7 +273,9 @@ class LayerRun:
             kept.inputs = inner.new_empty((total, *inner.shape[1:]))
         return kept.inputs[start : start + len(inputs)].copy_(inner).movedim(-1, 1)
 
-    def keep(self, batch: FeatureBatch, over: Over, start: int, count: int, stores_patches: bool, ranked: bool) -> None:
+    def keep(
+        self, batch: FeatureBatch, over: SampleName, start: int, count: int, stores_patches: bool, ranked: bool
+    ) -> None:
         """Keep some vectors of inputs start … start + count − 1 for the next pass of the measures that saw them.
 
         ranked: their ranks too; else they come in the order of the sample.
@@ -302,7 +304,7 @@ class LayerRun:
                 kept.tensors[key] = tensor.new_empty((len(self.samples[over]), *tensor.shape[1:]))
             kept.tensors[key][place] = tensor
 
-    def _keeping(self, over: Over) -> _Kept:
+    def _keeping(self, over: SampleName) -> _Kept:
         if self._kept is None:
             self._kept = _Kept(over)
         return self._kept
@@ -331,9 +333,9 @@ class LayerRun:
     def _kept_labels(self, kept: Mapping[str, Tensor], place: slice, labeler: Labeler, batch: FeatureBatch) -> Tensor:
         return kept[repr(labeler)][place]
 
-    def second_pass(self, over: Over) -> frozenset[Field]:
+    def second_pass(self, over: SampleName) -> frozenset[Field]:
         """The fields of the pass after the next, if all of them can be kept for it; else none."""
-        second = [r.remaining[1] for r in self.waiting(over) if len(r.remaining) > 1 and r.remaining[1].split == over]
+        second = [r.remaining[1] for r in self.waiting(over) if len(r.remaining) > 1 and r.remaining[1].sample == over]
         fields: frozenset[Field] = frozenset().union(*(one.fields for one in second))
         return fields if fields <= _KEPT_FIELDS else frozenset()
 

@@ -211,7 +211,7 @@ def _tiled(
     source = next(iter(data.sources.values()))
     example = source.example(1)
     if not example.is_floating_point():
-        raise OptionError("tile: inputs of whole numbers cannot be cut into tiles; leave tile out")
+        raise OptionError("tile: inputs of integers cannot be cut into tiles; leave tile out")
     size = tuple(example.shape[2:])
     if all(core >= side for core, side in zip(tile, size, strict=True)):
         return None

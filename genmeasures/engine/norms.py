@@ -1,4 +1,4 @@
-"""Group and instance normalisation with the statistics of a whole input, where the model sees a part of it."""
+"""Group and instance normalization with the statistics of a whole input, where the model sees a part of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def moments(values: Tensor, groups: int) -> Moments:
 
 @dataclass(frozen=True)
 class NormCall:
-    """One call of a normalisation whose statistics are of the whole input."""
+    """One call of a normalization whose statistics are of the whole input."""
 
     input: Tensor
     """(B, C, *S)."""
@@ -51,7 +51,7 @@ class NormCall:
     bias: Tensor | None
     eps: float
 
-    def normalised(self, known: Moments) -> Tensor:
+    def normalized(self, known: Moments) -> Tensor:
         """The input under the statistics ``known``: an affine map of every channel."""
         channels = self.input.shape[1]
         each = channels // self.groups
@@ -100,7 +100,7 @@ _CALLS: dict[Callable[..., Any], Callable[..., NormCall | None]] = {
 
 
 class Norms(TorchFunctionMode):
-    """For one forward pass: its normalisations, in running order, get the statistics ``known``.
+    """For one forward pass: its normalizations, in running order, get the statistics ``known``.
 
     seen: called with the number of each call and the call. unknown: gives the statistics of a
     call that has none yet, which become known; it may raise to end the pass.
@@ -131,4 +131,4 @@ class Norms(TorchFunctionMode):
         if number == len(self.known):
             made = moments(call.input, call.groups) if self._unknown is None else self._unknown(call)
             self.known.append(made)
-        return call.normalised(self.known[number])
+        return call.normalized(self.known[number])

@@ -34,8 +34,8 @@ from genmeasures.interfaces import (
     Field,
     Labeler,
     Layer,
-    Over,
     PatchSet,
+    SampleName,
     Split,
 )
 from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer, tapped
@@ -53,7 +53,7 @@ _BATCH_BYTES = 1 << 28
 _ALIVE = 4
 """How many tensors of the largest layer's size are alive at a time, its own included: skip connections, workspaces."""
 
-_OVERS: tuple[Over, ...] = ("fit", "train", "test")
+_OVERS: tuple[SampleName, ...] = ("fit", "train", "test")
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how many inputs of how many are through."""
@@ -76,7 +76,7 @@ class _Part:
     """Of the whole inputs."""
     tile: Tile | None = None
     norms: Sequence[Moments] = ()
-    """Statistics of the normalisations, of the whole input."""
+    """Statistics of the normalizations, of the whole input."""
     sites: Mapping[int, Site] = field(default_factory=dict)
     """By layer."""
     places: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class ModelRun:
         self._each([run for run in group if run.patch_components], LayerRun.fit_patches)
         self._each(group, LayerRun.replay)
 
-    def _score(self, over: Over) -> None:
+    def _score(self, over: SampleName) -> None:
         """One pass over a sample for every measure that waits for it."""
         active = {run.layer.index: run.waiting(over) for run in self.layers}
         waiting = [run for run in self.layers if active[run.layer.index]]
@@ -166,7 +166,7 @@ class ModelRun:
         self._forward(over, waiting, active, receive, keep)
         self._each([run for run in waiting if run.layer.index in keep], LayerRun.replay)
 
-    def _keepers(self, over: Over, waiting: Sequence[LayerRun]) -> frozenset[int]:
+    def _keepers(self, over: SampleName, waiting: Sequence[LayerRun]) -> frozenset[int]:
         """The layers, from the last one backwards, that are kept for the pass after this one.
 
         Then that pass needs the model only as far as the last layer that is not kept.
@@ -183,7 +183,7 @@ class ModelRun:
 
     def _forward(
         self,
-        over: Over,
+        over: SampleName,
         runs: Sequence[LayerRun],
         active: Mapping[int, Sequence[Running]],
         receive: Callable[[LayerRun, FeatureBatch], None],
@@ -239,7 +239,7 @@ class ModelRun:
             for running in these:
                 running.end_pass()
 
-    def _parts(self, over: Over, runs: Sequence[LayerRun]) -> Iterator[_Part]:
+    def _parts(self, over: SampleName, runs: Sequence[LayerRun]) -> Iterator[_Part]:
         """All inputs of a split: some at a time, or the tiles of each in which any of the layers' vectors lie."""
         for first, inputs, all_targets in self._data.sources[self._data.split_of(over)].checked():
             for rows in (slice(row, row + self._rows) for row in range(0, len(inputs), self._rows)):
@@ -262,7 +262,7 @@ class ModelRun:
     def _live(
         self,
         run: LayerRun,
-        over: Over,
+        over: SampleName,
         part: _Part,
         given: Tensor,
         output: Tensor,
@@ -273,11 +273,11 @@ class ModelRun:
         traced, index = run.traced, run.layer.index
         if part.tile is None:
             rows, positions, rank = run.rows(over, part.start, len(output))
-            geometry, labelled = traced.geometry, positions
+            geometry, labeled = traced.geometry, positions
         else:
             spatial = [tuple(x.shape[1:-1] if traced.channels_last else x.shape[2:]) for x in (given, output)]
             geometry = replace(traced.geometry, input_spatial=spatial[0], output_spatial=spatial[1])
-            labelled, rank = map(torch.from_numpy, part.places[index])
+            labeled, rank = map(torch.from_numpy, part.places[index])
             local = part.sites[index].local_positions(part.tile, spatial[1], part.places[index][0])
             rows, positions = torch.zeros_like(rank), torch.from_numpy(local)
         reader = LayerReader(geometry, given, traced.channels_last)
@@ -288,14 +288,14 @@ class ModelRun:
         )
         size = 4 * self._extractor.patch_size(run.layer)
         chunk = max(1, _CHUNK_BYTES // size if unfolds else len(rows))
-        every = (torch.split(place.to(self._device), chunk) for place in (rows, positions, rank, labelled))
-        for rows, positions, rank, labelled in zip(*every, strict=True):
+        every = (torch.split(place.to(self._device), chunk) for place in (rows, positions, rank, labeled))
+        for rows, positions, rank, labeled in zip(*every, strict=True):
             if len(rows):
                 patches = checked_patches(self._extractor, self._extractor.patches(reader, rows, positions))
                 if stores:  # they are needed twice
                     patches = StoredPatches(patches.unfold())
                 vectors = partial(self._vectors, run.layer, by_channel, rows, positions)
-                labels = partial(self._labels, run, part.targets, rows, labelled)
+                labels = partial(self._labels, run, part.targets, rows, labeled)
                 yield _batch(run, over, rank, vectors, patches, labels)
 
     def _vectors(self, layer: Layer, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
@@ -327,12 +327,12 @@ class ModelRun:
         made = self._target_labels[key]
         return made[rows, positions if made.shape[1] > 1 else 0]
 
-    def _stores_patches(self, run: LayerRun, over: Over) -> bool:
+    def _stores_patches(self, run: LayerRun, over: SampleName) -> bool:
         """Whether the sampled patches take less memory than the inputs they are read from, which tiles never have."""
         patches = len(run.samples[over]) * self._extractor.patch_size(run.layer)
         return self._tiling is not None or patches < self._inputs(run, over)
 
-    def _kept_bytes(self, run: LayerRun, over: Over) -> int:
+    def _kept_bytes(self, run: LayerRun, over: SampleName) -> int:
         vectors, fields = len(run.samples[over]), run.second_pass(over)
         projected = 8 * vectors * self._extractor.components if "projected" in fields else 0
         projected += 8 * vectors * run.patch_components if "projected_patches" in fields else 0
@@ -343,7 +343,7 @@ class ModelRun:
     def _width(self, run: LayerRun) -> int:
         return self._extractor.vector_size(run.layer) + self._extractor.patch_size(run.layer)
 
-    def _inputs(self, run: LayerRun, over: Over) -> int:
+    def _inputs(self, run: LayerRun, over: SampleName) -> int:
         return len(self._data.sources[self._data.split_of(over)].scan()) * run.layer.input_size
 
     def _each(self, runs: Sequence[LayerRun], work: Callable[[LayerRun], None]) -> None:
@@ -373,7 +373,7 @@ class ModelRun:
 
 def _batch(
     run: LayerRun,
-    over: Over,
+    over: SampleName,
     rank: Tensor,
     vectors: Callable[[], Tensor],
     patches: PatchSet,

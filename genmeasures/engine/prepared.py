@@ -18,15 +18,15 @@ from genmeasures.interfaces import (
     FeatureMeasure,
     Labeler,
     Measure,
-    Over,
     Sample,
+    SampleName,
     Split,
     TargetLabeler,
     check_attributes,
     check_passes,
     split_of,
 )
-from genmeasures.labelers import Downsampled, Histogram, Image
+from genmeasures.labelers import ClassLabel, Downsampled, Histogram
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,13 @@ class PreparedData:
     """By representation of a measure that lacks data or labels: which."""
     classes: int = 0
     """The number of classes by the largest label; 0 where no targets are class numbers."""
-    _samples: dict[tuple[Over, int], Sample] = field(default_factory=dict)
+    _samples: dict[tuple[SampleName, int], Sample] = field(default_factory=dict)
 
-    def split_of(self, over: Over) -> Split:
+    def split_of(self, over: SampleName) -> Split:
         """The split that a pass reads."""
         return split_of(over, self.sources)
 
-    def sample(self, over: Over, positions: int) -> Sample:
+    def sample(self, over: SampleName, positions: int) -> Sample:
         """The sample of a layer with P positions: the same for all such layers and models."""
         key = (over, positions)
         if key not in self._samples:
@@ -72,7 +72,7 @@ class PreparedData:
         fitted = FITTED_ON_TEST if self.split_of("fit") == "test" and _reads_fit(measure) else ""
         if not isinstance(labeler, TargetLabeler):
             return fitted
-        splits = {self.split_of(one.split) for one in measure.passes if "labels" in one.fields}
+        splits = {self.split_of(one.sample) for one in measure.passes if "labels" in one.fields}
         if splits and _is_fitted(labeler):
             splits.add(self.split_of("fit"))
         return "; ".join(filter(None, (fitted, self.target_note(splits))))
@@ -92,7 +92,7 @@ def _reads_fit(measure: FeatureMeasure) -> bool:
     """Whether a measure, or what it reads, is fitted on a sample."""
     by_labels = isinstance(measure.labeler, FeatureLabeler) or _is_fitted(measure.labeler)
     return any(
-        one.split == "fit" or one.fields & FITTED_FIELDS or ("labels" in one.fields and by_labels)
+        one.sample == "fit" or one.fields & FITTED_FIELDS or ("labels" in one.fields and by_labels)
         for one in measure.passes
     )
 
@@ -101,7 +101,7 @@ def labeler_for(targets: TargetInfo) -> TargetLabeler:
     """The labeler that fits a kind of targets."""
     if targets.kind == "continuous":
         return Histogram()
-    return Downsampled() if targets.spatial else Image()
+    return Downsampled() if targets.spatial else ClassLabel()
 
 
 def prepare_measures(
@@ -137,13 +137,13 @@ def prepare_measures(
 
 def _labeled(measure: FeatureMeasure, sources: Mapping[Split, DataSource]) -> set[Split]:
     """The splits whose labels a measure reads."""
-    return {split_of(one.split, sources) for one in measure.passes if "labels" in one.fields}
+    return {split_of(one.sample, sources) for one in measure.passes if "labels" in one.fields}
 
 
 def _lacks(measure: FeatureMeasure, sources: Mapping[Split, DataSource]) -> str:
     """What a measure needs and is not given, "" where that is nothing; sets its labeler where it has none."""
     for one in measure.passes:
-        split = split_of(one.split, sources)
+        split = split_of(one.sample, sources)
         if split not in sources:
             return f"needs {split} data, and none are given"
     for split in sorted(_labeled(measure, sources)):

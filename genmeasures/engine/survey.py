@@ -38,9 +38,9 @@ class Survey:
     """What tiles of a model must know; one entry an axis in ``steps`` and ``cores``."""
 
     sites: tuple[Site, ...]
-    """First of the layers, in running order, then of the normalisations."""
+    """First of the layers, in running order, then of the normalizations."""
     norms_before: tuple[int, ...]
-    """Of each layer: the normalisations that have run when its output is read."""
+    """Of each layer: the normalizations that have run when its output is read."""
     steps: tuple[int, ...]
     """Tiles begin at multiples of these."""
     cores: tuple[int, ...]
@@ -127,12 +127,12 @@ class _Surveyor:
 
     def _name(self, site: int) -> str:
         layers = len(self._layers)
-        return self._layers[site].layer.name if site < layers else f"normalisation {site - layers + 1}"
+        return self._layers[site].layer.name if site < layers else f"normalization {site - layers + 1}"
 
     # Shapes ---------------------------------------------------------------------------------------------------
 
     def _shapes(self, spatial: Sequence[int]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], tuple[int, ...]]:
-        """Spatial sizes of all sites, shapes of all tensors, and normalisations before each layer, without a run."""
+        """Spatial sizes of all sites, shapes of all tensors, and normalizations before each layer, without a run."""
         shapes, sizes = Shapes(), dict[int, tuple[int, ...]]()
         norms_before = [0] * len(self._layers)
 
@@ -202,7 +202,7 @@ class _Surveyor:
     ) -> list[Moments]:
         """One forward pass as far as the last layer: ``see`` is given every site with its values (1, C, *S).
 
-        Normalisations get the statistics ``known``, or those of the inputs; returns them.
+        Normalizations get the statistics ``known``, or those of the inputs; returns them.
         """
         norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, norms))
         places = {id(layer): place for place, layer in enumerate(layers)}
@@ -273,7 +273,7 @@ class _Surveyor:
             length *= 2
 
     def _nan(self, inputs: Tensor, axis: int, known: Sequence[Moments]) -> tuple[list[Moments], list[Tensor]]:
-        """The normalisations' statistics, and for each site where along the axis it is NaN: bool (size,)."""
+        """The normalizations' statistics, and for each site where along the axis it is NaN: bool (size,)."""
         made: dict[int, Tensor] = {}
 
         def see(site: int, values: Tensor, norms: Norms) -> None:

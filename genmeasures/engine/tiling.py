@@ -39,7 +39,7 @@ class Tiling:
         self._device = device
         self._layout = layout
         self._known: dict[tuple[Split, int], list[Moments]] = {}
-        """By split and input: the statistics of its normalisations, in running order."""
+        """By split and input: the statistics of its normalizations, in running order."""
 
     def site(self, layer: TracedLayer) -> Site:
         """Where the layer's output lies on the input."""
@@ -55,7 +55,7 @@ class Tiling:
         return part.to(self._device).contiguous(memory_format=self._layout)
 
     def norms(self, split: Split, index: int, inputs: Tensor, layers: Sequence[TracedLayer]) -> list[Moments]:
-        """Statistics of all normalisations that run before the last of these layers, for one whole input (1, C, *S).
+        """Statistics of all normalizations that run before the last of these layers, for one whole input (1, C, *S).
 
         One pass over the tiles for each, the ones before it being known; kept for later passes.
         """

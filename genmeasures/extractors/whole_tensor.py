@@ -26,9 +26,9 @@ class WholeTensor(Extractor):
     def __init__(
         self, cap: int | None = 80_000, components: int = 10, tap: str = "activation", fit_cap: int = 80_000
     ) -> None:
-        require(cap is None or is_count(cap), self, f"cap must be a whole number ≥ 1 or null, not {cap!r}")
-        require(is_count(fit_cap), self, f"fit_cap must be a whole number ≥ 1, not {fit_cap!r}")
-        require(is_count(components), self, f"components must be a whole number ≥ 1, not {components!r}")
+        require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, not {cap!r}")
+        require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, not {fit_cap!r}")
+        require(is_count(components), self, f"components must be an integer ≥ 1, not {components!r}")
         one_of(self, "tap", tap, ("activation", "linear"))
         self.cap = cap
         self.components = components

@@ -525,7 +525,7 @@ def tensor_contents(tensor: Tensor) -> list[Any]:
     Raises Unidentified for one without values: a lazy parameter, or one on the device "meta".
     """
     if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-        raise Unidentified("a tensor is not initialised")
+        raise Unidentified("a tensor is not initialized")
     tensor = tensor.detach()
     head = f"{tensor.dtype} {tensor.layout} {tuple(tensor.shape)} "
     if tensor.is_nested:

@@ -129,7 +129,7 @@ def rank_of(given: Floats) -> int:
     return int(_basis(given, np.ones(len(given))).shape[1])
 
 
-def centred_ranks(values: Floats) -> Floats:
+def centerd_ranks(values: Floats) -> Floats:
     """Mean ranks (m, n) of rows of values, less the mean of the ranks; exact halves."""
     ones = np.ones((values.shape[1], 1))
     return np.stack([_order(row).ranks(ones)[:, 0] for row in values]) if len(values) else values
@@ -247,7 +247,7 @@ def _kendall(x: Floats, y: Floats, counts: Floats, given: Floats) -> Floats:
     drawn = turned.astype(np.float32)
     concordance = np.zeros((len(x), len(y), len(counts)))
     for first, second in pair_blocks(x.shape[1], max(len(counts), len(x))):
-        # Sums of whole numbers below 2^24 a block: single precision is exact.
+        # Sums of integers below 2^24 a block: single precision is exact.
         both = drawn[first] * drawn[second]
         signs = np.sign(codes_x[:, first] - codes_x[:, second])
         for place, code in enumerate(codes_y):
@@ -282,11 +282,11 @@ def _partial(ranked: bool) -> _Batch:
 def _basis(given: Floats, weights: Floats) -> Floats:
     """float64 (n, rank): orthonormal columns that span √w times an intercept and the regressors (n, q)."""
     drawn = weights > 0
-    centred = given - np.average(given, axis=0, weights=weights)
-    scale = np.abs(centred[drawn]).max(0, initial=0.0)
+    centerd = given - np.average(given, axis=0, weights=weights)
+    scale = np.abs(centerd[drawn]).max(0, initial=0.0)
     # What is constant but for rounding would otherwise come out as a regressor of noise.
     moves = scale > 1e-13 * np.abs(given[drawn]).max(0, initial=0.0)
-    scaled = np.divide(centred, scale, out=np.zeros_like(centred), where=moves)
+    scaled = np.divide(centerd, scale, out=np.zeros_like(centerd), where=moves)
     roots = np.sqrt(weights)[:, None]
     left, sizes, _ = np.linalg.svd(roots * np.column_stack([np.ones(len(given)), scaled]), full_matrices=False)
     return np.asarray(left[:, sizes > _ROUNDING * sizes[0]])
@@ -295,12 +295,12 @@ def _basis(given: Floats, weights: Floats) -> Floats:
 def _residuals(values: Floats, basis: Floats, weights: Floats) -> Floats:
     """√w times the residuals of the rows of values (m, n), of unit length; NaN where nothing is left."""
     drawn = weights > 0
-    centred = np.where(drawn, values - np.average(values, axis=1, weights=weights)[:, None], 0.0)
-    largest = np.abs(centred).max(axis=1, keepdims=True)
+    centerd = np.where(drawn, values - np.average(values, axis=1, weights=weights)[:, None], 0.0)
+    largest = np.abs(centerd).max(axis=1, keepdims=True)
     constant = largest[:, 0] <= 1e-13 * np.abs(np.where(drawn, values, 0.0)).max(axis=1)
-    centred = np.sqrt(weights) * centred / np.where(largest > 0, largest, 1.0)
-    left = centred - (centred @ basis) @ basis.T
-    length, whole = np.linalg.norm(left, axis=1), np.linalg.norm(centred, axis=1)
+    centerd = np.sqrt(weights) * centerd / np.where(largest > 0, largest, 1.0)
+    left = centerd - (centerd @ basis) @ basis.T
+    length, whole = np.linalg.norm(left, axis=1), np.linalg.norm(centerd, axis=1)
     lost = constant | (length <= _ROUNDING * whole)
     return np.asarray(left / np.where(lost, np.nan, length)[:, None])
 
@@ -343,9 +343,9 @@ def _scaled(values: Floats) -> Floats:
     """(m, n): deviations of rows from their means, in units of the largest one."""
     largest = np.abs(values).max(axis=1, keepdims=True)
     scaled = values / np.maximum(largest, np.finfo(np.float64).tiny)
-    centred = scaled - scaled.mean(axis=1, keepdims=True)
-    spread = np.abs(centred).max(axis=1, keepdims=True)
-    return np.asarray(centred / np.where(spread > 0, spread, 1.0))
+    centerd = scaled - scaled.mean(axis=1, keepdims=True)
+    spread = np.abs(centerd).max(axis=1, keepdims=True)
+    return np.asarray(centerd / np.where(spread > 0, spread, 1.0))
 
 
 def _product(weights: Floats, a: Floats, b: Floats) -> Floats:

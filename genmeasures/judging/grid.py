@@ -1,4 +1,4 @@
-"""What is told of measures on a grid of hyper-parameters, as columns of a table."""
+"""What is told of measures on a grid of hyperparameters, as columns of a table."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ GRID = (
 100 × :func:`~genmeasures.judging.pgdl_score` in both modes, 100 × K with |S| ≤ 0, 1, 2; ψ with its interval and
 the pairs of models it is from; the worst sign error. ``…_p`` are p-values by permutation: how often a measure
 that knows nothing of the grid scores as high, has a ψ as far from 0, or errs as little. Only ψ has an interval:
-the others are a minimum and a maximum over hyper-parameters, which resamples shift.
+the others are a minimum and a maximum over hyperparameters, which resamples shift.
 """
 
-_NO_ENTROPY = "some values of hyper-parameters leave no uncertainty about the order of the gaps: the score is 0/0"
+_NO_ENTROPY = "some values of hyperparameters leave no uncertainty about the order of the gaps: the score is 0/0"
 
 
 def grid_scores(
     measures: Floats, gap: Floats, hparams: pd.DataFrame, test_size: int | None, draws: Draws, confidence: float
 ) -> list[dict[str, float | str]]:
-    """All of :data:`GRID`, ``pgdl_pair`` (the hyper-parameters that decide the official score) and ``grid_status``.
+    """All of :data:`GRID`, ``pgdl_pair`` (the hyperparameters that decide the official score) and ``grid_status``.
 
     Args:
         measures: float64 (m, n), finite, each larger for a larger gap.
         gap: float64 (n,), finite.
-        hparams: (n, k) values of k hyper-parameters.
+        hparams: (n, k) values of k hyperparameters.
         test_size: test samples behind the gaps; None where it is not known, and then no sign error.
         draws: resamples and permutations of the models.
         confidence: probability that intervals are to hold.

@@ -89,18 +89,18 @@ def read_table(
 ) -> xr.Dataset:
     """A table of measures computed elsewhere, as a result that :func:`genmeasures.judge` takes.
 
-    A CSV file with a column ``model``, columns of hyper-parameters, which are read as words, the gap
+    A CSV file with a column ``model``, columns of hyperparameters, which are read as words, the gap
     (train − test accuracy), and every other column a measure, larger for a larger gap. An empty cell of a
     measure is a model without a value.
 
     Args:
         path: of the file.
-        hparams: names of the columns with hyper-parameters.
+        hparams: names of the columns with hyperparameters.
         gap: name of the column with the generalization gap.
         test_size: number of test samples behind the gaps, for the sign error.
 
     Returns:
-        Measures (model,), each with its status, and the coordinates ``generalization_gap`` and hyper-parameters.
+        Measures (model,), each with its status, and the coordinates ``generalization_gap`` and hyperparameters.
 
     Raises:
         ResultError: the file cannot be read, a column is missing, a model is there twice, or a value is no number.

@@ -72,7 +72,7 @@ def judge(
           this confidence, "open" where it is not, "" where no sign is expected.
         - ``status``: "ok", "note: …", or "undefined: …" where the coefficients are NaN.
         - :data:`~genmeasures.judging.grid.GRID`, ``pgdl_pair`` and ``grid_status`` where the target is
-          ``generalization_gap`` and the result knows hyper-parameters; a measure that is expected to fall
+          ``generalization_gap`` and the result knows hyperparameters; a measure that is expected to fall
           with the gap is turned round for them, as they ask for one that grows with it, and one
           without an expected sign is scored as it is. Elsewhere they are NaN with an empty ``grid_status``.
 
@@ -100,7 +100,7 @@ def judge(
     if not 0 < confidence < 1:
         raise OptionError(f"judge: confidence={confidence!r} must lie between 0 and 1")
     if not is_count(resamples):
-        raise OptionError(f"judge: resamples={resamples!r} must be a whole number of at least 1")
+        raise OptionError(f"judge: resamples={resamples!r} must be an integer of at least 1")
     targets = _targets(ds, against)
     hparams = _hparams(ds) if given is None else None
     test_size = int(ds.attrs["test_size"]) if "test_size" in ds.attrs else None
@@ -221,7 +221,7 @@ def _columns(ds: xr.Dataset) -> Iterator[tuple[str, int | None, Floats]]:
 
 
 def _hparams(ds: xr.Dataset) -> pd.DataFrame | None:
-    """Hyper-parameters of the models (models, k), None where there are none."""
+    """Hyperparameters of the models (models, k), None where there are none."""
     names = [name for name in hparams_of(ds) if name in ds.coords]
     return pd.DataFrame({name: ds[name].values for name in names}) if names else None
 

@@ -1,14 +1,14 @@
-"""Judge a measure on a grid of hyper-parameters: the PGDL score, granulated Kendall, worst-case sign error.
+"""Judge a measure on a grid of hyperparameters: the PGDL score, granulated Kendall, worst-case sign error.
 
 In all of this module a measure and a gap are array-likes with one finite number for each of n models,
 and ``hparams`` is a frame of n rows in the same order, by position whatever its index, with a column
-for each hyper-parameter. A hyper-parameter's values may be of any hashable type, a missing value is a
-value of its own, and a constant hyper-parameter counts.
+for each hyperparameter. A hyperparameter's values may be of any hashable type, a missing value is a
+value of its own, and a constant hyperparameter counts.
 
 Every function raises :class:`~genmeasures.errors.DataError` where lengths differ, a number is not
 finite, a name stands for two columns, a value cannot be compared (a list), or two models share all
-hyper-parameters. The PGDL score and the conditional mutual information also need at least two
-hyper-parameters and a model for every combination of their values.
+hyperparameters. The PGDL score and the conditional mutual information also need at least two
+hyperparameters and a model for every combination of their values.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _SHOWN = 5
 
 
 class AlonePairs(NamedTuple):
-    """Pairs of models that differ in one hyper-parameter alone, sorted by it and by their group."""
+    """Pairs of models that differ in one hyperparameter alone, sorted by it and by their group."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
     group: NDArray[np.int64]
-    """(pairs,): number of the models that agree in all other hyper-parameters, in ascending order."""
+    """(pairs,): number of the models that agree in all other hyperparameters, in ascending order."""
     hparam: NDArray[np.int64]
-    """(pairs,): number of the hyper-parameter that differs, in ascending order."""
+    """(pairs,): number of the hyperparameter that differs, in ascending order."""
 
     def agreement(self, measures: Floats, gap: Floats) -> Floats:
         """float64 (m, pairs): sgn(Δmeasure)·sgn(Δgap) of measures (m, n)."""
@@ -72,14 +72,14 @@ class GranulatedKendall(NamedTuple):
 def pgdl_score(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, mode: str = "official") -> float:
     """Score of a task in the competition "Predicting Generalization in Deep Learning".
 
-    The least :func:`pgdl_pairs` score over all pairs of hyper-parameters; the competition reports 100
+    The least :func:`pgdl_pairs` score over all pairs of hyperparameters; the competition reports 100
     times its mean over tasks. Whether a measure rises or falls with the gap is not judged, yet
     the official figure depends on its sign: the pairs of a model with itself count as "not larger".
 
     Args:
         measure: float64 (n,), only the order of its values matters.
         gap: float64 (n,), train accuracy − test accuracy.
-        hparams: (n, k) values of k ≥ 2 hyper-parameters, a complete grid.
+        hparams: (n, k) values of k ≥ 2 hyperparameters, a complete grid.
         mode: "official" or "symmetric", see :data:`MODES`.
 
     Returns:
@@ -88,8 +88,8 @@ def pgdl_score(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, mode: 
     Raises:
         OptionError: the mode is unknown.
         DataError: the arrays do not fit, are not finite, or the grid is not complete; see the module.
-        Undefined: two hyper-parameters, named, leave no uncertainty about the order of the gaps, so that
-            the score of the pair is 0/0. This is always so with two hyper-parameters and no more.
+        Undefined: two hyperparameters, named, leave no uncertainty about the order of the gaps, so that
+            the score of the pair is 0/0. This is always so with two hyperparameters and no more.
 
     Source: Jiang et al., NeurIPS 2020 Competition: Predicting Generalization in Deep Learning (2020).
     """
@@ -102,9 +102,9 @@ def pgdl_score(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, mode: 
 
 
 def pgdl_pairs(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, mode: str = "official") -> pd.DataFrame:
-    """What a measure tells of the order of gaps beyond each pair of hyper-parameters.
+    """What a measure tells of the order of gaps beyond each pair of hyperparameters.
 
-    For hyper-parameters a and b, all ordered pairs (i, j) of models are sliced by (a_i, a_j, b_i, b_j).
+    For hyperparameters a and b, all ordered pairs (i, j) of models are sliced by (a_i, a_j, b_i, b_j).
     In each slice, with G = [gap_i > gap_j] and M = [measure_i > measure_j], both strict, I is the
     mutual information of G and M and H = −Σ p_G·log₂(p_G + 1e-12), in bits. All ``|a|²·|b|²`` slices have
     the same weight. The symmetric mode leaves out i = j; a slice without pairs then adds 0 to both means,
@@ -116,7 +116,7 @@ def pgdl_pairs(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, mode: 
     Arguments and errors are those of :func:`pgdl_score`, but for ``Undefined``.
 
     Returns:
-        One row for each unordered pair of hyper-parameters. Columns: ``first``, ``second``,
+        One row for each unordered pair of hyperparameters. Columns: ``first``, ``second``,
         ``information`` (mean I, float64), ``entropy`` (mean H, float64), ``score`` (their ratio, float64,
         between 0 and 1, NaN where no slice has entropy) and ``minimum`` (bool): whether the pair decides
         the score of the task, False everywhere if a score is NaN.
@@ -163,7 +163,7 @@ def pair_scores(measures: Floats, gap: Floats, codes: NDArray[np.int64], mode: s
 def conditional_mutual_information(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, size: int) -> float:
     """K of "Fantastic Generalization Measures": a variant of the PGDL score, not the official figure.
 
-    K = min over all sets S of at most ``size`` hyper-parameters of I(V_μ, V_g | U_S) / H(V_g | U_S),
+    K = min over all sets S of at most ``size`` hyperparameters of I(V_μ, V_g | U_S) / H(V_g | U_S),
     the empty set included. Over all ordered pairs (i, j) of models with i ≠ j, V = [x_i > x_j], strict,
     so that a tie counts as "not larger", where the paper's sign leaves it open; U_S are the values of S
     in both models. I and H are the conditional mutual information and the conditional entropy over the
@@ -175,7 +175,7 @@ def conditional_mutual_information(measure: ArrayLike, gap: ArrayLike, hparams: 
 
     Args:
         measure, gap, hparams: as for :func:`pgdl_score`.
-        size: largest number of hyper-parameters conditioned on: 0, 1 or 2 (the paper's).
+        size: largest number of hyperparameters conditioned on: 0, 1 or 2 (the paper's).
 
     Returns:
         Between 0 and 1, no larger for a larger ``size``.
@@ -184,7 +184,7 @@ def conditional_mutual_information(measure: ArrayLike, gap: ArrayLike, hparams: 
         OptionError: ``size`` is not 0, 1 or 2.
         DataError: as for :func:`pgdl_score`.
         Undefined: a set, named, leaves no uncertainty about the order of the gaps. With two
-            hyper-parameters and no more this is always so at size 2.
+            hyperparameters and no more this is always so at size 2.
 
     Source: Jiang et al., Fantastic Generalization Measures and Where to Find Them (2020), section 2.2.3.
     """
@@ -219,9 +219,9 @@ def set_scores(measures: Floats, gap: Floats, codes: NDArray[np.int64]) -> Float
 
 
 def granulated_kendall(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame) -> GranulatedKendall:
-    """Granulated Kendall coefficient ψ: does a measure follow the gap as one hyper-parameter changes?
+    """Granulated Kendall coefficient ψ: does a measure follow the gap as one hyperparameter changes?
 
-    For each hyper-parameter, the models that agree in all the others form a group. τ of a group of c
+    For each hyperparameter, the models that agree in all the others form a group. τ of a group of c
     models is that of the source, Kendall's τ-a: Σ sgn(Δmeasure)·sgn(Δgap) over ordered pairs, divided by
     c·(c − 1), so that a tie of the measure earns nothing (τ-b would forgive it). A group of one model, or
     whose gaps are all equal, has no order to be found: it is left out and counted, for every measure alike.
@@ -230,11 +230,11 @@ def granulated_kendall(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame
     Args:
         measure: float64 (n,).
         gap: float64 (n,).
-        hparams: (n, k) values of k ≥ 1 hyper-parameters.
+        hparams: (n, k) values of k ≥ 1 hyperparameters.
 
     Returns:
-        ``psi``: the mean of τ over hyper-parameters that have one, between −1 and 1. ``hparams``: one row a
-        hyper-parameter, with the columns ``hparam``, ``kendall`` (float64: mean τ of its groups, NaN
+        ``psi``: the mean of τ over hyperparameters that have one, between −1 and 1. ``hparams``: one row a
+        hyperparameter, with the columns ``hparam``, ``kendall`` (float64: mean τ of its groups, NaN
         without any), ``groups`` (int64: those used) and ``left_out`` (int64).
 
     Raises:
@@ -260,12 +260,12 @@ def granulated_kendall(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame
         rows.append((hparam, mean, len(tau), int(leader.sum()) - len(tau)))
     frame = pd.DataFrame(rows, columns=["hparam", "kendall", "groups", "left_out"])
     if frame["kendall"].isna().all():
-        raise Undefined("no two models with different gaps differ in one hyper-parameter alone: there is no Kendall τ")
+        raise Undefined("no two models with different gaps differ in one hyperparameter alone: there is no Kendall τ")
     return GranulatedKendall(float(frame["kendall"].mean()), frame)
 
 
 def alone_pairs(hparams: pd.DataFrame) -> AlonePairs:
-    """The pairs of models of a grid (n, k), complete or not, that differ in one hyper-parameter alone.
+    """The pairs of models of a grid (n, k), complete or not, that differ in one hyperparameter alone.
 
     Raises DataError where models repeat or the frame cannot be used; see the module.
     """
@@ -324,9 +324,9 @@ def sign_error_weights(pairs: AlonePairs, gap: Floats, test_size: int) -> Floats
 
 
 def sign_errors(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, test_size: int) -> pd.DataFrame:
-    """How often a measure mistakes which of two models has the larger gap, for each hyper-parameter.
+    """How often a measure mistakes which of two models has the larger gap, for each hyperparameter.
 
-    An environment is a hyper-parameter: all pairs of models that differ in it alone. The error of a pair is
+    An environment is a hyperparameter: all pairs of models that differ in it alone. The error of a pair is
     (1 − sgn Δmeasure · sgn Δgap)/2: 0, 1, or ½ for a tie. Its weight is
     max(0, 1 − 2·exp(−2·test_size·(Δgap/2)²))², by Hoeffding's inequality small where the difference of gaps
     may be noise of the test set. The grid need not be complete.
@@ -334,21 +334,21 @@ def sign_errors(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, test_
     Args:
         measure: float64 (n,).
         gap: float64 (n,), of accuracies between 0 and 1.
-        hparams: (n, k) values of k ≥ 1 hyper-parameters.
+        hparams: (n, k) values of k ≥ 1 hyperparameters.
         test_size: number of test samples behind the gaps.
 
     Returns:
-        One row a hyper-parameter. Columns: ``hparam``, ``error`` (float64: weighted mean between 0 and 1,
+        One row a hyperparameter. Columns: ``hparam``, ``error`` (float64: weighted mean between 0 and 1,
         NaN where all weights are 0), ``pairs`` (int64: unordered pairs) and ``weight`` (float64: its sum over them).
 
     Raises:
-        OptionError: ``test_size`` is not a whole number of at least 1.
+        OptionError: ``test_size`` is not an integer of at least 1.
         DataError: the arrays do not fit or are not finite, or models repeat; see the module.
 
     Source: Dziugaite et al., In Search of Robust Measures of Generalization (2020).
     """
     if not is_count(test_size):
-        raise OptionError(f"sign_errors: test_size={test_size!r} must be a whole number of at least 1")
+        raise OptionError(f"sign_errors: test_size={test_size!r} must be an integer of at least 1")
     mu, g, codes = _loose(measure, gap, hparams)
     error = (1.0 - _signs(mu) * _signs(g)) / 2
     difference = g[:, None] - g[None, :]
@@ -363,7 +363,7 @@ def sign_errors(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, test_
 
 
 def worst_sign_error(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, test_size: int) -> float:
-    """The largest of :func:`sign_errors`, over the hyper-parameters that have one.
+    """The largest of :func:`sign_errors`, over the hyperparameters that have one.
 
     Arguments and errors are those of :func:`sign_errors`.
 
@@ -371,12 +371,12 @@ def worst_sign_error(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame, 
         Between 0 and 1; ½ is chance.
 
     Raises:
-        Undefined: no hyper-parameter has an error.
+        Undefined: no hyperparameter has an error.
     """
     errors = sign_errors(measure, gap, hparams, test_size)["error"]
     if errors.isna().all():
         raise Undefined(
-            f"no two models that differ in one hyper-parameter alone have gaps that {test_size} test samples tell apart"
+            f"no two models that differ in one hyperparameter alone have gaps that {test_size} test samples tell apart"
         )
     return float(errors.max())
 
@@ -410,7 +410,7 @@ def score_table(
     if not 0 < confidence < 1:
         raise OptionError(f"score_table: confidence={confidence!r} must lie between 0 and 1")
     if not is_count(resamples):
-        raise OptionError(f"score_table: resamples={resamples!r} must be a whole number of at least 1")
+        raise OptionError(f"score_table: resamples={resamples!r} must be an integer of at least 1")
     taken = [name for name in ("mean", "low", "high") if name in scores.columns]
     if taken:
         raise DataError(f"score_table: a task cannot be named {taken[0]!r}, which is a column of the table")
@@ -428,21 +428,21 @@ def score_table(
 
 
 def grid_codes(hparams: pd.DataFrame) -> NDArray[np.int64]:
-    """Number the values of each hyper-parameter of a complete grid.
+    """Number the values of each hyperparameter of a complete grid.
 
     Args:
-        hparams: (n, k) values of k ≥ 2 hyper-parameters.
+        hparams: (n, k) values of k ≥ 2 hyperparameters.
 
     Returns:
         int64 (n, k): 0, 1, … in the order in which a column's values first appear.
 
     Raises:
-        DataError: there are fewer than two hyper-parameters, a combination repeats (its rows are named) or
+        DataError: there are fewer than two hyperparameters, a combination repeats (its rows are named) or
             is missing (one is named), or the frame cannot be used; see the module.
     """
     _check_frame(hparams)
     if hparams.shape[1] < 2:
-        raise DataError(f"the score needs at least 2 hyper-parameters, not {hparams.shape[1]}")
+        raise DataError(f"the score needs at least 2 hyperparameters, not {hparams.shape[1]}")
     codes, values = _encode(hparams)
     keys = set(_check_repeats(hparams, codes, values))
     sizes = [len(v) for v in values]
@@ -457,7 +457,7 @@ def grid_codes(hparams: pd.DataFrame) -> NDArray[np.int64]:
             digits.insert(0, digit)
         missing = [v[digit] for v, digit in zip(values, digits, strict=True)]
         raise DataError(
-            f"the grid of hyper-parameters is not complete: {combinations - len(keys)} of {combinations} combinations "
+            f"the grid of hyperparameters is not complete: {combinations - len(keys)} of {combinations} combinations "
             f"have no model, for one {_combination(hparams, missing)}"
         )
     return codes
@@ -496,7 +496,7 @@ def _condition(
     offset: float,
     uniform: bool,
 ) -> _Conditional:
-    """Information of measures (m, n) on the order of gaps (n,), given the hyper-parameters in each set."""
+    """Information of measures (m, n) on the order of gaps (n,), given the hyperparameters in each set."""
     g = (gap[:, None] > gap[None, :]).astype(np.float64)
     slices = [_slice(g, codes[:, list(s)], self_pairs=self_pairs, uniform=uniform) for s in sets]
     information = np.empty((len(measures), len(sets)))
@@ -504,7 +504,7 @@ def _condition(
     step = max(_PAIRS // len(gap) ** 2, 1)
     for start in range(0, len(measures), step):
         mu = measures[start : start + step]
-        # Counts of pairs are whole numbers below 2^24 for up to 4096 models: single precision is exact.
+        # Counts of pairs are integers below 2^24 for up to 4096 models: single precision is exact.
         m = (mu[:, :, None] > mu[:, None, :]).astype(np.float32 if len(gap) <= _SINGLE else np.float64)
         both = m * g.astype(m.dtype)
         for column, s in enumerate(slices):
@@ -540,7 +540,7 @@ def _information(s: _Slices, m: NDArray[Any], both: NDArray[Any]) -> Floats:
         (larger - joint, s.pairs - s.higher, larger),
         (s.pairs - s.higher - larger + joint, s.pairs - s.higher, s.pairs - larger),
     ):
-        # Counts are whole numbers: independent cells give a ratio of exactly 1.
+        # Counts are integers: independent cells give a ratio of exactly 1.
         ratio = np.divide(cell * total, of_gap * of_measure, out=np.ones_like(cell), where=cell > 0)
         found += cell / total * np.log2(ratio)
     return np.asarray(found)
@@ -567,7 +567,7 @@ def _no_entropy(names: Sequence[object], lost: int, of: int) -> str:
         return "all gaps are equal: there is no order of gaps to be told"
     return (
         f"the values of {' and '.join(repr(name) for name in names)} leave no uncertainty about the order of the gaps "
-        f"({lost} of {of} sets of hyper-parameters): the score is 0/0"
+        f"({lost} of {of} sets of hyperparameters): the score is 0/0"
     )
 
 
@@ -577,7 +577,7 @@ def _signs(x: Floats) -> Floats:
 
 
 def _differ_alone(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool (k, n, n): pairs of models that differ in each hyper-parameter and in no other."""
+    """bool (k, n, n): pairs of models that differ in each hyperparameter and in no other."""
     differ = codes.T[:, :, None] != codes.T[:, None, :]
     return np.asarray(differ & (differ.sum(axis=0) == 1))
 
@@ -587,7 +587,7 @@ def _loose(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame) -> tuple[F
     mu, g = _finite("measure", measure), _finite("gap", gap)
     _check_frame(hparams)
     if hparams.shape[1] == 0:
-        raise DataError("there is no hyper-parameter")
+        raise DataError("there is no hyperparameter")
     codes, values = _encode(hparams)
     _same_length(mu, g, codes)
     _check_repeats(hparams, codes, values)
@@ -639,7 +639,7 @@ def _encode(hparams: pd.DataFrame) -> tuple[NDArray[np.int64], list[list[object]
         try:
             codes[:, index], found = pd.factorize(column, use_na_sentinel=False)
         except TypeError as error:
-            raise DataError(f"hyper-parameter {name!r} has values that cannot be compared: {error}") from error
+            raise DataError(f"hyperparameter {name!r} has values that cannot be compared: {error}") from error
         values.append(found.tolist())
     return codes, values
 
@@ -656,8 +656,8 @@ def _check_repeats(hparams: pd.DataFrame, codes: NDArray[np.int64], values: list
         rows = np.flatnonzero(inverse.reshape(-1) == np.flatnonzero(counts > 1)[0])
         combination = _combination(hparams, [v[code] for v, code in zip(values, codes[rows[0]], strict=True)])
         raise DataError(
-            f"models share all hyper-parameters: rows {_listed(rows)} have {combination}"
-            f"; combinations that repeat: {int((counts > 1).sum())}; a seed that tells them apart is a hyper-parameter"
+            f"models share all hyperparameters: rows {_listed(rows)} have {combination}"
+            f"; combinations that repeat: {int((counts > 1).sum())}; a seed that tells them apart is a hyperparameter"
         )
     return keys
 

@@ -14,7 +14,7 @@ _PUBLISHED: dict[str, tuple[float, ...]] = {
     "mixup margin": (1.11, 47.33, 43.22, 34.57, 11.46, 21.98, 1.48, 20.78),
     "augment margin": (15.66, 48.34, 47.22, 22.82, 8.67, 11.97, 1.28, 15.25),
     "kV-GN-Margin, first layer": (18.17, 45.24, 30.78, 15.66, 4.48, 3.91, 0.58, 21.85),
-    "distance from initialisation (baseline)": (5.13, 4.71, 2.78, 1.26),
+    "distance from initialization (baseline)": (5.13, 4.71, 2.78, 1.26),
     "Jacobian norm (baseline)": (0.94, 3.15, 1.09, 7.30),
     "sharpness (baseline)": (0.0, 0.0, 0.85, 0.79),
 }

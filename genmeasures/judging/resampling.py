@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from genmeasures.judging.correlation import (
     Floats,
     basis_of,
-    centred_ranks,
+    centerd_ranks,
     dense_codes,
     pair_blocks,
     rank_of,
@@ -169,8 +169,8 @@ def bca_interval(
     upto = (found <= observed[..., None] + _SAME).sum(axis=-1)
     most = np.maximum(kept, 1)
     bias = scipy.special.ndtri(np.clip((below + upto) / (2 * most), 0.5 / most, 1 - 0.5 / most))
-    centre = np.nanmean(np.where(np.isfinite(left_out).any(axis=-1, keepdims=True), left_out, 0.0), axis=-1)
-    influence = np.nan_to_num(centre[..., None] - left_out)
+    center = np.nanmean(np.where(np.isfinite(left_out).any(axis=-1, keepdims=True), left_out, 0.0), axis=-1)
+    influence = np.nan_to_num(center[..., None] - left_out)
     with np.errstate(divide="ignore", invalid="ignore"):
         acceleration = (influence**3).sum(axis=-1) / (6 * (influence**2).sum(axis=-1) ** 1.5)
     acceleration = np.where(np.isfinite(acceleration), acceleration, 0.0)
@@ -277,7 +277,7 @@ def correlation_p_values(
     nothing = np.empty((x.shape[1], 0))
     for name, rows, columns, regressors in (
         ("pearson", x, y, nothing if given is None else given),
-        ("spearman", centred_ranks(x), centred_ranks(y), nothing if given is None else centred_ranks(given.T).T),
+        ("spearman", centerd_ranks(x), centerd_ranks(y), nothing if given is None else centerd_ranks(given.T).T),
     ):
         regressors = regressors.reshape(x.shape[1], -1)
         left, right = residuals(rows, regressors), residuals(columns, regressors)

@@ -1,8 +1,8 @@
 """Labelers: one integer for every vector, from targets or from the features themselves."""
 
+from genmeasures.labelers.class_label import ClassLabel
 from genmeasures.labelers.downsampled import Downsampled
 from genmeasures.labelers.histogram import Histogram
-from genmeasures.labelers.image import Image
 from genmeasures.labelers.kmeans import KMeans
 
-__all__ = ["Downsampled", "Histogram", "Image", "KMeans"]
+__all__ = ["ClassLabel", "Downsampled", "Histogram", "KMeans"]

@@ -15,10 +15,10 @@ _MOST_CLASSES = 256
 
 
 class Downsampled(TargetLabeler):
-    """A segmentation mask, averaged over the area of each output position and quantised.
+    """A segmentation mask, averaged over the area of each output position and quantized.
 
     The area is made of all voxels that the output position overlaps, be it in part, as in adaptive
-    average pooling; under the whole-tensor extractor it is the whole picture. From the share
+    average pooling; under the whole-tensor extractor it is the whole image. From the share
     (coverage) of each class in the area, ``rounding`` takes
 
     - "ceil" (Rajagopal et al. 2021, section 2.1): the highest-numbered class with coverage > 0;
@@ -42,7 +42,9 @@ class Downsampled(TargetLabeler):
         if targets.is_floating_point():
             raise DataError("downsampled labels need integer masks; for continuous targets use the labeler 'histogram'")
         if targets.dim() == 2:
-            raise DataError("downsampled labels need dense targets; for one class an input use the labeler 'image'")
+            raise DataError(
+                "downsampled labels need dense targets; for one class an input use the labeler 'class_label'"
+            )
         if targets.shape[1] != 1:
             raise DataError(
                 f"downsampled labels need masks of class numbers (N, *spatial), not {targets.shape[1]} channels"

@@ -24,7 +24,7 @@ class Histogram(TargetLabeler):
 
     The edges of the bins are fitted on the training targets: ``edges="uniform"`` between their
     extremes, "quantile" at their quantiles. Values outside go to the outermost bins. Targets of
-    several channels get one k-means quantiser with ``bins`` centres instead, fitted on the training
+    several channels get one k-means quantizer with ``bins`` centers instead, fitted on the training
     targets (Rajagopal et al. 2021, section 2.2.2, where an integer label is the special case).
     Places without a label (NaN, or −1 in integers) count neither for the edges nor in an average; an
     area that has no others gets −1.
@@ -33,7 +33,7 @@ class Histogram(TargetLabeler):
     name = "histogram"
 
     def __init__(self, bins: int = 10, edges: str = "uniform") -> None:
-        require(is_count(bins, 2), self, f"bins must be a whole number ≥ 2, not {bins!r}")
+        require(is_count(bins, 2), self, f"bins must be an integer ≥ 2, not {bins!r}")
         one_of(self, "edges", edges, ("uniform", "quantile"))
         self.bins = bins
         self.edges = edges
@@ -42,7 +42,7 @@ class Histogram(TargetLabeler):
         self._low = float("inf")
         self._high = float("-inf")
         self._inner: Tensor | None = None
-        self._centres: Tensor | None = None
+        self._centers: Tensor | None = None
 
     def observe(self, targets: Tensor) -> None:
         made = _numbers(targets)
@@ -66,7 +66,7 @@ class Histogram(TargetLabeler):
             points = torch.cat([seen.transpose(1, 2).flatten(0, 1) for seen in self._seen])
             points = points[~torch.isnan(points).any(1)]
             points = points[torch.from_numpy(np.lexsort(points.T.numpy()))]
-            self._centres = kmeans(points, self.bins, generator).centres
+            self._centers = kmeans(points, self.bins, generator).centers
         elif self._seen:
             values = torch.cat([seen[~torch.isnan(seen)] for seen in self._seen]).numpy()
             self._inner = torch.from_numpy(np.unique(np.quantile(values, np.arange(1, self.bins) / self.bins)))
@@ -75,7 +75,7 @@ class Histogram(TargetLabeler):
         self._seen = []
 
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
-        if self._inner is None and self._centres is None:
+        if self._inner is None and self._centers is None:
             raise DataError("histogram labels are fitted on training targets, and there are none with a label")
         values = _numbers(targets)
         unlabeled = torch.isnan(values).any(1, keepdim=True)
@@ -96,9 +96,9 @@ class Histogram(TargetLabeler):
 
     def _labels(self, values: Tensor) -> Tensor:
         """int64 (B, P) of values (B, C, P)."""
-        if self._centres is not None:
+        if self._centers is not None:
             points = values.transpose(1, 2)
-            return assign(points.flatten(0, 1), self._centres.to(values.device)).view(points.shape[:2])
+            return assign(points.flatten(0, 1), self._centers.to(values.device)).view(points.shape[:2])
         assert self._inner is not None
         return torch.bucketize(values[:, 0].contiguous(), self._inner.to(values.device), right=True)
 

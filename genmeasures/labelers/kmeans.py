@@ -13,7 +13,7 @@ from genmeasures.statistics.kmeans import assign, kmeans
 
 
 class KMeans(FeatureLabeler):
-    """k-means on the projected training vectors; new vectors go to the nearest centre (Rajagopal et al. 2021, 2.3.1).
+    """k-means on the projected training vectors; new vectors go to the nearest center (Rajagopal et al. 2021, 2.3.1).
 
     k: number of clusters. restarts: k-means++ starts, of which the best counts. repeats: clusterings from
     different random numbers. Of more than one, ``davies_bouldin`` and ``roughness`` are the mean over them, with the
@@ -24,33 +24,33 @@ class KMeans(FeatureLabeler):
     name = "kmeans"
 
     def __init__(self, k: int = 5, restarts: int = 10, repeats: int = 1) -> None:
-        require(is_count(k, 2), self, f"k must be a whole number ≥ 2, not {k!r}")
-        require(is_count(restarts), self, f"restarts must be a whole number ≥ 1, not {restarts!r}")
+        require(is_count(k, 2), self, f"k must be an integer ≥ 2, not {k!r}")
+        require(is_count(restarts), self, f"restarts must be an integer ≥ 1, not {restarts!r}")
         most = int(62 * math.log(2) / math.log(k))
         valid = is_count(repeats) and repeats <= most
         require(valid, self, f"repeats must be an integer from 1 to {most} for k={k}, not {repeats!r}")
         self.k = k
         self.restarts = restarts
         self.repeats = repeats
-        self._centres: list[Tensor] = []
+        self._centers: list[Tensor] = []
 
     def fit(self, projected: Tensor, generator: torch.Generator) -> None:
         if len(projected) < self.k:
             raise Undefined(f"{len(projected)} training vectors are too few for {self.k} clusters")
-        self._centres = []
+        self._centers = []
         for _ in range(self.repeats):
-            centres = kmeans(projected, self.k, generator, self.restarts).centres
-            if len(centres) < self.k:
+            centers = kmeans(projected, self.k, generator, self.restarts).centers
+            if len(centers) < self.k:
                 raise Undefined(
-                    f"the training vectors take {len(centres)} different values, too few for {self.k} clusters"
+                    f"the training vectors take {len(centers)} different values, too few for {self.k} clusters"
                 )
-            self._centres.append(centres)
+            self._centers.append(centers)
 
     def label(self, projected: Tensor) -> Tensor:
-        assert self._centres, "fit comes before label"
-        labels = assign(projected, self._centres[0])
-        for place, centres in enumerate(self._centres[1:], 1):
-            labels += assign(projected, centres) * self.k**place
+        assert self._centers, "fit comes before label"
+        labels = assign(projected, self._centers[0])
+        for place, centers in enumerate(self._centers[1:], 1):
+            labels += assign(projected, centers) * self.k**place
         return labels
 
     def clusterings(self, labels: Tensor) -> list[Tensor]:

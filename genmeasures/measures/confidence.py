@@ -40,7 +40,7 @@ class Confidence(FeatureMeasure):
     ``confidence_unweighted`` the mean of c.
 
     labeler: fitted on training pixels; None is KMeans(). split: whose vectors are scored.
-    Covariances are regularised relative to the variance of the training sample and small clusters
+    Covariances are regularized relative to the variance of the training sample and small clusters
     get fewer components: see :func:`genmeasures.statistics.mixture.fit_mixtures`.
     """
 
@@ -74,7 +74,7 @@ class Confidence(FeatureMeasure):
     ) -> None:
         valid = labeler is None or isinstance(labeler, Labeler)
         require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), not {labeler!r}")
-        require(is_count(components), self, f"components must be a whole number ≥ 1, not {components!r}")
+        require(is_count(components), self, f"components must be an integer ≥ 1, not {components!r}")
         one_of(self, "density", density, ("log", "linear"))
         one_of(self, "over", over, ("component", "mixture"))
         one_of(self, "split", split, SPLITS)

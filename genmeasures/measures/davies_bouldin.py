@@ -33,7 +33,7 @@ _REFERENCES = "Davies & Bouldin 1979; Rajagopal et al. 2021, "
 
 
 class _ClusterIndex(FeatureMeasure):
-    """The Davies–Bouldin index of labelled vectors, in two passes over a split."""
+    """The Davies–Bouldin index of labeled vectors, in two passes over a split."""
 
     spread: str
 
@@ -75,9 +75,9 @@ class _ClusterIndex(FeatureMeasure):
 
 
 class DaviesBouldin(_ClusterIndex):
-    """DB = (1/k) Σ_i max_{j≠i} (s_i + s_j)/d_ij of labelled vectors (Rajagopal et al. 2021, 2.2.2).
+    """DB = (1/k) Σ_i max_{j≠i} (s_i + s_j)/d_ij of labeled vectors (Rajagopal et al. 2021, 2.2.2).
 
-    labeler: what clusters the vectors; None takes the one that fits the targets (image label,
+    labeler: what clusters the vectors; None takes the one that fits the targets (class label,
     downsampled mask or histogram bins). space: distances between vectors after PCA to d ("pca"),
     between whole vectors ("pixel") or between the patches behind them ("patch"). spread: s_i is
     the mean distance to the centroid ("mean"), or the root mean square ("rms"). split: whose
@@ -160,7 +160,7 @@ class Roughness(_ClusterIndex):
         valid = labeler is None or isinstance(labeler, Labeler)
         require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), not {labeler!r}")
         valid = input_pca in (None, "auto") or is_count(input_pca)
-        require(valid, self, f'input_pca must be "auto", null or a whole number ≥ 1, not {input_pca!r}')
+        require(valid, self, f'input_pca must be "auto", null or an integer ≥ 1, not {input_pca!r}')
         one_of(self, "spread", spread, ("mean", "rms"))
         one_of(self, "split", split, SPLITS)
         self.labeler = KMeans() if labeler is None else labeler

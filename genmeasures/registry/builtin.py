@@ -14,7 +14,7 @@ def genmeasures_register_extractors(register: Register) -> None:
 
 @hookimpl
 def genmeasures_register_labelers(register: Register) -> None:
-    register(labelers.Image)
+    register(labelers.ClassLabel)
     register(labelers.Downsampled)
     register(labelers.Histogram)
     register(labelers.KMeans)

@@ -1,4 +1,4 @@
-"""One picture of a result: measures against accuracy, and measures along the layers."""
+"""One image of a result: measures against accuracy, and measures along the layers."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
 
     Above: the aggregated measure (x) against the test metric (y), a point a model, with Pearson's
     correlation and the sign that is expected of it. Below it, where the generalization gap is known, the
-    measure against the gap. Last: the measure along the layers, a line a model. Models are coloured
-    by the test metric, grey where it is not known. Few far outliers are left outside of the axes
+    measure against the gap. Last: the measure along the layers, a line a model. Models are colored
+    by the test metric, gray where it is not known. Few far outliers are left outside of the axes
     and counted in a note.
 
     Args:
@@ -104,7 +104,7 @@ def _plain(text: str) -> str:
 
 
 def _shades(known: NDArray[np.float64]) -> ScalarMappable:
-    """The colour scale over the known values; one that is the same for all models lies in its middle."""
+    """The color scale over the known values; one that is the same for all models lies in its middle."""
     finite = known[np.isfinite(known)]
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     if is_constant(np.array([low, high])):

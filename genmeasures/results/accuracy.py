@@ -74,7 +74,7 @@ def _claims(ds: xr.Dataset, split: Split) -> list[_Claim]:
         known = [float(value) for value in values if np.isfinite(value)]
         if known:
             scale = _scale(ds, metric)
-            # Of whole numbers alone, all 1 for one, fractions are taken to be rounded to percent.
+            # Of integers alone, all 1 for one, fractions are taken to be rounded to percent.
             decimals = max(map(_decimals, known)) or (2 if scale == 1 else 0)
             made.append(_Claim(name, values / scale, scale, 0.5 * 10.0**-decimals / scale))
     return made

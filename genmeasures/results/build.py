@@ -108,15 +108,15 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
     for name, value in known:
         what = f"model {model.name}: "
         if not isinstance(name, str):
-            raise ResultError(f"{what}the name of a hyper-parameter or metric is a text, not {name!r}: rename it")
+            raise ResultError(f"{what}the name of a hyperparameter or metric is a text, not {name!r}: rename it")
         if name in taken:
-            raise ResultError(f"{what}a hyper-parameter or metric cannot be called {name!r}: rename it")
+            raise ResultError(f"{what}a hyperparameter or metric cannot be called {name!r}: rename it")
         if name in model.hparams and name in model.metrics:
-            raise ResultError(f"{what}{name!r} is a hyper-parameter and a metric: rename one of them")
+            raise ResultError(f"{what}{name!r} is a hyperparameter and a metric: rename one of them")
         column = _column(value)
         if column is None:
             raise ResultError(
-                f"{what}the hyper-parameter {name!r} must be a number, a text, true or false, not "
+                f"{what}the hyperparameter {name!r} must be a number, a text, true or false, not "
                 f"{value!r}: leave it out where there is none"
             )
         if name in model.metrics and column.dtype.kind not in "if":
@@ -149,7 +149,7 @@ def combine(datasets: Sequence[xr.Dataset], attrs: Mapping[str, Any]) -> xr.Data
 
     Returns:
         All variables and coordinates that any of them has. Where a model lacks one it is NaN, or "" for
-        texts; integers and booleans are then float64. A hyper-parameter that is a text for one model
+        texts; integers and booleans are then float64. A hyperparameter that is a text for one model
         is one for all, and so is one with integers that float64 would have to hold and cannot.
 
     Raises:

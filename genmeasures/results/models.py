@@ -66,13 +66,13 @@ class ModelResults:
         return self._is_known_as(other) and self._has_equal_layers(other)
 
     def _is_known_as(self, other: ModelResults) -> bool:
-        """Whether hyper-parameters and metrics are equal."""
+        """Whether hyperparameters and metrics are equal."""
         mine, theirs = self._known, other._known
         return mine.keys() == theirs.keys() and all(_is_equal(mine[name], theirs[name]) for name in mine)
 
     @cached_property
     def _known(self) -> dict[str, str | float]:
-        """Hyper-parameters and metrics that the model has."""
+        """Hyperparameters and metrics that the model has."""
         values = {
             str(name): coord.values[self.place]
             for name, coord in self.ds.coords.items()
@@ -106,7 +106,7 @@ def _equal(mine: Any, theirs: Any) -> bool:
 
 
 def _is_equal(mine: str | float, theirs: str | float) -> bool:
-    """Whether two hyper-parameters are equal; a number is a text where another model of its file has a text."""
+    """Whether two hyperparameters are equal; a number is a text where another model of its file has a text."""
     if isinstance(mine, str) == isinstance(theirs, str):
         return mine == theirs
     return _number(mine) == _number(theirs)

@@ -92,7 +92,7 @@ def is_merged(ds: xr.Dataset) -> bool:
 
 
 def hparams_of(ds: xr.Dataset) -> list[str]:
-    """Names of the hyper-parameters of a result. Raises ResultError if its attribute ``hparams`` is no JSON list."""
+    """Names of the hyperparameters of a result. Raises ResultError if its attribute ``hparams`` is no JSON list."""
     try:
         names = json.loads(str(ds.attrs.get("hparams", "[]")))
     except ValueError as error:

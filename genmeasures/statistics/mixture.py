@@ -1,4 +1,4 @@
-"""Gaussian mixtures with full covariances, one for each cluster of a sample, by expectation-maximisation."""
+"""Gaussian mixtures with full covariances, one for each cluster of a sample, by expectation-maximization."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def fit_mixtures(
     labels: Tensor,
     components: int,
     generator: torch.Generator,
-    regularisation: float = 1e-6,
+    regularization: float = 1e-6,
     tolerance: float = 1e-3,
     iterations: int = 200,
 ) -> Mixtures:
     """Fit a mixture of full-covariance Gaussians to each cluster of points float64 (n, d), labels int64 (n,).
 
-    Every covariance gets ``regularisation`` times the mean variance of a dimension of *all* points
+    Every covariance gets ``regularization`` times the mean variance of a dimension of *all* points
     on its diagonal, so dead dimensions and clusters of equal points stay defined whatever the
     scale of the features. A cluster too small for so many components gets fewer
     (:func:`components_for`). EM starts from k-means within the cluster, runs on a subsample first
@@ -80,7 +80,7 @@ def fit_mixtures(
     scale = float(points.var(0, correction=0).mean())
     if not scale > 0:
         raise Undefined("constant features: the training sample has no variance")
-    ridge = regularisation * scale
+    ridge = regularization * scale
     frames, reduced = [], []
     for label in labels.unique().tolist():
         members = points[labels == label]
@@ -110,11 +110,11 @@ class _Frame:
         self.m = m
         n, d = points.shape
         eye = torch.eye(d, dtype=points.dtype, device=points.device)
-        self._centre = points.mean(0)
-        centred = points - self._centre
-        self._root = torch.linalg.cholesky(centred.T @ centred / n + ridge * eye)
+        self._center = points.mean(0)
+        centerd = points - self._center
+        self._root = torch.linalg.cholesky(centerd.T @ centerd / n + ridge * eye)
         inverse = torch.linalg.solve_triangular(self._root, eye, upper=False)
-        self._white = centred @ inverse.T
+        self._white = centerd @ inverse.T
         self.ridge = ridge * inverse @ inverse.T
         chosen = torch.randperm(n, generator=generator, device=generator.device)[:_SUBSAMPLE].to(points.device)
         self.part = self._white[chosen]
@@ -133,7 +133,7 @@ class _Frame:
         factor = torch.linalg.cholesky(self._root @ covariances[alive] @ self._root.T)
         eye = torch.eye(len(self._root), dtype=factor.dtype, device=factor.device)
         self.weights = weights[alive] / weights[alive].sum()
-        self.means = means[alive] @ self._root.T + self._centre
+        self.means = means[alive] @ self._root.T + self._center
         self.precisions = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT
         self._white = self.part = self.means  # the points are not needed any more
 
@@ -154,7 +154,7 @@ def _start(frames: list[_Frame], tolerance: float, iterations: int) -> list[_Par
         ]
     )
     ridge = torch.stack([frame.ridge for frame in frames])
-    parameters = _maximise(resp, quadratic, ridge)
+    parameters = _maximize(resp, quadratic, ridge)
     if m > 1:
         parameters = _climb(parameters, quadratic, ridge, tolerance, iterations)
     return [(parameters[0][i], parameters[1][i], parameters[2][i]) for i in range(len(frames))]
@@ -174,7 +174,7 @@ _Parameters = tuple[Tensor, Tensor, Tensor]
 """Weights (c, m), means (c, m, d) and covariances (c, m, d, d) of c mixtures."""
 
 
-def _maximise(resp: Tensor, quadratic: Tensor, ridge: Tensor) -> _Parameters:
+def _maximize(resp: Tensor, quadratic: Tensor, ridge: Tensor) -> _Parameters:
     """M step from resp (c, m, n) and features (c, F, n); a component without points gets no weight."""
     sums = resp @ quadratic.mT
     mass = sums[..., 0]
@@ -221,7 +221,7 @@ def _climb(parameters: _Parameters, quadratic: Tensor, ridge: Tensor, tolerance:
         joint.sub_(peak).exp_()
         total = joint.sum(1, keepdim=True)
         now = ((total.log() + peak)[:, 0] * present).sum(1) / present.sum(1)
-        parameters = _maximise(joint.div_(total), quadratic, ridge)
+        parameters = _maximize(joint.div_(total), quadratic, ridge)
         for kept, part in zip(ended, parameters, strict=True):
             kept[running] = part
         rising = now - last >= tolerance

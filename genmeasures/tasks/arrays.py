@@ -41,7 +41,7 @@ class ArraySpec:
     layout: str | None = None
     """Meaning of the axes of ``x``; needed from three axes on."""
     scale: float | None = None
-    """What ``x`` is divided by; needed for whole numbers."""
+    """What ``x`` is divided by; needed for integers."""
     mean: tuple[float, ...] | None = None
     """Subtracted after scaling: a value, or one a channel."""
     std: tuple[float, ...] | None = None
@@ -51,7 +51,7 @@ class ArraySpec:
 def load(spec: ArraySpec) -> Arrays:
     """The inputs, float32 (N, C, *space) or (N, features), and the targets where the specification names any.
 
-    Targets keep their shape: whole numbers become int64, others float32. Raises DataError naming the file.
+    Targets keep their shape: integers become int64, others float32. Raises DataError naming the file.
 
     A file that is compressed more than 200 times, and that much larger than a machine may bear, is refused
     unless ``GENMEASURES_TRUST_ARCHIVES=1`` stands in the environment.
@@ -100,7 +100,7 @@ def _prepare(x: NDArray[Any], spec: ArraySpec) -> NDArray[np.float32]:
         raise DataError(f"{spec.npz}: array {spec.x!r} has shape {x.shape}: say what its axes are with layout, as NHWC")
     if spec.scale is None and x.dtype.kind in "iu":
         raise DataError(
-            f"{spec.npz}: array {spec.x!r} has whole numbers ({x.dtype}): say what to divide them by with scale, as 255"
+            f"{spec.npz}: array {spec.x!r} has integers ({x.dtype}): say what to divide them by with scale, as 255"
         )
     if spec.layout is not None:
         x = _channels_first(x, spec, spec.layout)

@@ -45,7 +45,7 @@ class Checkpoints(Task):
             x: x_train                         # inputs
             y: y_train                         # targets; left out for data without any
             layout: NHWC                       # axes of x: N, C, and L or H, W or D, H, W; NHW has no channels
-            scale: 255                         # x is divided by it; needed for whole numbers
+            scale: 255                         # x is divided by it; needed for integers
             mean: [0.5, 0.5, 0.5]              # subtracted after that, a number or one a channel
             std: [0.5, 0.5, 0.5]               # divided by after that
           test:                                # … or what a callable returns: a torch Dataset or DataLoader
@@ -62,7 +62,7 @@ class Checkpoints(Task):
             factory: mypackage.OtherNet        # in place of that of all models
             key: ema                           # where in the file the weights lie; default: looked for
 
-    A factory is called with ``factory_kwargs``, and with the hyper-parameters of the model that its signature names
+    A factory is called with ``factory_kwargs``, and with the hyperparameters of the model that its signature names
     (those that only ``**kwargs`` would take are not handed over, nor ``pretrained``, ``weights``, ``checkpoint_path``
     and ``device``). Where both have a name, ``factory_kwargs`` counts.
 
@@ -77,7 +77,7 @@ class Checkpoints(Task):
 
     It has a column ``model`` and, if wanted, ``weights``, ``factory`` and ``key``; ``factory_kwargs.depth`` is an
     argument of the factory, read as it would be in the manifest; ``train_x`` and ``test_x`` are metrics where
-    both are there or x is the manifest's metric, and every other column is a hyper-parameter. Columns of numbers
+    both are there or x is the manifest's metric, and every other column is a hyperparameter. Columns of numbers
     that are named like metrics (``val_loss``, ``acc``) are refused until ``columns`` says what they are: the name of
     a metric, null to leave them out, or ``hparams.acc``. An empty cell means not known.
 
@@ -220,7 +220,7 @@ def _architecture(spec: ModelSpec, python_path: Sequence[Path]) -> nn.Module:
 
 
 def _taken(factory: Callable[..., Any]) -> list[str]:
-    """The hyper-parameters that a factory takes, which are all that its signature names."""
+    """The hyperparameters that a factory takes, which are all that its signature names."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # compiled code without a signature
@@ -235,7 +235,7 @@ def _say_taken(factory: str, names: tuple[str, ...]) -> None:
 
 
 def _not_handed_over(spec: ModelSpec, python_path: Sequence[Path]) -> str:
-    """To end an error of a model that does not fit its weights: hyper-parameters that its factory may have needed."""
+    """To end an error of a model that does not fit its weights: hyperparameters that its factory may have needed."""
     factory = locate(spec.factory, python_path)
     try:
         kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}

@@ -1,4 +1,4 @@
-"""A small convolutional network for small square pictures."""
+"""A small convolutional network for small square images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scikit-learn's hand-written digits: a fixed test part, and nested, partly mislabelled training sets."""
+"""scikit-learn's hand-written digits: a fixed test part, and nested, partly mislabeled training sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""Pictures float32 (N, 1, 8, 8) from 0 to 1, and labels int64 (N,) from 0 to 9."""
+"""Images float32 (N, 1, 8, 8) from 0 to 1, and labels int64 (N,) from 0 to 9."""
 
 TEST_SIZE = 600
 CLASSES = 10
@@ -33,7 +33,7 @@ def split_digits() -> tuple[Arrays, Arrays]:
 def training_set(train: Arrays, size: int, label_noise: float) -> Arrays:
     """The first ``size`` digits of ``train``, a share ``label_noise`` of them with a wrong label.
 
-    Which digits are mislabelled first, and as what, is drawn once for all of ``train``; so sets of one
+    Which digits are mislabeled first, and as what, is drawn once for all of ``train``; so sets of one
     size differ in as few labels as their noise allows.
     """
     x, y = train[0][:size], train[1][:size].copy()

@@ -37,21 +37,21 @@ LEVELS: dict[str, tuple[Any, Any]] = {
     "train_size": (80, 320),
     "label_noise": (0.0, 0.2),
 }
-"""The two levels of each hyper-parameter; the task has all 128 combinations."""
+"""The two levels of each hyperparameter; the task has all 128 combinations."""
 
 
 def grid() -> list[Hparams]:
-    """All combinations, shuffled once for all so that the first few vary every hyper-parameter."""
+    """All combinations, shuffled once for all so that the first few vary every hyperparameter."""
     combinations = [Hparams(**dict(zip(LEVELS, values, strict=True))) for values in itertools.product(*LEVELS.values())]
     random.Random(0).shuffle(combinations)
     return combinations
 
 
 class DigitsCNN(Task):
-    """128 small networks on 8x8 digits: every combination of two levels of seven hyper-parameters.
+    """128 small networks on 8x8 digits: every combination of two levels of seven hyperparameters.
 
     They differ in width, depth, dropout, weight decay, batch normalization, number of training
-    pictures and share of wrong training labels (``LEVELS``). ``train_accuracy`` is taken on a
+    images and share of wrong training labels (``LEVELS``). ``train_accuracy`` is taken on a
     model's own training set with its own labels, wrong ones included, and ``test_accuracy`` on 600
     clean digits; a network that resists the wrong labels so has a gap below zero.
 
@@ -110,7 +110,7 @@ class DigitsCNN(Task):
         ]
 
     def data(self, split: Split) -> Arrays:
-        """Pictures float32 (N, 1, 8, 8) from 0 to 1 and right labels int64 (N,).
+        """Images float32 (N, 1, 8, 8) from 0 to 1 and right labels int64 (N,).
 
         ``test`` has 600 digits. ``train`` has the digits of the largest training set; each model
         carries its own training set, with its wrong labels, in ``TaskModel.train``.

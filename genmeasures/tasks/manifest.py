@@ -29,7 +29,7 @@ _OF_A_MODEL = ("weights", "factory", "factory_kwargs", "key", "strict", "hparams
 _OF_A_ROW = ("model", "weights", "factory", "key")
 """Columns of a table that have a meaning of their own."""
 _KWARGS, _HPARAMS = "factory_kwargs.", "hparams."
-"""What columns of a table begin with that are arguments of the factory, and hyper-parameters whatever their names."""
+"""What columns of a table begin with that are arguments of the factory, and hyperparameters whatever their names."""
 
 _METRIC_WORDS = frozenset({
     "acc", "accuracy", "accuracies", "auc", "auroc", "ap", "bleu", "cer", "wer", "dice", "iou", "miou", "f1", "jaccard",
@@ -404,7 +404,7 @@ def _table(
 
 
 def _ask_about(file: Path, column: str, values: Sequence[Scalar | None]) -> None:
-    """Refuse a column of numbers that is named like a metric and would count as a hyper-parameter."""
+    """Refuse a column of numbers that is named like a metric and would count as a hyperparameter."""
     numbers = any(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if column.startswith(_HPARAMS) or not numbers or not looks_like_metric(column):
         return
@@ -468,7 +468,7 @@ def _is_metric(column: str, header: Sequence[str], metric: str) -> bool:
 
 
 def _typed(cells: Iterable[str]) -> list[Scalar | None]:
-    """The cells of a column as one type, the first that fits all: whole number, number, truth value or text."""
+    """The cells of a column as one type, the first that fits all: integer, number, truth value or text."""
     texts = list(cells)
     given = [text for text in texts if text]
     if all(re.fullmatch(r"[-+]?(0|[1-9]\d*)", text) for text in given):

@@ -56,7 +56,7 @@ class Hparams:
     """AdamW's, which multiplies it by the learning rate."""
     batch_norm: bool
     train_size: int
-    """Number of training pictures."""
+    """Number of training images."""
     label_noise: float
     """Share of the training labels that are wrong."""
 
@@ -81,7 +81,7 @@ class Job:
 
 
 def architecture(hparams: Hparams, recipe: Recipe) -> SmallCNN:
-    """The network that the hyper-parameters ask for, with random weights from torch's global generator."""
+    """The network that the hyperparameters ask for, with random weights from torch's global generator."""
     return SmallCNN(
         hparams.width,
         hparams.depth,
@@ -250,7 +250,7 @@ def _batches(size: int, batch_size: int, steps: int) -> Iterator[Tensor]:
 
 
 def accuracy(model: nn.Module, data: Arrays) -> float:
-    """Share of the pictures whose largest logit is their label's; the model's mode is left as it is."""
+    """Share of the images whose largest logit is their label's; the model's mode is left as it is."""
     with torch.inference_mode():
         predicted = model(torch.from_numpy(data[0])).argmax(1)
     return float((predicted == torch.from_numpy(data[1])).double().mean())

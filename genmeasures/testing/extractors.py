@@ -63,7 +63,7 @@ def check_fit_sample(component: Extractor) -> None:
 def check_vectors(component: Extractor) -> None:
     """Vectors and patches are float32, of the declared sizes, and the layer's tensors are not written to."""
     net = toys.network().eval()
-    inputs, _ = toys.pictures(4, 0)
+    inputs, _ = toys.images(4, 0)
     traced = trace(net, inputs, component.tap).layers[1]
     given: list[torch.Tensor] = []
     handle = traced.module.register_forward_hook(lambda module, args, output: given.extend([args[0], output]))
@@ -86,7 +86,7 @@ def check_vectors(component: Extractor) -> None:
 
 def check_measures(component: Extractor) -> None:
     """Every built-in measure has a value with it, the same in batches of another size."""
-    data = toys.pictures(60, 1), toys.pictures(45, 2)
+    data = toys.images(60, 1), toys.images(45, 2)
     for name in [one.name for kind, one in registry().plugins[0].components if kind == "measure"]:
         tried = registry().make("measure", name, {})
         assert isinstance(tried, Measure)

@@ -16,8 +16,8 @@ from genmeasures.testing.statuses import assert_sound
 
 def _points(count: int = 90) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    centres = torch.tensor([0.0, 30.0, 60.0, 90.0, 120.0, 150.0], dtype=torch.float64)
-    return centres[torch.arange(count) % 6, None] + torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    centers = torch.tensor([0.0, 30.0, 60.0, 90.0, 120.0, 150.0], dtype=torch.float64)
+    return centers[torch.arange(count) % 6, None] + torch.randn(count, 4, generator=generator, dtype=torch.float64)
 
 
 def _targets() -> list[torch.Tensor]:
@@ -29,7 +29,7 @@ def _targets() -> list[torch.Tensor]:
     return [classes, masks, maps]
 
 
-def _labelled(component: TargetLabeler) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _labeled(component: TargetLabeler) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The targets that a fresh copy takes, one kind at least, and the labels it gives them."""
     made = []
     for targets in _targets():
@@ -48,7 +48,7 @@ def check_labels(component: Labeler) -> None:
         assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
         assert tuple(labels.shape) == (31,), f"labels of 31 vectors are of shape {tuple(labels.shape)}"
     elif isinstance(component, TargetLabeler):
-        for targets, labels in _labelled(component):
+        for targets, labels in _labeled(component):
             due = [(12, 1), (12, 16)] if targets.dim() > 2 else [(12, 1)]
             assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
             assert tuple(labels.shape) in due, f"labels are of shape {tuple(labels.shape)}, {due[-1]} was due"
@@ -70,7 +70,7 @@ def _fitted_on(component: TargetLabeler, targets: torch.Tensor) -> TargetLabeler
 
 
 def _size(targets: torch.Tensor) -> tuple[int, ...]:
-    """Dense targets are labelled at half their size."""
+    """Dense targets are labeled at half their size."""
     return (4, 4) if targets.dim() > 2 else ()
 
 
@@ -81,14 +81,14 @@ def check_label_batches(component: Labeler) -> None:
         apart = torch.cat([by_features.label(part) for part in points.split(7)])
         assert torch.equal(by_features.label(points), apart), "labels differ in batches of 7"
     elif isinstance(component, TargetLabeler):
-        for targets, labels in _labelled(component):
+        for targets, labels in _labeled(component):
             by_targets = _fitted_on(component, targets)
             apart = torch.cat([by_targets.label(part, _size(targets)) for part in targets.split(5)])
             assert torch.equal(labels, apart), "labels differ in batches of 5"
 
 
 def check_label_seed(component: Labeler) -> None:
-    """One seed gives one labelling, and the targets or vectors are not written to."""
+    """One seed gives one labeling, and the targets or vectors are not written to."""
     if isinstance(component, FeatureLabeler):
         points = _points()
         before = points.clone()
@@ -96,7 +96,7 @@ def check_label_seed(component: Labeler) -> None:
         assert torch.equal(points, before), "the vectors have changed"
         assert torch.equal(found[0], found[1]), "two fits with one seed give different labels"
     elif isinstance(component, TargetLabeler):
-        one, other = _labelled(component), _labelled(component)
+        one, other = _labeled(component), _labeled(component)
         for (targets, labels), (_, again) in zip(one, other, strict=True):
             assert any(torch.equal(targets, given) for given in _targets()), "the targets have changed"
             assert torch.equal(labels, again), "two fits with one seed give different labels"
@@ -119,10 +119,8 @@ def check_no_label(component: Labeler) -> None:
         tried += 1
         kind = f"targets {targets.dtype} {tuple(targets.shape)}"
         without, rest = labels[[0, 5]], labels[[1, 2, 3, 4, *range(6, 12)]]
-        assert (without == -1).all(), (
-            f"{kind}: an input without a label is labelled {without[without != -1][0]}, not −1"
-        )
-        assert (rest >= 0).all(), f"{kind}: an input with labels is labelled {int(rest.min())}"
+        assert (without == -1).all(), f"{kind}: an input without a label is labeled {without[without != -1][0]}, not −1"
+        assert (rest >= 0).all(), f"{kind}: an input with labels is labeled {int(rest.min())}"
         part = fitted.label(targets[:1], _size(targets))
         assert (part == -1).all(), f"{kind}: in a batch without any label, a label is {part[part != -1][0]}, not −1"
     assert tried, "it takes no targets of which some have no label: leave these out where it is fitted"
@@ -130,7 +128,7 @@ def check_no_label(component: Labeler) -> None:
 
 def check_run(component: Labeler) -> None:
     """A built-in measure that reads its labels has a value on an ordinary network."""
-    (train, classes), (test, _) = toys.pictures(60, 1), toys.pictures(45, 2)
+    (train, classes), (test, _) = toys.images(60, 1), toys.images(45, 2)
     generator = torch.Generator().manual_seed(1)
     masks = torch.randint(2, (60, 8, 8), generator=generator)
     maps = torch.rand(60, 1, 8, 8, generator=generator)

@@ -34,7 +34,7 @@ def _measured(component: Measure, net: nn.Module, train: toys.Arrays, test: toys
 
 
 def _data() -> tuple[toys.Arrays, toys.Arrays]:
-    return toys.pictures(60, 1), toys.pictures(45, 2)
+    return toys.images(60, 1), toys.images(45, 2)
 
 
 def _plain(component: Measure) -> xr.Dataset:
@@ -162,7 +162,7 @@ def check_scale(component: Measure) -> None:
         raise SkipTest("none of its variables is declared scale invariant")
     one, other = _plain(component), _measured(component, toys.network(scale=1024.0), *_data())
     for name in invariant:
-        # The patches of the first layer are the pictures themselves, which are the same.
+        # The patches of the first layer are the images themselves, which are the same.
         left, right = one[name].values, other[name].values
         assert np.allclose(left, right, rtol=_SAME, equal_nan=True), f"{name} is {left.ravel()}, scaled {right.ravel()}"
 
@@ -252,7 +252,7 @@ def check_model_is_left_alone(component: Measure) -> None:
         raise SkipTest("it is never given the model")
     # Every run looks, puts the model back, and says so.
     left = "did not leave the model as it was: "
-    for ds in (_plain(component), _measured(component, toys.normalised_network(), *_data())):
+    for ds in (_plain(component), _measured(component, toys.normalized_network(), *_data())):
         for variable in component.variables:
             for status in statuses(ds, variable):
                 assert left not in status, f"it leaves another model than it was given: {status.partition(left)[2]}"

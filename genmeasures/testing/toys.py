@@ -9,7 +9,7 @@ Arrays = tuple[Tensor, Tensor]
 
 
 def network(seed: int = 0, scale: float = 1.0) -> nn.Module:
-    """A convolutional ReLU network for :func:`pictures`, in training mode, as users hand theirs over.
+    """A convolutional ReLU network for :func:`images`, in training mode, as users hand theirs over.
 
     ``scale`` multiplies its first layer's output, and with it, since nothing has a bias, every feature.
     """
@@ -33,7 +33,7 @@ def network(seed: int = 0, scale: float = 1.0) -> nn.Module:
     return net
 
 
-def normalised_network() -> nn.Module:
+def normalized_network() -> nn.Module:
     """A network with buffers: running statistics that evaluation mode leaves as they are."""
     net = network()
     assert isinstance(net, nn.Sequential)
@@ -62,7 +62,7 @@ def overflowing_network() -> nn.Module:
     return nn.Sequential(Overflow(), network())
 
 
-def pictures(count: int, seed: int) -> Arrays:
+def images(count: int, seed: int) -> Arrays:
     """Inputs float32 (count, 2, 8, 8) of three classes that differ in their mean, and the classes int64 (count,)."""
     generator = torch.Generator().manual_seed(seed)
     classes = torch.arange(count) % 3

@@ -31,7 +31,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     exception. On the device the model runs on copies of its parameters.
 
     Raises ModelError naming the first parameter or running statistic that is NaN or infinite, or the
-    first parameter or buffer that is not initialised.
+    first parameter or buffer that is not initialized.
     """
     _check_values(model)
     with ExitStack() as undo:
@@ -152,7 +152,7 @@ def _train_again(modules: Sequence[nn.Module]) -> None:
 def _check_values(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
-            raise ModelError(f"{name} is not initialised: load its values, or run a lazy model on one batch first")
+            raise ModelError(f"{name} is not initialized: load its values, or run a lazy model on one batch first")
         learned = isinstance(tensor, nn.Parameter) or _STATISTICS.search(name.rpartition(".")[2])
         if learned and tensor.is_floating_point():
             bad = int(tensor.numel() - torch.isfinite(tensor).sum())

@@ -13,7 +13,7 @@ from genmeasures.tracing.trace import forward, tensors_in
 def fastest_layout(model: nn.Module, example: Tensor) -> torch.memory_format:
     """Put the model's weights into the layout in which it runs fastest, and return that of its inputs.
 
-    On a CPU that is channels last for pictures and volumes, where the model can run so: its outputs
+    On a CPU that is channels last for images and volumes, where the model can run so: its outputs
     must be those of the plain layout. A pixel's channels then lie side by side too, as features and
     patches are read. The weights' values stay; the caller restores their layout
     (:func:`~genmeasures.tracing.guard.undisturbed`).

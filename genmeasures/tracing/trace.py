@@ -31,7 +31,7 @@ OTHER_LAYERS = (
     "forward passes that depend on the data cannot be measured"
 )
 
-_NORMALISATIONS: frozenset[Callable[..., Any]] = frozenset(
+_NORMALIZATIONS: frozenset[Callable[..., Any]] = frozenset(
     {
         F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm, F.local_response_norm, F.rms_norm,
         torch.batch_norm, torch.instance_norm, torch.group_norm, torch.layer_norm, torch.rms_norm,
@@ -56,7 +56,7 @@ _DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 )
 """The identity on a model in evaluation mode."""
-_FOLLOWED = _NORMALISATIONS | _ACTIVATIONS | _DROPOUTS
+_FOLLOWED = _NORMALIZATIONS | _ACTIVATIONS | _DROPOUTS
 
 
 _NORM_ELEMENTS = 1 << 18
@@ -66,7 +66,7 @@ _SEEDS = (0, 1)
 
 
 def is_followed(function: Callable[..., Any]) -> bool:
-    """Whether a function is a normalisation, activation or dropout that a tap may follow."""
+    """Whether a function is a normalization, activation or dropout that a tap may follow."""
     return function in _FOLLOWED
 
 
@@ -277,7 +277,7 @@ class _Observer(TorchFunctionMode):
         assert call.output is not None
         taken: list[Callable[..., Any]] = []
         steps = 0
-        normalised = activated = changed = False
+        normalized = activated = changed = False
         current, uses = call.output, self.uses.get(call.output.number, [])
         tapped: _Use | _Call = call
         while uses:
@@ -287,10 +287,10 @@ class _Observer(TorchFunctionMode):
                 break
             if not in_place and len(uses) > 1:
                 break  # the tensor goes elsewhere too: what the next layer receives is not known
-            if use.function in _NORMALISATIONS:
-                if normalised:
+            if use.function in _NORMALIZATIONS:
+                if normalized:
                     break
-                normalised = True
+                normalized = True
             elif use.function in _ACTIVATIONS:
                 if activated:
                     break

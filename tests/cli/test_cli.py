@@ -160,7 +160,7 @@ def test_a_result_that_is_there_is_not_made_again(
     (path,) = results(tmp_path)
     before = path.stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr("genmeasures.running.measure_model", None)
+        patch.setattr("genmeasures.run.measure_model", None)
         # What is only presentation does not make another result.
         status, out, _ = run("measure=[davies_bouldin]", "aggregator=mean", "figures=true", "against=scale")
     assert status == 0
@@ -253,18 +253,18 @@ ERRORS = {
     "measure=[]": "measure",
     "measure.roughness.spread=median": "measure.roughness: Roughness: spread='median' is unknown (did you mean 'mean'?",
     "+measure.roughness.spred=rms": "measure.roughness.spred: there is no such option (did you mean 'spread'?",
-    "measure.roughness.labeler.k=1": "measure.roughness: KMeans: k must be a whole number ≥ 2, not 1",
-    "extractor.cap=0": "extractor: ReceptiveField: cap must be a whole number ≥ 1 or null, not 0",
+    "measure.roughness.labeler.k=1": "measure.roughness: KMeans: k must be an integer ≥ 2, not 1",
+    "extractor.cap=0": "extractor: ReceptiveField: cap must be an integer ≥ 1 or null, not 0",
     "extractor=recptive_field": "receptive_field",
     "extractor._target_=genmeasures.extractors.Nothing": "extractor: genmeasures.extractors.Nothing",
-    "extractor._target_=genmeasures.labelers.Image": "extractor: genmeasures.labelers.Image is no Extractor",
+    "extractor._target_=genmeasures.labelers.ClassLabel": "extractor: genmeasures.labelers.ClassLabel is no Extractor",
     "task.path=nowhere": "nowhere",
     "task.path=null": "path",
     "task.path=???": "task.path: a value is needed",
     "layers=[cnv]": "there is no layer 'cnv' to measure (did you mean 'conv'?",
-    "batch_size=0": "batch_size must be a whole number ≥ 1, not 0",
-    "batch_size=many": "batch_size must be a whole number ≥ 1, not 'many'",
-    "tile=0": "tile must be a whole number ≥ 1, a list of them or null, not 0",
+    "batch_size=0": "batch_size must be an integer ≥ 1, not 0",
+    "batch_size=many": "batch_size must be an integer ≥ 1, not 'many'",
+    "tile=0": "tile must be an integer ≥ 1, a list of them or null, not 0",
     "tile=[4,4,4]": "tile=[4, 4, 4]: inputs of shape",
     "seed=lucky": "seed must be an integer ≥ 0, not 'lucky'",
     "seed=0.5": "seed must be an integer ≥ 0, not 0.5",

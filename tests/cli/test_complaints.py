@@ -31,7 +31,7 @@ SAID = {
     "measure.davies_bouldin.labeler.k=3": "is null and has no settings: choose one first, "
     "+labeler@measure.davies_bouldin.labeler=NAME",
     "labeler@measure.davies_bouldin.labeler=kmeans": "begin with a plus sign, +labeler@measure.davies_bouldin.lab",
-    "labeler@measure.rougness.labeler=image": "'rougness' is not among the measures of this run (did you mean 'roughn",
+    "labeler@measure.rougness.labeler=class_label": "'rougness' is not among the measures of this run (did you mean",
     "+seed=1": "+seed=1: 'seed' is there already: leave the plus sign out, seed=1",
     "+extractor=whole_tensor": "leave the plus sign out, extractor=whole_tensor",
     "~sead": "~sead: there is no setting 'sead' to remove (did you mean 'seed'?)",

@@ -32,7 +32,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> None:
         MEASURED.append(float(model.fc2.bias.detach()[0]))
         return measure_model(model, *args)
 
-    monkeypatch.setattr("genmeasures.running.measure_model", measure_and_note)
+    monkeypatch.setattr("genmeasures.run.measure_model", measure_and_note)
 
 
 @pytest.fixture

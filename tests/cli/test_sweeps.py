@@ -216,9 +216,9 @@ def test_tables_of_several_aggregators_lie_side_by_side(run: Callable[..., str],
 
 
 def test_the_labeler_of_a_measure_is_a_choice(run: Callable[..., str], tmp_path: Path) -> None:
-    run("measure=[roughness]", "labeler@measure.roughness.labeler=image")
+    run("measure=[roughness]", "labeler@measure.roughness.labeler=class_label")
     (path,) = (tmp_path / "results").glob("*.nc")
-    assert "Roughness(labeler=Image()" in load(path).attrs["settings"]
+    assert "Roughness(labeler=ClassLabel()" in load(path).attrs["settings"]
 
 
 def test_a_seed_without_a_value_and_one_alone(capsys: pytest.CaptureFixture[str]) -> None:

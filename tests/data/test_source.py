@@ -493,10 +493,10 @@ def refused(data: Any, message: str, batch_size: int = 10) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bool])
-def test_unscaled_pictures_are_refused(dtype: torch.dtype) -> None:
+def test_unscaled_images_are_refused(dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
-    pictures = torch.ones(N, 3, 4, 4).to(dtype)
-    for data in (pictures, pictures.numpy(), (pictures, LABELS), TensorDataset(pictures), Pairs(pictures.numpy())):
+    images = torch.ones(N, 3, 4, 4).to(dtype)
+    for data in (images, images.numpy(), (images, LABELS), TensorDataset(images), Pairs(images.numpy())):
         refused(data, f"inputs are {name}; give float32 inputs")
 
 
@@ -638,14 +638,14 @@ def test_targets_that_change_their_kind_are_refused() -> None:
 class Broken(Pairs):
     def __getitem__(self, index: int) -> Any:
         if index == 7:
-            raise FileNotFoundError("no picture 7\nat all")
+            raise FileNotFoundError("no image 7\nat all")
         return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_the_data_set_says_where(workers: int) -> None:
     loader = DataLoader(Broken(INPUTS), 3, num_workers=workers)
-    what = "no picture 7" if workers == 0 else "at all"
+    what = "no image 7" if workers == 0 else "at all"
     with pytest.raises(DataError, match=f"train data: the batch from sample 6 on cannot be read: .*{what}") as caught:
         source(loader).scan()
     assert isinstance(caught.value.__cause__, FileNotFoundError)

@@ -25,8 +25,8 @@ N, CLASSES = 400, 20
 Y = torch.arange(N) % CLASSES
 X = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(0))[Y]
 X = X + 0.6 * torch.randn(N, 12, generator=torch.Generator().manual_seed(1))
-PICTURES = torch.randn(24, 2, 6, 6, generator=torch.Generator().manual_seed(2))
-MASKS = (PICTURES[:, 0] > 0).long() + (PICTURES[:, 1] > 0.5).long()
+IMAGES = torch.randn(24, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+MASKS = (IMAGES[:, 0] > 0).long() + (IMAGES[:, 1] > 0.5).long()
 
 FLOATS = "note: floating-point targets with integer values were read as class numbers"
 ONE_HOT = "note: one-hot targets were read as class numbers"
@@ -104,17 +104,17 @@ MASK_TARGETS: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("targets", "status"), [case[1:] for case in MASK_TARGETS], ids=[c[0] for c in MASK_TARGETS])
 def test_masks_mean_the_same_however_they_are_written(targets: Any, status: str) -> None:
     net = dense_net()
-    for train in ((PICTURES, targets), TensorDataset(PICTURES, targets)):
+    for train in ((IMAGES, targets), TensorDataset(IMAGES, targets)):
         value, found, _ = measured(net, train, batch_size=7)
-        assert value == pytest.approx(sklearns(net, PICTURES, MASKS), rel=1e-5)
+        assert value == pytest.approx(sklearns(net, IMAGES, MASKS), rel=1e-5)
         assert found == status
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.float32, torch.float64])
 def test_binary_masks(kind: torch.dtype) -> None:
-    net, masks = dense_net(), (PICTURES[:, 0] > 0).to(kind)
-    value, status, _ = measured(net, (PICTURES, masks))
-    assert value == pytest.approx(sklearns(net, PICTURES, masks.long()), rel=1e-5)
+    net, masks = dense_net(), (IMAGES[:, 0] > 0).to(kind)
+    value, status, _ = measured(net, (IMAGES, masks))
+    assert value == pytest.approx(sklearns(net, IMAGES, masks.long()), rel=1e-5)
     assert status == (FLOATS if kind.is_floating_point else "ok")
 
 
@@ -246,7 +246,7 @@ def test_the_status_of_a_test_value_tells_how_its_targets_were_read() -> None:
 def test_channels_that_come_last_are_refused() -> None:
     targets = nn.functional.one_hot(MASKS, 3).float()
     with pytest.raises(DataError, match="have their channels last"):
-        measured(dense_net(), (PICTURES, targets))
+        measured(dense_net(), (IMAGES, targets))
 
 
 # Labels that mean "no label".

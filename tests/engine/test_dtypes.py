@@ -350,7 +350,7 @@ def test_tensors_that_cannot_be_read_are_skipped_with_the_reason(data: Any) -> N
 
 
 class Quantized(Wrapping):
-    """A weight of whole numbers that shows itself as floating point, as torchao has it."""
+    """A weight of integers that shows itself as floating point, as torchao has it."""
 
     def dequantize(self) -> Tensor:  # type: ignore[override]
         return self.inner

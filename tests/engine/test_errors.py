@@ -32,9 +32,9 @@ from genmeasures.interfaces import (
     Value,
     Variable,
 )
-from genmeasures.labelers import Image, KMeans
+from genmeasures.labelers import ClassLabel, KMeans
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
-from genmeasures.running import Run
+from genmeasures.run import Run
 from genmeasures.tasks.weights import load_weights
 
 VALUES = ("davies_bouldin", "roughness", "confidence", "confidence_unweighted")
@@ -312,7 +312,7 @@ def test_no_models_at_all(measured: Callable[..., xr.Dataset]) -> None:
 
 
 def test_lazy_models_say_what_to_do(measured: Callable[..., xr.Dataset]) -> None:
-    with pytest.raises(ModelError, match=r"0\.weight is not initialised.*lazy"):
+    with pytest.raises(ModelError, match=r"0\.weight is not initialized.*lazy"):
         measured({"lazy": nn.Sequential(nn.LazyConv2d(3, 3), nn.Flatten())})
 
 
@@ -439,7 +439,7 @@ def test_fewer_samples_than_clusters(
 def test_fewer_different_vectors_than_clusters(
     net: nn.Module, measured: Callable[..., xr.Dataset], digits: Any
 ) -> None:
-    """Three pictures, many times: constant pixels, three vectors a position at the most."""
+    """Three images, many times: constant pixels, three vectors a position at the most."""
     (x, _), _ = digits
     three = np.repeat(x[:3], 20, axis=0)
     ds = measured({"net": net}, (three, np.repeat([0, 1, 2], 20)), extractor=WholeTensor())
@@ -482,8 +482,8 @@ def test_random_augmentation_is_noticed(net: nn.Module, measured: Callable[..., 
         ({"extractor": Roughness()}, "extractor: a name or Extractor is expected, not Roughness"),
         ({"measures": []}, "no measures"),
         ({"measures": ["roughness", Roughness(spread="rms")]}, "two measures write the variable 'roughness'"),
-        ({"batch_size": 0}, "batch_size must be a whole number ≥ 1, not 0"),
-        ({"batch_size": 2.5}, "batch_size must be a whole number ≥ 1, not 2.5"),
+        ({"batch_size": 0}, "batch_size must be an integer ≥ 1, not 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer ≥ 1, not 2.5"),
         ({"device": "cudda"}, "device='cudda' cannot be used"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used"),
         ({"seed": "x"}, "seed"),
@@ -505,7 +505,7 @@ def test_a_layer_that_only_some_models_have(net: nn.Module, measured: Callable[.
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: KMeans(k=1), "KMeans: k must be a whole number ≥ 2, not 1"),
+        (lambda: KMeans(k=1), "KMeans: k must be an integer ≥ 2, not 1"),
         (lambda: KMeans(k=2.5), "KMeans: k must"),
         (lambda: KMeans(k=True), "KMeans: k must"),
         (lambda: KMeans(restarts=0), "KMeans: restarts must"),
@@ -731,7 +731,7 @@ class BrokenLabeler(FeatureLabeler):
 
 
 class BrokenTargets(TargetLabeler):
-    """Fails when the data are labelled."""
+    """Fails when the data are labeled."""
 
     name = "broken_targets"
 
@@ -756,8 +756,8 @@ def test_a_labeler_that_fails(net: nn.Module, measured: Callable[..., xr.Dataset
 
 def test_a_labeler_that_does_not_fit_the_targets(net: nn.Module, measured: Callable[..., xr.Dataset]) -> None:
     data = (X, np.random.default_rng(0).random(20).astype(np.float32))
-    with pytest.raises(DataError, match=r"davies_bouldin.*image labels need integer targets"):
-        measured({"net": net}, data, measures=[DaviesBouldin(Image())])
+    with pytest.raises(DataError, match=r"davies_bouldin.*class labels need integer targets"):
+        measured({"net": net}, data, measures=[DaviesBouldin(ClassLabel())])
 
 
 # Model measures ---------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from genmeasures.interfaces import (
     TargetLabeler,
     Variable,
 )
-from genmeasures.labelers import Downsampled, Histogram, Image
+from genmeasures.labelers import ClassLabel, Downsampled, Histogram
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
 
 VOID = 255
@@ -98,7 +98,9 @@ def test_however_little_memory_there_is(options: dict[str, int], monkeypatch: py
 
 
 @pytest.mark.parametrize("extractor", [ReceptiveField(), WholeTensor()])
-@pytest.mark.parametrize("measure", [DaviesBouldin(space="pixel"), DaviesBouldin(space="patch"), Roughness(Image())])
+@pytest.mark.parametrize(
+    "measure", [DaviesBouldin(space="pixel"), DaviesBouldin(space="patch"), Roughness(ClassLabel())]
+)
 def test_inputs_without_a_label_are_left_out(extractor: Any, measure: Measure) -> None:
     """As if the data had none of them, but for what is fitted on all."""
     kept = CLASSES != VOID

@@ -102,7 +102,7 @@ def test_order_of_samples(measured: Callable[..., xr.Dataset], plain: xr.Dataset
 
 
 def test_order_of_equal_samples(measured: Callable[..., xr.Dataset], digits: Any) -> None:
-    """Augmentation by copies: the same picture many times."""
+    """Augmentation by copies: the same image many times."""
     (x, y), test = digits
     twice = np.repeat(np.arange(200), 1 + np.arange(200) % 3)
     order = np.random.default_rng(0).permutation(len(twice))

@@ -19,7 +19,7 @@ COUNT, SIZE = 2500, 160
 torch.set_num_threads(1)
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     def __init__(self, seed):
         self.seed = seed
 
@@ -50,7 +50,7 @@ try:
     print("the limit does not hold")
 except RuntimeError:
     pass
-ds = genmeasures.measure([net], Pictures(0), Pictures(10_000), batch_size=20)
+ds = genmeasures.measure([net], Images(0), Images(10_000), batch_size=20)
 for name in ("davies_bouldin", "roughness", "confidence"):
     assert bool(ds[name].notnull().all()), ds[name + "_status"].values
 print("measured", ds.sizes["layer"])

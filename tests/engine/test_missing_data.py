@@ -17,7 +17,7 @@ import genmeasures
 from genmeasures.errors import DataError, OptionError
 from genmeasures.extractors import ReceptiveField, WholeTensor
 from genmeasures.interfaces import FeatureMeasure, Measure, ModelData, ModelMeasure, Pass, Undefined, Variable
-from genmeasures.labelers import Histogram, Image
+from genmeasures.labelers import ClassLabel, Histogram
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
 
 SMALL = ReceptiveField(cap=200, fit_cap=200)
@@ -98,7 +98,7 @@ def test_fitting_on_either_split_is_the_same_where_both_are_the_same_data(digits
     """All inputs are fitted on, with clusters by label and one component each: nothing is drawn at random."""
     x = digits[1]
     options: dict[str, Any] = {
-        "measures": [Confidence(Image(), components=1)],
+        "measures": [Confidence(ClassLabel(), components=1)],
         "extractor": WholeTensor(),
         "layers": ["fc1", "fc2"],
     }

@@ -50,7 +50,7 @@ def reader(name_: str, *passes_: Pass, labeler_: Any = None) -> FeatureMeasure:
 
         def update(self, batch: FeatureBatch) -> None:
             one = self.passes[self._pass]
-            assert batch.split == one.split
+            assert batch.split == one.sample
             for field in one.fields - {"labels"}:
                 assert len(getattr(batch, field)) == len(batch)
             if "labels" in one.fields:
@@ -163,7 +163,7 @@ def check_readers(ds: Any, measures: tuple[Measure, ...]) -> None:
     for measure in measures:
         if type(measure).__name__ == "Reader":
             seen = {"train": ds["vectors_train"].values, "test": ds["vectors_test"].values}
-            expected = sum(seen[one.split] for one in measure.passes)
+            expected = sum(seen[one.sample] for one in measure.passes)
             assert (ds[measure.name].values == expected).all()
 
 

@@ -1,7 +1,7 @@
 """Inputs run by tiles have the values of inputs run at once, and take the memory of a tile.
 
 Features by tiles and at once differ by rounding alone. Where a test compares measures, networks compute in double
-precision (:class:`Double`): torch's own group normalisation of float32 is off by some 1e-5 on the volumes of these
+precision (:class:`Double`): torch's own group normalization of float32 is off by some 1e-5 on the volumes of these
 tests, more than tiles are, whose statistics are summed in float64; and what k-means and mixtures make of a
 difference in one feature is not bounded by it.
 """
@@ -102,15 +102,15 @@ class Double(nn.Module):
         return made
 
 
-class Normalised(nn.Sequential):
-    """Convolutions of kernel 3, each with a normalisation and ReLU, as layers of a sequence."""
+class Normalized(nn.Sequential):
+    """Convolutions of kernel 3, each with a normalization and ReLU, as layers of a sequence."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*itertools.chain.from_iterable((layer, nn.ReLU()) for layer in layers))
 
 
 class Pooled(nn.Module):
-    """Max pooling, batch normalisation, upsampling to the size of the skip connection."""
+    """Max pooling, batch normalization, upsampling to the size of the skip connection."""
 
     def __init__(self, mode: str, dimensions: int = 2) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Pooled(nn.Module):
 
 
 class Twice(nn.Module):
-    """A convolution that runs twice, with a normalisation that is a function, on signals."""
+    """A convolution that runs twice, with a normalization that is a function, on signals."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,10 +175,10 @@ def conv(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any]] = {
-    "unet of pictures": (lambda: ResidualUNet(2, 2, 3, width=8, depth=2), (2, 44, 37), 8),
+    "unet of images": (lambda: ResidualUNet(2, 2, 3, width=8, depth=2), (2, 44, 37), 8),
     "unet of volumes": (lambda: ResidualUNet(3, 2, 3, width=8, depth=1), (2, 21, 26, 18), (4, 6, 18)),
     "dilated, instance norm": (
-        lambda: Normalised(
+        lambda: Normalized(
             conv(2, 4),
             nn.InstanceNorm2d(4, affine=True),
             conv(4, 4, dilation=3, padding=3),
@@ -192,34 +192,34 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any]] = {
     "max pooling, nearest": (lambda: Pooled("nearest"), (2, 31, 37), 7),
     "max pooling of volumes": (lambda: Pooled("trilinear", 3), (2, 20, 16, 14), 4),
     "no padding": (
-        lambda: Normalised(conv(2, 4, padding=0, stride=2), nn.GroupNorm(2, 4), conv(4, 4, padding=0), conv(4, 3)),
+        lambda: Normalized(conv(2, 4, padding=0, stride=2), nn.GroupNorm(2, 4), conv(4, 4, padding=0), conv(4, 3)),
         (2, 45, 38),
         6,
     ),
     "more padding": (
-        lambda: Normalised(conv(2, 4, padding=3), nn.GroupNorm(2, 4), conv(4, 4, padding=2), conv(4, 3)),
+        lambda: Normalized(conv(2, 4, padding=3), nn.GroupNorm(2, 4), conv(4, 4, padding=2), conv(4, 3)),
         (2, 33, 30),
         6,
     ),
     "cropped by a transposed convolution": (
-        lambda: Normalised(conv(2, 4, stride=2), nn.ConvTranspose2d(4, 4, 2, 2, 1), nn.GroupNorm(2, 4), conv(4, 3)),
+        lambda: Normalized(conv(2, 4, stride=2), nn.ConvTranspose2d(4, 4, 2, 2, 1), nn.GroupNorm(2, 4), conv(4, 3)),
         (2, 36, 40),
         6,
     ),
     "reflected and replicated": (
-        lambda: Normalised(
+        lambda: Normalized(
             conv(2, 4, padding_mode="reflect"), nn.GroupNorm(1, 4), conv(4, 3, padding=2, padding_mode="replicate")
         ),
         (2, 29, 30),
         5,
     ),
     "weight norm": (
-        lambda: Normalised(parametrizations.weight_norm(conv(2, 4)), nn.GroupNorm(2, 4), conv(4, 3, padding="same")),
+        lambda: Normalized(parametrizations.weight_norm(conv(2, 4)), nn.GroupNorm(2, 4), conv(4, 3, padding="same")),
         (2, 29, 30),
         5,
     ),
     "a kernel that reads nothing but padding of a thin input": (
-        lambda: Normalised(conv(2, 4, padding=0), conv(4, 4, kernel=4, stride=3, dilation=2, padding=3)),
+        lambda: Normalized(conv(2, 4, padding=0), conv(4, 4, kernel=4, stride=3, dilation=2, padding=3)),
         (2, 40, 60),
         9,
     ),
@@ -285,7 +285,7 @@ def test_features_are_those_of_the_whole(name: str) -> None:
     assert max(len(spans(*axis)) for axis in axes) > 1
 
 
-@pytest.mark.parametrize("name", ["unet of pictures", "unet of volumes", "called twice", "patchwise"])
+@pytest.mark.parametrize("name", ["unet of images", "unet of volumes", "called twice", "patchwise"])
 @pytest.mark.parametrize("cap", [50, 1500])
 def test_sampled_features_are_those_of_the_whole(name: str, cap: int) -> None:
     net, shape, tile = made(name)
@@ -295,13 +295,13 @@ def test_sampled_features_are_those_of_the_whole(name: str, cap: int) -> None:
 
 @pytest.mark.parametrize("tile", [1, 4, 9, (8, 44), (44, 5), 16, 100])
 def test_any_size_of_tiles(tile: Any) -> None:
-    net, shape, _ = made("unet of pictures")
+    net, shape, _ = made("unet of images")
     x = inputs(shape)
     assert_alike(features(net, x, tile, 500), features(net, x, None, 500))
 
 
-def test_linear_taps_are_before_the_normalisation() -> None:
-    net, shape, tile = made("unet of pictures")
+def test_linear_taps_are_before_the_normalization() -> None:
+    net, shape, tile = made("unet of images")
     x = inputs(shape)
     kept = [Kept(), Kept()]
     for one, size in zip(kept, (None, tile), strict=True):
@@ -348,7 +348,7 @@ def test_any_network(net: nn.Module, shape: tuple[int, int], tile: tuple[int, in
     try:
         net(x)
     except RuntimeError:
-        assume(False)  # a picture too small for its kernels
+        assume(False)  # an image too small for its kernels
     net = Double(net)
     assert_alike(features(net, x, tile), features(net, x, None))
 
@@ -368,7 +368,7 @@ def test_sizes_that_are_tried_leave_no_message(caplog: pytest.LogCaptureFixture)
 
 
 def test_dense_targets_label_the_positions_of_the_whole() -> None:
-    net, shape, tile = made("unet of pictures")
+    net, shape, tile = made("unet of images")
     x = inputs(shape, 3)
     masks = (x.mean(1) > 1).long() + (x.mean(1) > 2)
     labeler = genmeasures.labelers.Downsampled()
@@ -402,7 +402,7 @@ class GrabAgain(Grab):
 
 def test_vectors_kept_for_a_second_pass_have_their_ranks() -> None:
     """A tile's vectors come in another order than the sample's."""
-    net, shape, tile = made("unet of pictures")
+    net, shape, tile = made("unet of images")
     x = inputs(shape, 3)
     kept = [Kept(), Kept()]
     for one, size in zip(kept, (None, tile), strict=True):
@@ -445,7 +445,7 @@ def assert_same(found: xr.Dataset, expected: xr.Dataset, rtol: float) -> None:
     np.testing.assert_allclose(found["weight_norm"].values, expected["weight_norm"].values, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["unet of pictures", "unet of volumes", "dilated, instance norm"])
+@pytest.mark.parametrize("name", ["unet of images", "unet of volumes", "dilated, instance norm"])
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 def test_measures_are_those_of_the_whole(name: str, extractor: str) -> None:
     net, shape, tile = made(name)
@@ -470,7 +470,7 @@ def test_measures_of_single_precision(name: str) -> None:
 
 @pytest.mark.parametrize("cap", [None, 8000])
 def test_a_background_of_little_noise(cap: int | None) -> None:
-    """Nine tenths of a picture are alike to a thousandth: sums in float32 would shift their centroid by as much."""
+    """Nine tenths of an image are alike to a thousandth: sums in float32 would shift their centroid by as much."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()).eval()
     splits = []
@@ -486,7 +486,7 @@ def test_a_background_of_little_noise(cap: int | None) -> None:
 
 
 def test_other_passes_and_labelers() -> None:
-    net, shape, tile = made("unet of pictures")
+    net, shape, tile = made("unet of images")
     net = Double(net)
     measures = [DaviesBouldin(KMeans(k=3), space="patch"), Roughness(input_pca=4), Confidence(split="train")]
     assert_same(measured(net, shape, measures=measures, tile=tile), measured(net, shape, measures=measures), 1e-6)
@@ -494,7 +494,7 @@ def test_other_passes_and_labelers() -> None:
 
 @pytest.mark.parametrize("memory", [0, 200_000])
 def test_what_is_kept_for_a_second_pass_changes_no_value(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, shape, tile = made("unet of pictures")
+    net, shape, tile = made("unet of images")
     net = Double(net)
     expected = measured(net, shape)
     monkeypatch.setattr("genmeasures.engine.passes._KEPT_BYTES", memory)
@@ -504,7 +504,7 @@ def test_what_is_kept_for_a_second_pass_changes_no_value(memory: int, monkeypatc
 
 
 def test_batch_size_and_order_change_no_value() -> None:
-    net, shape, tile = made("unet of pictures")
+    net, shape, tile = made("unet of images")
     net = Double(net)
     (x, y), test = data(shape)
     options: dict[str, Any] = {"extractor": EXTRACTORS["sampled"], "tile": tile}
@@ -544,7 +544,7 @@ class Squeeze(nn.Module):
 
 
 class Manual(nn.Module):
-    """A normalisation that is written out, of which nobody knows that it is one."""
+    """A normalization that is written out, of which nobody knows that it is one."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)
@@ -560,7 +560,7 @@ GLOBAL: dict[str, tuple[list[nn.Module], str]] = {
     "statistics of the batch": (
         [nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 2, 1)], "3 depends on the input at any distance",
     ),
-    "a normalisation of one size": ([nn.LayerNorm((32, 32)), nn.Conv2d(4, 2, 1)], "2 takes inputs of one size only"),
+    "a normalization of one size": ([nn.LayerNorm((32, 32)), nn.Conv2d(4, 2, 1)], "2 takes inputs of one size only"),
     "coordinates": ([Coordinates(), nn.Conv2d(4, 2, 1)], "3 has other values in a tile than in the whole"),
     "corners": (
         [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), nn.Conv2d(4, 2, 1)],
@@ -621,18 +621,18 @@ def test_numbers_that_are_none() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"tile": 0}, "tile must be a whole number ≥ 1, a list of them or null, not 0"),
-        ({"tile": True}, "tile must be a whole number"),
-        ({"tile": 2.5}, "tile must be a whole number"),
-        ({"tile": "many"}, "tile must be a whole number"),
-        ({"tile": []}, "tile must be a whole number"),
-        ({"tile": [8, 0]}, "tile must be a whole number"),
+        ({"tile": 0}, "tile must be an integer ≥ 1, a list of them or null, not 0"),
+        ({"tile": True}, "tile must be an integer"),
+        ({"tile": 2.5}, "tile must be an integer"),
+        ({"tile": "many"}, "tile must be an integer"),
+        ({"tile": []}, "tile must be an integer"),
+        ({"tile": [8, 0]}, "tile must be an integer"),
         ({"tile": [8, 8, 8]}, r"tile=\[8, 8, 8\]: inputs of shape \(2, 44, 37\) have 2 spatial axes"),
         ({"tile": 8, "extractor": "whole_tensor"}, "tile: whole_tensor makes vectors of .*choose .*receptive_field"),
     ],
 )
 def test_options_that_do_not_fit(options: Any, reason: str) -> None:
-    net, shape, _ = made("unet of pictures")
+    net, shape, _ = made("unet of images")
     with pytest.raises(OptionError, match=reason):
         measured(net, shape, **options)
 
@@ -650,7 +650,7 @@ def test_model_measures_say_why_not() -> None:
         def measure(self, model: nn.Module, layers: Any, data: Any) -> Any:
             return {"norm": float(model(data.sample("test", 1)[0]).detach().norm())}
 
-    net, shape, tile = made("unet of pictures")
+    net, shape, tile = made("unet of images")
     ds = measured(net, shape, measures=["roughness", Norm()], tile=tile)
     assert ds["norm_status"].values[0] == "failed: norm runs the model on whole inputs, which tile rules out"
     assert np.isfinite(ds["roughness"].values).all()
@@ -713,7 +713,7 @@ def test_the_model_is_left_as_it_was() -> None:
             self.kept = x
             return self.net(x)
 
-    inner, shape, tile = made("unet of pictures")
+    inner, shape, tile = made("unet of images")
     net = Caching(inner).train()
     net.net.head.eval()
     net.net.head.weight.requires_grad_(False)
@@ -746,7 +746,7 @@ def test_a_sketch_is_traced_as_the_model_is() -> None:
 
 def test_results_say_how_they_were_made(tmp_path: Path) -> None:
     """Like the batch size: in the configuration, not among the settings that values depend on."""
-    net, shape, tile = made("unet of pictures")
+    net, shape, tile = made("unet of images")
     ds = measured(net, shape, tile=tile, measures=["davies_bouldin"], keep=tmp_path)
     assert yaml.safe_load(ds.attrs["config"])["tile"] == tile
     assert "tile" not in yaml.safe_load(ds.attrs["settings"])

@@ -303,15 +303,15 @@ def test_keys_are_of_the_contents_alone(n: int, shape: tuple[int, ...], floats: 
 @pytest.mark.parametrize("scale", [1.0, 1 / 16, 1 / 255, 2.0**-20, 1e6])
 @pytest.mark.parametrize("floats", [True, False])
 def test_one_other_element_is_another_key(levels: int, scale: float, floats: bool) -> None:
-    """Pictures of few levels, whose float32 have most bits in common."""
+    """Images of few levels, whose float32 have most bits in common."""
     base = torch.randint(levels, (64,), generator=torch.Generator().manual_seed(0))
     others = base.repeat(64 * levels, 1)
     places = torch.arange(64).repeat_interleave(levels)
     others[torch.arange(len(others)), places] = torch.arange(levels).repeat(64)
     inputs = others.float() * scale if floats else others
-    distinct_pictures = 64 * (levels - 1) + 1
-    assert len(np.unique(others.numpy(), axis=0)) == distinct_pictures
-    assert len(np.unique(content_keys(inputs))) == distinct_pictures
+    distinct_images = 64 * (levels - 1) + 1
+    assert len(np.unique(others.numpy(), axis=0)) == distinct_images
+    assert len(np.unique(content_keys(inputs))) == distinct_images
 
 
 def test_the_last_bit_of_a_float_is_another_key() -> None:
@@ -323,28 +323,28 @@ def test_the_last_bit_of_a_float_is_another_key() -> None:
 
 
 def test_exchanged_elements_are_another_key() -> None:
-    pictures = torch.eye(100) + 2 * torch.roll(torch.eye(100), 1, 0)
-    assert len(np.unique(content_keys(torch.cat([pictures, pictures.flip(1)])))) == 200
+    images = torch.eye(100) + 2 * torch.roll(torch.eye(100), 1, 0)
+    assert len(np.unique(content_keys(torch.cat([images, images.flip(1)])))) == 200
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_no_collisions_among_pictures_of_two_levels(dtype: torch.dtype) -> None:
-    pictures = torch.randint(2, (100_000, 64), generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert len(np.unique(content_keys(pictures))) == len(pictures)
+def test_no_collisions_among_images_of_two_levels(dtype: torch.dtype) -> None:
+    images = torch.randint(2, (100_000, 64), generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert len(np.unique(content_keys(images))) == len(images)
 
 
-def test_no_collisions_among_pictures_whose_numbers_have_one_bit() -> None:
+def test_no_collisions_among_images_whose_numbers_have_one_bit() -> None:
     """The float 2.0 is the bit 30 alone: multiplied and summed as it is, it would leave 34 bits for a key."""
     numbers = torch.randint(1 << 40, (300_000,), generator=torch.Generator().manual_seed(0)).unique()
-    pictures = 2.0 * (numbers[:, None] >> torch.arange(40) & 1).float()
-    assert len(np.unique(content_keys(pictures))) == len(pictures)
+    images = 2.0 * (numbers[:, None] >> torch.arange(40) & 1).float()
+    assert len(np.unique(content_keys(images))) == len(images)
 
 
 @pytest.mark.parametrize("change", [lambda x: x, lambda x: x / 16, lambda x: (x - x.mean()) / x.std(), lambda x: x > 7])
 def test_no_collisions_among_the_digits(change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-    pictures = change(load_digits().images)
-    expected = len(np.unique(pictures.reshape(len(pictures), -1), axis=0))
-    inputs = torch.as_tensor(pictures)[:, None]
+    images = change(load_digits().images)
+    expected = len(np.unique(images.reshape(len(images), -1), axis=0))
+    inputs = torch.as_tensor(images)[:, None]
     assert len(np.unique(content_keys(inputs.float()))) == expected
     assert len(np.unique(content_keys((inputs * 1000).long()))) == expected
 

@@ -144,7 +144,7 @@ def test_psi_of_few_pairs_says_of_how_many(table: Path) -> None:
     ds = ds.drop_vars("depth").assign_attrs(hparams='["width", "norm"]').isel(model=[0, 2, 4, 6])
     row = judge(ds, resamples=40).set_index("measure").loc["good"]
     assert row["grid_status"] == (
-        "undefined: some values of hyper-parameters leave no uncertainty about the order of the gaps: the score is "
+        "undefined: some values of hyperparameters leave no uncertainty about the order of the gaps: the score is "
         "0/0; ψ of 4 pairs of models in 4 groups: no interval from fewer than 8 groups or models"
     )
 

@@ -1,4 +1,4 @@
-"""Correlations against SciPy, bootstrap intervals against brute force, and the judgement of a result."""
+"""Correlations against SciPy, bootstrap intervals against brute force, and the judgment of a result."""
 
 from __future__ import annotations
 

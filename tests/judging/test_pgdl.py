@@ -1,4 +1,4 @@
-"""The PGDL score against a plain loop and the official figures, and the other judgements of a grid."""
+"""The PGDL score against a plain loop and the official figures, and the other judgments of a grid."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HALVES = pd.DataFrame({"lr": [0.1, 0.1, 0.2, 0.2], "norm": [True, False, True, F
 
 
 def grid(*sizes: int) -> pd.DataFrame:
-    """Every combination, in order, of hyper-parameters with so many values."""
+    """Every combination, in order, of hyperparameters with so many values."""
     rows = list(itertools.product(*map(range, sizes)))
     return pd.DataFrame(rows, columns=[f"h{i}" for i in range(len(sizes))])
 
@@ -50,7 +50,7 @@ Case = tuple[np.ndarray, np.ndarray, pd.DataFrame]
 
 @st.composite
 def cases(draw: st.DrawFn, ties_in_measure: bool = True) -> Case:
-    """A measure, gaps, many of them tied, that no pair of hyper-parameters determines, and a shuffled grid."""
+    """A measure, gaps, many of them tied, that no pair of hyperparameters determines, and a shuffled grid."""
     hparams = grid(*draw(st.lists(st.integers(1, 3), min_size=1, max_size=2)), 2, 2, 2)
     n = len(hparams)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -90,7 +90,7 @@ def entropy(table: list[list[int]], offset: float) -> float:
 
 
 def loop_pairs(mu: np.ndarray, gap: np.ndarray, hparams: pd.DataFrame, mode: str) -> list[tuple[float, float]]:
-    """Mean information and entropy over the slices of each pair of hyper-parameters, as pgdl.md describes it."""
+    """Mean information and entropy over the slices of each pair of hyperparameters, as pgdl.md describes it."""
     found = []
     for chosen in itertools.combinations(hparams.columns, 2):
         slices = tables(mu, gap, hparams, chosen, mode == "official")
@@ -194,7 +194,7 @@ def test_conditioning_on_more_cannot_raise_it() -> None:
 @settings(deadline=None, max_examples=25)
 @given(cases(), st.randoms(use_true_random=False))
 def test_only_orders_and_groups_matter(mode: str, case: Case, random: Any) -> None:
-    """A monotone transform of the measure, another order of models or hyper-parameters, other values: all the same."""
+    """A monotone transform of the measure, another order of models or hyperparameters, other values: all the same."""
     mu, gap, hparams = case
     score = defined(pgdl_score, mu, gap, hparams, mode)
     same = {"abs": 1e-12, "nan_ok": True}
@@ -236,7 +236,7 @@ def test_a_perfect_and_a_constant_measure(mode: str) -> None:
 
 
 def test_a_constant_hyper_parameter_counts() -> None:
-    """It adds pairs that condition on one hyper-parameter alone."""
+    """It adds pairs that condition on one hyperparameter alone."""
     rng = np.random.default_rng(4)
     mu, gap = rng.normal(size=(2, 8))
     pairs = pgdl_pairs(mu, gap, grid(2, 2, 2, 1))
@@ -385,7 +385,7 @@ LOOSE = ["granulated_kendall", "sign_errors", "worst_sign_error"]
         ([0, -np.inf, 1, 2], FOUR, HALVES, "measure is not finite for 1 of 4 models, at index 1"),
         ([FOUR], FOUR, HALVES, r"measure has the shape \(1, 4\)"),
         (["a", "b", "c", "d"], FOUR, HALVES, "measure holds something that is no number"),
-        (FOUR, FOUR, HALVES[[]], "hyper-parameter"),
+        (FOUR, FOUR, HALVES[[]], "hyperparameter"),
         ([], [], HALVES[:0], "no model"),
         (FOUR, FOUR, HALVES.iloc[[0, 1, 2, 1]], "rows 1, 3 have lr=0.1, norm=False; combinations that repeat: 1;"),
         (FOUR, FOUR, HALVES.set_axis(["lr", "lr"], axis=1), "more than one column 'lr'"),
@@ -413,7 +413,7 @@ def test_one_hyper_parameter(call: str) -> None:
     if call in LOOSE:
         CALLS[call]([1, 2], [0.1, 0.9], pd.DataFrame({"a": [0, 1]}))
         return
-    with pytest.raises(DataError, match="at least 2 hyper-parameters, not 1"):
+    with pytest.raises(DataError, match="at least 2 hyperparameters, not 1"):
         CALLS[call]([1, 2], [1, 2], pd.DataFrame({"a": [0, 1]}))
 
 
@@ -436,7 +436,7 @@ def test_option_errors() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_no_uncertainty_is_undefined(mode: str) -> None:
-    """With two hyper-parameters each slice holds one pair of models; h0 and h1 may also settle the gaps."""
+    """With two hyperparameters each slice holds one pair of models; h0 and h1 may also settle the gaps."""
     with pytest.raises(Undefined, match=r"'lr' and 'norm' leave no uncertainty"):
         pgdl_score(FOUR, FOUR, HALVES, mode)
     hparams = grid(2, 2, 2)

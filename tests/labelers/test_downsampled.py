@@ -89,7 +89,7 @@ def test_a_binary_mask_is_the_ceiling_of_its_area_average(size: tuple[int, int])
 
 
 @pytest.mark.parametrize("spatial", [(), (1, 1)])
-def test_a_layer_without_spatial_extent_has_one_label_a_picture(spatial: tuple[int, ...]) -> None:
+def test_a_layer_without_spatial_extent_has_one_label_a_image(spatial: tuple[int, ...]) -> None:
     masks = torch.zeros(3, 1, 5, 7, dtype=torch.int64)
     masks[1, 0, 4, 2], masks[2, 0, :4] = 2, 1
     found = {rounding: Downsampled(rounding).label(masks, spatial).tolist() for rounding in ROUNDINGS}
@@ -121,7 +121,7 @@ def test_the_same_size_changes_nothing() -> None:
     ("targets", "spatial", "message"),
     [
         (torch.zeros(2, 1, 4, 4), (2, 2), "histogram"),
-        (torch.zeros(2, 1, dtype=torch.int64), (2, 2), "image"),
+        (torch.zeros(2, 1, dtype=torch.int64), (2, 2), "class_label"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.int64), (2, 2), "3 channels"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.int64), (3,), "2 spatial dimensions cannot label a layer with 1"),
         (torch.zeros(2, 1, 4, dtype=torch.int64), (2, 2), "1 spatial dimensions cannot label a layer with 2"),

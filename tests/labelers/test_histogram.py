@@ -108,7 +108,7 @@ def test_dense_targets_are_averaged_before_they_are_binned(
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_vectors_are_quantised_like_scikit_learn_does(dense: bool) -> None:
+def test_vectors_are_quantized_like_scikit_learn_does(dense: bool) -> None:
     points, blobs = make_blobs(600, 3, centers=6, cluster_std=0.3, center_box=(-20, 20), random_state=3)
     reference = sklearn.cluster.KMeans(6, n_init=10, random_state=0).fit(points)
     targets = torch.from_numpy(points)
@@ -148,12 +148,12 @@ def test_nor_where_not_all_values_are_kept(data: st.DataObject, channels: int, m
 
 
 def test_values_kept_stand_for_all_positions() -> None:
-    """A target that depends on its column alone, in pictures whose width is a power of two."""
+    """A target that depends on its column alone, in images whose width is a power of two."""
     values = torch.linspace(0, 1, 256, dtype=torch.float64).expand(16, 1, 256, 256).contiguous()
     with mock.patch.object(histogram, "_MOST_VALUES", 1 << 14):
         labeler = fitted(Histogram(4, "quantile"), *values.split(4))
     shares = np.bincount(labeler.label(values[:1], (256, 256)).flatten(), minlength=4) / 256**2
-    # 1024 positions are kept, the same in each picture: three standard errors of a quartile.
+    # 1024 positions are kept, the same in each image: three standard errors of a quartile.
     np.testing.assert_allclose(shares, 0.25, atol=3 * (0.25 * 0.75 / 1024) ** 0.5 * 2**0.5)
 
 
@@ -222,7 +222,7 @@ def test_averages_and_edges_are_of_the_labeled_places(
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_vectors_without_a_label_are_not_quantised(dense: bool) -> None:
+def test_vectors_without_a_label_are_not_quantized(dense: bool) -> None:
     points, blobs = make_blobs(600, 3, centers=6, cluster_std=0.3, center_box=(-20, 20), random_state=3)
     targets = torch.from_numpy(points)
     targets = targets.view(6, 100, 3).transpose(1, 2).reshape(6, 3, 10, 10) if dense else targets

@@ -25,8 +25,8 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_separated_blobs_are_found_as_scikit_learn_finds_them(k: int, d: int, n: int, seed: int) -> None:
     rng = np.random.default_rng(k)
     # On a line far apart, in all directions a little: separated in any dimension.
-    centres = rng.normal(size=(k, d)) + 30 * np.arange(k)[:, None]
-    points, blobs = make_blobs(n, centers=centres, cluster_std=1.0, random_state=0)
+    centers = rng.normal(size=(k, d)) + 30 * np.arange(k)[:, None]
+    points, blobs = make_blobs(n, centers=centers, cluster_std=1.0, random_state=0)
     reference = sklearn.cluster.KMeans(k, n_init=10, random_state=0).fit(points)
     labeler = KMeans(k)
     labeler.fit(torch.from_numpy(points), generator(seed))
@@ -34,7 +34,7 @@ def test_separated_blobs_are_found_as_scikit_learn_finds_them(k: int, d: int, n:
     assert labels.dtype == torch.int64
     assert set(labels.tolist()) == set(range(k))
     assert adjusted_rand_score(labels, blobs) == 1.0
-    # New points, anywhere, go to the nearest centre.
+    # New points, anywhere, go to the nearest center.
     new = rng.uniform(points.min(), points.max(), (2000, d))
     assert adjusted_rand_score(labeler.label(torch.from_numpy(new)), reference.predict(new)) == 1.0
 
@@ -68,7 +68,7 @@ def test_as_many_restarts_as_asked_for() -> None:
         labeler = KMeans(8, restarts)
         labeler.fit(points, generator())
         found[restarts] = labeler.label(points)
-        expected = kmeans(points, 8, generator(), restarts).centres
+        expected = kmeans(points, 8, generator(), restarts).centers
         assert torch.equal(found[restarts], assign(points, expected))
     labeler = KMeans(8)
     labeler.fit(points, generator())
@@ -104,7 +104,7 @@ def test_repeats_are_clusterings_one_by_one() -> None:
     labeler.fit(points, drawn)
     found = labeler.clusterings(labeler.label(points))
     again = generator(1)
-    expected = [assign(points, kmeans(points, 4, again, 1).centres) for _ in range(5)]
+    expected = [assign(points, kmeans(points, 4, again, 1).centers) for _ in range(5)]
     assert len(found) == 5
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)

@@ -291,7 +291,7 @@ def prototypes(digits_net: nn.Module, digits_data: Data, extractor: Extractor) -
 
 
 def colored_case(extractor: Extractor) -> Case:
-    """The same network on pictures of three channels that are made here: stripes of ten directions and colors."""
+    """The same network on images of three channels that are made here: stripes of ten directions and colors."""
     rng = np.random.default_rng(0)
     angles, colors = np.linspace(0, np.pi, 10, endpoint=False), rng.normal(size=(10, 3))
     i, j = np.mgrid[:32, :32]
@@ -395,12 +395,12 @@ def test_clusters_are_as_tight_as_those_of_sklearn(case: Case) -> None:
     assert max(excess) <= 0.01
 
 
-def test_vectors_go_to_the_nearest_centre_of_those_that_centres_were_fitted_on(case: Case) -> None:
+def test_vectors_go_to_the_nearest_center_of_those_that_centers_were_fitted_on(case: Case) -> None:
     for layer in case.layers().values():
         fitted, labels = layer.projected["fit"], layer.labels["fit"]
-        centres = np.array([fitted[labels == i].mean(0) for i in range(5)])
+        centers = np.array([fitted[labels == i].mean(0) for i in range(5)])
         for over in SAMPLES:
-            distance = ((layer.projected[over][:, None] - centres) ** 2).sum(2)
+            distance = ((layer.projected[over][:, None] - centers) ** 2).sum(2)
             np.testing.assert_array_equal(layer.labels[over], distance.argmin(1))
 
 

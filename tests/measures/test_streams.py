@@ -43,7 +43,7 @@ def fed(measure: FeatureMeasure, pieces: int, seed: int | None) -> Any:
                 "projected": lambda _, rows=rows: projected[rows],
                 "vectors": lambda _, rows=rows: vectors[rows],
             }
-            split = "test" if one.split == "test" else "train"
+            split = "test" if one.sample == "test" else "train"
             measure.update(FeatureBatch(LAYER, split, rows, fields, lambda _, batch: labels[batch.rank]))  # type: ignore[arg-type]
         measure.end_pass()
     return measure.compute()

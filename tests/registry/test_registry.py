@@ -23,7 +23,7 @@ from genmeasures.registry.manager import STRICT
 
 BUILTIN = {
     "extractor": {"receptive_field", "whole_tensor"},
-    "labeler": {"image", "downsampled", "histogram", "kmeans"},
+    "labeler": {"class_label", "downsampled", "histogram", "kmeans"},
     "measure": {"davies_bouldin", "roughness", "confidence"},
     "aggregator": {"frobenius", "mean", "max", "last_k", "explicit", "single"},
     "task": {"checkpoints", "digits_cnn", "pgdl", "unet", "unet_denoising"},

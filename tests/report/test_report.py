@@ -234,7 +234,7 @@ def test_a_damaged_model_of_a_grid_is_told() -> None:
     text = rendered(judged)
     assert "PGDL" in text
     assert "left out, without a value: model5 (m0)" in text
-    assert "scores on the grid: undefined: the grid of hyper-parameters is not complete: 1 of 16" in text
+    assert "scores on the grid: undefined: the grid of hyperparameters is not complete: 1 of 16" in text
     assert "scores on the grid: of the values as they are, since no sign with the gap is stated (m0, m1)" in text
     # All models of the grid but one measure's: its row has a dash.
     (row,) = (line.split() for line in text.splitlines() if line.split()[:1] == ["m0"])
@@ -243,7 +243,7 @@ def test_a_damaged_model_of_a_grid_is_told() -> None:
     assert "PGDL" in rendered(judge(aggregate(ds, Mean()), "generalization_gap"))
 
 
-def picture(path: Path) -> tuple[int, int]:
+def image(path: Path) -> tuple[int, int]:
     """Height and width of a PNG that has something drawn on it."""
     pixels = imread(path)
     assert pixels[..., :3].std() > 0.01
@@ -255,7 +255,7 @@ def picture(path: Path) -> tuple[int, int]:
 def test_figure_of_few_and_many_models(tmp_path: Path, models: int) -> None:
     ds = result(models=models)
     plot_measures(ds, aggregate(ds, Mean()), tmp_path / "a.png")
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
 
 
 @pytest.mark.filterwarnings("error")
@@ -264,11 +264,11 @@ def test_figure_grows_with_the_measures(tmp_path: Path) -> None:
     for measures in (1, 5, 6):
         ds = result(measures=measures, metric="iou")
         plot_measures(ds, aggregate(ds, Mean()), tmp_path / "a.png")
-        sizes.append(picture(tmp_path / "a.png"))
+        sizes.append(image(tmp_path / "a.png"))
     (low, narrow), (still_low, wide), (high, still_wide) = sizes
     ds = ds.drop_vars("generalization_gap")  # a panel less
     plot_measures(ds, aggregate(ds, Mean()), tmp_path / "a.png")
-    assert picture(tmp_path / "a.png") == (high * 2 // 3, wide)
+    assert image(tmp_path / "a.png") == (high * 2 // 3, wide)
     assert low == still_low
     assert narrow < wide == still_wide
     assert high == 2 * low
@@ -287,10 +287,10 @@ def test_figure_with_what_is_missing(tmp_path: Path) -> None:
     ds["t_status"] = ("model", np.full(60, "ok", dtype=object))
     ds["test_accuracy"].values[:20] = np.nan
     plot_measures(ds, aggregate(ds, Mean()), tmp_path / "some.png")
-    picture(tmp_path / "some.png")
+    image(tmp_path / "some.png")
     ds = ds.drop_vars("test_accuracy")
     plot_measures(ds, aggregate(ds, Mean()), str(tmp_path / "none.png"))
-    picture(tmp_path / "none.png")
+    image(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(("noise", "red"), [(0.0, True), (15.0, False)])

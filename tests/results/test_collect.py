@@ -42,11 +42,11 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-# Hyper-parameters and attributes -----------------------------------------------------------------------------
+# Hyperparameters and attributes -----------------------------------------------------------------------------
 
 
 def test_other_hyper_parameters(one: Make, write: Make, runs: Path, merge: Make) -> None:
-    """A table of all models, in which a hyper-parameter that a model lacks is empty."""
+    """A table of all models, in which a hyperparameter that a model lacks is empty."""
     write(runs / "a.nc", one("a0", hparams={"width": 0}), one("a1", hparams={"width": 1}), hparams='["width"]')
     write(runs / "b.nc", one("b0", hparams={"dropout": 0.5, "kind": "x"}), hparams='["dropout", "kind"]')
     write(runs / "c.nc", one("c0", [1.0, 2.0, 3.0], metrics={"test_iou": 0.25}), one("c1", None))
@@ -236,7 +236,7 @@ def test_a_model_that_failed_before(one: Make, write: Make, runs: Path, merge: M
 
 
 def test_a_model_that_failed_in_a_task_that_is_not_known(one: Make, write: Make, runs: Path, merge: Make) -> None:
-    """Nothing but name and hyper-parameters tell whether it is the same."""
+    """Nothing but name and hyperparameters tell whether it is the same."""
     write(runs / "1.nc", one("a", None, {"width": 1}))
     write(runs / "2.nc", one("a", hparams={"width": 2}))
     write(runs / "3.nc", one("a", hparams={"width": 1}))

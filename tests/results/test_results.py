@@ -31,7 +31,7 @@ from genmeasures.results import (
     model_dataset,
     save,
 )
-from genmeasures.running import Run
+from genmeasures.run import Run
 
 VALUES = ("davies_bouldin", "roughness", "confidence", "confidence_unweighted")
 NAN = float("nan")
@@ -87,7 +87,7 @@ def nets(make_net: Any) -> dict[str, nn.Module]:
 
 
 class Nets(Task):
-    """Models with hyper-parameters that not all of them have."""
+    """Models with hyperparameters that not all of them have."""
 
     name = "nets"
 
@@ -222,13 +222,13 @@ def test_skipped_layers_say_why(digits: Any) -> None:
     "name", ["model", "layer", "channels", "toy", "toy_status", "generalization_gap", "weight_norm"]
 )
 def test_a_hyper_parameter_of_a_name_that_is_taken(name: str) -> None:
-    with pytest.raises(ResultError, match=f"model a: a hyper-parameter or metric cannot be called '{name}'"):
+    with pytest.raises(ResultError, match=f"model a: a hyperparameter or metric cannot be called '{name}'"):
         one("a", hparams={name: 1})
 
 
 @pytest.mark.parametrize("value", [None, (64, 64), {"a": 1}, [1, 2]])
 def test_a_hyper_parameter_that_is_no_scalar(value: Any) -> None:
-    with pytest.raises(ResultError, match="model a: the hyper-parameter 'width'"):
+    with pytest.raises(ResultError, match="model a: the hyperparameter 'width'"):
         one("a", hparams={"width": value})
 
 
@@ -311,7 +311,7 @@ def test_hyper_parameters_of_other_types(one_value: Any, other: Any, expected: l
 
 
 def test_whole_numbers_that_no_float_holds() -> None:
-    """Hyper-parameters of all models keep their type."""
+    """Hyperparameters of all models keep their type."""
     whole = combined(one("a", hparams={"seed": 2**60 + 1}), one("b", hparams={"seed": 3}))
     assert whole["seed"].values.tolist() == [2**60 + 1, 3]
 

@@ -107,7 +107,7 @@ def test_a_tight_cluster_among_a_wide_one(tight: float) -> None:
     spreads.add(vectors, labels)
     members = [vectors[labels == label].double().numpy() for label in (0, 1)]
     centroids = np.stack([one.mean(0) for one in members])
-    expected = [np.linalg.norm(one - centre, axis=1).mean() for one, centre in zip(members, centroids, strict=True)]
+    expected = [np.linalg.norm(one - center, axis=1).mean() for one, center in zip(members, centroids, strict=True)]
     index = sum(expected) / np.linalg.norm(centroids[0] - centroids[1])
     np.testing.assert_allclose(spreads.index("mean"), index, rtol=1e-7)
     np.testing.assert_allclose((spreads._distance / spreads._counts).numpy(), expected, rtol=1e-7)

@@ -26,13 +26,13 @@ def cluster(points: Points, k: int, seed: int = 0, **options: int) -> Clusters:
 
 
 def inertia_of(points: Points, found: Clusters) -> float:
-    return float(((points - found.centres.numpy()[found.labels.numpy()]) ** 2).sum())
+    return float(((points - found.centers.numpy()[found.labels.numpy()]) ** 2).sum())
 
 
 def blobs(seed: int, n: int = 300, k: int = 5, d: int = 4) -> Points:
-    """Clusters of spread 0.3 whose centres lie at least 10 apart: the solution is unique."""
-    centres = np.random.default_rng(seed).permutation(np.eye(max(k, d))[:k, :d] * 30 + np.arange(k)[:, None] * 10)
-    points: Points = make_blobs(n, centers=centres, cluster_std=0.3, random_state=seed)[0]
+    """Clusters of spread 0.3 whose centers lie at least 10 apart: the solution is unique."""
+    centers = np.random.default_rng(seed).permutation(np.eye(max(k, d))[:k, :d] * 30 + np.arange(k)[:, None] * 10)
+    points: Points = make_blobs(n, centers=centers, cluster_std=0.3, random_state=seed)[0]
     return points
 
 
@@ -100,15 +100,15 @@ def test_real_patches_beyond_the_subsample_are_clustered_as_well(digit_patches: 
 
 def check_solution(points: Points, k: int, found: Clusters) -> None:
     """A fixed point of Lloyd's iterations, with all labels used and every inertia as said."""
-    centres, labels = found.centres.numpy(), found.labels.numpy()
+    centers, labels = found.centers.numpy(), found.labels.numpy()
     distinct = len(np.unique(points, axis=0))
-    assert 1 <= len(centres) <= min(k, distinct)
-    assert set(labels) == set(range(len(centres)))
+    assert 1 <= len(centers) <= min(k, distinct)
+    assert set(labels) == set(range(len(centers)))
     scale = float(((points - points.mean(0)) ** 2).sum())
     np.testing.assert_allclose(found.inertia, inertia_of(points, found), rtol=1e-9, atol=1e-12 * scale)
-    for label, centre in enumerate(centres):
-        np.testing.assert_allclose(centre, points[labels == label].mean(0), rtol=1e-9, atol=1e-9)
-    square = ((points[:, None] - centres) ** 2).sum(2)
+    for label, center in enumerate(centers):
+        np.testing.assert_allclose(center, points[labels == label].mean(0), rtol=1e-9, atol=1e-9)
+    square = ((points[:, None] - centers) ** 2).sum(2)
     own = square[np.arange(len(points)), labels]
     np.testing.assert_allclose(own, square.min(1), rtol=1e-9, atol=1e-9 * (1 + scale))
 
@@ -129,13 +129,13 @@ def test_every_solution_is_a_fixed_point(listed: list[list[float]], k: int, seed
 
 @settings(deadline=None, max_examples=100)
 @given(point_sets, st.integers(1, 8), st.integers(1, 4), st.integers(0, 20))
-def test_labels_belong_to_centres_when_iterations_run_out(
+def test_labels_belong_to_centers_when_iterations_run_out(
     listed: list[list[float]], k: int, iterations: int, seed: int
 ) -> None:
     """The mixtures start from k-means that is cut short."""
     points = np.array(listed)
     found = cluster(points, k, seed, restarts=1, iterations=iterations)
-    assert 0 <= int(found.labels.min()) <= int(found.labels.max()) < len(found.centres) <= k
+    assert 0 <= int(found.labels.min()) <= int(found.labels.max()) < len(found.centers) <= k
     np.testing.assert_allclose(found.inertia, inertia_of(points, found), rtol=1e-9, atol=1e-9)
 
 
@@ -144,7 +144,7 @@ def test_fewer_distinct_points_than_clusters_make_a_cluster_each(k: int) -> None
     distinct = np.array([[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]])
     points = np.repeat(distinct, [4, 1, 9], axis=0)
     found = cluster(points, k)
-    assert len(found.centres) == min(k, 3)
+    assert len(found.centers) == min(k, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns of fewer distinct points, and keeps empty clusters
         reference = KMeans(k, n_init=10, random_state=0).fit(points)
@@ -153,15 +153,15 @@ def test_fewer_distinct_points_than_clusters_make_a_cluster_each(k: int) -> None
 
 def test_equal_points_are_one_cluster() -> None:
     found = cluster(np.full((50, 3), 0.1), 5)
-    assert len(found.centres) == 1
+    assert len(found.centers) == 1
     assert found.inertia == 0
-    np.testing.assert_allclose(found.centres.numpy(), 0.1, rtol=1e-12)
+    np.testing.assert_allclose(found.centers.numpy(), 0.1, rtol=1e-12)
 
 
 def test_one_cluster_is_the_mean() -> None:
     points = np.random.default_rng(0).normal(3, 1, (40, 2))
     found = cluster(points, 1)
-    np.testing.assert_allclose(found.centres.numpy()[0], points.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.centers.numpy()[0], points.mean(0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("times", [2, 20])
@@ -169,7 +169,7 @@ def test_duplicates_multiply_the_inertia_and_move_nothing(times: int) -> None:
     points = blobs(3)
     once, repeated = cluster(points, 5), cluster(np.tile(points, (times, 1)), 5)
     np.testing.assert_allclose(repeated.inertia, times * once.inertia, rtol=1e-9)
-    in_order = [found.centres.numpy()[found.centres.numpy()[:, 0].argsort()] for found in (once, repeated)]
+    in_order = [found.centers.numpy()[found.centers.numpy()[:, 0].argsort()] for found in (once, repeated)]
     np.testing.assert_allclose(in_order[1], in_order[0], rtol=1e-9)
 
 
@@ -186,11 +186,11 @@ def test_order_place_and_scale_of_the_points_do_not_matter(seed: int, shift: flo
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 8))
-def test_assignment_is_to_the_nearest_centre(seed: int, k: int, d: int) -> None:
+def test_assignment_is_to_the_nearest_center(seed: int, k: int, d: int) -> None:
     rng = np.random.default_rng(seed)
-    points, centres = rng.normal(5, 1, (60, d)), rng.normal(5, 1, (k, d))
-    expected = ((points[:, None] - centres) ** 2).sum(2).argmin(1)
-    np.testing.assert_array_equal(assign(torch.from_numpy(points), torch.from_numpy(centres)), expected)
+    points, centers = rng.normal(5, 1, (60, d)), rng.normal(5, 1, (k, d))
+    expected = ((points[:, None] - centers) ** 2).sum(2).argmin(1)
+    np.testing.assert_array_equal(assign(torch.from_numpy(points), torch.from_numpy(centers)), expected)
 
 
 def test_the_generator_alone_decides() -> None:
@@ -200,4 +200,4 @@ def test_the_generator_alone_decides() -> None:
     one, two = cluster(points, 8, seed=4), cluster(points, 8, seed=4)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.labels, two.labels)
-    assert torch.equal(one.centres, two.centres)
+    assert torch.equal(one.centers, two.centers)

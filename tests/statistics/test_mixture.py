@@ -75,7 +75,7 @@ def test_log_densities_are_those_of_scipy(d: int) -> None:
 def test_one_component_is_the_sample_mean_and_covariance(features: tuple[Floats, NDArray[np.int64]]) -> None:
     """The ridge is relative to the mean variance of all points, not of the cluster."""
     points, labels = features
-    mixtures = fit(points, labels, components=1, regularisation=1e-2)
+    mixtures = fit(points, labels, components=1, regularization=1e-2)
     ridge = 1e-2 * points.var(0).mean()
     sigma = covariances(mixtures)
     assert mixtures.cluster.tolist() == [0, 1, 2, 3, 4]
@@ -92,7 +92,7 @@ def test_one_component_is_the_sample_mean_and_covariance(features: tuple[Floats,
 def test_fits_are_as_likely_as_those_of_sklearn(
     features: tuple[Floats, NDArray[np.int64]], components: int, clusters: int
 ) -> None:
-    """Mean log-likelihood of real features, less at most one percent, with the same regularisation.
+    """Mean log-likelihood of real features, less at most one percent, with the same regularization.
 
     One cluster of all 8000 points is more than the subsample on which a fit starts.
     """

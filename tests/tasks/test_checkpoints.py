@@ -723,7 +723,7 @@ def data(folder: Path, **spec: Any) -> Any:
     return write(folder, manifest("any", data={"test": spec})).data("test")
 
 
-def test_pictures_are_scaled_normalized_and_turned(tmp_path: Path) -> None:
+def test_images_are_scaled_normalized_and_turned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (5, 6, 7, 3), np.uint8)
     np.savez(tmp_path / "data.npz", x=x, y=np.arange(5, dtype=np.uint8))
@@ -789,7 +789,7 @@ def test_targets_keep_their_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "fault"),
     [
-        ({"x": "xs"}, r"has no array 'xs' \(did you mean 'x'\? known: few, flat, objects, pictures, words, x\)"),
+        ({"x": "xs"}, r"has no array 'xs' \(did you mean 'x'\? known: few, flat, objects, images, words, x\)"),
         ({"y": "why"}, "has no array 'why'"),
         ({"npz": "absent.npz"}, r"absent\.npz: there is no such file"),
         ({"npz": "text.npz"}, r"text\.npz cannot be read as an \.npz file"),
@@ -799,11 +799,11 @@ def test_targets_keep_their_shape(tmp_path: Path) -> None:
         ({"x": "words"}, "array 'words' has type <U1, not numbers"),
         ({"x": "flat"}, r"array 'flat' has shape \(4,\)"),
         ({"y": "few"}, r"as many each; shapes are 'x' \(4, 2\), 'few' \(3,\)"),
-        ({"x": "pictures"}, r"array 'pictures' has shape \(4, 2, 2, 3\): say what its axes are with layout"),
-        ({"x": "pictures", "layout": "NHWC"}, r"whole numbers \(uint8\): say what to divide them by with scale"),
-        ({"x": "pictures", "layout": "NHW", "scale": 1}, "layout NHW names 3 axes"),
-        ({"x": "pictures", "layout": "NHWC", "scale": 1, "mean": [1, 2]}, "mean has 2 values, but .* 3 channels"),
-        ({"x": "pictures", "layout": "NHWC", "scale": 1, "std": [1, 2]}, "std has 2 values, but .* 3 channels"),
+        ({"x": "images"}, r"array 'images' has shape \(4, 2, 2, 3\): say what its axes are with layout"),
+        ({"x": "images", "layout": "NHWC"}, r"integers \(uint8\): say what to divide them by with scale"),
+        ({"x": "images", "layout": "NHW", "scale": 1}, "layout NHW names 3 axes"),
+        ({"x": "images", "layout": "NHWC", "scale": 1, "mean": [1, 2]}, "mean has 2 values, but .* 3 channels"),
+        ({"x": "images", "layout": "NHWC", "scale": 1, "std": [1, 2]}, "std has 2 values, but .* 3 channels"),
     ],
 )
 def test_faults_of_arrays(spec: dict[str, Any], fault: str, tmp_path: Path) -> None:
@@ -814,7 +814,7 @@ def test_faults_of_arrays(spec: dict[str, Any], fault: str, tmp_path: Path) -> N
         flat=np.ones(4),
         words=np.array(list("abcd")),
         objects=np.array([None] * 4),
-        pictures=np.ones((4, 2, 2, 3), np.uint8),
+        images=np.ones((4, 2, 2, 3), np.uint8),
     )
     np.save(tmp_path / "one.npy", np.ones((4, 2)))
     (tmp_path / "text.npz").write_text("hello")
@@ -897,14 +897,14 @@ class Net(nn.Module):
 """
 
 
-def test_networks_of_a_tutorial_with_a_table_and_pictures_in_bytes(tmp_path: Path, module: str) -> None:
-    """As the next test, on pictures and networks that it makes: colors tell the classes apart."""
+def test_networks_of_a_tutorial_with_a_table_and_images_in_bytes(tmp_path: Path, module: str) -> None:
+    """As the next test, on images and networks that it makes: colors tell the classes apart."""
     (tmp_path / f"{module}.py").write_text(TUTORIAL)
     rng = np.random.default_rng(0)
     colors = rng.integers(40, 216, size=(10, 3))
     y = rng.integers(10, size=300)
     x = np.clip(colors[y][:, None, None] + rng.normal(0, 30, (300, 32, 32, 3)), 0, 255).astype(np.uint8)
-    np.savez(tmp_path / "pictures.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
+    np.savez(tmp_path / "images.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
     scaled = torch.from_numpy((x.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
     namespace: dict[str, Any] = {}
     exec(TUTORIAL, namespace)
@@ -923,18 +923,18 @@ def test_networks_of_a_tutorial_with_a_table_and_pictures_in_bytes(tmp_path: Pat
         accuracies.append((right[:200].mean(), right[200:].mean()))
     lines = [f"net_{seed},{train},{test},net_{seed}.pth" for seed, (train, test) in enumerate(accuracies)]
     (tmp_path / "table.csv").write_text("\n".join(["model,train_accuracy,test_accuracy,weights", *lines]))
-    arrays = {"npz": "pictures.npz", "layout": "NHWC", "scale": 255, "mean": 0.5, "std": 0.5}
+    arrays = {"npz": "images.npz", "layout": "NHWC", "scale": 255, "mean": 0.5, "std": 0.5}
     parts = {split: {**arrays, "x": f"x_{split}", "y": f"y_{split}"} for split in ("train", "test")}
     task = write(tmp_path, manifest(module, data=parts, models={"table": "table.csv"}))
     assert [model.name for model in task.models()] == ["net_0", "net_1", "net_2"]
-    assert accuracies[2][1] > accuracies[0][1] + 0.2  # so that networks, splits and pictures are told apart
+    assert accuracies[2][1] > accuracies[0][1] + 0.2  # so that networks, splits and images are told apart
     for model, (train, test) in zip(task.models(), accuracies, strict=True):
         for split, accuracy in (("train", train), ("test", test)):
             given, classes = task.data(split)  # type: ignore[arg-type]
             assert model.metrics[f"{split}_accuracy"] == pytest.approx(accuracy)
             with torch.no_grad():
                 found = (model.build()(torch.from_numpy(given)).numpy().argmax(1) == classes).mean()
-            assert found == pytest.approx(accuracy, abs=0.011)  # one picture may be a tie in float32
+            assert found == pytest.approx(accuracy, abs=0.011)  # one image may be a tie in float32
 
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason=f"needs the networks in {CIFAR}")

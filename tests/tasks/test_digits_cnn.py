@@ -95,9 +95,7 @@ def test_split_has_every_digit_once_and_each_class_in_proportion() -> None:
     assert x_train.dtype == np.float32
     assert y_train.dtype == np.int64
     source = load_digits()
-    expected = Counter(
-        (picture.tobytes(), int(label)) for picture, label in zip(source.images, source.target, strict=True)
-    )
+    expected = Counter((image.tobytes(), int(label)) for image, label in zip(source.images, source.target, strict=True))
     parts = [(x_train, y_train), (x_test, y_test)]
     found = Counter(
         ((p[0] * 16.0).astype(float).tobytes(), int(label)) for x, y in parts for p, label in zip(x, y, strict=True)
@@ -112,7 +110,7 @@ def test_training_and_test_digits_are_disjoint(cache: Path) -> None:
     x_train, y_train = task.data("train")
     x_test, _ = task.data("test")
     assert len(x_train) == len(y_train) == 320
-    # The source has no two digits alike, so pictures in common would be the same digit.
+    # The source has no two digits alike, so images in common would be the same digit.
     assert not {p.tobytes() for p in x_train} & {p.tobytes() for p in x_test}
 
 

@@ -81,7 +81,7 @@ def made_with(model: TaskModel) -> dict[str, Any]:
     return found
 
 
-# Hyper-parameters and the factory
+# Hyperparameters and the factory
 
 
 def test_hyperparameters_reach_a_factory_that_names_them(

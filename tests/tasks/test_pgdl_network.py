@@ -185,7 +185,7 @@ def test_layers_are_named_as_in_keras_and_matched_by_position(tmp_path: Path) ->
         (lambda c: c["model_config"][0].update(activation="exec"), r"Conv2D\): the activation 'exec' is not supported"),
         (lambda c: c["model_config"][0].update(kernel_sise=3), "no argument 'kernel_sise' .did you mean 'kernel_size'"),
         (lambda c: c["model_config"][0].update(kernel_size=9), "nothing is left of its input"),
-        (lambda c: c["model_config"][0].update(filters=1e30), "filters is 1e\\+30, not a whole number"),
+        (lambda c: c["model_config"][0].update(filters=1e30), "filters is 1e\\+30, not an integer"),
         (
             lambda c: c["model_config"].append({"layer_name": "Dropout", "rate": 10**400}),
             "rate is 1000.*, not a number",
@@ -201,7 +201,7 @@ def test_layers_are_named_as_in_keras_and_matched_by_position(tmp_path: Path) ->
             "padded input .* is larger than any real network's",
         ),
         (lambda c: c.update(model_config=[{"layer_name": "ReLU"}] * 10_001), "10001 layers"),
-        (lambda c: c["model_config"][0].update(filters=2.5), "filters is 2.5, not a whole number"),
+        (lambda c: c["model_config"][0].update(filters=2.5), "filters is 2.5, not an integer"),
         (lambda c: c["model_config"][3].update(units=2**24), None),
         (lambda c: c["model_config"][0].pop("filters"), "filters is missing"),
         (lambda c: c["model_config"][0].update(data_format="channels_first"), "only channels_last is supported"),
@@ -278,7 +278,7 @@ def _unwritten(file: h5py.File, path: str, shape: tuple[int, ...]) -> None:
     file.create_dataset(path, shape=shape, dtype="f4")
 
 
-def test_normalisation_without_scale_has_no_weight(tmp_path: Path) -> None:
+def test_normalization_without_scale_has_no_weight(tmp_path: Path) -> None:
     """Of Keras's layer, there is none to be counted, nor to be trained."""
     layers = [{"layer_name": "Dense", "units": 2}, {"layer_name": "BatchNormalization", "scale": False}]
     model, _ = written(tmp_path, {"model_config": layers, "input_shape": [3]})

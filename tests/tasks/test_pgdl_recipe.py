@@ -23,7 +23,7 @@ from genmeasures.files import temporary_path
 from genmeasures.tasks import PGDL
 from genmeasures.tasks.pgdl import make_task, recipe
 from genmeasures.tasks.pgdl.network import build_network
-from genmeasures.tasks.pgdl.sources import pictures
+from genmeasures.tasks.pgdl.sources import images
 
 TINY: dict[str, Any] = {
     "grid": {"width": (2, 3), "dropout": (0.0, 0.2), "depth": (1,), "weight_decay": (0.1,), "batch_size": (16,)},
@@ -78,8 +78,8 @@ def test_metrics_are_those_of_the_models_as_read(made: Path) -> None:
     assert not any(path.name.startswith(".") for path in made.rglob("*"))
 
 
-def test_data_are_the_pictures(made: Path) -> None:
-    x, y, test_x, test_y = pictures("digits", None)
+def test_data_are_the_images(made: Path) -> None:
+    x, y, test_x, test_y = images("digits", None)
     read = PGDL(made)
     assert torch.equal(torch.stack([one for one, _ in read.data("test")]), test_x)
     assert [int(label) for _, label in read.data("test")] == test_y.tolist()
@@ -172,15 +172,15 @@ def test_the_folder_of_another_task(task: Path, tmp_path: Path) -> None:
         ({"family": "vg"}, "family='vg' is unknown .did you mean 'vgg'"),
         ({"data": "digit"}, "data='digit' is unknown .did you mean 'digits'"),
         ({"data": "cifar10"}, "needs a folder"),
-        ({"train_size": 0}, "train_size=0 must be a whole number from 1"),
-        ({"train_size": 2000}, "train_size=2000: digits has 1197 pictures"),
+        ({"train_size": 0}, "train_size=0 must be an integer from 1"),
+        ({"train_size": 2000}, "train_size=2000: digits has 1197 images"),
         ({"epochs": 0}, "epochs=0"),
         ({"seed": -1}, "seed=-1"),
         ({"workers": 0}, "workers=0"),
         ({"stop_loss": float("nan")}, "stop_loss=nan"),
-        ({"grid": {"widht": (1,)}}, "no hyper-parameter 'widht' .did you mean 'width'"),
-        ({"grid": {"width": ()}}, r"width is \[\]: different whole numbers from 1 are needed"),
-        ({"grid": {"width": (4, 4)}}, r"width is \[4, 4\]: different whole numbers"),
+        ({"grid": {"widht": (1,)}}, "no hyperparameter 'widht' .did you mean 'width'"),
+        ({"grid": {"width": ()}}, r"width is \[\]: different integers from 1 are needed"),
+        ({"grid": {"width": (4, 4)}}, r"width is \[4, 4\]: different integers"),
         ({"grid": {"dropout": (1.0,)}}, r"dropout is \[1.0\]: different numbers from 0 to below 1"),
         ({"grid": {"weight_decay": (-1,)}}, "weight_decay"),
         ({"grid": {"batch_norm": (1,)}}, "batch_norm is .* True or False"),
@@ -234,7 +234,7 @@ def fashion(tmp_path: Path) -> Path:
 
 
 def test_fashion_mnist(fashion: Path) -> None:
-    x, y, test_x, test_y = pictures("fashion_mnist", fashion)
+    x, y, test_x, test_y = images("fashion_mnist", fashion)
     assert (x.shape, test_x.shape, x.dtype, y.dtype) == ((30, 1, 8, 6), (20, 1, 8, 6), torch.float32, torch.int64)
     expected = np.random.default_rng(30).integers(0, 256, (30, 8, 6))
     np.testing.assert_allclose(x[:, 0].numpy() * 255, expected, atol=1e-4)
@@ -254,7 +254,7 @@ def test_fashion_mnist(fashion: Path) -> None:
         (IMAGES, lambda old: old[:4] + bytes(4) + old[8:], "declares the shape"),
         (IMAGES, lambda old: old[:4] + struct.pack(">3I", 200000, 28, 28) + old[16:], "and holds 960"),
         (IMAGES, lambda old: idx(np.zeros((20, 9, 6), np.uint8)), "those for training"),
-        (LABELS, lambda old: idx(np.zeros(19, np.uint8)), "19 classes for 20 pictures"),
+        (LABELS, lambda old: idx(np.zeros(19, np.uint8)), "19 classes for 20 images"),
         (LABELS, lambda old: idx(np.full(20, 10, np.uint8)), "holds the class 10"),
         ("train-images-idx3-ubyte.gz", lambda old: old[:50], "cannot be read"),
         ("train-images-idx3-ubyte.gz", lambda old: old[:40] + bytes(40) + old[80:], "cannot be read"),
@@ -264,13 +264,13 @@ def test_fashion_mnist(fashion: Path) -> None:
 def test_damaged_idx(fashion: Path, name: str, damage: Callable[[bytes], bytes], message: str) -> None:
     (fashion / name).write_bytes(damage((fashion / name).read_bytes()))
     with pytest.raises(DataError, match=f"{name}.*{message}"):
-        pictures("fashion_mnist", fashion)
+        images("fashion_mnist", fashion)
 
 
 def test_missing_idx(fashion: Path) -> None:
     (fashion / LABELS).unlink()
     with pytest.raises(DataError, match=f"there is no file .*{LABELS}"):
-        pictures("fashion_mnist", fashion)
+        images("fashion_mnist", fashion)
 
 
 # CIFAR-10
@@ -306,7 +306,7 @@ def cifar(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_cifar10(cifar: Path) -> None:
     for folder in (cifar, cifar / "cifar-10-batches-py"):
-        x, y, test_x, test_y = pictures("cifar10", folder)
+        x, y, test_x, test_y = images("cifar10", folder)
         assert (x.shape, test_x.shape, x.dtype, y.dtype) == (
             (20, 3, 32, 32),
             (4, 3, 32, 32),
@@ -340,7 +340,7 @@ def changed(**values: Any) -> bytes:
         (changed()[:-100], "damaged"),
         (pickle.dumps([1]), "damaged"),
         (pickle.dumps({b"labels": [1]}), "KeyError"),
-        (changed(labels=[0, 1, 2]), "3 classes for 4 pictures"),
+        (changed(labels=[0, 1, 2]), "3 classes for 4 images"),
         (changed(labels=[0, 1, 2, 10]), "labels are not"),
         (changed(labels=[0, 1, 2, "3"]), "labels are not"),
         (changed(data=[1, 2]), "not an array"),
@@ -359,13 +359,13 @@ def changed(**values: Any) -> bytes:
 def test_damaged_cifar10(cifar: Path, content: bytes, message: str) -> None:
     (cifar / "cifar-10-batches-py" / "data_batch_3").write_bytes(content)
     with pytest.raises(DataError, match=f"data_batch_3.*{message}"):
-        pictures("cifar10", cifar)
+        images("cifar10", cifar)
 
 
 def test_missing_cifar10(cifar: Path) -> None:
     (cifar / "cifar-10-batches-py" / "test_batch").unlink()
     with pytest.raises(DataError, match="test_batch: No such file"):
-        pictures("cifar10", cifar)
+        images("cifar10", cifar)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -373,5 +373,5 @@ def test_an_evil_pickle_is_not_run(cifar: Path, tmp_path: Path, protocol: int) -
     evil = _Evil(os.system, f"touch {tmp_path / 'ran'}")
     (cifar / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(evil, protocol=protocol))
     with pytest.raises(DataError, match=r"test_batch .*posix\.system, which is refused"):
-        pictures("cifar10", cifar)
+        images("cifar10", cifar)
     assert not (tmp_path / "ran").exists()

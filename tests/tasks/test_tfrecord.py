@@ -347,7 +347,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "inputs twice": (GOOD + example(feature(b"inputs", INPUTS)), "inputs is there twice"),
     "no value": (example(feature(b"inputs"), feature(b"output", OUTPUT)), "there 0 times"),
     "two values": (example(feature(b"inputs", INPUTS, INPUTS), feature(b"output", OUTPUT)), "there 2 times"),
-    "whole numbers": (example(string(1, string(1, b"inputs") + string(2, string(3, b"")))), "there 0 times"),
+    "integers": (example(string(1, string(1, b"inputs") + string(2, string(3, b"")))), "there 0 times"),
     "no name": (example(string(1, string(2, b""))), "name of a feature is there 0 times"),
     "no type": (with_inputs(shape_of(2, 2) + CONTENT), "type 0, not 1"),
     "type as bytes": (with_inputs(string(1, b"1") + shape_of(2, 2) + CONTENT), "inputs has the type"),

@@ -244,7 +244,7 @@ def test_values_that_are_not_finite_are_refused_by_name(name: str, value: float)
 @pytest.mark.parametrize("make", [lambda: nn.LazyConv2d(3, 3), lambda: nn.Conv2d(2, 3, 3, device="meta")])
 def test_values_that_are_not_there_are_refused_by_name(make: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1), make())
-    with pytest.raises(ModelError, match=r"^1\.weight is not initialised"), undisturbed(model, CPU):
+    with pytest.raises(ModelError, match=r"^1\.weight is not initialized"), undisturbed(model, CPU):
         pass
 
 
@@ -549,7 +549,7 @@ class Adapter(nn.Linear):
 
 
 class Frozen(nn.Sequential):
-    """Keeps its normalisation in evaluation mode whatever comes."""
+    """Keeps its normalization in evaluation mode whatever comes."""
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(8, 8), nn.BatchNorm1d(8))

@@ -54,7 +54,7 @@ def test_models_that_cannot_run_channels_last_run_as_they_are(net: nn.Module) ->
         (nn.Linear(3, 4), (3, 3), torch.contiguous_format),
     ],
 )
-def test_pictures_and_volumes_run_channels_last_and_weights_come_back(
+def test_images_and_volumes_run_channels_last_and_weights_come_back(
     net: nn.Module, shape: tuple[int, ...], layout: torch.memory_format
 ) -> None:
     x, weight = torch.randn(shape), net.weight

@@ -111,7 +111,7 @@ def test_gathering_gives_what_unfolding_gives(layer: Any, k: int, share: float, 
 
 @pytest.mark.parametrize("cost", [0, 1e9])
 def test_far_from_the_origin(cost: float) -> None:
-    """Mean 1e4, spread 1, where float32 products keep no digit of a distance; also with zeros around the picture."""
+    """Mean 1e4, spread 1, where float32 products keep no digit of a distance; also with zeros around the image."""
     torch.manual_seed(0)
     for padding in (0, 1):
         check(nn.Conv2d(16, 3, 3, padding=padding), 1e4 + torch.randn(6, 16, 12, 12), 5, 1.0, 0, cost)

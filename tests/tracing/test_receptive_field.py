@@ -1,6 +1,6 @@
 """A patch is what the layer really read: weight times patch plus bias is the layer's own output, at every position.
 
-Inputs and weights are small whole numbers and the layers run in float64, so both sides are exact.
+Inputs and weights are small integers and the layers run in float64, so both sides are exact.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def test_channels_are_innermost_in_a_patch() -> None:
     assert patch.tolist() == [[22, 31, 23, 32, 25, 34, 26, 35]]
 
 
-def test_zeros_are_read_outside_the_picture() -> None:
+def test_zeros_are_read_outside_the_image() -> None:
     inputs = torch.arange(1.0, 5.0).view(1, 1, 2, 2)
     geometry = geometry_of(nn.Conv2d(1, 1, 3, padding=1), (1, 1, 2, 2), (1, 1, 2, 2))
     patch = LayerReader(geometry, inputs, False).gather(torch.tensor([0]), torch.tensor([0]))

@@ -234,7 +234,7 @@ def test_quantized_layers_are_listed(make: Callable[[], tuple[nn.Module, Tensor]
 
 
 class Int8Linear(nn.Linear):
-    """As bitsandbytes has it: a linear layer by type whose weight is whole numbers."""
+    """As bitsandbytes has it: a linear layer by type whose weight is integers."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features)

@@ -92,7 +92,7 @@ class Between(nn.Module):
 
 
 def norm(layer: nn.Module) -> nn.Module:
-    """A normalisation that does something: random statistics and weights."""
+    """A normalization that does something: random statistics and weights."""
     torch.manual_seed(1)
     for tensor in (*layer.parameters(), *layer.buffers()):
         if tensor.is_floating_point():
@@ -109,7 +109,7 @@ ACTIVATIONS: list[nn.Module] = [
     *[nn.Threshold(0.1, 0.0), nn.Threshold(0.1, 0.0, inplace=True), nn.PReLU(), nn.PReLU(4), nn.RReLU()],
     *[nn.RReLU(inplace=True), nn.Softmax(1), nn.Softmin(1), nn.LogSoftmax(1), nn.Softmax2d()],
 ]
-NORMALISATIONS: list[nn.Module] = [
+NORMALIZATIONS: list[nn.Module] = [
     *[nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4)],
     *[nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.LayerNorm([4, 6, 6]), nn.RMSNorm([4, 6, 6])],
     *[nn.LocalResponseNorm(2, alpha=1.0), nn.SyncBatchNorm(4)],
@@ -136,8 +136,8 @@ def test_an_output_is_read_before_the_dropout_behind_it(dropout: nn.Module) -> N
     assert follow[0][0] is follow[1][1]
 
 
-@pytest.mark.parametrize("layer", NORMALISATIONS, ids=repr)
-def test_every_normalisation_module_is_followed(layer: nn.Module) -> None:
+@pytest.mark.parametrize("layer", NORMALIZATIONS, ids=repr)
+def test_every_normalization_module_is_followed(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), norm(layer), nn.ReLU())
     [expected] = hooked(copy.deepcopy(model), ["2"])
     same(read(model)["0"][1], expected)
@@ -204,7 +204,7 @@ CHAINS: list[tuple[str, str, Callable[[], nn.Module]]] = [
 
 
 @pytest.mark.parametrize(("tap", "last", "make"), CHAINS)
-def test_one_normalisation_and_one_activation_are_followed_in_either_order(
+def test_one_normalization_and_one_activation_are_followed_in_either_order(
     tap: str, last: str, make: Callable[[], nn.Module]
 ) -> None:
     model = Between(make())
@@ -581,7 +581,7 @@ def test_a_convolution_over_the_whole_batch_is_skipped() -> None:
     [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal, nn.utils.weight_norm],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
-def test_layers_with_reparametrised_weights(wrap: Callable[[nn.Module], nn.Module]) -> None:
+def test_layers_with_reparametrized_weights(wrap: Callable[[nn.Module], nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(wrap(nn.Conv2d(2, 4, 3)), nn.ReLU(), wrap(nn.ConvTranspose2d(4, 3, 2))).eval()
     traced = trace(model, INPUTS[:3], "activation")
@@ -593,7 +593,7 @@ def test_layers_with_reparametrised_weights(wrap: Callable[[nn.Module], nn.Modul
         same(read(model)[place][1], hooked(model, [hook])[0])
 
 
-def test_other_layers_with_reparametrised_weights_are_still_reported() -> None:
+def test_other_layers_with_reparametrized_weights_are_still_reported() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.GRUCell(6, 5))
     parametrizations.weight_norm(model[1], "weight_hh")
     traced = trace(model, torch.randn(3, 4), "activation")

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from study import EXTRACTORS, MAIN, MEASURES, TARGETS, Floats, Study, correlation
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's colours, which the colour-blind can tell apart."""
+"""Okabe and Ito's colors, which the color-blind can tell apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 _OUTLIERS = 0.05
 """Share of values at either end that may be left outside of the axes."""
@@ -36,7 +36,7 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def scatter(study: Study, path: Path) -> None:
-    """Each measure (columns) by each extractor (rows) against the target, coloured by it (the paper's Figure 3)."""
+    """Each measure (columns) by each extractor (rows) against the target, colored by it (the paper's Figure 3)."""
     target = study.targets[0]
     y = study.values(target)
     shades = _shades(y)
@@ -63,7 +63,7 @@ def scatter(study: Study, path: Path) -> None:
 
 
 def layers(study: Study, path: Path) -> None:
-    """Each measure along the layers, a line a model, coloured by the main target (the paper's Figure 4)."""
+    """Each measure along the layers, a line a model, colored by the main target (the paper's Figure 4)."""
     target = study.targets[0]
     y = study.values(target)
     shades = _shades(y)

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--objective", default="dice")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epoch", type=int, help="default: the last")
-    parser.add_argument("--layer", default="encoder.2.conv", help="layer of the pictures of clusters")
+    parser.add_argument("--layer", default="encoder.2.conv", help="layer of the images of clusters")
     parser.add_argument("--checkpoints", type=int, default=0, help="epochs of each objective to correlate with IoU")
     options = parser.parse_args()
     folder: Path = options.folder
@@ -238,7 +238,7 @@ def draw_settings(table: pd.DataFrame, path: Path) -> None:
 
 
 def draw_clusters(model: nn.Module, train: Any, layer: str, path: Path) -> None:
-    """The pixels of a layer in three principal components, coloured by k-means cluster (the paper's Figure 8)."""
+    """The pixels of a layer in three principal components, colored by k-means cluster (the paper's Figure 8)."""
     rows, columns = ("3", "10", "all"), (3, 5, 10)
     figure = new_figure(10.5, 10.5)
     colors = [*COLORS, "#999999", "#8C510A"]  # ten clusters need two more

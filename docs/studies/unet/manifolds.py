@@ -1,4 +1,4 @@
-"""The training pixels of every layer in three principal components, coloured by label: ``manifolds.png``.
+"""The training pixels of every layer in three principal components, colored by label: ``manifolds.png``.
 
 The paper's Figure 1, for an early and a late checkpoint of one training.
 """

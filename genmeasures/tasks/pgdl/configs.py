@@ -22,12 +22,12 @@ METRICS = {
 _NEEDED = ("train_acc", "test_acc")
 _LARGEST_FILE = 2**26
 _LARGEST = 1e308
-"""A whole number of JSON may have any number of digits."""
+"""An integer of JSON may have any number of digits."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Hyper-parameters and metrics of one model, or what is wrong with them."""
+    """Hyperparameters and metrics of one model, or what is wrong with them."""
 
     hparams: dict[str, float | int | str | bool] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def _config(entry: Any) -> ModelConfig:
     for name, one in hparams.items() if isinstance(hparams, Mapping) else ():
         value = one.get("current_value") if isinstance(one, Mapping) else None
         if not isinstance(value, float | int | str) or value != value:
-            return ModelConfig(problem=f"hyper-parameter {name!r} has no current_value")
+            return ModelConfig(problem=f"hyperparameter {name!r} has no current_value")
         known[name] = value
     if not known:
         return ModelConfig(problem="its hparams are missing")

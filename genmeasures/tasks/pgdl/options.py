@@ -42,7 +42,7 @@ class Options:
         return self._rest.pop(name, default)
 
     def size(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number; Keras files write some as floats. Without a default it must be there."""
+        """An integer; Keras files write some as floats. Without a default it must be there."""
         value = self.take(name, default)
         if value is None:
             raise ModelError(f"its {name} is missing")
@@ -63,7 +63,7 @@ class Options:
         return value
 
     def sizes(self, name: str, default: Any, dims: int) -> tuple[int, ...]:
-        """``dims`` whole numbers: a list of them, or one for all."""
+        """``dims`` integers: a list of them, or one for all."""
         value = self.take(name, default)
         if value is None:
             raise ModelError(f"its {name} is missing")
@@ -83,8 +83,8 @@ class Options:
 
 
 def whole(value: Any, name: str, least: int) -> int:
-    """A whole number from ``least``, which may be written as a float. Raises ModelError."""
+    """An integer from ``least``, which may be written as a float. Raises ModelError."""
     sound = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
     if not sound or not least <= value <= LARGEST:
-        raise ModelError(f"its {name} is {reprlib.repr(value)}, not a whole number from {least} to {LARGEST}")
+        raise ModelError(f"its {name} is {reprlib.repr(value)}, not an integer from {least} to {LARGEST}")
     return int(value)

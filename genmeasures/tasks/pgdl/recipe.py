@@ -29,7 +29,7 @@ from genmeasures.errors import GenmeasuresError, OptionError, nearest
 from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically
 from genmeasures.interfaces import is_count
 from genmeasures.tasks.pgdl.network import build_network, read_network
-from genmeasures.tasks.pgdl.sources import CLASSES, SOURCES, Pictures, pictures
+from genmeasures.tasks.pgdl.sources import CLASSES, SOURCES, Images, images
 from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
 from genmeasures.tasks.pgdl.weights import load
 from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
@@ -54,7 +54,7 @@ LEVELS: dict[str, dict[str, tuple[float | int | bool, ...]]] = {
         "batch_size": (8, 32),
     },
 }
-"""The levels of each family's hyper-parameters; a task has all 32 combinations."""
+"""The levels of each family's hyperparameters; a task has all 32 combinations."""
 
 DIGITS_TRAIN_SIZE = 200
 """With all digits, every network would be right on all but a few of the others: no gaps to predict."""
@@ -62,7 +62,7 @@ DIGITS_TRAIN_SIZE = 200
 _LEARNING_RATE = 0.005
 _VERSION = 1
 """Raised with each change of what is trained that the settings do not show."""
-_LARGE_PICTURE = 16
+_LARGE_IMAGE = 16
 _EVALUATION_BATCH = 500
 _RECIPE = "recipe.json"
 _TRAINING = "training.json"
@@ -76,7 +76,7 @@ class Settings:
     family: str
     data: str
     digest: str
-    """Of the pictures and classes."""
+    """Of the images and classes."""
     train_size: int
     stop_loss: float
     epochs: int
@@ -105,16 +105,16 @@ def make_task(
 
     family: "vgg" (blocks of 3 × 3 convolutions and max pooling, then two dense layers) or "nin" (blocks
     of a 3 × 3 and some 1 × 1 convolutions, with batch normalization, then a global average). data:
-    "digits", "fashion_mnist" or "cifar10", the latter two read from ``folder`` (see :func:`pictures`).
-    train_size: how many training pictures, drawn at random with the seed; None for all, of the digits
+    "digits", "fashion_mnist" or "cifar10", the latter two read from ``folder`` (see :func:`images`).
+    train_size: how many training images, drawn at random with the seed; None for all, of the digits
     200. seed: of the draw and of each network. workers: number of processes; None for one a core. A
     network is the same whatever their number.
-    grid: levels of hyper-parameters in place of those in ``LEVELS``, by name: width (channels of the
+    grid: levels of hyperparameters in place of those in ``LEVELS``, by name: width (channels of the
     first block), depth (convolutions of a block: 3 × 3 in vgg, 1 × 1 in nin), dropout, weight_decay,
-    batch_size; also batch_norm, which is else False in vgg, True in nin, and no hyper-parameter.
+    batch_size; also batch_norm, which is else False in vgg, True in nin, and no hyperparameter.
 
     Each network is trained by AdamW (learning rate 0.005) on the cross-entropy until, at the end of an
-    epoch, its mean over the training pictures, taken in evaluation mode, is at most ``stop_loss``, or for
+    epoch, its mean over the training images, taken in evaluation mode, is at most ``stop_loss``, or for
     ``epochs`` epochs. Accuracies and losses in ``model_configs.json`` are those of the network as read
     back from its files. What is there from an earlier call, which may have been interrupted, is kept:
     ``recipe.json`` says from which settings.
@@ -125,7 +125,7 @@ def make_task(
     path = Path(path)
     levels = _levels(family, grid)
     _check_numbers(train_size, stop_loss, epochs, seed, workers)
-    sets = _drawn(pictures(data, None if folder is None else Path(folder)), data, train_size, seed)
+    sets = _drawn(images(data, None if folder is None else Path(folder)), data, train_size, seed)
     settings = Settings(family, data, _digest(sets), len(sets[0]), float(stop_loss), epochs, seed, levels)
     try:
         _claim(path, settings)
@@ -138,9 +138,9 @@ def make_task(
 
 
 def architecture(family: str, hparams: Hparams, shape: Sequence[int]) -> dict[str, Any]:
-    """The content of a ``config.json`` for pictures of that shape, (C, H, W)."""
+    """The content of a ``config.json`` for images of that shape, (C, H, W)."""
     channels, height, width = shape
-    blocks = 3 if min(height, width) >= _LARGE_PICTURE else 2
+    blocks = 3 if min(height, width) >= _LARGE_IMAGE else 2
     layers = (_vgg if family == "vgg" else _nin)(hparams, blocks)
     return {"model_config": layers, "input_shape": [height, width, channels]}
 
@@ -182,9 +182,9 @@ def _dropout(hparams: Hparams) -> list[Layer]:
 
 
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "width": (is_count, "whole numbers from 1"),
-    "depth": (is_count, "whole numbers from 1"),
-    "batch_size": (is_count, "whole numbers from 1"),
+    "width": (is_count, "integers from 1"),
+    "depth": (is_count, "integers from 1"),
+    "batch_size": (is_count, "integers from 1"),
     "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "numbers from 0 to below 1"),
     "weight_decay": (lambda value: _is_number(value) and 0 <= value < math.inf, "numbers from 0"),
     "batch_norm": (lambda value: isinstance(value, bool), "True or False"),
@@ -203,7 +203,7 @@ def _levels(
     levels = {name: list(values) for name, values in {**LEVELS[family], **(grid or {})}.items()}
     for name, values in levels.items():
         if name not in _ALLOWED:
-            raise OptionError(f"grid: there is no hyper-parameter {name!r}{nearest(str(name), _ALLOWED)}")
+            raise OptionError(f"grid: there is no hyperparameter {name!r}{nearest(str(name), _ALLOWED)}")
         allowed, what = _ALLOWED[name]
         if not values or not all(map(allowed, values)) or len(set(values)) < len(values):
             raise OptionError(f"grid: {name} is {values}: different {what} are needed")
@@ -218,21 +218,21 @@ def _check_numbers(train_size: int | None, stop_loss: float, epochs: int, seed: 
         ("workers", 1 if workers is None else workers, 1),
     ):
         if not is_count(value, least):
-            raise OptionError(f"{name}={value!r} must be a whole number from {least}")
+            raise OptionError(f"{name}={value!r} must be an integer from {least}")
     if not _is_number(stop_loss) or not 0 <= stop_loss < math.inf:
         raise OptionError(f"stop_loss={stop_loss!r} must be a number from 0")
 
 
-def _drawn(sets: Pictures, data: str, train_size: int | None, seed: int) -> Pictures:
+def _drawn(sets: Images, data: str, train_size: int | None, seed: int) -> Images:
     x, y, test_x, test_y = sets
     size = train_size or (DIGITS_TRAIN_SIZE if data == "digits" else len(x))
     if size > len(x):
-        raise OptionError(f"train_size={size}: {data} has {len(x)} pictures for training")
+        raise OptionError(f"train_size={size}: {data} has {len(x)} images for training")
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:size]
     return x[rows], y[rows], test_x, test_y
 
 
-def _digest(sets: Pictures) -> str:
+def _digest(sets: Images) -> str:
     digest = hashlib.sha256()
     for part in sets:
         digest.update(str(tuple(part.shape)).encode())
@@ -261,7 +261,7 @@ def _claim(path: Path, settings: Settings) -> None:
         raise OptionError(f"{path} holds another task ({'; '.join(other)}): give another folder")
 
 
-def _write_data(path: Path, sets: Pictures) -> None:
+def _write_data(path: Path, sets: Images) -> None:
     if (path / _DATA).is_dir():
         return
     with _whole(path / _DATA) as part:
@@ -329,7 +329,7 @@ class _Maker:
         # Initial weights and dropout draw from the global generator, whose state must come back as it was.
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(_model_seed(self.settings.seed, hparams))
-            model = _initialised(config)
+            model = _initialized(config)
             initial = copy.deepcopy(model)
             optimizer = torch.optim.AdamW(
                 model.parameters(), lr=_LEARNING_RATE, weight_decay=float(hparams["weight_decay"]), fused=True
@@ -354,11 +354,11 @@ class _Maker:
 
 
 def _read_all(folder: Path) -> tuple[Tensor, Tensor]:
-    """All pictures float32 (N, C, H, W), contiguous, and classes int64 (N,) of a split."""
+    """All images float32 (N, C, H, W), contiguous, and classes int64 (N,) of a split."""
     records = RecordDataset(shards_of(folder))
     rows = records.__getitems__(range(len(records)))
     # Contiguous one by one: by its strides torch would take the channels to come last, and round otherwise.
-    x = torch.stack([torch.as_tensor(picture).contiguous() for picture, _ in rows])
+    x = torch.stack([torch.as_tensor(image).contiguous() for image, _ in rows])
     return x, torch.tensor([int(label) for _, label in rows])
 
 
@@ -367,8 +367,8 @@ def _model_seed(seed: int, hparams: Hparams) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
 
 
-def _initialised(config: Mapping[str, Any]) -> nn.Module:
-    """A network as Keras initialises it, with draws from torch's global generator."""
+def _initialized(config: Mapping[str, Any]) -> nn.Module:
+    """A network as Keras initializes it, with draws from torch's global generator."""
     network = build_network(config).module.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -384,8 +384,8 @@ def _evaluated(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Accuracy and mean cross-entropy, in float64, of a model in evaluation mode."""
     right, losses = [], []
     with torch.inference_mode():
-        for pictures_, classes in zip(x.split(_EVALUATION_BATCH), y.split(_EVALUATION_BATCH), strict=True):
-            logits = model(pictures_)
+        for images_, classes in zip(x.split(_EVALUATION_BATCH), y.split(_EVALUATION_BATCH), strict=True):
+            logits = model(images_)
             right.append(logits.argmax(1) == classes)
             losses.append(nn.functional.cross_entropy(logits.double(), classes, reduction="none"))
     return float(torch.cat(right).double().mean()), float(torch.cat(losses).mean())
@@ -435,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", default="vgg", help=f"one of {', '.join(LEVELS)} (default: vgg)")
     parser.add_argument("--data", default="digits", help=f"one of {', '.join(SOURCES)} (default: digits)")
     parser.add_argument("--folder", help="folder with the files of the data; digits need none")
-    parser.add_argument("--train-size", type=int, help="number of training pictures (default: all; of digits 200)")
+    parser.add_argument("--train-size", type=int, help="number of training images (default: all; of digits 200)")
     parser.add_argument("--stop-loss", type=float, default=0.01, help="training loss to stop at (default: 0.01)")
     parser.add_argument("--epochs", type=int, default=60, help="largest number of epochs (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")

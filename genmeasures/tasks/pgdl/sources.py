@@ -1,4 +1,4 @@
-"""Pictures to train on: scikit-learn's digits, Fashion-MNIST in IDX files, CIFAR-10 in its Python files.
+"""Images to train on: scikit-learn's digits, Fashion-MNIST in IDX files, CIFAR-10 in its Python files.
 
 Nothing is downloaded. Files are taken for what others made: no size that a file declares is believed before as many
 bytes are there, and a pickle can make no object but numbers, strings, lists and dictionaries.
@@ -25,8 +25,8 @@ from torch import Tensor
 from genmeasures.errors import DataError, OptionError, nearest
 from genmeasures.tasks.digits import split_digits
 
-Pictures: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Training pictures float32 (N, C, H, W) from 0 to 1, classes int64 (N,) from 0 to 9; those for testing."""
+Images: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Training images float32 (N, C, H, W) from 0 to 1, classes int64 (N,) from 0 to 9; those for testing."""
 
 CLASSES = 10
 
@@ -37,13 +37,13 @@ _LARGEST = 2**28
 _PART = 2**20
 
 
-def pictures(data: str, folder: Path | None) -> Pictures:
-    """Training pictures and classes, test pictures and classes.
+def images(data: str, folder: Path | None) -> Images:
+    """Training images and classes, test images and classes.
 
-    data: "digits" (the fixed split of ``digits_cnn``: 1197 and 600 pictures of 8 × 8; needs no folder),
+    data: "digits" (the fixed split of ``digits_cnn``: 1197 and 600 images of 8 × 8; needs no folder),
     "fashion_mnist" (four IDX files, packed with gzip or not) or "cifar10" (``data_batch_1`` to
     ``data_batch_5`` and ``test_batch``, in the folder or in ``cifar-10-batches-py`` in it).
-    Pictures come as float32 (N, C, H, W) from 0 to 1, contiguous, classes as int64 (N,) from 0 to 9.
+    Images come as float32 (N, C, H, W) from 0 to 1, contiguous, classes as int64 (N,) from 0 to 9.
 
     Raises OptionError for data that there are not, or where they need a folder and none is given;
     DataError naming the file that is missing, cut off, damaged, or says other than it holds.
@@ -55,7 +55,7 @@ def pictures(data: str, folder: Path | None) -> Pictures:
     return SOURCES[data](folder or Path())
 
 
-def _digits(folder: Path) -> Pictures:
+def _digits(folder: Path) -> Images:
     (train_x, train_y), (test_x, test_y) = split_digits()
     return (
         torch.from_numpy(train_x),
@@ -65,13 +65,13 @@ def _digits(folder: Path) -> Pictures:
     )
 
 
-def _fashion_mnist(folder: Path) -> Pictures:
+def _fashion_mnist(folder: Path) -> Images:
     made: list[Tensor] = []
     for part in ("train", "t10k"):
         images, labels = _idx_file(folder, f"{part}-images-idx3-ubyte"), _idx_file(folder, f"{part}-labels-idx1-ubyte")
         x, y = _read_idx(images, 3), _read_idx(labels, 1)
         if made and x.shape[1:] != tuple(made[0].shape[2:]):
-            raise DataError(f"{images}: pictures are {x.shape[1:]}, those for training {tuple(made[0].shape[2:])}")
+            raise DataError(f"{images}: images are {x.shape[1:]}, those for training {tuple(made[0].shape[2:])}")
         made += [_scaled(x[:, np.newaxis]), _classes(y, len(x), labels)]
     return made[0], made[1], made[2], made[3]
 
@@ -112,7 +112,7 @@ def _read_up_to(file: Any, size: int) -> bytes:
     return bytes(made)
 
 
-def _cifar10(folder: Path) -> Pictures:
+def _cifar10(folder: Path) -> Images:
     inner = folder / "cifar-10-batches-py"
     folder = inner if inner.is_dir() else folder
     train = [_read_batch(folder / f"data_batch_{number}") for number in range(1, 6)]
@@ -121,7 +121,7 @@ def _cifar10(folder: Path) -> Pictures:
 
 
 def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
-    """Pictures (N, 3, 32, 32) and classes (N,) of one of CIFAR-10's files."""
+    """Images (N, 3, 32, 32) and classes (N,) of one of CIFAR-10's files."""
     try:
         content = _Unpickler.read(_whole(path))
         array, labels = ({_text(key): value for key, value in content.items()}[name] for name in ("data", "labels"))
@@ -209,16 +209,16 @@ def _scaled(values: _Bytes) -> Tensor:
 
 def _classes(labels: _Bytes, number: int, path: Path) -> Tensor:
     if len(labels) != number:
-        raise DataError(f"{path} holds {len(labels)} classes for {number} pictures")
+        raise DataError(f"{path} holds {len(labels)} classes for {number} images")
     if labels.max() >= CLASSES:
         raise DataError(f"{path} holds the class {labels.max()}, above {CLASSES - 1}")
     return torch.from_numpy(labels.astype(np.int64))
 
 
-SOURCES: dict[str, Callable[[Path], Pictures]] = {
+SOURCES: dict[str, Callable[[Path], Images]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _cifar10,
 }
 
-__all__ = ["CLASSES", "SOURCES", "Pictures", "pictures"]
+__all__ = ["CLASSES", "SOURCES", "Images", "images"]

@@ -27,11 +27,11 @@ class PGDL(Task):
     ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``). An archive that is compressed more than 200 times is
     refused unless ``GENMEASURES_TRUST_ARCHIVES=1`` stands in the environment.
 
-    Hyper-parameters and metrics are read from ``model_configs.json``, in the task's folder or in
+    Hyperparameters and metrics are read from ``model_configs.json``, in the task's folder or in
     ``reference_data`` beside it.
 
     Models are built one at a time, data are read record by record, with their checksums verified. A
-    model whose files are damaged fails by itself. Pictures (H, W, C) come as (C, H, W).
+    model whose files are damaged fails by itself. Images (H, W, C) come as (C, H, W).
     """
 
     name = "pgdl"
@@ -76,7 +76,7 @@ class PGDL(Task):
         ]
 
     def model(self, number: int | str, initial: bool = False) -> nn.Module:
-        """One model with its trained weights, or those at initialisation, on the CPU and in evaluation mode.
+        """One model with its trained weights, or those at initialization, on the CPU and in evaluation mode.
 
         Inputs are (B, C, *S) or (B, F), outputs are logits. Raises OptionError for a model that there
         is not, ModelError naming task, model and file.

@@ -1,8 +1,8 @@
 """Data in TFRecord shards, read and written without TensorFlow, with every checksum verified.
 
 A shard is a run of records, each framed as its length (uint64), the masked crc32c of the length (uint32), the data,
-and the masked crc32c of the data, all little-endian. The data are a serialised ``tf.train.Example`` with two features
-of bytes, each a serialised ``TensorProto``: ``inputs``, float32 with channels last, and ``output``, a whole number.
+and the masked crc32c of the data, all little-endian. The data are a serialized ``tf.train.Example`` with two features
+of bytes, each a serialized ``TensorProto``: ``inputs``, float32 with channels last, and ``output``, an integer.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def shards_of(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def write_shard(path: str | os.PathLike[str], inputs: NDArray[np.float32], outputs: NDArray[Any]) -> None:
-    """Write inputs float32 (n, *S), channels last, and whole numbers (n,) as one shard with checksums.
+    """Write inputs float32 (n, *S), channels last, and integers (n,) as one shard with checksums.
 
     The file is there only once it is complete. Raises DataError naming it where the arrays are not as said, are
     empty, or a number does not fit into an int32.
@@ -274,7 +274,7 @@ def write_shard(path: str | os.PathLike[str], inputs: NDArray[np.float32], outpu
     if inputs.dtype != np.float32 or not 2 <= inputs.ndim <= _MOST_AXES + 1 or inputs.size == 0:
         raise DataError(f"{path}: inputs are {inputs.dtype} {inputs.shape}, not float32 (n, *S) of at least one record")
     if outputs.dtype.kind not in "iu" or outputs.shape != (len(inputs),):
-        raise DataError(f"{path}: outputs are {outputs.dtype} {outputs.shape}, not whole numbers ({len(inputs)},)")
+        raise DataError(f"{path}: outputs are {outputs.dtype} {outputs.shape}, not integers ({len(inputs)},)")
     limits = np.iinfo(np.int32)
     if outputs.min() < limits.min or outputs.max() > limits.max:
         raise DataError(f"{path}: outputs do not fit into an int32")
@@ -302,7 +302,7 @@ def _channels_first(inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def _example(data: bytes) -> tuple[_Values, _Values]:
-    """The tensors of a serialised tf.train.Example: inputs, float32 (*S), and output, a whole number ()."""
+    """The tensors of a serialized tf.train.Example: inputs, float32 (*S), and output, an integer ()."""
     found: dict[bytes, tuple[int, int]] = {}
     for features in _parts(data, 0, len(data), 1):
         for entry in _parts(data, *features, 1):
@@ -330,7 +330,7 @@ def _bytes_value(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def _tensor(data: bytes, at: int, end: int, name: str, types: tuple[int, ...]) -> _Values:
-    """The values of a serialised TensorProto of one of these types."""
+    """The values of a serialized TensorProto of one of these types."""
     fields: dict[int, list[tuple[int, int, int]]] = {}
     for number, wire, begin, stop in _fields(data, at, end):
         fields.setdefault(number, []).append((wire, begin, stop))
@@ -380,11 +380,11 @@ def _numbers(data: bytes, field: tuple[int, int, int], dtype: np.dtype[Any]) -> 
             value, at = _varint(data, at, end)
             found.append(value)
     else:
-        raise _Fault("a list of whole numbers is malformed")
+        raise _Fault("a list of integers is malformed")
     limits = np.iinfo(dtype)
     signed = [value - (value >> 63 << 64) for value in found]
     if any(not limits.min <= value <= limits.max for value in signed):
-        raise _Fault(f"a whole number does not fit into {dtype}")
+        raise _Fault(f"an integer does not fit into {dtype}")
     return np.array(signed, dtype)
 
 
@@ -478,7 +478,7 @@ def _written(value: int) -> bytes:
 
 
 def _feature(name: bytes, values: NDArray[Any], kind: int) -> bytes:
-    """An entry of the map of features: a tensor, serialised, in a list of bytes."""
+    """An entry of the map of features: a tensor, serialized, in a list of bytes."""
     axes = b"".join(_field(2, _written(1 << 3 | _VARINT) + _written(size)) for size in values.shape)
     content = values.astype(_TYPES[kind][0], copy=False).tobytes()
     tensor = _written(1 << 3 | _VARINT) + _written(kind) + _field(2, axes) + _field(4, content)

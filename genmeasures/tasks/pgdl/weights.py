@@ -49,7 +49,7 @@ def load(network: Network, path: Path) -> nn.Module:
 
 
 def _without_parameters(norm: nn.Module, parts: dict[str, NDArray[np.float32]]) -> None:
-    """What a normalisation without scale or centre multiplies by or adds is no parameter of the network."""
+    """What a normalization without scale or center multiplies by or adds is no parameter of the network."""
     for name in ("gamma", "beta"):
         if name not in parts:
             value = getattr(norm, _NORM[name]).detach()

@@ -61,7 +61,7 @@ def write_model_configs(
     hparams: Mapping[str, Mapping[str, float | int | str | bool]],
     metrics: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write what is known of models by id: hyper-parameters, and metrics by our names (``train_accuracy``, …)."""
+    """Write what is known of models by id: hyperparameters, and metrics by our names (``train_accuracy``, …)."""
     values: dict[str, list[Any]] = {}
     for known in hparams.values():
         for name, value in known.items():

@@ -25,7 +25,7 @@ def predict_volume(
     """The network's prediction for a volume larger than the patches it works on: float32 (C_out, *S).
 
     ``volume`` is float32 (C, *S) with two or three spatial axes, on the device of the model. Patches of size
-    ``patch`` lie on a regular grid, neighbours sharing about ``overlap`` of their length; the last patch along
+    ``patch`` lie on a regular grid, neighbors sharing about ``overlap`` of their length; the last patch along
     an axis ends with the volume. An axis shorter than the patch is padded with zeros on both sides, and the
     prediction cropped. The patches go through the model in batches of ``batch_size`` (the last one smaller),
     in evaluation mode; the modes of its modules are as before afterwards.
@@ -114,7 +114,7 @@ def _starts(length: int, width: int, overlap: float) -> list[int]:
 
 
 def _window(patch: Sequence[int]) -> Tensor:
-    """float32 (*patch): a product of triangles, 1 at the centre and positive up to the border."""
+    """float32 (*patch): a product of triangles, 1 at the center and positive up to the border."""
     triangles = []
     for width in patch:
         position = torch.arange(width)

@@ -1,4 +1,4 @@
-"""A residual UNet for pictures and volumes of any size (Rajagopal et al. 2021, appendix A.2.2)."""
+"""A residual UNet for images and volumes of any size (Rajagopal et al. 2021, appendix A.2.2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEEPEST = 12
 
 
 class _Down(nn.Module):
-    """Convolution of stride 2, group normalisation and ReLU, added to the input at half its size."""
+    """Convolution of stride 2, group normalization and ReLU, added to the input at half its size."""
 
     def __init__(self, dimensions: int, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Transposed convolution of stride 2, group normalisation and ReLU, added to the input at twice its size."""
+    """Transposed convolution of stride 2, group normalization and ReLU, added to the input at twice its size."""
 
     def __init__(self, dimensions: int, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -57,18 +57,18 @@ class ResidualUNet(nn.Module):
     """Encoder and decoder of ``depth`` stages each, joined by skip connections, and a last convolution.
 
     Every stage is one 3×3(×3) convolution, of stride 2 in the encoder and transposed in the decoder,
-    with group normalisation, ReLU and a shortcut without weights around all three. So a network of
+    with group normalization, ReLU and a shortcut without weights around all three. So a network of
     the paper's depth 5 has 11 layers with weights, which are the 11 that are measured. Stage i of the
     encoder has ``width · 2^(i − 1)`` channels at 1/2^i of the resolution; sides that are not
-    divisible by 2 are rounded up, and any size of picture goes through.
+    divisible by 2 are rounded up, and any size of image goes through.
 
     Args:
-        dimensions: 2 for pictures, 3 for volumes.
+        dimensions: 2 for images, 3 for volumes.
         channels: of the input.
         out_channels: of the output, which is bare: logits, or values of a regression.
         width: channels of the first stage, divisible by ``groups``.
         depth: number of stages of the encoder, and of the decoder.
-        groups: of the group normalisation (paper: 4).
+        groups: of the group normalization (paper: 4).
 
     Input float32 (B, channels, *S), output float32 (B, out_channels, *S). Initial weights are torch's
     own, from its global generator. Raises OptionError where an option is out of range.
@@ -89,7 +89,7 @@ class ResidualUNet(nn.Module):
         named = {"channels": channels, "out_channels": out_channels, "width": width, "depth": depth, "groups": groups}
         for name, value in named.items():
             if not is_count(value):
-                raise OptionError(f"ResidualUNet: {name}={value!r} must be a whole number from 1")
+                raise OptionError(f"ResidualUNet: {name}={value!r} must be an integer from 1")
         if depth > _DEEPEST:
             raise OptionError(
                 f"ResidualUNet: depth={depth} must be at most {_DEEPEST}: every stage doubles the channels"

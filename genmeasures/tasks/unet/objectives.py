@@ -1,4 +1,4 @@
-"""What UNets are trained to minimise (Rajagopal et al. 2021, appendix A.2.3).
+"""What UNets are trained to minimize (Rajagopal et al. 2021, appendix A.2.3).
 
 The objectives for segmentation take logits, float32 or float64 (B, C, *S) with one to three spatial axes, and a
 mask of class numbers, integer or bool (B, *S), and return a scalar of the type of the logits. One channel is the
@@ -74,7 +74,7 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
 def dice_and_bce(logits: Tensor, mask: Tensor) -> Tensor:
     """The sum of :func:`dice_loss` and :func:`balanced_bce` (objective 4).
 
-    The paper prints Dice loss − log(BCE), which falls as the cross-entropy grows: minimised, it would reward wrong
+    The paper prints Dice loss − log(BCE), which falls as the cross-entropy grows: minimized, it would reward wrong
     predictions. The plain sum is taken instead.
     """
     return dice_loss(logits, mask) + balanced_bce(logits, mask)

@@ -40,7 +40,7 @@ def patch_groups(mask: NDArray[np.int64], size: Sequence[int]) -> NDArray[np.int
         sums = np.pad(np.cumsum(share, axis=axis, dtype=np.int32), before)
         last = np.arange(width, sums.shape[axis])
         share = sums.take(last, axis) - sums.take(last - width, axis)
-    # Whole numbers, because 15 % of a volume is not exact as a float and ties would go either way.
+    # Integers, because 15 % of a volume is not exact as a float and ties would go either way.
     inside = share * np.int64(100) > BORDER_PERCENT * math.prod(size)
     groups: NDArray[np.int8] = (share > 0).astype(np.int8) + inside
     return groups
@@ -134,7 +134,7 @@ class _Places:
 
 
 def _shares(count: int, among: Sequence[int], generator: np.random.Generator) -> Iterable[tuple[int, int]]:
-    """How many of ``count`` each gets: as many, up to a difference of one in favour of randomly chosen ones."""
+    """How many of ``count`` each gets: as many, up to a difference of one in favor of randomly chosen ones."""
     least, rest = divmod(count, len(among))
     return [(int(one), least + (i < rest)) for i, one in enumerate(generator.permutation(among))]
 

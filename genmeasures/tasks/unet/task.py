@@ -35,7 +35,7 @@ from genmeasures.tasks.unet.objectives import OBJECTIVES
 from genmeasures.tasks.unet.problems import Denoising, Problem, Segmentation, mask_of
 from genmeasures.tasks.unet.scores import ssim
 from genmeasures.tasks.unet.training import Cases, Recipe, Run, load, metrics, train
-from genmeasures.tasks.unet.volumes import binary, mni152, read_cases, reduced, standardised
+from genmeasures.tasks.unet.volumes import binary, mni152, read_cases, reduced, standardized
 
 _TEST_SHARE = 0.2
 """Share of the cases that are kept for testing (Rajagopal et al. 2021, section 3.1)."""
@@ -72,10 +72,10 @@ class _UNets(Task, abc.ABC):
             path, self, f"volumes={volumes!r} must be the path of a file or folder, or null for the MNI152 template"
         )
         sides = _is_list(patch) and len(patch) in (2, 3) and all(is_count(side) for side in patch)
-        require(sides, self, f"patch={patch!r} must be a list of 2 or 3 whole numbers from 1, a side for each axis")
+        require(sides, self, f"patch={patch!r} must be a list of 2 or 3 integers from 1, a side for each axis")
         counts = {"reduce": reduce, "width": width, "depth": depth, "epochs": epochs, "epoch_size": epoch_size}
         for name, value in {**counts, "patches": patches}.items():
-            require(is_count(value), self, f"{name}={value!r} must be a whole number from 1")
+            require(is_count(value), self, f"{name}={value!r} must be an integer from 1")
         sound = _is_list(seeds) and all(is_count(seed, 0) and seed < 2**63 for seed in seeds)
         _distinct(self, "seeds", seeds, sound)
         require(cache is None or bool(str(cache)), self, "cache is empty: give a folder, or null for the default")
@@ -269,7 +269,7 @@ class UNetSegmentation(_UNets):
 class UNetDenoising(_UNets):
     """UNets that learn to take noise out of volumes, from few or many cases: regression from image to image.
 
-    The network is given the standardised volume with Gaussian noise, and the volume without it is the target.
+    The network is given the standardized volume with Gaussian noise, and the volume without it is the target.
     Each number of training cases gives one residual UNet, trained for as many steps as the others, and its
     weights after each epoch are a model of the task. ``test_r2`` and ``test_ssim`` are means over the test
     cases, a fifth of all, each predicted as a whole from overlapping patches; ``train_r2`` and ``train_ssim``
@@ -328,7 +328,7 @@ class UNetDenoising(_UNets):
         # All this now, rather than when the first epoch is scored.
         everything = (*cases.train, *cases.test)
         for case in everything:
-            if not case.image.any():  # standardised: a constant is zero
+            if not case.image.any():  # standardized: a constant is zero
                 raise DataError(f"case {case.name} is constant: there is nothing to take noise out of")
         thinnest = min(everything, key=lambda case: min(case.image.shape[1:]))
         try:
@@ -350,7 +350,7 @@ def _cases(volumes: str | None, reduce: int, merged: bool) -> Cases:
     found = mni152() if volumes is None else read_cases(volumes)
     if len(found) < 2:
         raise DataError(f"{volumes}: {len(found)} case, at least 2 are needed: to train with, and to test")
-    cases = [standardised(reduced(binary(case) if merged else case, reduce)) for case in found]
+    cases = [standardized(reduced(binary(case) if merged else case, reduce)) for case in found]
     order = np.random.default_rng(0).permutation(len(cases))
     tested = max(1, round(_TEST_SHARE * len(cases)))
     return Cases([cases[place] for place in order[tested:]], [cases[place] for place in order[:tested]])
@@ -392,7 +392,7 @@ def _progress(title: str, checkpoints: Sequence[Path]) -> Iterator[None]:
 
 
 def _words(hparams: Any) -> list[str]:
-    """Hyper-parameters as parts of a name: texts as they are, numbers with their names before them."""
+    """Hyperparameters as parts of a name: texts as they are, numbers with their names before them."""
     return [value if isinstance(value, str) else f"{name}{value}" for name, value in hparams.items()]
 
 

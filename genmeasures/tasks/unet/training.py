@@ -37,7 +37,7 @@ class Recipe:
     learning_rate: float = 1e-3
     """Adam's."""
     overlap: float = 0.25
-    """Share of a patch's side that neighbours share when a whole volume is predicted."""
+    """Share of a patch's side that neighbors share when a whole volume is predicted."""
 
 
 @dataclass(frozen=True)

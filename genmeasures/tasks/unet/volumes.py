@@ -59,7 +59,7 @@ def read_cases(path: str | Path) -> list[Case]:
     raise DataError(f"{path} is none of the files that hold volumes: .npz, .nii, .nii.gz")
 
 
-def standardised(case: Case) -> Case:
+def standardized(case: Case) -> Case:
     """The case with its image at mean 0 and standard deviation 1 in every channel, over all voxels.
 
     A constant channel becomes zeros: it tells nothing, but need not cost the other channels their case.
@@ -102,10 +102,10 @@ def binary(case: Case) -> Case:
 
 
 def mni152(cases: int = 5) -> list[Case]:
-    """The MNI152 brain template at 2 mm with grey and white matter, cut into ``cases`` slabs from back to front.
+    """The MNI152 brain template at 2 mm with gray and white matter, cut into ``cases`` slabs from back to front.
 
     The image is the T1 template from 0 to 1, (1, S0, S1, S2) with axes to the right, to the front and up; classes
-    are 1 (grey matter) and 2 (white matter), the one whose map is larger where it is at least 0.5, grey if both
+    are 1 (gray matter) and 2 (white matter), the one whose map is larger where it is at least 0.5, gray if both
     are equal. All come with nilearn, and nothing is downloaded.
 
     Every slab spans both hemispheres, because the template is symmetric: a left half to train on would hold the
@@ -115,11 +115,11 @@ def mni152(cases: int = 5) -> list[Case]:
     Raises OptionError for more slabs than the brain has slices, and GenmeasuresError where nilearn is not installed.
     """
     datasets = _optional("nilearn.datasets")
-    image, grey, white = (
+    image, gray, white = (
         np.asarray(load(resolution=2).dataobj, np.float32)
         for load in (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
     )
-    mask = np.where(np.maximum(grey, white) < 0.5, 0, np.where(white > grey, 2, 1)).astype(np.int64)
+    mask = np.where(np.maximum(gray, white) < 0.5, 0, np.where(white > gray, 2, 1)).astype(np.int64)
     # Slices behind and before the brain would make slabs without any foreground.
     slices = np.flatnonzero(mask.any(axis=(0, 2)))
     if not 1 <= cases <= len(slices):
@@ -168,11 +168,11 @@ def _checked_image(where: str, image: NDArray[Any]) -> NDArray[np.float32]:
 def _checked_mask(where: str, mask: NDArray[Any], space: tuple[int, ...]) -> NDArray[np.int64]:
     """The mask as int64, for an image whose spatial axes are ``space``."""
     if mask.dtype.kind not in "biuf":
-        raise DataError(f"{where}: the mask has type {mask.dtype}, not whole numbers")
+        raise DataError(f"{where}: the mask has type {mask.dtype}, not integers")
     if mask.shape != space:
         raise DataError(f"{where}: the mask has shape {mask.shape}, but the image {space}")
     if not np.isfinite(mask).all() or (mask != np.floor(mask)).any() or mask.min() < 0:
-        raise DataError(f"{where}: the mask has values that are not whole numbers from 0")
+        raise DataError(f"{where}: the mask has values that are not integers from 0")
     return np.ascontiguousarray(mask, np.int64)
 
 
@@ -192,9 +192,7 @@ def _npz_cases(path: Path) -> list[Case]:
     if len(set(names)) != count:
         raise DataError(f"{path}: array 'case' must name every case differently")
     if shapes is not None and (shapes.ndim != 2 or shapes.dtype.kind not in "iu"):
-        raise DataError(
-            f"{path}: array 'shape' must be whole numbers (cases, axes), but is {shapes.dtype} {shapes.shape}"
-        )
+        raise DataError(f"{path}: array 'shape' must be integers (cases, axes), but is {shapes.dtype} {shapes.shape}")
     dims = y.ndim - 1 if y is not None else shapes.shape[1] if shapes is not None else 2 if x.ndim == 3 else 3
     if dims not in (2, 3) or x.ndim - dims not in (1, 2) or (shapes is not None and shapes.shape[1] != dims):
         known = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())

@@ -1,7 +1,7 @@
 """What ARS's ascents cost, side by side and kernel by kernel: ``python benchmarks/cost.py`` (some five minutes).
 
 The network is the paper's shallow CNN in the manner of VGG: convolutions 3×3 with 64, 64, 128 and 128
-kernels, ReLU, a pool after every second, pictures 3×32×32. The slow loop is the plain way: each kernel
+kernels, ReLU, a pool after every second, images 3×32×32. The slow loop is the plain way: each kernel
 by itself, the whole network forward, 1500 steps of one length along the gradient of the objective with
 respect to the input; it is run for a few kernels of each layer, and counted for all. The fast way is
 that of the measure, for all kernels. It counts only where it ends at an objective as high.

@@ -1,13 +1,13 @@
 """Do the paper's claims hold for small networks? ``python benchmarks/study.py``, some minutes.
 
 Networks of four convolutions of 16 kernels are trained on scikit-learn's digits, upsampled to 16×16,
-with and without batch normalisation, from several seeds. Reported are, with the figures of all
+with and without batch normalization, from several seeds. Reported are, with the figures of all
 networks also where a claim does not hold:
 
 1. the share of kernels whose RS under IAM is at most that under AM (paper, figure 1);
 2. test accuracy with the half of a layer's kernels silenced that have the lowest ARS, and with the
    half that have the highest, and the largest gap of the two curves (figure 2, table 1);
-3. the mean ARS with and without batch normalisation (figure 3).
+3. the mean ARS with and without batch normalization (figure 3).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WIDTH, DEPTH, SIZE = 16, 4, 16
 
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Train and test pictures (N, 1, 16, 16) and classes (N, 1)."""
+    """Train and test images (N, 1, 16, 16) and classes (N, 1)."""
     made = []
     for x, y in split_digits():
         large = nn.functional.interpolate(torch.from_numpy(x), size=(SIZE, SIZE), mode="bilinear")
@@ -119,7 +119,7 @@ def main() -> None:
             f"lower for the lowest in {less} of {len(halves)} layers; mean largest gap {gap:.3f}\n"
         )
     print(
-        f"mean ARS without batch normalisation {np.mean(whole[False]):.4f}, with {np.mean(whole[True]):.4f}: "
+        f"mean ARS without batch normalization {np.mean(whole[False]):.4f}, with {np.mean(whole[True]):.4f}: "
         f"{'lower' if np.mean(whole[True]) < np.mean(whole[False]) else 'NOT lower'} with it"
     )
 

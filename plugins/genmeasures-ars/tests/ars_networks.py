@@ -11,7 +11,7 @@ from genmeasures.tracing import TracedLayer, trace
 
 
 def small(norm: bool = False, seed: int = 0) -> nn.Sequential:
-    """Two convolutions (5 and 6 kernels), ReLU written in place, a linear layer; pictures (B, 2, 6, 6)."""
+    """Two convolutions (5 and 6 kernels), ReLU written in place, a linear layer; images (B, 2, 6, 6)."""
     torch.manual_seed(seed)
     parts: list[nn.Module] = [nn.Conv2d(2, 5, 3, padding=1)]
     if norm:
@@ -21,7 +21,7 @@ def small(norm: bool = False, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*parts, nn.Linear(6 * 9, 4)).eval()
 
 
-def pictures(count: int = 40, seed: int = 1) -> tuple[Tensor, Tensor]:
+def images(count: int = 40, seed: int = 1) -> tuple[Tensor, Tensor]:
     """float32 (N, 2, 6, 6) and classes int64 (N, 1) of 4."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 2, 6, 6, generator=generator), torch.arange(count)[:, None] % 4

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from ars_networks import data, pictures, small, traced
+from ars_networks import data, images, small, traced
 from genmeasures_ars import accuracy_curve, kernel_order, largest_gap
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from genmeasures.plugin import DataError, OptionError, Undefined
 @pytest.mark.parametrize("place", [0, 1])
 def test_against_zeroed_weights(norm: bool, place: int) -> None:
     model = small(norm)
-    x, y = pictures(60)
+    x, y = images(60)
     layer = traced(model, x)[place]
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(layer.layer.channels, generator=generator).numpy() for _ in range(2)]
@@ -58,13 +58,13 @@ def test_gap() -> None:
 
 def test_a_model_that_is_no_classifier() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval()
-    x, y = pictures(6)
+    x, y = images(6)
     with pytest.raises(DataError, match="classifier"):
         accuracy_curve(model, traced(model, x)[0], [[0, 1, 2]], data(x, y).batches("test"))
 
 
 def test_without_classes() -> None:
-    x, y = pictures(6)
+    x, y = images(6)
     model = small()
     for targets in (None, y.float(), y.repeat(1, 2)):
         with pytest.raises(DataError, match="cumulative ablation needs"):
@@ -73,7 +73,7 @@ def test_without_classes() -> None:
 
 def test_inputs_without_a_label_do_not_count() -> None:
     model = small(False)
-    x, y = pictures(60)
+    x, y = images(60)
     y[::3] = -1
     layer = traced(model, x)[0]
     orders = [np.arange(layer.layer.channels)]
@@ -99,6 +99,6 @@ def test_a_model_that_differentiates_in_its_forward_pass() -> None:
                 (made,) = torch.autograd.grad(self.conv(x).tanh().sum(), x)
             return made.flatten(1)
 
-    model, (x, y) = Slope().eval(), pictures(6)
+    model, (x, y) = Slope().eval(), images(6)
     with pytest.raises(Undefined, match="takes gradients within its forward pass"):
         accuracy_curve(model, traced(model, x)[0], [range(3)], data(x, y).batches("test"))

@@ -8,7 +8,7 @@ import genmeasures_ars
 import numpy as np
 import pytest
 import torch
-from ars_networks import data, layers, pictures, small
+from ars_networks import data, images, layers, small
 from genmeasures_ars import ARS, ClassSelectivity, CumulativeAblation
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -18,7 +18,7 @@ import genmeasures
 from genmeasures.plugin import DataError, ModelError, ModelMeasure, OptionError, Undefined, Value
 from genmeasures.registry import Registry
 
-X, Y = pictures()
+X, Y = images()
 ROUNDING = 1e-5
 """Relative difference that float32 activations of other batches explain."""
 MEASURES = [ARS(steps=15), ClassSelectivity(), CumulativeAblation(ARS(steps=5)), CumulativeAblation(ClassSelectivity())]

@@ -33,7 +33,7 @@ def dense(size: int, depth: int, width: int) -> nn.Module:
 
 
 def network(side: int, channels: int, *widths: int) -> nn.Module:
-    """A small VGG for square pictures, with two convolutions of each width."""
+    """A small VGG for square images, with two convolutions of each width."""
     torch.manual_seed(0)
     parts: list[nn.Module] = []
     for width in widths:

@@ -19,7 +19,7 @@ def linear(weight: Tensor) -> nn.Module:
 
 
 def convolutional(classes: int = 5) -> nn.Module:
-    """Two convolutions with batch normalisation and pooling, activations in place; for inputs (2, 6, 6)."""
+    """Two convolutions with batch normalization and pooling, activations in place; for inputs (2, 6, 6)."""
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1),
@@ -39,7 +39,7 @@ def dense(classes: int = 3) -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, classes, 3, padding=1)).eval()
 
 
-def pictures(count: int = 12, size: int = 6) -> Tensor:
+def images(count: int = 12, size: int = 6) -> Tensor:
     """float32 (count, 2, size, size)."""
     return torch.randn(count, 2, size, size, generator=torch.Generator().manual_seed(3))
 

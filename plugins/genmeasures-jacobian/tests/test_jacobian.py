@@ -10,7 +10,7 @@ from genmeasures_jacobian import Softmax, exact_backward, exact_forward, hutchin
 from genmeasures_jacobian.inputs import fitting_rows
 from genmeasures_jacobian.jacobian import runner
 from genmeasures_jacobian.projections import signs
-from jacobian_networks import convolutional, dense, jacobians, linear, pictures
+from jacobian_networks import convolutional, dense, images, jacobians, linear
 from torch import Tensor, nn
 
 from genmeasures.plugin import ModelError, Undefined
@@ -40,7 +40,7 @@ def test_of_a_linear_model_is_the_closed_form(exact: type) -> None:
 @pytest.mark.parametrize("softmax", [True, False])
 @pytest.mark.parametrize("network", [convolutional, dense])
 def test_backward_and_forward_agree_with_autograd(network: type, softmax: bool) -> None:
-    model, inputs = network(), pictures(4)
+    model, inputs = network(), images(4)
     expected = jacobians(model, inputs, softmax)
     backward = exact_backward(runner(model), inputs, softmax)
     forward = exact_forward(runner(model), inputs, softmax, rows=40)
@@ -51,7 +51,7 @@ def test_backward_and_forward_agree_with_autograd(network: type, softmax: bool) 
 
 
 def test_rows_of_true_classes_agree_with_autograd() -> None:
-    model, inputs = convolutional(), pictures(6)
+    model, inputs = convolutional(), images(6)
     targets = torch.tensor([0, 1, 2, 3, 4, 2])
     expected = jacobians(model, inputs, True)[torch.arange(6), targets].square().sum(1)
     seeds = range(6)
@@ -88,7 +88,7 @@ def test_cross_entropy() -> None:
 @pytest.mark.parametrize("softmax", [True, False])
 @pytest.mark.parametrize("network", [convolutional, dense])
 def test_estimates_are_unbiased_and_know_their_error(network: type, softmax: bool) -> None:
-    model, inputs = network(), pictures(3)
+    model, inputs = network(), images(3)
     expected = squares(jacobians(model, inputs, softmax))
     found = hutchinson(runner(model), inputs, softmax, range(3), 500).jacobian
     error = found.std(0) / math.sqrt(500)

@@ -13,7 +13,7 @@ import yaml
 from genmeasures_jacobian import JacobianNorm, LayerJacobian
 from genmeasures_jacobian.bounds import lower_bound, upper_bound
 from genmeasures_jacobian.layers import pull, push, traced_layers
-from jacobian_networks import convolutional, data_of, dense, jacobians, layers_of, linear, pictures
+from jacobian_networks import convolutional, data_of, dense, images, jacobians, layers_of, linear
 from torch import Tensor, nn
 
 import genmeasures
@@ -54,7 +54,7 @@ class Sine(nn.Module):
 
 
 def test_exact_values() -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     jacobian = jacobians(model, inputs, True)
     found = measured(model, data_of(inputs, CLASSES))
     assert set(found) == {variable.name for variable in JacobianNorm.variables}
@@ -76,7 +76,7 @@ def test_exact_values() -> None:
 
 
 def test_estimates_stand_by_their_error() -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     exact = measured(model, data_of(inputs, CLASSES))
     found = measured(model, data_of(inputs, CLASSES), method="hutchinson", projections=256)
     error = found["jacobian_norm_error"]
@@ -89,7 +89,7 @@ def test_estimates_stand_by_their_error() -> None:
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
 @pytest.mark.parametrize("samples", [None, 7])
 def test_nothing_depends_on_the_batches(method: str, samples: int | None) -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     one, other = (measured(model, data_of(inputs, CLASSES, batch), method=method, samples=samples) for batch in (12, 5))
     for name, value in one.items():  # equal bits: the measure makes batches of its own, whatever those of the data
         np.testing.assert_array_equal(number(value), number(other[name]))
@@ -98,7 +98,7 @@ def test_nothing_depends_on_the_batches(method: str, samples: int | None) -> Non
 
 
 def test_a_seed_draws_the_projections() -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     first, again, other = (
         measured(model, data_of(inputs, seed=seed), method="hutchinson")["jacobian_norm"].value for seed in (0, 0, 1)
     )
@@ -117,7 +117,7 @@ def test_conforms(component: Any, check: Any) -> None:
 
 
 def test_all_variables_in_a_run() -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     ds = genmeasures.measure({"net": model}, test=(inputs, CLASSES[:, 0]), measures=[JacobianNorm()])
     jacobian = jacobians(model, inputs, True).square().sum((1, 2)).sqrt()
     assert float(ds.jacobian_norm[0]) == pytest.approx(float(jacobian.mean()), rel=1e-4)
@@ -135,7 +135,7 @@ def test_all_variables_in_a_run() -> None:
 
 @pytest.mark.parametrize("softmax", [True, False])
 def test_dense_outputs(softmax: bool) -> None:
-    model, inputs = dense(), pictures(4)
+    model, inputs = dense(), images(4)
     output = "softmax" if softmax else "logits"
     expected = float(jacobians(model, inputs, softmax).square().sum((1, 2)).sqrt().mean())
     masks = torch.zeros(4, 1, 6, 6, dtype=torch.long)
@@ -150,9 +150,9 @@ def test_dense_outputs(softmax: bool) -> None:
 
 
 def test_auto_estimates_where_both_ends_are_long() -> None:
-    inputs = pictures(3, 12)
+    inputs = images(3, 12)
     assert measured(dense(), data_of(inputs))["jacobian_norm_error"] > 0
-    assert measured(dense(), data_of(pictures(3)))["jacobian_norm_error"] == 0  # 72 elements of input, 108 of output
+    assert measured(dense(), data_of(images(3)))["jacobian_norm_error"] == 0  # 72 elements of input, 108 of output
 
 
 def test_a_function_without_a_forward_derivative_goes_backward() -> None:
@@ -163,7 +163,7 @@ def test_a_function_without_a_forward_derivative_goes_backward() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     model[0].weight.requires_grad_(False)
     model[4].weight.grad = torch.ones_like(model[4].weight)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -182,7 +182,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_values_within_no_grad_and_inference_mode() -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     expected = measured(model, data_of(inputs))["jacobian_norm"].value
     with torch.no_grad():
         assert measured(model, data_of(inputs))["jacobian_norm"].value == expected
@@ -200,7 +200,7 @@ def test_values_within_no_grad_and_inference_mode() -> None:
     ],
 )
 def test_without_classes_the_bounds_alone_are_undefined(targets: Tensor | None, reason: str) -> None:
-    found = measured(convolutional(), data_of(pictures(), targets))
+    found = measured(convolutional(), data_of(images(), targets))
     assert found["jacobian_norm"].value > 0
     for name in ("lower", "upper", "approximation", "target", "sample_loss"):
         with pytest.raises(Undefined, match=reason):
@@ -209,7 +209,7 @@ def test_without_classes_the_bounds_alone_are_undefined(targets: Tensor | None, 
 
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
 def test_inputs_without_a_label_have_no_row_of_their_class(method: str) -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     some = CLASSES.clone()
     some[::4] = -1
     whole, found = (measured(model, data_of(inputs, classes), method=method) for classes in (CLASSES, some))
@@ -250,10 +250,10 @@ def test_degenerate_inputs_and_outputs() -> None:
         ({"output": "probabilities"}, "JacobianNorm: output='probabilities'"),
         ({"method": "hutch"}, "method='hutch' is unknown .did you mean 'hutchinson'"),
         ({"reduction": "max"}, "reduction='max'"),
-        ({"projections": 1}, "projections must be a whole number ≥ 2, not 1"),
-        ({"samples": 0}, "samples must be a whole number ≥ 1, or None for all inputs, not 0"),
+        ({"projections": 1}, "projections must be an integer ≥ 2, not 1"),
+        ({"samples": 0}, "samples must be an integer ≥ 1, or None for all inputs, not 0"),
         ({"split": "validation"}, "split='validation'"),
-        ({"memory": 0.5}, "memory must be a whole number of MiB ≥ 1, not 0.5"),
+        ({"memory": 0.5}, "memory must be an integer of MiB ≥ 1, not 0.5"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -268,7 +268,7 @@ def layer_norms(model: nn.Sequential, ends: list[int], inputs: Tensor) -> list[f
 
 @pytest.mark.parametrize(("tap", "ends"), [("activation", [3, 6, 8]), ("linear", [1, 5, 8])])
 def test_layers(tap: str, ends: list[int]) -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     layers = layers_of(model, inputs[:3], tap)
     expected = layer_norms(model, ends, inputs)
     found = LayerJacobian(projections=64).measure(model, layers, data_of(inputs))
@@ -278,7 +278,7 @@ def test_layers(tap: str, ends: list[int]) -> None:
 
 
 def test_layers_from_either_side() -> None:
-    model, inputs = convolutional(), pictures(3)
+    model, inputs = convolutional(), images(3)
     traced = traced_layers(model, layers_of(model, inputs), inputs)
     expected = torch.stack([jacobians(model[:end], inputs, False).square().sum((1, 2)) for end in (3, 6, 8)])
     pushed = push(model, traced, inputs, range(3), 300, 60)
@@ -313,7 +313,7 @@ def test_layers_of_a_network_without_forward_derivatives() -> None:
 
 @pytest.mark.parametrize("samples", [None, 7])
 def test_layers_do_not_depend_on_the_batches(samples: int | None) -> None:
-    model, inputs = convolutional(), pictures()
+    model, inputs = convolutional(), images()
     layers = layers_of(model, inputs[:3])
     one, other = (
         LayerJacobian(samples=samples).measure(model, layers, data_of(inputs, None, batch)) for batch in (12, 5)
@@ -340,7 +340,7 @@ def test_a_layer_that_reads_no_input_is_undefined() -> None:
 
 
 def test_layers_that_are_not_there() -> None:
-    inputs = pictures(3)
+    inputs = images(3)
     with pytest.raises(ModelError, match="no layer"):
         LayerJacobian().measure(dense(), layers_of(convolutional(), inputs), data_of(inputs))
     with pytest.raises(OptionError, match="LayerJacobian: projections"):
@@ -348,7 +348,7 @@ def test_layers_that_are_not_there() -> None:
 
 
 def test_layers_in_a_run() -> None:
-    inputs = pictures()
+    inputs = images()
     ds = genmeasures.measure({"net": convolutional()}, test=(inputs, CLASSES[:, 0]), measures=[LayerJacobian()])
     expected = layer_norms(convolutional(), [3, 6, 8], inputs)
     np.testing.assert_allclose(ds.layer_jacobian.values[0], expected, rtol=0.15)

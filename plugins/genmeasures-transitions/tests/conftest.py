@@ -14,7 +14,7 @@ from genmeasures.plugin import ModelData
 
 @pytest.fixture
 def cnn() -> nn.Module:
-    """A small network with three kinds of activation, one of them in place, and a normalisation."""
+    """A small network with three kinds of activation, one of them in place, and a normalization."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1),
@@ -31,18 +31,18 @@ def cnn() -> nn.Module:
 
 
 @pytest.fixture
-def pictures() -> tuple[Tensor, Tensor]:
+def images() -> tuple[Tensor, Tensor]:
     """40 inputs (1, 8, 8) of 4 classes."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(40, 1, 8, 8, generator=generator), torch.arange(40) % 4
 
 
 @pytest.fixture
-def given(pictures: tuple[Tensor, Tensor]) -> Callable[..., ModelData]:
+def given(images: tuple[Tensor, Tensor]) -> Callable[..., ModelData]:
     """Data as the engine hands them over, in batches of any size."""
 
-    def make(batch: int = 7, inputs: Tensor | None = None, targets: Tensor | None = pictures[1]) -> ModelData:
-        all_inputs = pictures[0] if inputs is None else inputs
+    def make(batch: int = 7, inputs: Tensor | None = None, targets: Tensor | None = images[1]) -> ModelData:
+        all_inputs = images[0] if inputs is None else inputs
 
         def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
             for start in range(0, len(all_inputs), batch):

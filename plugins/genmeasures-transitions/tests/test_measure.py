@@ -76,9 +76,9 @@ def test_the_values_are_those_of_the_drawn_trajectories(cnn: nn.Module, given: G
     assert values["transition_count_trajectory"].tolist() == expected
 
 
-def test_the_classes_of_the_triples(pictures: tuple[Tensor, Tensor], given: Given) -> None:
+def test_the_classes_of_the_triples(images: tuple[Tensor, Tensor], given: Given) -> None:
     def classes(triple: tuple[Tensor, ...]) -> list[int]:
-        return [int(pictures[1][int((pictures[0] == one).flatten(1).all(1).nonzero())]) for one in triple]
+        return [int(images[1][int((images[0] == one).flatten(1).all(1).nonzero())]) for one in triple]
 
     assert all(len(set(classes(triple))) == 1 for triple in draw_triples(given(), 20, "same"))
     assert all(len(set(classes(triple))) == 3 for triple in draw_triples(given(), 20, "different"))
@@ -87,8 +87,8 @@ def test_the_classes_of_the_triples(pictures: tuple[Tensor, Tensor], given: Give
             assert not any(torch.equal(one, other) for one, other in ((a, b), (b, c), (a, c)))
 
 
-def test_inputs_without_a_label_belong_to_no_class(pictures: tuple[Tensor, Tensor], given: Given) -> None:
-    inputs, labels = pictures
+def test_inputs_without_a_label_belong_to_no_class(images: tuple[Tensor, Tensor], given: Given) -> None:
+    inputs, labels = images
     unlabeled = torch.where(labels == 2, -1, labels)
     known = inputs[labels != 2]
     for kind in ("same", "different"):
@@ -145,7 +145,7 @@ def test_the_model_is_left_as_it_was(cnn: nn.Module, given: Given) -> None:
         ({"trajectory": "translations"}, torch.ones(9, 1, 8, 8), None, "constant"),
         ({"trajectory": "translations"}, torch.randn(2, 1, 8, 8), None, "as many test inputs, there are 2"),
         ({"trajectory": "translations"}, torch.randn(9, 64), None, "flat"),
-        ({}, torch.ones(9, 1, 8, 8).long(), None, "whole numbers"),
+        ({}, torch.ones(9, 1, 8, 8).long(), None, "integers"),
     ],
 )
 def test_degenerate_data(

@@ -66,11 +66,11 @@ def test_points_do_not_depend_on_what_is_asked_for_with_them(path: Trajectory) -
 
 
 def test_translations_run_through_every_one() -> None:
-    picture = torch.zeros(1, 2, 4)
-    picture[..., 1] = 1
-    points = translations(picture).points(0, 8, 8)
+    image = torch.zeros(1, 2, 4)
+    image[..., 1] = 1
+    points = translations(image).points(0, 8, 8)
     for step in range(4):
-        assert torch.equal(points[2 * step], picture.roll(step, -1))
+        assert torch.equal(points[2 * step], image.roll(step, -1))
     assert torch.equal(points[1], (points[0] + points[2]) / 2)
     assert torch.equal(points[7], (points[6] + points[0]) / 2)
 

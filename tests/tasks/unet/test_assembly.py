@@ -114,7 +114,7 @@ def test_blending_is_as_by_a_loop_over_voxels(size: tuple[int, ...], patch: tupl
         for corner in itertools.product(*axes):
             inner = [v - c for v, c in zip(voxel, corner, strict=True)]
             if all(0 <= i < width for i, width in zip(inner, patch, strict=True)):
-                # Distance from the centre in half widths: a triangle that reaches 0 just outside of the patch.
+                # Distance from the center in half widths: a triangle that reaches 0 just outside of the patch.
                 weight = float(np.prod([1 - abs(2 * i + 1 - w) / (w + 1) for i, w in zip(inner, patch, strict=True)]))
                 total += weight * int(np.ravel_multi_index(inner, patch))
                 weights += weight
@@ -134,7 +134,7 @@ def test_a_convolution_is_exact_where_the_patches_see_enough() -> None:
     padded = predict_volume(conv, volume, (12, 9, 7), output=probabilities)
     torch.testing.assert_close(padded, direct, rtol=1e-5, atol=1e-6)
 
-    # Without overlap, only voxels at the seams between two patches, after 3 of the 9 planes, miss neighbours.
+    # Without overlap, only voxels at the seams between two patches, after 3 of the 9 planes, miss neighbors.
     seams = predict_volume(conv, volume[:, :6], (3, 8, 7), overlap=0.0, output=probabilities)
     with torch.no_grad():
         direct = probabilities(conv(volume[None, :, :6]))[0]

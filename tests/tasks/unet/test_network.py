@@ -111,7 +111,7 @@ def test_stages_are_joined_by_skip_connections() -> None:
     ("options", "message"),
     [
         ({"dimensions": 1}, "dimensions=1 must be 2 or 3"),
-        ({"width": 0}, "width=0 must be a whole number from 1"),
+        ({"width": 0}, "width=0 must be an integer from 1"),
         ({"depth": 0}, "depth=0"),
         ({"depth": 30}, "depth=30 must be at most 12"),
         ({"width": 6}, "width=6 must be a multiple of groups=4"),

@@ -21,7 +21,7 @@ Pair = tuple[NDArray[np.int64], NDArray[np.int64], int]
 
 
 @st.composite
-def labelled(draw: st.DrawFn) -> Pair:
+def labeled(draw: st.DrawFn) -> Pair:
     classes = draw(st.integers(2, 5))
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=4))
     numbers = hnp.arrays(np.int64, shape, elements=st.integers(0, classes - 1))
@@ -29,7 +29,7 @@ def labelled(draw: st.DrawFn) -> Pair:
 
 
 @settings(deadline=None)
-@given(labelled())
+@given(labeled())
 def test_iou_and_dice_are_as_in_scikit_learn(pair: Pair) -> None:
     predicted, truth, classes = pair
     there = [c for c in range(1, classes) if (truth == c).any()]

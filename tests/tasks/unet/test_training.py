@@ -22,7 +22,7 @@ RECIPE = Recipe(patch=(12, 12), epoch_size=48, depth=2, learning_rate=0.01)
 
 
 def discs(count: int, seed: int, classes: int = 2) -> list[Case]:
-    """Pictures 20 × 20 with noise and a bright disc for each class but the background."""
+    """Images 20 × 20 with noise and a bright disc for each class but the background."""
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[:20, :20]
     cases = []
@@ -82,7 +82,7 @@ def test_several_classes_are_learnt(tmp_path: Path) -> None:
 
 
 def test_denoising_is_learnt(tmp_path: Path) -> None:
-    """Better than the noisy picture itself, whose R² is known."""
+    """Better than the noisy image itself, whose R² is known."""
     problem = Denoising(noise=1.0, train_cases=8)
     run = run_in(tmp_path, problem, epochs=12)
     train(run, CASES, CPU)

@@ -16,7 +16,7 @@ from genmeasures.tasks.unet import task as task_module
 
 
 def balls(path: Path, count: int = 10, size: int = 20, classes: int = 2) -> Path:
-    """Pictures uint8 with noise and a bright disc for each class, in an .npz."""
+    """Images uint8 with noise and a bright disc for each class, in an .npz."""
     generator = np.random.default_rng(0)
     rows, columns = np.mgrid[:size, :size]
     x, y = np.zeros((2, count, size, size), dtype=np.uint8)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from skimage.measure import block_reduce
 
 from genmeasures.errors import DataError, GenmeasuresError, OptionError
-from genmeasures.tasks.unet.volumes import Case, binary, mni152, read_cases, reduced, standardised
+from genmeasures.tasks.unet.volumes import Case, binary, mni152, read_cases, reduced, standardized
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[4] / "shared" / "data" / "msd_hippocampus" / "msd_hippocampus_160.npz"
 
@@ -26,7 +26,7 @@ IMAGE = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
 MASK = (IMAGE > 20).astype(np.uint8)
 
 
-def centred(case: Case, size: tuple[int, ...]) -> Case:
+def centerd(case: Case, size: tuple[int, ...]) -> Case:
     """The case with zeros on both sides, an odd one after it."""
     assert case.mask is not None
     more = [wide - side for wide, side in zip(size, case.mask.shape, strict=True)]
@@ -60,7 +60,7 @@ def test_npz_with_names_and_sizes_undoes_the_padding(tmp_path: Path, monkeypatch
         Case(name, rng.integers(1, 256, (1, *shape)).astype(np.float32), rng.integers(0, 3, shape))
         for name, shape in (("p", (3, 4, 5)), ("q", (6, 3, 2)), ("r", (6, 7, 5)))
     ]
-    full = [centred(case, (6, 7, 5)) for case in cases]
+    full = [centerd(case, (6, 7, 5)) for case in cases]
     save_npz(
         tmp_path / "a.npz",
         x=np.stack([case.image[0] for case in full]).astype(np.uint8),
@@ -117,8 +117,8 @@ ONES = np.ones((2, 4, 4))
         ({"x": ONES[0]}, "2 or 3 spatial axes"),
         ({"x": ONES, "y": ONES[..., None]}, "2 or 3 spatial axes"),
         ({"x": ONES, "shape": np.array([[4, 4, 4]] * 2)}, "2 or 3 spatial axes"),
-        ({"x": ONES, "shape": np.array([4, 4])}, "array 'shape' must be whole numbers"),
-        ({"x": ONES, "shape": ONES[:, 0]}, "array 'shape' must be whole numbers"),
+        ({"x": ONES, "shape": np.array([4, 4])}, "array 'shape' must be integers"),
+        ({"x": ONES, "shape": ONES[:, 0]}, "array 'shape' must be integers"),
         ({"x": ONES, "shape": np.array([[4, 4], [5, 4]])}, r"case 1: shape \(5, 4\) is not within \(4, 4\)"),
         ({"x": ONES, "shape": np.array([[4, 4], [4, 0]])}, r"case 1: shape \(4, 0\) is not within \(4, 4\)"),
         ({"x": ONES, "shape": np.array([[4, 4], [2, 4]])}, "case 1: there are values other than 0 outside"),
@@ -263,7 +263,7 @@ def test_folders_of_images_and_labels(tmp_path: Path) -> None:
         (tmp_path / "images" / hidden).write_text("no image")
     cases = read_cases(tmp_path)
     assert [(case.name, case.mask) for case in cases] == [("a", None), ("b", None)]
-    # Whole numbers are labels whatever type they are stored in.
+    # Integers are labels whatever type they are stored in.
     save_nifti(tmp_path / "labels" / "a.nii.gz", MASK.astype(np.float32))
     with pytest.raises(DataError, match="labels: case b has no label"):
         read_cases(tmp_path)
@@ -338,9 +338,9 @@ def test_a_fault_of_the_image_is_not_blamed_on_its_label(tmp_path: Path) -> None
 def test_values_of_nifti_files_are_checked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.nii: case a: the image has values that are NaN"):
         read_cases(save_nifti(tmp_path / "a.nii", IMAGE * np.float32("nan")))
-    colours = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    colors = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     with pytest.raises(DataError, match="not real numbers"):
-        read_cases(save_nifti(tmp_path / "a.nii", colours))
+        read_cases(save_nifti(tmp_path / "a.nii", colors))
 
 
 def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,10 +357,10 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 # Preparation
 
 
-def test_standardised_by_channel() -> None:
+def test_standardized_by_channel() -> None:
     rng = np.random.default_rng(0)
     image = np.stack([rng.normal(1e4, 3, (20, 20, 20)), rng.random((20, 20, 20))]).astype(np.float32)
-    made = standardised(Case("a", image, None))
+    made = standardized(Case("a", image, None))
     assert made.image.dtype == np.float32
     for before, after in zip(image.astype(np.float64), made.image, strict=True):
         np.testing.assert_allclose(after, (before - before.mean()) / before.std(), rtol=1e-6, atol=1e-6)
@@ -369,7 +369,7 @@ def test_standardised_by_channel() -> None:
 @pytest.mark.parametrize("value", [0, 0.1, 1e30, -7])
 def test_a_constant_channel_becomes_zero(value: float) -> None:
     image = np.stack([np.full((3, 7), value), np.arange(21.0).reshape(3, 7)]).astype(np.float32)
-    made = standardised(Case("a", image, None)).image
+    made = standardized(Case("a", image, None)).image
     assert not made[0].any()
     assert made[1].std() == pytest.approx(1)
 
@@ -441,16 +441,16 @@ def test_the_brain_template_comes_without_network(monkeypatch: pytest.MonkeyPatc
         assert case.image.shape == (1, 99, 18, 95)
         assert (case.mask.shape, case.mask.dtype, case.image.dtype) == ((99, 18, 95), np.int64, np.float32)
         shares = np.bincount(case.mask.ravel(), minlength=3) / case.mask.size
-        # Grey matter, white matter and a rest around them in every slab.
+        # Gray matter, white matter and a rest around them in every slab.
         assert len(shares) == 3
         assert (shares > [0.5, 0.05, 0.03]).all()
         # The reason not to cut between the hemispheres.
         np.testing.assert_array_equal(case.mask, case.mask[::-1])
         # White matter is brighter in T1-weighted images.
         assert case.image[0][case.mask == 2].mean() > 1.1 * case.image[0][case.mask == 1].mean()
-    # In litres; an adult brain has about 0.6 to 1.1 of grey, 0.4 to 0.7 of white matter.
-    grey, white = sum(np.bincount(case.mask.ravel()) for case in slabs if case.mask is not None)[1:] * 8e-6
-    assert 0.6 < grey < 1.1
+    # In litres; an adult brain has about 0.6 to 1.1 of gray, 0.4 to 0.7 of white matter.
+    gray, white = sum(np.bincount(case.mask.ravel()) for case in slabs if case.mask is not None)[1:] * 8e-6
+    assert 0.6 < gray < 1.1
     assert 0.4 < white < 0.7
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from genmeasures.plugin import hookimpl
 from genmeasures_ars.ablation import accuracy_curve, kernel_order, largest_gap
-from genmeasures_ars.maximisation import Ascent, ascend, begin_at, fitting_batch, strides
+from genmeasures_ars.maximization import Ascent, ascend, begin_at, fitting_batch, strides
 from genmeasures_ars.measure import ARS, ClassSelectivity, CumulativeAblation, KernelMeasure
 from genmeasures_ars.network import truncated
 from genmeasures_ars.scores import ar, ars, rs

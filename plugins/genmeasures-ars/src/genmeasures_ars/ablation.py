@@ -46,7 +46,7 @@ def accuracy_curve(
 ) -> NDArray[np.float64]:
     """float64 (len(orders), I + 1): the accuracy with the first 0, 1, …, I kernels of each order silenced.
 
-    The layer's output is zeroed where the next layer receives it, after normalisation and activation.
+    The layer's output is zeroed where the next layer receives it, after normalization and activation.
     orders: permutations of the layer's I kernels. batches: (inputs (B, …), classes int64 (B, 1)), gone
     through once; inputs of the class −1, which have no label, do not count. Raises DataError where
     there are no classes, or the model gives no (B, classes) scores, and Undefined where there are no

@@ -24,7 +24,7 @@ from genmeasures.plugin import (
 )
 from genmeasures.tracing import TracedLayer, tapped
 from genmeasures_ars.ablation import ORDERS, accuracy_curve, kernel_order, largest_gap
-from genmeasures_ars.maximisation import OBJECTIVES, ascend, begin_at, fitting_batch, strides
+from genmeasures_ars.maximization import OBJECTIVES, ascend, begin_at, fitting_batch, strides
 from genmeasures_ars.network import convolutions, example_of, truncated
 from genmeasures_ars.scores import ar, ars, rs
 from genmeasures_ars.selectivity import ClassMeans, class_selectivity, classes_of
@@ -50,7 +50,7 @@ class KernelMeasure(ModelMeasure):
 class ARS(KernelMeasure):
     """Activated representational substitution of every kernel: how easily others replace what it stands for.
 
-    For kernel i of a convolution, an input is made from noise that maximises h_i ("am") or
+    For kernel i of a convolution, an input is made from noise that maximizes h_i ("am") or
     h_i − (1/I) Σ_{j≠i} h_j ("iam"), h the mean of a kernel's activation map. RS is the share of kernels
     that exceed i on it, AR the share of entries > 0 in the map of i, ARS = (2/π)·atan(RS/AR), and 1
     where AR = 0 and RS > 0. Where both are 0 no kernel responds: such a kernel has RS and AR, but no
@@ -62,7 +62,7 @@ class ARS(KernelMeasure):
     mean square of an input's change in one step, where that of the noise is 1. growth: the way is gone
     in strides of this share of what lies behind, one step at least: 0.04 makes 130 strides of 1500
     steps, 0 takes them one by one. starts: noise inputs, the same for all layers and kernels; a kernel
-    begins at the first that it responds to. memory: MiB that the kernels optimised side by side may
+    begins at the first that it responds to. memory: MiB that the kernels optimized side by side may
     take; values depend on it by rounding alone.
     """
 
@@ -94,12 +94,12 @@ class ARS(KernelMeasure):
         memory: int = 256,
     ) -> None:
         one_of(self, "objective", objective, OBJECTIVES)
-        require(is_count(steps), self, f"steps={steps!r} must be a whole number from 1")
+        require(is_count(steps), self, f"steps={steps!r} must be an integer from 1")
         sound = _is_number(step_size) and 0 < step_size < float("inf")
         require(sound, self, f"step_size={step_size!r} must be a number above 0")
         require(_is_number(growth) and 0 <= growth <= 1, self, f"growth={growth!r} must be a number from 0 to 1")
-        require(is_count(starts), self, f"starts={starts!r} must be a whole number from 1")
-        require(is_count(memory), self, f"memory={memory!r} must be a whole number of MiB from 1")
+        require(is_count(starts), self, f"starts={starts!r} must be an integer from 1")
+        require(is_count(memory), self, f"memory={memory!r} must be an integer of MiB from 1")
         self.objective = objective
         self.steps = steps
         self.step_size = step_size

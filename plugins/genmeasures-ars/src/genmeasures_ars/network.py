@@ -46,7 +46,7 @@ def example_of(data: ModelData) -> Tensor:
     except ModelError:
         inputs = _first(data, "train")
     if not inputs.is_floating_point():
-        raise DataError(f"inputs of {inputs.dtype} have no gradient: activations cannot be maximised over them")
+        raise DataError(f"inputs of {inputs.dtype} have no gradient: activations cannot be maximized over them")
     return inputs[:_EXAMPLES]
 
 

@@ -24,11 +24,11 @@ _ROWS_ELSEWHERE = 512
 
 def check_sampling(measure: ModelMeasure, projections: object, samples: object, split: object, memory: object) -> None:
     """Raise OptionError for one of these options that is out of range."""
-    require(is_count(projections, 2), measure, f"projections must be a whole number ≥ 2, not {projections!r}")
-    message = f"samples must be a whole number ≥ 1, or None for all inputs, not {samples!r}"
+    require(is_count(projections, 2), measure, f"projections must be an integer ≥ 2, not {projections!r}")
+    message = f"samples must be an integer ≥ 1, or None for all inputs, not {samples!r}"
     require(samples is None or is_count(samples), measure, message)
     one_of(measure, "split", split, ("train", "test"))
-    require(is_count(memory), measure, f"memory must be a whole number of MiB ≥ 1, not {memory!r}")
+    require(is_count(memory), measure, f"memory must be an integer of MiB ≥ 1, not {memory!r}")
 
 
 def check_finite(values: Tensor) -> None:

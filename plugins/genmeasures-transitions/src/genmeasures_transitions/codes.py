@@ -221,7 +221,7 @@ def find_activations(model: nn.Module, example: Tensor, layers: Sequence[Layer] 
     """The activations with a code, in running order, of a model in evaluation mode.
 
     example: float32 (B, …), B ≥ 2. layers: those that activations are attributed to, where they
-    follow directly or after a normalisation. Raises Undefined if an activation has no code, if
+    follow directly or after a normalization. Raises Undefined if an activation has no code, if
     there is none, or if one does not have the batch as its first dimension.
     """
     finders = []

@@ -104,7 +104,7 @@ def curvature(model: nn.Module, trajectory: Trajectory, points: int, batch: int)
     """½ Σ_i ‖f'(z_i) − f'(z_{(i+1) mod k})‖_F, with f' the derivative of the output along the path by its length.
 
     f' comes from forward-mode differentiation: no rounding adds up over the points. Differences of
-    outputs would be free, but in float32 their rounding, divided by the distance of neighbours and
+    outputs would be free, but in float32 their rounding, divided by the distance of neighbors and
     summed over all points, grows with the square of k: from some ten thousand points on it outweighs
     the curvature. Raises Undefined if the output is not one tensor, NotImplementedError if one of the
     model's functions has no forward derivative.

@@ -26,7 +26,7 @@ def inputs_at(data: ModelData, split: Split, indices: Sequence[int]) -> list[Ten
     return [found[index] for index in indices]
 
 
-def draw_pictures(data: ModelData, count: int) -> list[Tensor]:
+def draw_images(data: ModelData, count: int) -> list[Tensor]:
     """``count`` test inputs (…), each at most once. Raises Undefined if there are fewer."""
     total = sum(len(inputs) for inputs, _ in _batches(data, "test"))
     if total < count:
@@ -113,5 +113,5 @@ def _ordered(data: ModelData, split: Split) -> Tensor:
 def _batches(data: ModelData, split: Split) -> Iterator[tuple[Tensor, Tensor | None]]:
     for inputs, targets in data.batches(split):
         if not inputs.is_floating_point():
-            raise Undefined("the inputs are whole numbers: there is no path between them")
+            raise Undefined("the inputs are integers: there is no path between them")
         yield inputs, targets

@@ -21,7 +21,7 @@ from genmeasures.plugin import (
 )
 from genmeasures_transitions.codes import find_activations
 from genmeasures_transitions.counting import batch_size, count_transitions, curvature
-from genmeasures_transitions.drawing import draw_pictures, draw_random, draw_triples
+from genmeasures_transitions.drawing import draw_images, draw_random, draw_triples
 from genmeasures_transitions.trajectories import Trajectory, ellipse_through, translations
 
 _REFERENCES = "Novak et al. 2018, Sensitivity and Generalization in Neural Networks"
@@ -33,7 +33,7 @@ class TransitionCount(ModelMeasure):
     c is the activation code of every unit. trajectory: the ellipse through three training inputs
     ("training_ellipse"), through three normal inputs with the mean and standard deviation of the
     training data ("random_ellipse"), or the polyline through the horizontal translations of a test
-    picture ("translations"). classes: of the three training inputs, "same", "different" or "any".
+    image ("translations"). classes: of the three training inputs, "same", "different" or "any".
     points: k. trajectories: how many are averaged. curvature_points: points of the curvature, each of
     which takes as long as three to twelve points of the count; 0 leaves the curvature out.
 
@@ -69,9 +69,9 @@ class TransitionCount(ModelMeasure):
             ("points", points, 3),
             ("trajectories", trajectories, 1),
         ):
-            require(is_count(value, least), self, f"{option} must be a whole number ≥ {least}, not {value!r}")
+            require(is_count(value, least), self, f"{option} must be an integer ≥ {least}, not {value!r}")
         valid = is_count(curvature_points, 3) or (is_count(curvature_points, 0) and curvature_points == 0)
-        require(valid, self, f"curvature_points must be 0 or a whole number ≥ 3, not {curvature_points!r}")
+        require(valid, self, f"curvature_points must be 0 or an integer ≥ 3, not {curvature_points!r}")
         if classes != "any" and trajectory != "training_ellipse":
             raise OptionError(f"TransitionCount: classes={classes!r} goes with trajectory='training_ellipse' alone")
         self.trajectory = trajectory
@@ -121,10 +121,10 @@ class TransitionCount(ModelMeasure):
 
     def _paths(self, data: ModelData) -> list[Trajectory]:
         if self.trajectory == "translations":
-            pictures = draw_pictures(data, self.trajectories)
-            if pictures[0].dim() < 2:
-                raise Undefined("horizontal translations need pictures (channels, …, width), inputs are flat")
-            return [translations(picture) for picture in pictures]
+            images = draw_images(data, self.trajectories)
+            if images[0].dim() < 2:
+                raise Undefined("horizontal translations need images (channels, …, width), inputs are flat")
+            return [translations(image) for image in images]
         if self.trajectory == "random_ellipse":
             return [ellipse_through(*triple) for triple in draw_random(data, self.trajectories)]
         return [ellipse_through(*triple) for triple in draw_triples(data, self.trajectories, self.classes)]

@@ -1,4 +1,4 @@
-"""A two-dimensional slice of input space with its linear regions, as data for a picture."""
+"""A two-dimensional slice of input space with its linear regions, as data for an image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Slice:
     """A grid in a plane through three inputs. Two grid points with the same number lie in the same region."""
 
     x: NDArray[np.float64]
-    """(nx,): coordinates along the first axis, from a towards b, in distances of input space."""
+    """(nx,): coordinates along the first axis, from a toward b, in distances of input space."""
     y: NDArray[np.float64]
-    """(ny,): along the second axis, at right angles to the first, towards c."""
+    """(ny,): along the second axis, at right angles to the first, toward c."""
     corners: NDArray[np.float64]
     """(3, 2): the coordinates of a, b and c; a is the origin."""
     regions: NDArray[np.int64]

@@ -33,13 +33,13 @@ class Trajectory(abc.ABC):
 
 
 class Ellipse(Trajectory):
-    """z(t) = centre + u·cos t + v·sin t, for three tensors of the shape of one input.
+    """z(t) = center + u·cos t + v·sin t, for three tensors of the shape of one input.
 
     Raises Undefined if u and v are so short that z is constant.
     """
 
-    def __init__(self, centre: Tensor, u: Tensor, v: Tensor) -> None:
-        self._centre, self._u, self._v = centre, u, v
+    def __init__(self, center: Tensor, u: Tensor, v: Tensor) -> None:
+        self._center, self._u, self._v = center, u, v
         wide, high = u.double().flatten(), v.double().flatten()
         a, b, c = float(wide @ wide), float(high @ high), float(wide @ high)
         angles = np.linspace(0, 2 * np.pi, _TABLE + 1)
@@ -47,7 +47,7 @@ class Ellipse(Trajectory):
         speed = np.sqrt(np.maximum(a * sine**2 + b * cosine**2 - 2 * c * sine * cosine, 0))
         lengths = np.concatenate([[0], np.cumsum((speed[1:] + speed[:-1]) / 2)]) * (angles[1] - angles[0])
         self.length = float(lengths[-1])
-        _check(self.length, centre)
+        _check(self.length, center)
         self._angles, self._speed, self._lengths = angles, speed, lengths
 
     def angles(self, start: int, stop: int, k: int) -> NDArray[np.float64]:
@@ -59,7 +59,7 @@ class Ellipse(Trajectory):
 
     def points(self, start: int, stop: int, k: int) -> Tensor:
         angles = self.angles(start, stop, k)
-        first = torch.addcmul(self._centre, self._u, self._column(np.cos(angles)))
+        first = torch.addcmul(self._center, self._u, self._column(np.cos(angles)))
         return first.addcmul_(self._v, self._column(np.sin(angles)))
 
     def tangents(self, start: int, stop: int, k: int) -> Tensor:
@@ -69,8 +69,8 @@ class Ellipse(Trajectory):
         return self._u * self._column(-np.sin(angles) / speed) + self._v * self._column(np.cos(angles) / speed)
 
     def _column(self, values: NDArray[np.float64]) -> Tensor:
-        column = torch.from_numpy(values.astype(np.float32)).to(self._centre.device)
-        return column.reshape(-1, *[1] * self._centre.dim())
+        column = torch.from_numpy(values.astype(np.float32)).to(self._center.device)
+        return column.reshape(-1, *[1] * self._center.dim())
 
 
 class Polyline(Trajectory):
@@ -117,14 +117,14 @@ def ellipse_through(a: Tensor, b: Tensor, c: Tensor) -> Ellipse:
     g is their centroid; the ellipse passes through a at t = 0, b at 2π/3 and c at 4π/3. Of three
     inputs on a line it is a segment, run to and fro. Raises Undefined if the three are equal.
     """
-    centre = (a + b + c) / 3
-    return Ellipse(centre, a - centre, (b - c) / 3**0.5)
+    center = (a + b + c) / 3
+    return Ellipse(center, a - center, (b - c) / 3**0.5)
 
 
-def translations(picture: Tensor) -> Polyline:
-    """The closed polyline through all horizontal translations of a picture (…, width): 28 for MNIST.
+def translations(image: Tensor) -> Polyline:
+    """The closed polyline through all horizontal translations of an image (…, width): 28 for MNIST.
 
     What leaves on the right comes in again on the left, so that the last one is a step from the
-    first. Raises Undefined if the picture is the same in every column.
+    first. Raises Undefined if the image is the same in every column.
     """
-    return Polyline(torch.stack([picture.roll(step, -1) for step in range(picture.shape[-1])]))
+    return Polyline(torch.stack([image.roll(step, -1) for step in range(image.shape[-1])]))

@@ -117,13 +117,13 @@ class Run:
         check_names(measures, models)
         check_layers(layers)
         if not is_count(batch_size):
-            raise OptionError(f"batch_size must be a whole number ≥ 1, not {batch_size!r}")
+            raise OptionError(f"batch_size must be an integer ≥ 1, not {batch_size!r}")
         check_seed(seed)
         check_ignore_index(ignore_index)
         if tile is not None:
             sizes = [tile] if isinstance(tile, int) else tile
             if not isinstance(sizes, Sequence) or not sizes or not all(map(is_count, sizes)):
-                raise OptionError(f"tile must be a whole number ≥ 1, a list of them or null, not {tile!r}")
+                raise OptionError(f"tile must be an integer ≥ 1, a list of them or null, not {tile!r}")
             if extractor.label_size((2,)) != (2,):
                 raise OptionError(
                     f"tile: {extractor.name} makes vectors of a layer's whole output, which tiles never hold; "

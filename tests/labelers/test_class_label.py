@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from genmeasures.errors import DataError
-from genmeasures.labelers import Image
+from genmeasures.labelers import ClassLabel
 
 
 @pytest.mark.parametrize("spatial", [(), (3,), (4, 5)])
 def test_one_label_stands_for_all_positions(spatial: tuple[int, ...]) -> None:
     targets = torch.tensor([[3], [0], [7]])
-    assert torch.equal(Image().label(targets, spatial), targets)
+    assert torch.equal(ClassLabel().label(targets, spatial), targets)
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,8 @@ def test_one_label_stands_for_all_positions(spatial: tuple[int, ...]) -> None:
 )
 def test_other_targets_are_refused_with_the_labeler_that_takes_them(targets: torch.Tensor, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Image().label(targets, (4, 4))
+        ClassLabel().label(targets, (4, 4))
 
 
 def test_no_label_stays_none() -> None:
-    assert Image().label(torch.tensor([[3], [-1]]), (4, 5)).tolist() == [[3], [-1]]
+    assert ClassLabel().label(torch.tensor([[3], [-1]]), (4, 5)).tolist() == [[3], [-1]]

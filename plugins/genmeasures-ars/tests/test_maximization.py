@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from ars_networks import pictures, small, traced
+from ars_networks import images, small, traced
 from genmeasures_ars import ascend, begin_at, fitting_batch, strides, truncated
-from genmeasures_ars.maximisation import objective_of
+from genmeasures_ars.maximization import objective_of
 from torch import nn
 
 from genmeasures.plugin import ModelError
@@ -61,7 +61,7 @@ def test_the_objective_of_am_rises() -> None:
     assert (values.diff(dim=0) > 0).all()
 
 
-def test_a_linear_convolution_has_a_known_maximiser() -> None:
+def test_a_linear_convolution_has_a_known_maximizer() -> None:
     """One output pixel and no activation: every step goes along the kernel, which the input so comes to look like."""
     torch.manual_seed(0)
     model = nn.Conv2d(2, 3, 6).eval()
@@ -108,7 +108,7 @@ def test_a_kernel_begins_where_it_responds() -> None:
 def test_what_lies_behind_the_layer_is_not_run() -> None:
     model = small()
     ran: list[nn.Module] = []
-    example = pictures(3)[0]
+    example = images(3)[0]
     layer = traced(model, example)[0]
     model[4].register_forward_hook(lambda module, given, output: ran.append(module))
     with truncated(model, layer) as run:
@@ -136,7 +136,7 @@ def test_memory_settles_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = traced(model, NOISE)[1]
     with truncated(model, layer) as run:
         batches = [fitting_batch(run, NOISE[:1], list(model.parameters()), n) for n in (1, 2**30)]
-        monkeypatch.setattr("genmeasures_ars.maximisation._CPU_BATCH", 2**30)
+        monkeypatch.setattr("genmeasures_ars.maximization._CPU_BATCH", 2**30)
         unbounded = fitting_batch(run, NOISE[:1], list(model.parameters()), 2**20)
     assert batches == [1, 16]
     # Of each input the two layers' outputs, 4 bytes a number, are kept at least, and not ten times as much.

@@ -8,17 +8,17 @@ from genmeasures.errors import DataError
 from genmeasures.interfaces import TargetLabeler
 
 
-class Image(TargetLabeler):
+class ClassLabel(TargetLabeler):
     """The class of the input, for every vector made from it; −1 where it has no label."""
 
-    name = "image"
+    name = "class_label"
 
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
         if targets.is_floating_point():
-            raise DataError("image labels need integer targets; for continuous ones use the labeler 'histogram'")
+            raise DataError("class labels need integer targets; for continuous ones use the labeler 'histogram'")
         if targets.shape[1:] != (1,):
             raise DataError(
-                f"image labels need one class an input, not targets of shape {tuple(targets.shape[1:])}; "
+                f"class labels need one class an input, not targets of shape {tuple(targets.shape[1:])}; "
                 "for masks use the labeler 'downsampled'"
             )
         return targets

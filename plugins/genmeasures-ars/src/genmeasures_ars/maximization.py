@@ -1,8 +1,8 @@
-"""Activation maximisation: inputs to which one kernel of a layer responds most, all kernels side by side.
+"""Activation maximization: inputs to which one kernel of a layer responds most, all kernels side by side.
 
 Sources: Erhan et al. 2009 (AM); "Exploring the generalizability of CNNs via activated representational
 substitution", eq. 1 (AM) and eq. 2 (IAM). The paper leaves open the noise, the step size and the
-normalisation of the gradient. Here noise is standard normal; the gradient of each input is divided by
+normalization of the gradient. Here noise is standard normal; the gradient of each input is divided by
 its own root mean square, so that every step is of one length whatever the scale of the network, and
 inputs in one batch do not see each other; and the inputs are not bounded, as eq. 1 has no constraint.
 
