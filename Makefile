@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: setup demo test lint types docs bench clean
+.PHONY: setup demo test lint types docs bench release clean
 
 setup: .venv/ready
 
@@ -38,3 +38,9 @@ clean:
 
 bench: setup
 	$(BIN)/python -m benchmarks.run
+
+# Checks and builds the distributions of a version; uploads nothing.
+release: setup
+	@test -n "$(VERSION)" || { echo "usage: make release VERSION=x.y.z"; exit 2; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[release]'
+	$(BIN)/python -m tools.release $(VERSION)
