@@ -44,5 +44,7 @@ def test_imports_come_from_the_lines_above(name: str) -> None:
 
 
 def test_what_counts_as_an_import() -> None:
-    source = "import genmeasures.data.keys\nfrom genmeasures import run\ndef f():\n    from genmeasures.cli.main import x\n"
+    source = (
+        "import genmeasures.data.keys\nfrom genmeasures import run\ndef f():\n    from genmeasures.cli.main import x\n"
+    )
     assert list(imported(source)) == ["data", "run", "cli"]
