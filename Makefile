@@ -1,13 +1,13 @@
-# make demo: set everything up and run the main job. make test: set everything up and run the tests.
+# make demo: sets everything up and runs the main job. make test: sets everything up and runs the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: setup demo test lint types docs bench clean
+.PHONY: setup demo test lint types docs bench release clean
 
 setup: .venv/ready
 
-# Everything in one command: pip then sees all requirements, and the constraints hold for each.
+# One command, so that pip sees all requirements and the constraints hold for each of them.
 .venv/ready: pyproject.toml constraints.txt $(PLUGINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "genmeasures needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
@@ -19,9 +19,10 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/genmeasures run task.limit=64
 
-# One thread a process: the tests run in as many processes as there are cores.
+# One process per core, one thread per process. Work is stolen, not dealt out, so that most tests of a module, which
+# share its fixtures, run in one process.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,3 +39,9 @@ clean:
 
 bench: setup
 	$(BIN)/python -m benchmarks.run
+
+# Checks and builds the distributions of a version; uploads nothing.
+release: setup
+	@test -n "$(VERSION)" || { echo "usage: make release VERSION=x.y.z"; exit 2; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[release]'
+	$(BIN)/python -m tools.release $(VERSION)

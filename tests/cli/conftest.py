@@ -67,7 +67,7 @@ def write_weights(file: Path, seed: int) -> None:
 LAYERS = {"fc1": lambda: nn.Linear(6, 8), "fc2": lambda: nn.Linear(8, 4)}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def folders() -> SimpleNamespace:
     """The functions that write and change such a task."""
     return SimpleNamespace(

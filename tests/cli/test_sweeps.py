@@ -32,7 +32,7 @@ def run(
 ) -> Callable[..., str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    folders.write_task(tmp_path / "nets", {f"n{number}": number for number in range(5)}, module=module)
+    folders.write_task(tmp_path / "nets", {f"n{number}": number for number in range(3)}, module=module)
 
     def call(*overrides: str) -> str:
         task = ("task=checkpoints", "task.path=nets", "figures=false")
@@ -306,7 +306,17 @@ def test_few_runs_have_their_whole_tables(run: Callable[..., str], capfd: pytest
     lines = out.splitlines()
     (start,) = [place for place, line in enumerate(lines) if line.startswith("Pearson's correlation with test_acc")]
     assert lines[start + 2].split() == ["seeds", "models", "davies_bouldin"]
-    assert lines[start + 4].split()[:2] == ["2", "5"]
+    assert lines[start + 4].split()[:2] == ["2", "3"]
+
+
+@pytest.fixture(scope="module")
+def one_result(tmp_path_factory: pytest.TempPathFactory, folders: Any) -> Path:
+    """A folder with the result of one run, which is only read."""
+    folder = tmp_path_factory.mktemp("one_result")
+    nets = folders.write_task(folder / "nets", {f"n{number}": number for number in range(3)}, module="sweeps_of_one")
+    task = ("task=checkpoints", f"task.path={nets}", "figures=false", f"output={folder / 'results'}")
+    assert main(["run", *task, "measure=[davies_bouldin]", "layers=[0]"]) == 0
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -321,9 +331,13 @@ def test_few_runs_have_their_whole_tables(run: Callable[..., str], capfd: pytest
     ],
 )
 def test_options_of_collect_that_are_wrong(
-    run: Callable[..., str], capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+    one_result: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
 ) -> None:
-    run("measure=[davies_bouldin]", "layers=[0]")
+    monkeypatch.chdir(one_result)
     assert main(["collect", "results", *arguments]) == 1
     err = capfd.readouterr().err
     assert err.startswith("error: ")
