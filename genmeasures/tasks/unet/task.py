@@ -21,16 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from genmeasures.devices import usable_device
 from genmeasures.errors import DataError, ModelError, OptionError
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
 from genmeasures.tasks.cache import cache_folder, check_writable
-from genmeasures.tasks.training import (
-    in_processes,
-    one_thread,
-    start_worker,
-    worker_count,
-)
+from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
 from genmeasures.tasks.unet.objectives import OBJECTIVES
 from genmeasures.tasks.unet.problems import Denoising, Problem, Segmentation, mask_of
 from genmeasures.tasks.unet.scores import ssim
@@ -180,18 +176,12 @@ class _UNets(Task, abc.ABC):
                 for job in jobs:
                     _train_one(job)
             else:
-                in_processes(_train_one, jobs, workers, lambda: None, start_worker)
+                run_in_processes(_train_one, jobs, workers)
 
     def _training_device(self) -> torch.device:
         if self.device is None:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise OptionError(f"{type(self).__name__}: device={self.device!r} cannot be used: {reason}") from error
-        return device
+        return usable_device(self.device)
 
     def _folder(self, recipe: Recipe, cases: Cases) -> Path:
         digest = hashlib.sha256(json.dumps([asdict(recipe), *self._settings()], sort_keys=True).encode())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genmeasures.tasks.cache import keep, read_kept
+from genmeasures.tasks.cache import load_checkpoint, save_checkpoint
 from genmeasures.tasks.unet.assembly import predict_volume
 from genmeasures.tasks.unet.network import ResidualUNet
 from genmeasures.tasks.unet.problems import Problem
@@ -89,7 +89,7 @@ def metrics(run: Run, epoch: int) -> dict[str, float] | None:
     """What is known of the network after an epoch; None where its checkpoint is missing or damaged."""
     path = run.checkpoint(epoch)
     try:
-        return {str(name): float(value) for name, value in read_kept(path)["metrics"].items()}
+        return {str(name): float(value) for name, value in load_checkpoint(path)["metrics"].items()}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -100,7 +100,7 @@ def metrics(run: Run, epoch: int) -> dict[str, float] | None:
 def load(run: Run, epoch: int, cases: Cases) -> ResidualUNet:
     """The network after an epoch, in evaluation mode; raises ValueError, or FileNotFoundError, naming the file."""
     path = run.checkpoint(epoch)
-    kept = read_kept(path)
+    kept = load_checkpoint(path)
     with torch.random.fork_rng(devices=[]):
         model = network(run, cases)
     try:
@@ -126,14 +126,14 @@ def train(run: Run, cases: Cases, device: torch.device) -> None:
             loss = _epoch(model, optimizer, problem, x, y, recipe.batch_size, device)
             found = {**score(model, run, cases, device), "train_loss": loss}
             weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-            keep(run.checkpoint(epoch), {"state_dict": weights, "metrics": found})
-            keep(run.state, {"epoch": epoch, "state_dict": weights, "optimizer": optimizer.state_dict()})
+            save_checkpoint(run.checkpoint(epoch), {"state_dict": weights, "metrics": found})
+            save_checkpoint(run.state, {"epoch": epoch, "state_dict": weights, "optimizer": optimizer.state_dict()})
 
 
 def _begin(run: Run, cases: Cases, device: torch.device) -> tuple[ResidualUNet, torch.optim.Optimizer, int]:
     """The network and its optimizer, and the number of epochs that it has behind it."""
     try:
-        kept: dict[str, Any] | None = read_kept(run.state)
+        kept: dict[str, Any] | None = load_checkpoint(run.state)
     except FileNotFoundError:
         kept = None
     except ValueError as error:

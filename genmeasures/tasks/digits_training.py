@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from genmeasures.errors import GenmeasuresError
-from genmeasures.tasks.cache import keep, read_kept
+from genmeasures.tasks.cache import load_checkpoint, save_checkpoint
 from genmeasures.tasks.cnn import SmallCNN
 from genmeasures.tasks.digits import Arrays
+from genmeasures.tasks.pool import one_thread, run_in_processes
 
 
 @dataclass(frozen=True)
@@ -96,7 +87,7 @@ def read(path: Path, hparams: Hparams, recipe: Recipe) -> tuple[SmallCNN, dict[s
 
     Raises ValueError where the file is damaged or does not fit, and FileNotFoundError.
     """
-    kept = read_kept(path)
+    kept = load_checkpoint(path)
     try:
         metrics = {name: float(kept["metrics"][name]) for name in ("train_accuracy", "test_accuracy")}
         with torch.random.fork_rng(devices=[]):
@@ -120,98 +111,16 @@ def train_all(jobs: Sequence[Job], workers: int, title: str) -> None:
         bar = progress.add_task(title, total=len(jobs))
         if workers == 1:
             for job in jobs:
-                _train_and_keep(job)
+                _train_and_save(job)
                 progress.advance(bar)
         else:
-            in_processes(_train_and_keep, jobs, workers, lambda: progress.advance(bar), start_worker)
+            run_in_processes(_train_and_save, jobs, workers, lambda: progress.advance(bar))
 
 
-_T = TypeVar("_T")
-
-
-def in_processes(
-    train: Callable[[_T], object],
-    jobs: Sequence[_T],
-    workers: int,
-    one_done: Callable[[], None],
-    start: Callable[..., object],
-    *arguments: object,
-) -> None:
-    """Call ``train`` with each job in one of so many processes, each of which begins with ``start(*arguments)``.
-
-    Raises GenmeasuresError where a process ends too early. Whatever ends this function ends the processes.
-    """
-    # spawn: a forked copy of a process whose torch has started its threads can hang.
-    context = multiprocessing.get_context("spawn")
-    ended = context.Event()
-    executor = ProcessPoolExecutor(workers, context, _start, (ended, start, arguments))
-    try:
-        for future in as_completed([executor.submit(train, job) for job in jobs]):
-            future.result()
-            one_done()
-    except BrokenProcessPool as error:
-        raise GenmeasuresError(
-            "a process that trains networks ended too early. A script that starts such processes must be a file "
-            'and do so under `if __name__ == "__main__":`; otherwise give workers=1. '
-            "If the processes were killed for want of memory, give fewer workers"
-        ) from error
-    except BaseException:
-        ended.set()  # a training in hand may have hours to go
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _start(ended: Event, start: Callable[..., object], arguments: Sequence[object]) -> None:
-    threading.Thread(target=_end_with_pool, args=(ended,), daemon=True).start()
-    start(*arguments)
-
-
-def _end_with_pool(ended: Event) -> None:
-    ended.wait()
-    os._exit(1)
-
-
-def worker_count(workers: int | None) -> int:
-    """How many processes train: as many as asked for, or one for each core that this process may use."""
-    if multiprocessing.current_process().daemon:
-        return 1  # such a process may not start others
-    if workers is not None:
-        return workers
-    # A batch system can give fewer cores than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def start_worker() -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C reaches the whole group; the parent answers it, and ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A parent that is killed cannot end its workers, and they would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _train_and_keep(job: Job) -> None:
+def _train_and_save(job: Job) -> None:
     with one_thread():
         model, metrics = _train(job)
-    keep(job.path, {"state_dict": model.state_dict(), "metrics": metrics})
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """More threads gain nothing on networks this small, and would change the order of their sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    save_checkpoint(job.path, {"state_dict": model.state_dict(), "metrics": metrics})
 
 
 def _train(job: Job) -> tuple[nn.Module, dict[str, float]]:
@@ -256,16 +165,4 @@ def accuracy(model: nn.Module, data: Arrays) -> float:
     return float((predicted == torch.from_numpy(data[1])).double().mean())
 
 
-__all__ = [
-    "Hparams",
-    "Job",
-    "Recipe",
-    "accuracy",
-    "architecture",
-    "in_processes",
-    "one_thread",
-    "read",
-    "start_worker",
-    "train_all",
-    "worker_count",
-]
+__all__ = ["Hparams", "Job", "Recipe", "accuracy", "architecture", "read", "train_all"]
