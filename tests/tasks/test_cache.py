@@ -13,7 +13,7 @@ import torch
 
 from genmeasures.errors import OptionError
 from genmeasures.files import temporary_path
-from genmeasures.tasks import DigitsCNN, UNetSegmentation
+from genmeasures.tasks import DigitsCNN
 from genmeasures.tasks.cache import load_checkpoint, save_checkpoint
 
 CONTENT = {
@@ -107,20 +107,13 @@ def test_many_writers_of_one_file(tmp_path: Path) -> None:
 
 
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.random((5, 1, 8, 8, 8)).astype(np.float32), (rng.random((5, 8, 8, 8)) > 0.5).astype(np.int64)
-    np.savez(tmp_path / "volumes.npz", x=x, y=y)
-    unet: dict[str, Any] = {"patch": [8, 8, 8], "width": 8, "depth": 2, "epochs": 1, "epoch_size": 2, "patches": 2}
-    for task in (
-        DigitsCNN(cache=str(tmp_path), workers=1, limit=1),
-        UNetSegmentation(str(tmp_path / "volumes.npz"), objectives=["mse"], cache=str(tmp_path), workers=1, **unet),
-    ):
-        task.models()
-        (kept, *_) = sorted(tmp_path.rglob(f"{task.name}/**/*.pt"))
-        left, going_on = temporary_path(kept), temporary_path(kept)
-        for one in (left, going_on):
-            one.write_bytes(b"half")
-        os.utime(left, (0, 0))
-        task.models()
-        assert not left.exists()
-        assert going_on.exists()
+    task = DigitsCNN(cache=str(tmp_path), workers=1, limit=1)
+    task.models()
+    (checkpoint, *_) = sorted(tmp_path.rglob("digits_cnn/**/*.pt"))
+    stale, current = temporary_path(checkpoint), temporary_path(checkpoint)
+    for path in (stale, current):
+        path.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    task.models()
+    assert not stale.exists()
+    assert current.exists()

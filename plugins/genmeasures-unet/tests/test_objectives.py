@@ -7,13 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from torch import Tensor
-
-from genmeasures.errors import DataError
-from genmeasures.tasks.unet.objectives import (
+from genmeasures_unet.objectives import (
     OBJECTIVES,
     balanced_bce,
     dice_and_bce,
@@ -21,6 +15,12 @@ from genmeasures.tasks.unet.objectives import (
     mean_square_error,
     regression_error,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genmeasures.plugin import DataError
 
 
 def logit(probability: float) -> float:

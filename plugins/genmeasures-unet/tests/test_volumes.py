@@ -11,14 +11,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from genmeasures_unet.volumes import Case, binary, mni152, read_cases, reduced, standardized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from skimage.measure import block_reduce
 
-from genmeasures.errors import DataError, GenmeasuresError, OptionError
-from genmeasures.tasks.unet.volumes import Case, binary, mni152, read_cases, reduced, standardized
+from genmeasures.plugin import DataError, GenmeasuresError, OptionError
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[4] / "shared" / "data" / "msd_hippocampus" / "msd_hippocampus_160.npz"
 
@@ -128,9 +128,9 @@ ONES = np.ones((2, 4, 4))
         ({"x": np.array([[["a"]]])}, "case 0: the image has type"),
         ({"x": np.ones((1, 2, 2), complex)}, "case 0: the image has type complex"),
         ({"x": np.ones((1, 0, 2))}, "case 0: .* empty"),
-        ({"x": ONES, "y": ONES / 2}, "case 0: the mask has values that are not whole"),
-        ({"x": ONES, "y": -ONES}, "case 0: the mask has values that are not whole"),
-        ({"x": ONES[:1, :2, :2], "y": NAN}, "case 0: the mask has values that are not whole"),
+        ({"x": ONES, "y": ONES / 2}, "case 0: the mask has values that are not integers"),
+        ({"x": ONES, "y": -ONES}, "case 0: the mask has values that are not integers"),
+        ({"x": ONES[:1, :2, :2], "y": NAN}, "case 0: the mask has values that are not integers"),
         ({"x": ONES, "y": ONES.astype(str)}, "case 0: the mask has type"),
         ({"x": ONES, "y": ONES[:, 1:]}, r"case 0: the mask has shape \(3, 4\), but the image \(4, 4\)"),
         ({"x": np.array([{}], object)}, "cannot be read"),
@@ -290,9 +290,9 @@ def test_folders_without_volumes(tmp_path: Path) -> None:
     [
         (MASK[:, :2], np.eye(4), r"the mask has shape \(2, 2, 4\), but the image \(2, 3, 4\)"),
         (np.stack([MASK, MASK], -1), np.eye(4), r"the mask has shape \(2, 3, 4, 2\)"),
-        (MASK + np.float32(0.5), np.eye(4), "the mask has values that are not whole"),
-        (MASK.astype(np.int16) - 1, np.eye(4), "the mask has values that are not whole"),
-        (np.full(MASK.shape, np.nan, np.float32), np.eye(4), "the mask has values that are not whole"),
+        (MASK + np.float32(0.5), np.eye(4), "the mask has values that are not integers"),
+        (MASK.astype(np.int16) - 1, np.eye(4), "the mask has values that are not integers"),
+        (np.full(MASK.shape, np.nan, np.float32), np.eye(4), "the mask has values that are not integers"),
         (MASK, np.diag([-1.0, 1, 1, 1]), "the mask lies up to 1 mm off its image"),
         (MASK, np.diag([1, 1, 1.3, 1]), "the mask lies up to 0.9 mm off its image"),
     ],
@@ -348,9 +348,9 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "nibabel", None)
     monkeypatch.setitem(sys.modules, "nilearn", None)
     monkeypatch.delitem(sys.modules, "nilearn.datasets", raising=False)
-    with pytest.raises(GenmeasuresError, match=r"need nibabel: pip install 'genmeasures\[mri\]'"):
+    with pytest.raises(GenmeasuresError, match=r"need nibabel: pip install 'genmeasures-unet\[mri\]'"):
         read_cases(path)
-    with pytest.raises(GenmeasuresError, match=r"need nilearn: pip install 'genmeasures\[mri\]'"):
+    with pytest.raises(GenmeasuresError, match=r"need nilearn: pip install 'genmeasures-unet\[mri\]'"):
         mni152()
 
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from genmeasures_unet.scores import dice, iou, r2, ssim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, jaccard_score, r2_score
 
-from genmeasures.errors import DataError, GenmeasuresError, OptionError
-from genmeasures.tasks.unet.scores import dice, iou, r2, ssim
+from genmeasures.plugin import DataError, GenmeasuresError, OptionError
 
 Pair = tuple[NDArray[np.int64], NDArray[np.int64], int]
 
@@ -144,5 +144,5 @@ def test_ssim_says_what_does_not_fit() -> None:
 
 def test_ssim_names_the_extra_where_scikit_image_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
-    with pytest.raises(GenmeasuresError, match=r"pip install 'genmeasures\[mri\]'"):
+    with pytest.raises(GenmeasuresError, match=r"pip install 'genmeasures-unet\[mri\]'"):
         ssim(np.zeros((8, 8)), np.zeros((8, 8)), 1.0)

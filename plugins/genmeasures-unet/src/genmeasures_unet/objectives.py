@@ -15,8 +15,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from genmeasures.errors import DataError
-from genmeasures.tasks.unet.assembly import probabilities
+from genmeasures.plugin import DataError
+from genmeasures_unet.assembly import probabilities
 
 Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 

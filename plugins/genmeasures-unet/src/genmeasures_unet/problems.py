@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmeasures.errors import DataError
-from genmeasures.tasks.unet import scores
-from genmeasures.tasks.unet.assembly import classes, probabilities
-from genmeasures.tasks.unet.objectives import OBJECTIVES, regression_error
-from genmeasures.tasks.unet.patches import PatchSampler
-from genmeasures.tasks.unet.volumes import Case
+from genmeasures.plugin import DataError
+from genmeasures_unet import scores
+from genmeasures_unet.assembly import classes, probabilities
+from genmeasures_unet.objectives import OBJECTIVES, regression_error
+from genmeasures_unet.patches import PatchSampler
+from genmeasures_unet.volumes import Case
 
 Target = NDArray[np.int64] | NDArray[np.float32]
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genmeasures.errors import DataError, GenmeasuresError, OptionError, nearest
-from genmeasures.tasks.archives import check_sizes
+from genmeasures.plugin import DataError, GenmeasuresError, OptionError, check_sizes, nearest
 
 _SUFFIXES = (".nii.gz", ".nii")
 
@@ -149,7 +148,7 @@ def _optional(module: str) -> Any:
         package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise GenmeasuresError(f"volumes of this kind need {package}: pip install 'genmeasures[mri]'") from error
+        raise GenmeasuresError(f"volumes of this kind need {package}: pip install 'genmeasures-unet[mri]'") from error
 
 
 def _checked_image(where: str, image: NDArray[Any]) -> NDArray[np.float32]:

@@ -21,17 +21,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from genmeasures.devices import usable_device
-from genmeasures.errors import DataError, ModelError, OptionError
-from genmeasures.files import remove_stale_temporaries
-from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
-from genmeasures.tasks.cache import cache_folder, check_writable
-from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
-from genmeasures.tasks.unet.objectives import OBJECTIVES
-from genmeasures.tasks.unet.problems import Denoising, Problem, Segmentation, mask_of
-from genmeasures.tasks.unet.scores import ssim
-from genmeasures.tasks.unet.training import Cases, Recipe, Run, load, metrics, train
-from genmeasures.tasks.unet.volumes import binary, mni152, read_cases, reduced, standardized
+from genmeasures.plugin import (
+    SPLITS,
+    DataError,
+    ModelError,
+    OptionError,
+    Split,
+    Task,
+    TaskModel,
+    cache_folder,
+    check_writable,
+    is_count,
+    one_of,
+    one_thread,
+    remove_stale_temporaries,
+    require,
+    run_in_processes,
+    usable_device,
+    worker_count,
+)
+from genmeasures_unet.objectives import OBJECTIVES
+from genmeasures_unet.problems import Denoising, Problem, Segmentation, mask_of
+from genmeasures_unet.scores import ssim
+from genmeasures_unet.training import Cases, Recipe, Run, load, metrics, train
+from genmeasures_unet.volumes import binary, mni152, read_cases, reduced, standardized
 
 _TEST_SHARE = 0.2
 """Share of the cases that are kept for testing (Rajagopal et al. 2021, section 3.1)."""
@@ -206,7 +219,7 @@ class UNetSegmentation(_UNets):
     ``models()`` trains what is missing, in ``workers`` processes (default: one for each usable core), and
     keeps it in ``<cache>/unet/<key>/<objective>_seed<n>/``; a training that was broken off goes on.
 
-    Options: ``volumes`` is a file or folder that :func:`~genmeasures.tasks.unet.volumes.read_cases` reads
+    Options: ``volumes`` is a file or folder that :func:`~genmeasures_unet.volumes.read_cases` reads
     (default: the MNI152 template, for which the extra ``mri`` is needed). ``reduce`` divides the resolution.
     ``foreground``: "merged" makes one class of all, "classes" keeps them. ``patch`` is the spatial size of a
     patch. ``width`` and ``depth`` are the network's, ``epochs`` how long it is trained, on ``epoch_size``
@@ -268,7 +281,7 @@ class UNetDenoising(_UNets):
     ``models()`` trains what is missing, in ``workers`` processes (default: one for each usable core), and
     keeps it in ``<cache>/unet_denoising/<key>/``; a training that was broken off goes on.
 
-    Options: ``volumes`` is a file or folder that :func:`~genmeasures.tasks.unet.volumes.read_cases` reads
+    Options: ``volumes`` is a file or folder that :func:`~genmeasures_unet.volumes.read_cases` reads
     (default: the MNI152 template, for which the extra ``mri`` is needed). ``reduce`` divides the resolution.
     ``noise`` is the standard deviation of the noise, that of a volume being 1. ``patch`` is the spatial size of
     a patch. ``width`` and ``depth`` are the network's, ``epochs`` how long it is trained, on ``epoch_size``

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from genmeasures_unet.network import ResidualUNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.errors import DataError, OptionError
-from genmeasures.tasks.unet.network import ResidualUNet
+from genmeasures.plugin import DataError, OptionError
 
 
 def net(*args: int, **kwargs: int) -> ResidualUNet:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genmeasures.errors import DataError, OptionError
-from genmeasures.tasks.unet.volumes import Case
+from genmeasures.plugin import DataError, OptionError
+from genmeasures_unet.volumes import Case
 
 GROUPS = ("outside", "border", "inside")
 """Names of the groups 0, 1 and 2: no foreground, up to BORDER_PERCENT of the patch, and more."""

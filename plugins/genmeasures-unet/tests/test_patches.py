@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from genmeasures_unet.patches import PatchSampler, patch_groups
+from genmeasures_unet.volumes import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from genmeasures.errors import DataError, OptionError
-from genmeasures.tasks.unet.patches import PatchSampler, patch_groups
-from genmeasures.tasks.unet.volumes import Case
+from genmeasures.plugin import DataError, OptionError
 
 
 def slow_group(mask: NDArray[Any]) -> int:

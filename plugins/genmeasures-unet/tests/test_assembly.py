@@ -7,12 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from genmeasures_unet.assembly import classes, predict_volume, probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from genmeasures.errors import DataError, ModelError, OptionError
-from genmeasures.tasks.unet.assembly import classes, predict_volume, probabilities
+from genmeasures.plugin import DataError, ModelError, OptionError
 
 
 class Recording(nn.Module):

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genmeasures.tasks.cache import load_checkpoint, save_checkpoint
-from genmeasures.tasks.unet.assembly import predict_volume
-from genmeasures.tasks.unet.network import ResidualUNet
-from genmeasures.tasks.unet.problems import Problem
-from genmeasures.tasks.unet.volumes import Case
+from genmeasures.plugin import load_checkpoint, save_checkpoint
+from genmeasures_unet.assembly import predict_volume
+from genmeasures_unet.network import ResidualUNet
+from genmeasures_unet.problems import Problem
+from genmeasures_unet.volumes import Case
 
 log = logging.getLogger(__name__)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from genmeasures_unet import UNetDenoising, UNetSegmentation
+from genmeasures_unet import task as task_module
 
 import genmeasures
-from genmeasures.errors import DataError, ModelError, OptionError
-from genmeasures.tasks import UNetDenoising, UNetSegmentation
-from genmeasures.tasks.unet import task as task_module
+from genmeasures.files import temporary_path
+from genmeasures.plugin import DataError, ModelError, OptionError
 
 
 def balls(path: Path, count: int = 10, size: int = 20, classes: int = 2) -> Path:
@@ -149,6 +151,20 @@ def test_a_damaged_checkpoint_fails_by_itself(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"epoch002\.pt is damaged.*list the models again"):
         models[1].build()
     assert models[0].build() is not None
+
+
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    balls(tmp_path / "balls.npz")
+    task = UNetSegmentation(**small(tmp_path, objectives=["mse"], epochs=1))
+    task.models()
+    (checkpoint,) = tmp_path.rglob("epoch001.pt")
+    stale, current = temporary_path(checkpoint), temporary_path(checkpoint)
+    for path in (stale, current):
+        path.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    task.models()
+    assert not stale.exists()
+    assert current.exists()
 
 
 @pytest.mark.parametrize(

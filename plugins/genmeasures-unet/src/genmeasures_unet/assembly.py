@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from genmeasures.errors import DataError, ModelError, OptionError
+from genmeasures.plugin import DataError, ModelError, OptionError
 
 
 def predict_volume(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genmeasures.errors import DataError, GenmeasuresError, OptionError
+from genmeasures.plugin import DataError, GenmeasuresError, OptionError
 
 _WIDEST_WINDOW = 7
 
@@ -65,7 +65,7 @@ def ssim(predicted: NDArray[Any], truth: NDArray[Any], data_range: float) -> flo
     try:
         metrics = importlib.import_module("skimage.metrics")
     except ImportError as error:
-        raise GenmeasuresError("structural similarity needs scikit-image: pip install 'genmeasures[mri]'") from error
+        raise GenmeasuresError("SSIM needs scikit-image: pip install 'genmeasures-unet[mri]'") from error
     shortest = min(truth.shape)
     window = min(_WIDEST_WINDOW, shortest - 1 + shortest % 2)
     return float(metrics.structural_similarity(truth, predicted, win_size=window, data_range=data_range))

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from genmeasures_unet.objectives import OBJECTIVES
+from genmeasures_unet.problems import Denoising, Problem, Segmentation
+from genmeasures_unet.training import Cases, Recipe, Run, load, metrics, score, train
+from genmeasures_unet.volumes import Case
 from sklearn.metrics import f1_score, jaccard_score, r2_score
 from torch import Tensor
-
-from genmeasures.tasks.unet.objectives import OBJECTIVES
-from genmeasures.tasks.unet.problems import Denoising, Problem, Segmentation
-from genmeasures.tasks.unet.training import Cases, Recipe, Run, load, metrics, score, train
-from genmeasures.tasks.unet.volumes import Case
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(patch=(12, 12), epoch_size=48, depth=2, learning_rate=0.01)
