@@ -1,4 +1,4 @@
-"""How many vectors the deepest layers need: ``python docs/studies/unet/sampling.py``.
+"""How many vectors the deepest layers need: ``python benchmarks/studies/unet/sampling.py``.
 
 At the deepest layer a patch is a single pixel, so that the study's 198 patches are 198 vectors, on which fifteen
 Gaussians in ten dimensions are fitted. All checkpoints are measured again with eight times as many patches, in the

@@ -1,4 +1,4 @@
-"""Why roughness rises as the networks learn: ``python docs/studies/unet/roughness.py``.
+"""Why roughness rises as the networks learn: ``python benchmarks/studies/unet/roughness.py``.
 
 Some checkpoints of each objective are measured with other choices that the paper leaves open: patches reduced by PCA,
 bare outputs instead of activations, and training patches instead of test patches. Writes ``roughness.csv``, a row for
@@ -7,7 +7,6 @@ each checkpoint, choice and layer. Broken off, it goes on.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,7 @@ from networks import EXPERIMENT, read_task
 
 import genmeasures
 from genmeasures.extractors import ReceptiveField
+from genmeasures.files import write_atomically
 from genmeasures.measures import Roughness
 
 PATH = Path(__file__).parent / "roughness.csv"
@@ -50,9 +50,7 @@ def main() -> None:
             made = made.assign(objective=model.hparams["objective"], epoch=model.hparams["epoch"])
             made = made.assign(test_iou=model.metrics["test_iou"])
             known = made if known.empty else pd.concat([known, made], ignore_index=True)
-            written = PATH.with_suffix(".tmp")
-            known.to_csv(written, index=False, float_format="%.10g")
-            os.replace(written, PATH)
+            write_atomically(PATH, known.to_csv(index=False, float_format="%.10g").encode())
 
 
 if __name__ == "__main__":

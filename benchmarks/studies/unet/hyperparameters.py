@@ -9,7 +9,6 @@ again. ``--checkpoints 8`` measures as many epochs of every objective, on fewer 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from figures import COLORS, MARKERS, new_figure, write
+from genmeasures_unet import UNetSegmentation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
@@ -31,10 +31,10 @@ from torch import nn
 import genmeasures
 from genmeasures.aggregators.means import weighted_mean
 from genmeasures.extractors import ReceptiveField
+from genmeasures.files import write_atomically
 from genmeasures.labelers import KMeans
 from genmeasures.measures import Confidence, Roughness
 from genmeasures.statistics.mixture import Mixtures, fit_mixtures
-from genmeasures.tasks import UNetSegmentation
 
 _ALL = 1_000_000
 """Components asked for where none are to be left out: the PCA takes as many as there are channels."""
@@ -131,9 +131,7 @@ def measured(
             made = pd.DataFrame({**dict(zip(_KEY, key, strict=True)), "layer": ds.layer.values + 1, **layers})
             made = made.assign(seconds=round(ds.attrs["seconds"], 3), test_iou=scores["test_iou"])
             known = made if known.empty else pd.concat([known, made], ignore_index=True)
-            written = path.with_suffix(".tmp")
-            known.to_csv(written, index=False, float_format="%.10g")
-            os.replace(written, path)
+            write_atomically(path, known.to_csv(index=False, float_format="%.10g").encode())
             print(f"{checkpoint}: {setting}: {ds.attrs['seconds']:.1f} s", flush=True)
     wanted = pd.DataFrame(checkpoints, columns=["objective", "seed", "epoch"]).assign(cap=cap)
     return known.merge(wanted, on=["objective", "seed", "epoch", "cap"])

@@ -1,4 +1,4 @@
-"""Tables and figures of the study, from its result files: ``python docs/studies/unet/report.py [folder]``.
+"""Tables and figures of the study, from its result files: ``python benchmarks/studies/unet/report.py [folder]``.
 
 Reads ``receptive_field.nc`` and ``whole_tensor.nc`` in the folder, and what there is of
 ``receptive_field_linear.nc`` (confidence by linear densities), ``sampling.nc`` (more patches in the deepest layers),

@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import yaml
+from genmeasures_unet import UNetSegmentation, conf
+from genmeasures_unet.training import load, metrics
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import genmeasures
 from genmeasures.extractors import ReceptiveField
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Labeler, Layer, Pass, Variable
-from genmeasures.tasks import UNetSegmentation
-from genmeasures.tasks.unet.training import load, metrics
 
-ROOT = Path(__file__).parents[3]
-EXPERIMENT = ROOT / "conf" / "experiment" / "unet_hippocampus.yaml"
+EXPERIMENT = Path(conf.__file__).parent / "experiment" / "unet_hippocampus.yaml"
 """The recipe of the study."""
 
 
 def read_task(experiment: Path, **options: Any) -> UNetSegmentation:
-    """The task of a recipe; a relative path of its volumes starts at the root of the repository."""
-    given = {**yaml.safe_load(experiment.read_text(encoding="utf-8"))["task"], **options}
-    return UNetSegmentation(**{**given, "volumes": ROOT / given["volumes"]})
+    """The task of a recipe, whose volumes the environment variable ``GENMEASURES_HIPPOCAMPUS`` names."""
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(experiment).task, resolve=True)
+    return UNetSegmentation(**{**recipe, **options})
 
 
 def network(task: UNetSegmentation, objective: str, seed: int, epoch: int) -> tuple[nn.Module, dict[str, float]]:
