@@ -1,4 +1,4 @@
-"""Training of many small classifiers, each in one thread and from its own seed, and keeping them on disk."""
+"""Training recipe of the digits task, and the checkpoints of its networks."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from genmeasures.tasks.pool import one_thread, run_in_processes
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every network is trained: AdamW with a one-cycle learning rate for a fixed number of steps."""
+    """Settings that all training runs share: AdamW with a one-cycle learning rate for a fixed number of steps."""
 
     version: int = 1
-    """Raised with each change of the training that the other fields do not show."""
+    """Incremented with each change of the training that the other fields do not reflect."""
     steps: int = 220
     batch_size: int = 32
     learning_rate: float = 0.01
     warm_up: float = 0.1
-    """Share of the steps in which the learning rate rises."""
+    """Fraction of the steps in which the learning rate increases."""
     hidden: int = 128
     """Units of the hidden linear layer."""
 
 
 @dataclass(frozen=True)
 class Hparams:
-    """What the networks differ in."""
+    """Hyperparameters in which the networks differ."""
 
     width: int
-    """Channels of each convolution."""
+    """Number of channels of each convolution."""
     depth: int
     """Number of convolutions."""
     dropout: float
     weight_decay: float
-    """AdamW's, which multiplies it by the learning rate."""
+    """Weight decay of AdamW, which multiplies it by the learning rate."""
     batch_norm: bool
     train_size: int
     """Number of training images."""
     label_noise: float
-    """Share of the training labels that are wrong."""
+    """Fraction of the training labels that are wrong."""
 
     @property
     def name(self) -> str:
-        """A name that no other combination has, fit for a file."""
+        """Unique name of the combination, valid as a file name."""
         return (
             f"width{self.width}_depth{self.depth}_dropout{self.dropout:g}_decay{self.weight_decay:g}"
             f"_norm{int(self.batch_norm)}_size{self.train_size}_noise{self.label_noise:g}"
@@ -62,7 +62,7 @@ class Hparams:
 
 @dataclass(frozen=True)
 class Job:
-    """A network to train, and the file to keep it in."""
+    """One training run: a network, its data, and the file of its checkpoint."""
 
     path: Path
     hparams: Hparams
@@ -72,7 +72,7 @@ class Job:
 
 
 def architecture(hparams: Hparams, recipe: Recipe) -> SmallCNN:
-    """The network that the hyperparameters ask for, with random weights from torch's global generator."""
+    """The network of these hyperparameters, initialized from torch's global generator."""
     return SmallCNN(
         hparams.width,
         hparams.depth,
@@ -83,16 +83,26 @@ def architecture(hparams: Hparams, recipe: Recipe) -> SmallCNN:
 
 
 def read(path: Path, hparams: Hparams, recipe: Recipe) -> tuple[SmallCNN, dict[str, float]]:
-    """A network that ``train_all`` kept, in evaluation mode, and its metrics.
+    """Read a network that :func:`train_all` saved.
 
-    Raises ValueError where the file is damaged or does not fit, and FileNotFoundError.
+    Args:
+        path: the checkpoint.
+        hparams: hyperparameters of the network.
+        recipe: settings of the training.
+
+    Returns:
+        The network in evaluation mode, and its metrics ``train_accuracy`` and ``test_accuracy``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or has weights of another architecture.
     """
-    kept = load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     try:
-        metrics = {name: float(kept["metrics"][name]) for name in ("train_accuracy", "test_accuracy")}
+        metrics = {name: float(checkpoint["metrics"][name]) for name in ("train_accuracy", "test_accuracy")}
         with torch.random.fork_rng(devices=[]):
             model = architecture(hparams, recipe)
-        model.load_state_dict(kept["state_dict"])
+        model.load_state_dict(checkpoint["state_dict"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not all(math.isfinite(value) for value in metrics.values()):
@@ -101,10 +111,18 @@ def read(path: Path, hparams: Hparams, recipe: Recipe) -> tuple[SmallCNN, dict[s
 
 
 def train_all(jobs: Sequence[Job], workers: int, title: str) -> None:
-    """Train the networks and keep each in its file, with a progress bar on standard error.
+    """Train networks and save a checkpoint of each, with a progress bar on standard error.
 
-    ``workers`` processes of one thread each train them; with one, this process does. A network's
-    weights do not depend on that. Whatever ends this function ends the processes.
+    The weights of a network do not depend on the number of processes.
+
+    Args:
+        jobs: the networks to train.
+        workers: number of processes, of one thread each; with 1, this process trains.
+        title: title of the progress bar.
+
+    Raises:
+        OptionError: a checkpoint cannot be written.
+        GenmeasuresError: a process ended before its training was done.
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -118,15 +136,17 @@ def train_all(jobs: Sequence[Job], workers: int, title: str) -> None:
 
 
 def _train_and_save(job: Job) -> None:
+    """Train one network and save its checkpoint."""
     with one_thread():
         model, metrics = _train(job)
     save_checkpoint(job.path, {"state_dict": model.state_dict(), "metrics": metrics})
 
 
 def _train(job: Job) -> tuple[nn.Module, dict[str, float]]:
+    """The trained network and its metrics."""
     hparams, recipe = job.hparams, job.recipe
     x, y = (torch.from_numpy(array) for array in job.train)
-    # Initial weights and dropout draw from the global generator, whose state must come back as it was.
+    # Initial weights and dropout draw from the global generator, whose state is restored.
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(int.from_bytes(hashlib.sha256(hparams.name.encode()).digest()[:4]))
         model = architecture(hparams, recipe)
@@ -148,18 +168,18 @@ def _train(job: Job) -> tuple[nn.Module, dict[str, float]]:
 
 
 def _batches(size: int, batch_size: int, steps: int) -> Iterator[Tensor]:
-    """Indices, int64 (≤ batch_size,), of ``steps`` batches: each epoch in a new random order."""
-    left = steps
-    while left > 0:
+    """Indices, int64 (≤ batch_size,), of ``steps`` batches; each epoch is in a new random order."""
+    remaining = steps
+    while remaining > 0:
         order = torch.randperm(size)
-        starts = range(0, size, batch_size)[:left]
-        left -= len(starts)
+        starts = range(0, size, batch_size)[:remaining]
+        remaining -= len(starts)
         for start in starts:
             yield order[start : start + batch_size]
 
 
 def accuracy(model: nn.Module, data: Arrays) -> float:
-    """Share of the images whose largest logit is their label's; the model's mode is left as it is."""
+    """Fraction of the images that are classified correctly, in the current mode of the model."""
     with torch.inference_mode():
         predicted = model(torch.from_numpy(data[0])).argmax(1)
     return float((predicted == torch.from_numpy(data[1])).double().mean())

@@ -217,7 +217,7 @@ def test_probabilities_and_classes() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     model, volume = nn.Identity(), torch.zeros(1, 6, 6)
     for bad in (torch.zeros(1, 6), torch.zeros(1, 1, 6, 6, 6), torch.zeros(1, 0, 6)):
-        with pytest.raises(DataError, match="cannot be predicted"):
+        with pytest.raises(DataError, match="cannot predict a volume of shape"):
             predict_volume(model, bad, (4, 4), output=same)
     for patch in ((4,), (4, 4, 4), (4, 0), ()):
         with pytest.raises(OptionError, match="2 sizes of at least 1"):

@@ -110,13 +110,13 @@ def test_stages_are_joined_by_skip_connections() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dimensions": 1}, "dimensions=1 must be 2 or 3"),
-        ({"width": 0}, "width=0 must be an integer from 1"),
-        ({"depth": 0}, "depth=0"),
-        ({"depth": 30}, "depth=30 must be at most 12"),
-        ({"width": 6}, "width=6 must be a multiple of groups=4"),
-        ({"width": 4}, "width=4 must be a multiple of groups=4, and more than that"),
-        ({"channels": 9}, "width=8 must be at least the number of input channels, 9"),
+        ({"dimensions": 1}, "dimensions must be 2 or 3, got 1"),
+        ({"width": 0}, "width must be a positive integer, got 0"),
+        ({"depth": 0}, "depth must be a positive integer, got 0"),
+        ({"depth": 30}, "depth must be at most 12.*got 30"),
+        ({"width": 6}, "width must be a multiple of groups=4 and larger, got 6"),
+        ({"width": 4}, "width must be a multiple of groups=4 and larger, got 4"),
+        ({"channels": 9}, "width must be at least channels=9, got 8"),
     ],
 )
 def test_options_out_of_range(options: dict[str, int], message: str) -> None:
@@ -125,5 +125,5 @@ def test_options_out_of_range(options: dict[str, int], message: str) -> None:
 
 
 def test_input_of_another_shape() -> None:
-    with pytest.raises(DataError, match=r"shape \(1, 2, 8, 8, 8\), expected is \(batch, 1, and 3 spatial sides\)"):
+    with pytest.raises(DataError, match=r"shape \(batch, 1, 3 spatial sides\), got \(1, 2, 8, 8, 8\)"):
         net(3)(torch.zeros(1, 2, 8, 8, 8))

@@ -192,16 +192,20 @@ def test_bool_and_small_integer_masks_are_as_int64() -> None:
 @pytest.mark.parametrize(
     ("logits", "mask", "message"),
     [
-        (torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4).long(), r"shape \(2, 1, 4, 4\) does not fit"),
-        (torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 1).long(), r"\(2, 4, 4\) is needed"),
-        (torch.zeros(2, 1, 4), torch.full((2, 4), 2), "from 2 to 2, but logits of 1 channel"),
+        (
+            torch.zeros(2, 1, 4, 4),
+            torch.zeros(2, 1, 4, 4).long(),
+            r"expected a mask of shape \(2, 4, 4\).*got \(2, 1, 4, 4\)",
+        ),
+        (torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 1).long(), r"mask of shape \(2, 4, 4\)"),
+        (torch.zeros(2, 1, 4), torch.full((2, 4), 2), r"0 to 1 for logits of 1 channel.*from 2 to 2"),
         (torch.zeros(2, 1, 4), torch.full((2, 4), 255), "from 255 to 255"),
         (torch.zeros(2, 3, 4), torch.full((2, 4), 3), "3 channel"),
         (torch.zeros(2, 3, 4), torch.full((2, 4), -1), "from -1"),
-        (torch.zeros(2, 3, 4), torch.zeros(2, 4), "torch.float32: class numbers"),
-        (torch.zeros(2, 3), torch.zeros(2).long(), r"logits have shape \(2, 3\)"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 4), "class labels.*got torch.float32"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), r"expected logits of shape.*got \(2, 3\)"),
         (torch.zeros(1, 1, 2, 2, 2, 2), torch.zeros(1, 2, 2, 2, 2).long(), "1 to 3 axes"),
-        (torch.zeros(0, 1, 4), torch.zeros(0, 4).long(), "none empty"),
+        (torch.zeros(0, 1, 4), torch.zeros(0, 4).long(), "none of them empty"),
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, logits: Tensor, mask: Tensor, message: str) -> None:
@@ -212,7 +216,7 @@ def test_what_does_not_fit_is_refused(name: str, logits: Tensor, mask: Tensor, m
 def test_regression() -> None:
     output, target = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]]), torch.tensor([[[1.0, 0.0], [2.0, 2.0]]])
     assert regression_error(output, target).item() == pytest.approx((0 + 4 + 1 + 9) / 4)
-    with pytest.raises(DataError, match="same shape"):
+    with pytest.raises(DataError, match="that of the network's output"):
         regression_error(output, target[:, :1])
     with pytest.raises(DataError, match=r"torch\.int64"):
         regression_error(output, target.long())

@@ -191,11 +191,11 @@ def test_cases_that_do_not_fit_are_named(bad: Case, fault: str) -> None:
 @pytest.mark.parametrize(
     ("targets", "fault"),
     [
-        ([IMAGE], "1 targets for 2 cases"),
+        ([IMAGE], "expected 2 targets, one per case, got 1"),
         ([IMAGE, MASK], r"other: target \(5, 6\) must be channels"),
         ([IMAGE, IMAGE[:, :4]], r"other: target \(1, 4, 6\) must be channels"),
-        ([IMAGE, IMAGE.repeat(2, 0)], "other: its target has other channels or another type"),
-        ([IMAGE, IMAGE.astype(np.float64)], "other: its target has other channels or another type"),
+        ([IMAGE, IMAGE.repeat(2, 0)], "other: the channels or dtype of its target differ"),
+        ([IMAGE, IMAGE.astype(np.float64)], "other: the channels or dtype of its target differ"),
     ],
 )
 def test_targets_that_do_not_fit_are_named(targets: list[NDArray[Any]], fault: str) -> None:

@@ -87,7 +87,7 @@ def test_denoising_is_learnt(tmp_path: Path) -> None:
     train(run, CASES, CPU)
     found = metrics(run, 12)
     assert found is not None
-    bare = np.mean([r2_score(true.ravel(), noisy.ravel()) for noisy, true in map(problem.given, CASES.test)])
+    bare = np.mean([r2_score(true.ravel(), noisy.ravel()) for noisy, true in map(problem.example, CASES.test)])
     assert found["test_r2"] > bare + 0.2
 
 
@@ -172,8 +172,8 @@ def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:
 
 def test_noise_is_that_of_the_case() -> None:
     case = CASES.test[0]
-    noisy, target = Denoising(0.5, 1).given(case)
-    again, _ = Denoising(0.5, 1).given(case)
+    noisy, target = Denoising(0.5, 1).example(case)
+    again, _ = Denoising(0.5, 1).example(case)
     other, _ = Denoising(0.5, 1).given(replace(case, name="another"))
     assert np.array_equal(noisy, again)
     assert not np.array_equal(noisy, other)

@@ -109,30 +109,30 @@ ONES = np.ones((2, 4, 4))
     ("arrays", "fault"),
     [
         ({"images": ONES}, "has no array 'x'"),
-        ({"x": np.float64(1)}, "one entry a case"),
-        ({"x": ONES[:0]}, "one entry a case"),
-        ({"x": ONES, "y": ONES[:1]}, "one entry a case"),
-        ({"x": ONES, "case": np.array(["a"])}, "one entry a case"),
-        ({"x": ONES, "case": np.array(["a", "a"])}, "name every case differently"),
+        ({"x": np.float64(1)}, "one entry per case"),
+        ({"x": ONES[:0]}, "one entry per case"),
+        ({"x": ONES, "y": ONES[:1]}, "one entry per case"),
+        ({"x": ONES, "case": np.array(["a"])}, "one entry per case"),
+        ({"x": ONES, "case": np.array(["a", "a"])}, "array 'case' has duplicate names"),
         ({"x": ONES[0]}, "2 or 3 spatial axes"),
         ({"x": ONES, "y": ONES[..., None]}, "2 or 3 spatial axes"),
         ({"x": ONES, "shape": np.array([[4, 4, 4]] * 2)}, "2 or 3 spatial axes"),
         ({"x": ONES, "shape": np.array([4, 4])}, "array 'shape' must be integers"),
         ({"x": ONES, "shape": ONES[:, 0]}, "array 'shape' must be integers"),
-        ({"x": ONES, "shape": np.array([[4, 4], [5, 4]])}, r"case 1: shape \(5, 4\) is not within \(4, 4\)"),
-        ({"x": ONES, "shape": np.array([[4, 4], [4, 0]])}, r"case 1: shape \(4, 0\) is not within \(4, 4\)"),
-        ({"x": ONES, "shape": np.array([[4, 4], [2, 4]])}, "case 1: there are values other than 0 outside"),
-        ({"x": 0 * ONES, "y": ONES, "shape": np.array([[4, 4], [2, 4]])}, "case 1: there are values other than 0"),
+        ({"x": ONES, "shape": np.array([[4, 4], [5, 4]])}, r"case 1: shape must be within \(4, 4\), got \(5, 4\)"),
+        ({"x": ONES, "shape": np.array([[4, 4], [4, 0]])}, r"case 1: shape must be within \(4, 4\), got \(4, 0\)"),
+        ({"x": ONES, "shape": np.array([[4, 4], [2, 4]])}, "case 1: there are nonzero values outside"),
+        ({"x": 0 * ONES, "y": ONES, "shape": np.array([[4, 4], [2, 4]])}, "case 1: there are nonzero values"),
         ({"x": NAN, "case": np.array(["z9"])}, "case z9: .* NaN"),
         ({"x": np.full((1, 2, 2), np.inf)}, "case 0: .* infinite"),
-        ({"x": np.array([[["a"]]])}, "case 0: the image has type"),
-        ({"x": np.ones((1, 2, 2), complex)}, "case 0: the image has type complex"),
+        ({"x": np.array([[["a"]]])}, "case 0: the image must have real numbers"),
+        ({"x": np.ones((1, 2, 2), complex)}, "case 0: the image must have real numbers, got type complex"),
         ({"x": np.ones((1, 0, 2))}, "case 0: .* empty"),
-        ({"x": ONES, "y": ONES / 2}, "case 0: the mask has values that are not integers"),
-        ({"x": ONES, "y": -ONES}, "case 0: the mask has values that are not integers"),
-        ({"x": ONES[:1, :2, :2], "y": NAN}, "case 0: the mask has values that are not integers"),
-        ({"x": ONES, "y": ONES.astype(str)}, "case 0: the mask has type"),
-        ({"x": ONES, "y": ONES[:, 1:]}, r"case 0: the mask has shape \(3, 4\), but the image \(4, 4\)"),
+        ({"x": ONES, "y": ONES / 2}, "case 0: the mask has values that are not non-negative integers"),
+        ({"x": ONES, "y": -ONES}, "case 0: the mask has values that are not non-negative integers"),
+        ({"x": ONES[:1, :2, :2], "y": NAN}, "case 0: the mask has values that are not non-negative integers"),
+        ({"x": ONES, "y": ONES.astype(str)}, "case 0: the mask must have integers, got type"),
+        ({"x": ONES, "y": ONES[:, 1:]}, r"case 0: the mask must have the shape of the image, \(4, 4\), got \(3, 4\)"),
         ({"x": np.array([{}], object)}, "cannot be read"),
     ],
 )
@@ -145,14 +145,14 @@ def test_faults_of_npz_files_are_named(tmp_path: Path, arrays: dict[str, Any], f
 def test_padding_at_the_end_is_noticed(tmp_path: Path) -> None:
     x = np.zeros((1, 6, 6), np.uint8)
     x[0, :4, :4] = 1
-    with pytest.raises(DataError, match="outside the middle"):
+    with pytest.raises(DataError, match="outside the center"):
         read_cases(save_npz(tmp_path / "a.npz", x=x, shape=np.array([[4, 4]])))
 
 
 def test_files_that_are_not_there_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         read_cases(tmp_path / "absent.npz")
-    with pytest.raises(DataError, match="none of the files"):
+    with pytest.raises(DataError, match=r"volumes must be an \.npz"):
         read_cases(Path(__file__))
     whole = save_npz(tmp_path / "a.npz", x=ONES).read_bytes()
     (tmp_path / "a.npz").write_bytes(whole[: len(whole) // 2])
@@ -215,7 +215,7 @@ def test_the_decathlon_layout(tmp_path: Path) -> None:
         assert case.mask is not None
         np.testing.assert_array_equal(case.mask, MASK)
     for again in (training[0], {"image": "./imagesTr/../imagesTr/toy_7.nii.gz", "label": "labelsTr/toy_7.nii.gz"}):
-        with pytest.raises(DataError, match=r"training\[\d+\]: case toy_7 stands here twice"):
+        with pytest.raises(DataError, match=r"training\[\d+\]: duplicate case toy_7"):
             read_cases(save_decathlon(tmp_path, [*training, again]))
     save_decathlon(tmp_path, training)
     (tmp_path / "imagesTr" / "toy_5.nii.gz").unlink()
@@ -231,7 +231,7 @@ def test_a_listing_cannot_lead_out_of_its_folder(tmp_path: Path, place: str, key
     save_nifti(folder / "in.nii", MASK)
     (folder / "link").symlink_to(tmp_path)
     entry = {"image": "in.nii", "label": "in.nii", key: place.format(outside=tmp_path)}
-    with pytest.raises(DataError, match=r"dataset\.json: training\[0\]: .* leads out of the folder"):
+    with pytest.raises(DataError, match=r"dataset\.json: training\[0\]: .* is outside of the folder"):
         read_cases(save_decathlon(folder, [entry]))
     assert read_cases(save_decathlon(folder, [{**entry, key: "in.nii"}]))[0].name == "in"
 
@@ -273,12 +273,12 @@ def test_folders_of_images_and_labels(tmp_path: Path) -> None:
         assert case.mask.dtype == np.int64
         np.testing.assert_array_equal(case.mask, MASK)
     save_nifti(tmp_path / "images" / "b.nii.gz", IMAGE)
-    with pytest.raises(DataError, match="case b stands here twice"):
+    with pytest.raises(DataError, match="duplicate case b"):
         read_cases(tmp_path)
 
 
 def test_folders_without_volumes(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"neither dataset\.json nor a folder images"):
+    with pytest.raises(DataError, match=r"neither dataset\.json nor a folder 'images'"):
         read_cases(tmp_path)
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="has no cases"):
@@ -288,13 +288,13 @@ def test_folders_without_volumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("label", "affine", "fault"),
     [
-        (MASK[:, :2], np.eye(4), r"the mask has shape \(2, 2, 4\), but the image \(2, 3, 4\)"),
-        (np.stack([MASK, MASK], -1), np.eye(4), r"the mask has shape \(2, 3, 4, 2\)"),
-        (MASK + np.float32(0.5), np.eye(4), "the mask has values that are not integers"),
-        (MASK.astype(np.int16) - 1, np.eye(4), "the mask has values that are not integers"),
-        (np.full(MASK.shape, np.nan, np.float32), np.eye(4), "the mask has values that are not integers"),
-        (MASK, np.diag([-1.0, 1, 1, 1]), "the mask lies up to 1 mm off its image"),
-        (MASK, np.diag([1, 1, 1.3, 1]), "the mask lies up to 0.9 mm off its image"),
+        (MASK[:, :2], np.eye(4), r"the mask must have the shape of the image, \(2, 3, 4\), got \(2, 2, 4\)"),
+        (np.stack([MASK, MASK], -1), np.eye(4), r"the mask must have the shape of the image, .* got \(2, 3, 4, 2\)"),
+        (MASK + np.float32(0.5), np.eye(4), "the mask has values that are not non-negative integers"),
+        (MASK.astype(np.int16) - 1, np.eye(4), "the mask has values that are not non-negative integers"),
+        (np.full(MASK.shape, np.nan, np.float32), np.eye(4), "the mask has values that are not non-negative integers"),
+        (MASK, np.diag([-1.0, 1, 1, 1]), "the mask is displaced by up to 1 mm from its image"),
+        (MASK, np.diag([1, 1, 1.3, 1]), "the mask is displaced by up to 0.9 mm from its image"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(
@@ -324,7 +324,7 @@ def test_damaged_nifti_files_are_named(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4, 5, 2)])
 def test_nifti_files_of_other_axes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match="must have three axes of space"):
+    with pytest.raises(DataError, match="expected three spatial axes"):
         read_cases(save_nifti(tmp_path / "a.nii", np.ones(shape, np.float32)))
 
 
@@ -339,7 +339,7 @@ def test_values_of_nifti_files_are_checked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.nii: case a: the image has values that are NaN"):
         read_cases(save_nifti(tmp_path / "a.nii", IMAGE * np.float32("nan")))
     colors = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    with pytest.raises(DataError, match="not real numbers"):
+    with pytest.raises(DataError, match="must have real numbers"):
         read_cases(save_nifti(tmp_path / "a.nii", colors))
 
 

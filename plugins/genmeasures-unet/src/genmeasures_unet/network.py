@@ -27,12 +27,12 @@ class _Down(nn.Module):
         self.new_channels = out_channels - channels
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.activation(self.norm(self.conv(x)))
-        # Every other position, and zero in the channels that the input does not have (He et al. 2016,
-        # option A): a shortcut with weights would be one more layer to measure.
+        features: Tensor = self.activation(self.norm(self.conv(x)))
+        # Every other position, and zeros in the channels that the input lacks (He et al. 2016, option A): a shortcut
+        # with weights would be another layer to measure.
         shortcut = x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.dim() - 2))]
         zeros = shortcut.new_zeros(len(x), self.new_channels, *shortcut.shape[2:])
-        return made + torch.cat([shortcut, zeros], 1)
+        return features + torch.cat([shortcut, zeros], 1)
 
 
 class _Up(nn.Module):
@@ -45,32 +45,39 @@ class _Up(nn.Module):
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor, size: list[int]) -> Tensor:
-        """The spatial size is twice that of the input, or one less."""
-        made: Tensor = self.activation(self.norm(self.conv(x, output_size=size)))
-        folded = x.unflatten(1, (made.shape[1], -1)).mean(2)
+        """``size`` is twice the spatial size of the input, or one less."""
+        features: Tensor = self.activation(self.norm(self.conv(x, output_size=size)))
+        folded = x.unflatten(1, (features.shape[1], -1)).mean(2)
         twice = nn.functional.interpolate(folded, scale_factor=2.0, mode="nearest")
-        return made + twice[(slice(None), slice(None), *[slice(side) for side in size])]
+        return features + twice[(slice(None), slice(None), *[slice(side) for side in size])]
 
 
 class ResidualUNet(nn.Module):
-    """Encoder and decoder of ``depth`` stages each, joined by skip connections, and a last convolution.
+    """Residual UNet: encoder and decoder with skip connections, and a final convolution.
 
-    Every stage is one 3×3(×3) convolution, of stride 2 in the encoder and transposed in the decoder,
-    with group normalization, ReLU and a shortcut without weights around all three. So a network of
-    the paper's depth 5 has 11 layers with weights, which are the 11 that are measured. Stage i of the
-    encoder has ``width · 2^(i − 1)`` channels at 1/2^i of the resolution; sides that are not
-    divisible by 2 are rounded up, and any size of image goes through.
+    Each stage is one 3×3(×3) convolution (stride 2 in the encoder, transposed in the decoder) with group
+    normalization and ReLU, and a shortcut without weights around all three. A network of the paper's depth 5 has 11
+    layers with weights, the 11 that the paper measures. Stage i of the encoder has ``width · 2^(i − 1)`` channels at
+    1/2^i of the resolution. Odd sides are rounded up, so that inputs of any size are accepted.
+
+    The input is float32 (B, ``channels``, ``*S``) and the output float32 (B, ``out_channels``, ``*S``). Weights are
+    initialized by torch's defaults, from its global generator.
 
     Args:
         dimensions: 2 for images, 3 for volumes.
-        channels: of the input.
-        out_channels: of the output, which is bare: logits, or values of a regression.
-        width: channels of the first stage, divisible by ``groups``.
-        depth: number of stages of the encoder, and of the decoder.
-        groups: of the group normalization (paper: 4).
+        channels: number of input channels.
+        out_channels: number of output channels, without an activation: logits, or the values of a regression.
+        width: channels of the first stage, a multiple of ``groups``.
+        depth: number of stages in the encoder, and in the decoder.
+        groups: groups of the group normalization (4 in the paper).
 
-    Input float32 (B, channels, *S), output float32 (B, out_channels, *S). Initial weights are torch's
-    own, from its global generator. Raises OptionError where an option is out of range.
+    Raises:
+        OptionError: an option is out of range.
+
+    Example:
+        >>> network = ResidualUNet(dimensions=2, depth=2)
+        >>> network(torch.zeros(1, 1, 20, 17)).shape
+        torch.Size([1, 1, 20, 17])
     """
 
     def __init__(
@@ -84,19 +91,19 @@ class ResidualUNet(nn.Module):
     ) -> None:
         super().__init__()
         if dimensions not in _CONVOLUTIONS:
-            raise OptionError(f"ResidualUNet: dimensions={dimensions!r} must be 2 or 3")
+            raise OptionError(f"ResidualUNet: dimensions must be 2 or 3, got {dimensions!r}")
         named = {"channels": channels, "out_channels": out_channels, "width": width, "depth": depth, "groups": groups}
         for name, value in named.items():
             if not is_count(value):
-                raise OptionError(f"ResidualUNet: {name}={value!r} must be an integer from 1")
+                raise OptionError(f"ResidualUNet: {name} must be a positive integer, got {value!r}")
         if depth > _DEEPEST:
             raise OptionError(
-                f"ResidualUNet: depth={depth} must be at most {_DEEPEST}: every stage doubles the channels"
+                f"ResidualUNet: depth must be at most {_DEEPEST}, since each stage doubles the channels, got {depth}"
             )
         if width % groups or width == groups:
-            raise OptionError(f"ResidualUNet: width={width} must be a multiple of groups={groups}, and more than that")
+            raise OptionError(f"ResidualUNet: width must be a multiple of groups={groups} and larger, got {width}")
         if channels > width:
-            raise OptionError(f"ResidualUNet: width={width} must be at least the number of input channels, {channels}")
+            raise OptionError(f"ResidualUNet: width must be at least channels={channels}, got {width}")
         self.dimensions = dimensions
         self.channels = channels
         widths = [width * 2**stage for stage in range(depth)]
@@ -104,7 +111,7 @@ class ResidualUNet(nn.Module):
         self.encoder = nn.ModuleList(
             _Down(dimensions, before, after, groups) for before, after in zip(down_channels, widths, strict=True)
         )
-        # The deepest stage of the decoder has no skip connection yet, the others twice the channels.
+        # The deepest stage of the decoder has no skip connection; the others have twice the channels.
         up_channels = [widths[-1], *(2 * w for w in reversed(widths[:-1]))]
         self.decoder = nn.ModuleList(
             _Up(dimensions, before, after, groups)
@@ -113,24 +120,34 @@ class ResidualUNet(nn.Module):
         self.head = _CONVOLUTIONS[dimensions](width, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output at the size of the input; raises DataError where the input has another shape than (B, C, *S)."""
+        """Compute the output, at the size of the input.
+
+        Args:
+            x: float32 (B, ``channels``, ``*S``).
+
+        Returns:
+            float32 (B, ``out_channels``, ``*S``).
+
+        Raises:
+            DataError: ``x`` has another shape.
+        """
         if x.dim() != self.dimensions + 2 or x.shape[1] != self.channels:
             raise DataError(
-                f"ResidualUNet: the input has the shape {tuple(x.shape)}, expected is (batch, {self.channels}, "
-                f"and {self.dimensions} spatial sides)"
+                f"ResidualUNet: expected an input of shape (batch, {self.channels}, {self.dimensions} spatial sides), "
+                f"got {tuple(x.shape)}"
             )
-        sizes, passed = [], []
+        sizes, skips = [], []
         for down in self.encoder:
             sizes.append(list(x.shape[2:]))
             x = down(x)
-            passed.append(x)
-        passed.pop()
+            skips.append(x)
+        skips.pop()
         for up in self.decoder:
             x = up(x, sizes.pop())
-            if passed:
-                x = torch.cat([x, passed.pop()], 1)
-        made: Tensor = self.head(x)
-        return made
+            if skips:
+                x = torch.cat([x, skips.pop()], 1)
+        output: Tensor = self.head(x)
+        return output
 
 
 __all__ = ["ResidualUNet"]

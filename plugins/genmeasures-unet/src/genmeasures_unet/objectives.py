@@ -1,9 +1,9 @@
-"""What UNets are trained to minimize (Rajagopal et al. 2021, appendix A.2.3).
+"""Training objectives of UNets (Rajagopal et al. 2021, appendix A.2.3).
 
-The objectives for segmentation take logits, float32 or float64 (B, C, *S) with one to three spatial axes, and a
-mask of class numbers, integer or bool (B, *S), and return a scalar of the type of the logits. One channel is the
-logit of the foreground, of a mask of 0 and 1; C ≥ 2 channels are the logits of the classes 0 to C − 1, background 0
-included, whose probabilities are their softmax. They raise DataError where the mask does not fit the logits.
+The objectives for segmentation take logits, float32 or float64 (B, C, ``*S``) with one to three spatial axes, and a
+mask of class labels, integer or bool (B, ``*S``), and return a scalar tensor with the dtype of the logits. One channel
+is the logit of the foreground, for a mask of 0 and 1. C ≥ 2 channels are the logits of the classes 0 to C − 1, with
+background as class 0; their probabilities are the softmax. DataError is raised if the mask does not fit the logits.
 """
 
 from __future__ import annotations
@@ -24,10 +24,21 @@ _SMOOTHING = 1.0
 
 
 def mean_square_error(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the squares of probability − target, over inputs, channels and voxels (objective 1).
+    """Mean square error of the probabilities (objective 1).
 
-    The target is the mask, with several classes its one-hot code. The paper's formula prints an L1 norm; its name
-    is followed here.
+    The target is the mask, one-hot encoded if there are several classes. The paper calls this objective mean square
+    error but prints an L1 norm; this function follows the name.
+
+    Args:
+        logits: float32 or float64 (B, C, ``*S``).
+        mask: class labels, integer or bool (B, ``*S``).
+
+    Returns:
+        The mean over inputs, channels and voxels.
+
+    Example:
+        >>> float(mean_square_error(torch.zeros(1, 1, 4), torch.tensor([[0, 0, 1, 1]])))
+        0.25
     """
     return (probabilities(logits) - _targets(logits, mask)).square().mean()
 
@@ -35,15 +46,26 @@ def mean_square_error(logits: Tensor, mask: Tensor) -> Tensor:
 def balanced_bce(logits: Tensor, mask: Tensor) -> Tensor:
     """Class-balanced cross-entropy in nats (objective 2): ``(1/z) Σ_z (1/n_z) Σ_{x of class z} CE(x)``.
 
-    The mean over the classes that occur in the batch of the mean cross-entropy over their ``n_z`` voxels, which
-    are pooled over the inputs. A batch without foreground has one class, background.
+    The cross-entropy is averaged over the ``n_z`` voxels of each class, pooled over the batch, and then over the
+    classes that occur in the batch. A batch without foreground has one class, the background.
+
+    Args:
+        logits: float32 or float64 (B, C, ``*S``).
+        mask: class labels, integer or bool (B, ``*S``).
+
+    Returns:
+        The mean over classes.
+
+    Example:
+        >>> round(float(balanced_bce(torch.zeros(1, 1, 4), torch.tensor([[0, 0, 0, 1]]))), 4)
+        0.6931
     """
     targets = _targets(logits, mask)
     if logits.shape[1] == 1:
         error = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         members = torch.cat([1 - targets, targets], dim=1)
     else:
-        # By the one-hot code, as gradients of indexing are not reproducible on GPUs.
+        # By the one-hot encoding, because gradients of indexing are not reproducible on GPUs.
         error = -(torch.log_softmax(logits, dim=1) * targets).sum(dim=1, keepdim=True)
         members = targets
     voxels = [0, *range(2, logits.dim())]
@@ -55,12 +77,23 @@ def balanced_bce(logits: Tensor, mask: Tensor) -> Tensor:
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Dice loss (objective 3; Milletari et al. 2016): ``1 − (1/n) Σ_n (2 Σ f f* + 1) / (Σ f² + Σ f*² + 1)``.
 
-    The inner sums go over the voxels of one input; f is the mask and f* the probability of the foreground. With
-    several classes, the mean is taken over the foreground classes 1 to C − 1 too.
+    The inner sums run over the voxels of one input; f is the mask and f* the probability of the foreground. With
+    several classes, the mean also runs over the foreground classes 1 to C − 1.
 
-    The constant 1, one voxel, is not in the paper. Without it, an input that has no foreground (a third of the
-    sampled patches) costs 1 whatever the prediction, with no gradient; with it, the cost is 0 for a prediction
-    without foreground and grows with the foreground predicted.
+    The constant 1, which is one voxel, is not in the paper. Without it, an input without foreground (a third of the
+    sampled patches) has a loss of 1 for every prediction, and no gradient. With it, the loss is 0 for a prediction
+    without foreground, and increases with the predicted foreground.
+
+    Args:
+        logits: float32 or float64 (B, C, ``*S``).
+        mask: class labels, integer or bool (B, ``*S``).
+
+    Returns:
+        The mean over inputs and foreground classes.
+
+    Example:
+        >>> round(float(dice_loss(torch.full((1, 1, 4), 50.0), torch.ones(1, 4, dtype=torch.int64))), 4)
+        0.0
     """
     foreground = slice(0, 1) if logits.shape[1] == 1 else slice(1, None)
     targets = _targets(logits, mask)[:, foreground]
@@ -72,23 +105,47 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def dice_and_bce(logits: Tensor, mask: Tensor) -> Tensor:
-    """The sum of :func:`dice_loss` and :func:`balanced_bce` (objective 4).
+    """Sum of :func:`dice_loss` and :func:`balanced_bce` (objective 4).
 
-    The paper prints Dice loss − log(BCE), which falls as the cross-entropy grows: minimized, it would reward wrong
-    predictions. The plain sum is taken instead.
+    The paper prints Dice loss − log(BCE), which decreases with the cross-entropy, so that minimizing it would reward
+    wrong predictions. This function is the plain sum.
+
+    Args:
+        logits: float32 or float64 (B, C, ``*S``).
+        mask: class labels, integer or bool (B, ``*S``).
+
+    Returns:
+        The sum of both losses.
+
+    Example:
+        >>> logits, mask = torch.zeros(1, 1, 4), torch.tensor([[0, 0, 0, 1]])
+        >>> bool(dice_and_bce(logits, mask) == dice_loss(logits, mask) + balanced_bce(logits, mask))
+        True
     """
     return dice_loss(logits, mask) + balanced_bce(logits, mask)
 
 
 def regression_error(output: Tensor, target: Tensor) -> Tensor:
-    """Mean of the squares of output − target, both floating point (B, C, *S), for networks from image to image.
+    """Mean square error of a regression from image to image.
 
-    Raises DataError where the shapes differ, which would otherwise be broadcast.
+    Args:
+        output: floating point (B, C, ``*S``).
+        target: floating point, of the same shape.
+
+    Returns:
+        The mean over inputs, channels and voxels.
+
+    Raises:
+        DataError: the shapes differ, or the target is not floating point.
+
+    Example:
+        >>> float(regression_error(torch.zeros(1, 1, 4), torch.full((1, 1, 4), 2.0)))
+        4.0
     """
     if output.shape != target.shape or not target.is_floating_point():
         raise DataError(
-            f"a target of shape {tuple(target.shape)} and type {target.dtype} does not fit the network's output, "
-            f"{tuple(output.shape)}: a continuous target of the same shape is needed"
+            f"expected a floating-point target of shape {tuple(output.shape)}, that of the network's output, got "
+            f"{target.dtype} {tuple(target.shape)}"
         )
     return (output - target).square().mean()
 
@@ -96,30 +153,30 @@ def regression_error(output: Tensor, target: Tensor) -> Tensor:
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {"mse": mean_square_error, "bce": balanced_bce, "dice": dice_loss, "dice_bce": dice_and_bce}
 )
-"""The objectives for segmentation by the names that configurations use."""
+"""Objectives for segmentation, by their names in configurations."""
 
 
 def _targets(logits: Tensor, mask: Tensor) -> Tensor:
-    """(B, C, *S), in the type of the logits: the mask itself for one channel, else its one-hot code."""
+    """(B, C, ``*S``) in the dtype of the logits: the mask itself for one channel, else its one-hot encoding."""
     if not 3 <= logits.dim() <= 5 or logits.numel() == 0:
         raise DataError(
-            f"logits have shape {tuple(logits.shape)}: expected is (inputs, classes, *space), with 1 to 3 axes of "
-            "space and none empty"
+            f"expected logits of shape (inputs, classes, *space) with 1 to 3 spatial axes, none of them empty, got "
+            f"{tuple(logits.shape)}"
         )
     if mask.is_floating_point() or mask.is_complex():
-        raise DataError(f"a mask has type {mask.dtype}: class numbers, as int64, are needed")
+        raise DataError(f"expected a mask of class labels, such as int64, got {mask.dtype}")
     if mask.shape != (len(logits), *logits.shape[2:]):
         raise DataError(
-            f"a mask of shape {tuple(mask.shape)} does not fit logits of shape {tuple(logits.shape)}: "
-            f"{(len(logits), *logits.shape[2:])} is needed"
+            f"expected a mask of shape {(len(logits), *logits.shape[2:])} for logits of shape {tuple(logits.shape)}, "
+            f"got {tuple(mask.shape)}"
         )
     channels = logits.shape[1]
     lowest, highest = (int(value) for value in mask.aminmax())
     most = max(channels - 1, 1)
     if lowest < 0 or highest > most:
         raise DataError(
-            f"a mask has class numbers from {lowest} to {highest}, but logits of {channels} channel(s) are for 0 to "
-            f"{most}"
+            f"expected class labels from 0 to {most} for logits of {channels} channel(s), got a mask with labels from "
+            f"{lowest} to {highest}"
         )
     if channels == 1:
         return mask[:, None].to(logits.dtype)

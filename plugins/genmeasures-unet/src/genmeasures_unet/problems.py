@@ -1,4 +1,4 @@
-"""What a UNet is to learn from volumes: which target, by which objective, and how well it does on a whole volume."""
+"""Learning problems of UNets on volumes: target, objective and scores of segmentation and denoising."""
 
 from __future__ import annotations
 
@@ -24,57 +24,57 @@ Target = NDArray[np.int64] | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Problem(abc.ABC):
-    """A kind of target, with one way to train for it; the same for all cases."""
+    """A learning problem: inputs and targets of the cases, with the objective and the scores."""
 
     @property
     @abc.abstractmethod
     def hparams(self) -> Mapping[str, str | int | float]:
-        """What tells it from the others of its kind."""
+        """Hyperparameters in which the problems of one task differ."""
 
     @abc.abstractmethod
-    def given(self, case: Case) -> tuple[NDArray[np.float32], Target]:
-        """What the network is given of a case, (C, *S), and what it is to make of it, (*S) or (C, *S)."""
+    def example(self, case: Case) -> tuple[NDArray[np.float32], Target]:
+        """Input of a case, float32 (C, ``*S``), and its target (``*S``) or (C, ``*S``)."""
 
     @abc.abstractmethod
     def sampler(self, cases: Sequence[Case], patch: tuple[int, ...]) -> PatchSampler:
-        """Draws patches of what is given and of the targets."""
+        """Sampler of patches of the inputs and targets."""
 
     def training_cases(self, cases: Sequence[Case]) -> Sequence[Case]:
-        """Those of the training cases that are learnt from."""
+        """The training cases that the network learns from."""
         return cases
 
     @abc.abstractmethod
     def out_channels(self, cases: Sequence[Case]) -> int:
-        """Channels of the network's output."""
+        """Number of output channels of the network."""
 
     @property
     @abc.abstractmethod
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Objective of outputs (B, C, *S) and targets."""
+        """Objective as a function of outputs (B, C, ``*S``) and targets."""
 
     @property
     @abc.abstractmethod
     def output(self) -> Callable[[Tensor], Tensor]:
-        """From the network's output to what is blended where patches overlap."""
+        """Function that maps outputs to the values that are blended where patches overlap."""
 
     @abc.abstractmethod
     def score(self, assembled: Tensor, target: Target) -> dict[str, float]:
-        """How good the assembled prediction of a whole volume (C, *S) is, the metric that counts first."""
+        """Scores of the assembled prediction of a volume (C, ``*S``), with the metric of the task first."""
 
 
 @dataclass(frozen=True)
 class Segmentation(Problem):
-    """Mask from image; ``objective`` is one of :data:`OBJECTIVES`, of which IoU and Dice are the scores."""
+    """Segmentation by one of the :data:`OBJECTIVES`, scored by IoU and Dice."""
 
     objective: str
     classes: int
-    """Number of classes, the background included."""
+    """Number of classes, including the background."""
 
     @property
     def hparams(self) -> Mapping[str, str | int | float]:
         return {"objective": self.objective}
 
-    def given(self, case: Case) -> tuple[NDArray[np.float32], Target]:
+    def example(self, case: Case) -> tuple[NDArray[np.float32], Target]:
         return case.image, mask_of(case)
 
     def sampler(self, cases: Sequence[Case], patch: tuple[int, ...]) -> PatchSampler:
@@ -101,29 +101,29 @@ class Segmentation(Problem):
 
 @dataclass(frozen=True)
 class Denoising(Problem):
-    """Image from the image with Gaussian noise, by mean square error; R² and SSIM are the scores.
+    """Denoising of images with Gaussian noise by mean square error, scored by R² and SSIM.
 
-    The noise of a case is drawn once from its name, so that it is the same on each reading: a network
-    that sees few cases for long can learn it by heart.
+    The noise of a case is seeded by its name, so that it is the same whenever the case is read: a network that is
+    trained on few cases for long can memorize it.
     """
 
     noise: float
-    """Standard deviation, in that of the image."""
+    """Standard deviation of the noise, in units of the standard deviation of the image."""
     train_cases: int
-    """Number of training cases that are learnt from."""
+    """Number of training cases that the network learns from."""
 
     @property
     def hparams(self) -> Mapping[str, str | int | float]:
         return {"train_cases": self.train_cases}
 
-    def given(self, case: Case) -> tuple[NDArray[np.float32], Target]:
+    def example(self, case: Case) -> tuple[NDArray[np.float32], Target]:
         generator = np.random.default_rng(zlib.crc32(case.name.encode()))
         noise = generator.standard_normal(case.image.shape, dtype=np.float32)
         return case.image + np.float32(self.noise) * noise, case.image
 
     def sampler(self, cases: Sequence[Case], patch: tuple[int, ...]) -> PatchSampler:
-        noisy, targets = zip(*(self.given(case) for case in cases), strict=True)
-        # No foreground: every position of a volume is as good as any other.
+        noisy, targets = zip(*(self.example(case) for case in cases), strict=True)
+        # Masks without foreground: all positions are equally likely.
         blank = [
             replace(case, image=image, mask=np.zeros(image.shape[1:], dtype=np.int64))
             for case, image in zip(cases, noisy, strict=True)
@@ -155,9 +155,9 @@ class Denoising(Problem):
 
 
 def mask_of(case: Case) -> NDArray[np.int64]:
-    """The case's mask; raises DataError naming the case where there is none."""
+    """The mask of a case. Raises DataError if it has none."""
     if case.mask is None:
-        raise DataError(f"case {case.name} has no mask: segmentation needs one of every case")
+        raise DataError(f"case {case.name} has no mask: segmentation needs one for each case")
     return case.mask
 
 

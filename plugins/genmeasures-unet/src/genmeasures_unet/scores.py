@@ -1,4 +1,4 @@
-"""How well a predicted volume agrees with the truth."""
+"""Scores of predicted volumes: IoU, Dice, R² and SSIM."""
 
 from __future__ import annotations
 
@@ -16,28 +16,68 @@ _WIDEST_WINDOW = 7
 
 
 def iou(predicted: NDArray[Any], truth: NDArray[Any], classes: int = 2) -> float:
-    """Intersection over union of the foreground, from 0 to 1 (Rajagopal et al. 2021, appendix A.2.4).
+    """Intersection over union of the foreground (Rajagopal et al. 2021, appendix A.2.4).
 
-    ``predicted`` and ``truth`` are class numbers from 0, the background, to ``classes`` − 1, integer or bool, of
-    one shape. With several foreground classes, the mean over those that occur in the truth. NaN where the truth has
-    no foreground, whatever is predicted: means over volumes are then over the same ones for every network.
+    Args:
+        predicted: predicted class labels, integer or bool (``*S``), from 0 (background) to ``classes`` − 1.
+        truth: true class labels, of the same shape.
+        classes: number of classes, including the background.
 
-    Raises DataError where the arrays do not fit each other or the number of classes.
+    Returns:
+        The mean over the foreground classes that occur in the truth, from 0 to 1. NaN if the truth has no foreground,
+        so that means over volumes cover the same volumes for every network.
+
+    Raises:
+        DataError: the shapes differ, or a label is out of range.
+        OptionError: ``classes`` is below 2.
+
+    Example:
+        >>> iou(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1])) == 2 / 3
+        True
     """
-    values = [both / (total - both) for both, total in _overlaps(predicted, truth, classes)]
+    values = [overlap / (total - overlap) for overlap, total in _overlaps(predicted, truth, classes)]
     return float(np.mean(values)) if values else math.nan
 
 
 def dice(predicted: NDArray[Any], truth: NDArray[Any], classes: int = 2) -> float:
-    """Dice coefficient (F1 score) of the foreground, from 0 to 1; arguments, NaN and errors as for :func:`iou`."""
-    values = [2 * both / total for both, total in _overlaps(predicted, truth, classes)]
+    """Dice coefficient (F1 score) of the foreground.
+
+    Args:
+        predicted: predicted class labels, integer or bool (``*S``), from 0 (background) to ``classes`` − 1.
+        truth: true class labels, of the same shape.
+        classes: number of classes, including the background.
+
+    Returns:
+        The mean over the foreground classes that occur in the truth, from 0 to 1; NaN as for :func:`iou`.
+
+    Raises:
+        DataError: the shapes differ, or a label is out of range.
+        OptionError: ``classes`` is below 2.
+
+    Example:
+        >>> dice(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        0.8
+    """
+    values = [2 * overlap / total for overlap, total in _overlaps(predicted, truth, classes)]
     return float(np.mean(values)) if values else math.nan
 
 
 def r2(predicted: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Coefficient of determination over all voxels: 1 for the truth itself, 0 for its mean everywhere.
+    """Coefficient of determination over all voxels, computed in float64.
 
-    Real arrays of one shape, in float64. NaN where the truth is constant. Raises DataError where shapes differ.
+    Args:
+        predicted: predicted values, real.
+        truth: true values, of the same shape.
+
+    Returns:
+        1 for a perfect prediction, 0 for the mean of the truth everywhere. NaN if the truth is constant.
+
+    Raises:
+        DataError: the shapes differ.
+
+    Example:
+        >>> r2(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]))
+        1.0
     """
     predicted, truth = _real(predicted, truth)
     if truth.min() == truth.max():
@@ -46,22 +86,36 @@ def r2(predicted: NDArray[Any], truth: NDArray[Any]) -> float:
 
 
 def ssim(predicted: NDArray[Any], truth: NDArray[Any], data_range: float) -> float:
-    """Mean structural similarity (Wang et al. 2004) of two images or volumes, by scikit-image, at most 1.
+    """Mean structural similarity (Wang et al. 2004) of two images or volumes, by scikit-image.
 
-    Real arrays (H, W) or (D, H, W) of one shape. ``data_range`` is the distance between the smallest and largest
-    possible value. The window is a cube (square) as wide as the largest odd number up to 7 that fits the shortest
-    axis: scores of volumes with fewer than 7 slices are not comparable with those of thicker ones.
+    The side of the window is the largest odd number up to 7 that fits the shortest axis. Scores of volumes with fewer
+    than 7 slices are therefore not comparable with those of thicker ones.
 
-    Raises DataError where shapes differ or an axis is shorter than 3, OptionError for a range that is not positive,
-    and GenmeasuresError where scikit-image is not installed.
+    Args:
+        predicted: predicted values, real (H, W) or (D, H, W).
+        truth: true values, of the same shape.
+        data_range: difference between the largest and the smallest possible value.
+
+    Returns:
+        The mean over voxels, at most 1.
+
+    Raises:
+        DataError: the shapes differ, or an axis is shorter than 3.
+        OptionError: ``data_range`` is not positive and finite.
+        GenmeasuresError: scikit-image is not installed.
+
+    Example:
+        >>> image = np.arange(64.0).reshape(8, 8)
+        >>> ssim(image, image, data_range=63.0)
+        1.0
     """
     predicted, truth = _real(predicted, truth)
     if truth.ndim not in (2, 3) or min(truth.shape) < 3:
         raise DataError(
-            f"structural similarity needs images or volumes of at least 3 voxels along each axis, not {truth.shape}"
+            f"structural similarity needs images or volumes of at least 3 voxels along each axis, got {truth.shape}"
         )
     if not (data_range > 0 and math.isfinite(data_range)):
-        raise OptionError(f"data_range is {data_range}: it must be positive and finite")
+        raise OptionError(f"data_range must be positive and finite, got {data_range}")
     try:
         metrics = importlib.import_module("skimage.metrics")
     except ImportError as error:
@@ -72,32 +126,34 @@ def ssim(predicted: NDArray[Any], truth: NDArray[Any], data_range: float) -> flo
 
 
 def _overlaps(predicted: NDArray[Any], truth: NDArray[Any], classes: int) -> Iterator[tuple[int, int]]:
-    """For each foreground class of the truth: the voxels both arrays have, and the sum of what each has."""
+    """For each foreground class of the truth: size of the intersection, and the sum of both sizes, in voxels."""
     if classes < 2:
-        raise OptionError(f"classes is {classes}: it must be at least 2, background included")
+        raise OptionError(f"classes must be at least 2, including the background, got {classes}")
     _same_shape(predicted, truth)
     for name, array in (("prediction", predicted), ("truth", truth)):
         if array.dtype.kind not in "biu":
-            raise DataError(f"the {name} has type {array.dtype}: class numbers, as int64, are needed")
+            raise DataError(f"the {name}: expected class labels, such as int64, got {array.dtype}")
         if array.min() < 0 or array.max() >= classes:
             raise DataError(
-                f"the {name} has class numbers from {array.min()} to {array.max()}, but {classes} classes are "
-                f"numbered 0 to {classes - 1}"
+                f"the {name}: expected class labels from 0 to {classes - 1}, got labels from {array.min()} to "
+                f"{array.max()}"
             )
-    for number in range(1, classes):
-        found, real = predicted == number, truth == number
+    for label in range(1, classes):
+        positive, real = predicted == label, truth == label
         if real.any():
-            yield int(np.count_nonzero(found & real)), int(np.count_nonzero(found) + np.count_nonzero(real))
+            yield int(np.count_nonzero(positive & real)), int(np.count_nonzero(positive) + np.count_nonzero(real))
 
 
 def _real(predicted: NDArray[Any], truth: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both arrays in float64."""
     _same_shape(predicted, truth)
     return predicted.astype(np.float64), truth.astype(np.float64)
 
 
 def _same_shape(predicted: NDArray[Any], truth: NDArray[Any]) -> None:
+    """Raise DataError unless both arrays have the same shape and are not empty."""
     if predicted.shape != truth.shape or truth.size == 0:
         raise DataError(
-            f"a prediction of shape {predicted.shape} cannot be scored against a truth of shape {truth.shape}: "
-            "both must have the same shape, not empty"
+            f"expected a prediction and a truth of the same shape, none of them empty, got {predicted.shape} and "
+            f"{truth.shape}"
         )

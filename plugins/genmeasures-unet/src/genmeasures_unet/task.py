@@ -1,4 +1,4 @@
-"""Tasks of UNets that are trained here on volumes, with a model for every epoch."""
+"""Tasks of UNets that are trained on volumes, with one model per epoch."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ from genmeasures_unet.scores import ssim
 from genmeasures_unet.training import Cases, Recipe, Run, load, metrics, train
 from genmeasures_unet.volumes import binary, mni152, read_cases, reduced, standardized
 
-_TEST_SHARE = 0.2
-"""Share of the cases that are kept for testing (Rajagopal et al. 2021, section 3.1)."""
+_TEST_FRACTION = 0.2
+"""Fraction of the cases in the test split (Rajagopal et al. 2021, section 3.1)."""
 
 Patches = tuple[NDArray[np.float32], NDArray[np.int64] | NDArray[np.float32]]
 
 
 class _UNets(Task, abc.ABC):
-    """What tasks of UNets have in common: volumes, the training of all networks, a model for each epoch."""
+    """Base of the tasks: volumes, training of all networks, one model per epoch."""
 
     incidental = ("cache", "workers", "device")
     title: ClassVar[str]
-    """What the progress of the training is called."""
+    """Title of the progress bar."""
     _merged = False
-    """Whether all classes of the masks become one."""
+    """Whether all classes of the masks are merged."""
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class _UNets(Task, abc.ABC):
             path, self, f"volumes={volumes!r} must be the path of a file or folder, or null for the MNI152 template"
         )
         sides = _is_list(patch) and len(patch) in (2, 3) and all(is_count(side) for side in patch)
-        require(sides, self, f"patch={patch!r} must be a list of 2 or 3 integers from 1, a side for each axis")
+        require(sides, self, f"patch={patch!r} must be a list of 2 or 3 positive integers, one per axis")
         counts = {"reduce": reduce, "width": width, "depth": depth, "epochs": epochs, "epoch_size": epoch_size}
         for name, value in {**counts, "patches": patches}.items():
-            require(is_count(value), self, f"{name}={value!r} must be an integer from 1")
+            require(is_count(value), self, f"{name}={value!r} must be a positive integer")
         sound = _is_list(seeds) and all(is_count(seed, 0) and seed < 2**63 for seed in seeds)
         _distinct(self, "seeds", seeds, sound)
-        require(cache is None or bool(str(cache)), self, "cache is empty: give a folder, or null for the default")
-        require(workers is None or is_count(workers), self, f"workers={workers!r} must be a number from 1, or null")
+        require(cache is None or bool(str(cache)), self, "cache is empty: set a folder, or null for the default")
+        require(workers is None or is_count(workers), self, f"workers={workers!r} must be a positive integer, or null")
         self.volumes = None if volumes is None else os.fspath(volumes)
         self.reduce = reduce
         self.patch = list(patch)
@@ -104,17 +104,22 @@ class _UNets(Task, abc.ABC):
 
     @property
     def identity(self) -> str | None:
-        """Its name and options; None, the content of the data, where the volumes are files of the user."""
+        """Name and options; None, for the content of the data, if the volumes are files of the user."""
         return super().identity if self.volumes is None else None
 
     @abc.abstractmethod
     def _problems(self, cases: Cases) -> Sequence[Problem]:
-        """What the networks of this task differ in, seeds and epochs apart."""
+        """The learning problems of the networks, which differ in their hyperparameters."""
 
     def models(self) -> Sequence[TaskModel]:
-        """A model for each network and epoch; what is not in the cache is trained first.
+        """List one model per network and epoch; those that are not cached are trained first.
 
-        Raises OptionError where the cache cannot be written, and DataError where the volumes cannot be used.
+        Returns:
+            The models, by problem, seed and epoch.
+
+        Raises:
+            OptionError: the cache cannot be written.
+            DataError: the volumes cannot be used.
         """
         cases = self.cases()
         runs = self.runs(cases)
@@ -140,17 +145,39 @@ class _UNets(Task, abc.ABC):
         ]
 
     def data(self, split: Split) -> Patches:
-        """Patches float32 (``patches``, C, *S) of the training or test cases, and their targets."""
+        """Patches of the training or test cases, and their targets.
+
+        Args:
+            split: "train" or "test".
+
+        Returns:
+            Inputs, float32 (``patches``, C, ``*S``), and masks int64 (``patches``, ``*S``) or targets float32
+            (``patches``, C, ``*S``).
+        """
         one_of(self, "split", split, SPLITS)
         problems = self._problems(self.cases())
         return self._drawn(problems[-1], split)
 
     def cases(self) -> Cases:
-        """All cases, every fifth of them, in random order, for testing. Raises DataError naming a file or case."""
+        """The cases: a random fifth in the test split, the others in the training split.
+
+        Returns:
+            The cases, standardized and reduced.
+
+        Raises:
+            DataError: a file or case cannot be used; the message names it.
+        """
         return _cases(self.volumes, self.reduce, self._merged)
 
     def runs(self, cases: Cases) -> list[Run]:
-        """The networks to train, each with the folder of its checkpoints."""
+        """List the training runs of the task, each with the folder of its checkpoints.
+
+        Args:
+            cases: what :meth:`cases` returns.
+
+        Returns:
+            One run per problem and seed.
+        """
         recipe = Recipe(
             patch=tuple(self.patch),
             epoch_size=self.epoch_size,
@@ -169,10 +196,11 @@ class _UNets(Task, abc.ABC):
         return range(1, self.epochs + 1)
 
     def _own(self, problem: Problem) -> Patches | None:
-        """Training patches of the networks that are not trained on all cases."""
+        """Training patches of a network that is not trained on all training cases; None for the task's."""
         return None
 
     def _drawn(self, problem: Problem, split: Split) -> Patches:
+        """Patches of the cases of a split."""
         cases = self.cases()
         members = cases.test if split == "test" else problem.training_cases(cases.train)
         sampler = problem.sampler(members, tuple(self.patch))
@@ -180,8 +208,9 @@ class _UNets(Task, abc.ABC):
         return x, y
 
     def _train(self, runs: Sequence[Run]) -> None:
+        """Train the networks of these runs."""
         device = self._training_device()
-        # A GPU is shared badly by processes that do not know of each other.
+        # Processes that train at the same time compete for the memory of a GPU.
         workers = min(worker_count(self.workers), len(runs)) if device.type == "cpu" else 1
         jobs = [(self, run, str(device)) for run in runs]
         with _progress(self.title, [run.checkpoint(epoch) for run in runs for epoch in self._epochs]):
@@ -192,11 +221,13 @@ class _UNets(Task, abc.ABC):
                 run_in_processes(_train_one, jobs, workers)
 
     def _training_device(self) -> torch.device:
+        """The device of the option, or a GPU if there is one."""
         if self.device is None:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return usable_device(self.device)
 
     def _folder(self, recipe: Recipe, cases: Cases) -> Path:
+        """Cache folder of a recipe and its cases."""
         digest = hashlib.sha256(json.dumps([asdict(recipe), *self._settings()], sort_keys=True).encode())
         for case in (*cases.train, *cases.test):
             digest.update(f"{case.name} {case.image.shape}".encode() + case.image.tobytes())
@@ -204,29 +235,45 @@ class _UNets(Task, abc.ABC):
         return cache_folder(self.cache, self.name) / digest.hexdigest()[:12]
 
     def _settings(self) -> list[Any]:
-        """What the weights depend on besides recipe, cases, and what the folders of runs are named after."""
+        """Options that the weights depend on besides the recipe, the cases, and the names of the folders."""
         return []
 
 
 class UNetSegmentation(_UNets):
-    """UNets that learn masks from volumes, by several objectives: the models of Rajagopal et al. (2021).
+    """UNets that segment volumes, trained by several objectives: the models of Rajagopal et al. (2021).
 
-    Each objective trains one residual UNet, and its weights after each epoch are a model of the task.
-    ``test_iou`` and ``test_dice`` are means over the test cases, a fifth of all, each predicted as a whole
-    from overlapping patches; ``train_iou`` and ``train_dice`` the same over as many training cases. Measured
-    are patches with as little, some and much foreground as in the training, equally often.
+    One residual UNet is trained per objective and seed, and its weights after each epoch are a model of the task.
+    ``test_iou`` and ``test_dice`` are means over the test cases, a fifth of all cases, each predicted as a whole
+    volume from overlapping patches. ``train_iou`` and ``train_dice`` are means over as many training cases. The
+    measured patches have no, little and much foreground in equal numbers, as in training.
 
-    ``models()`` trains what is missing, in ``workers`` processes (default: one for each usable core), and
-    keeps it in ``<cache>/unet/<key>/<objective>_seed<n>/``; a training that was broken off goes on.
+    Missing networks are trained by ``models()`` and cached in ``<cache>/unet/<key>/<objective>_seed<n>/``. An
+    interrupted training run resumes.
 
-    Options: ``volumes`` is a file or folder that :func:`~genmeasures_unet.volumes.read_cases` reads
-    (default: the MNI152 template, for which the extra ``mri`` is needed). ``reduce`` divides the resolution.
-    ``foreground``: "merged" makes one class of all, "classes" keeps them. ``patch`` is the spatial size of a
-    patch. ``width`` and ``depth`` are the network's, ``epochs`` how long it is trained, on ``epoch_size``
-    new patches each; ``objectives`` are of mse, bce, dice and dice_bce, ``seeds`` those of the initial weights
-    and patches: each gives networks of its own. ``patches`` is the number measured of each split (paper: 198),
-    ``cache`` the folder (default: ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``), ``device`` what trains
-    (default: a GPU if there is one).
+    Args:
+        volumes: file or folder that :func:`~genmeasures_unet.volumes.read_cases` reads. None for the MNI152
+            template, which needs the extra ``mri`` of genmeasures-unet.
+        reduce: factor by which the resolution is reduced.
+        foreground: "merged" for one foreground class, "classes" to keep all.
+        patch: spatial size of the patches in voxels.
+        width: channels of the first stage of the network.
+        depth: stages of the encoder, and of the decoder.
+        objectives: any of "mse", "bce", "dice" and "dice_bce".
+        epochs: number of epochs.
+        epoch_size: number of patches per epoch; each epoch samples new ones.
+        seeds: seeds of the initial weights and of the patches.
+        patches: number of measured patches per split (198 in the paper).
+        cache: cache folder. None for ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``.
+        workers: number of training processes. None for one per usable core.
+        device: device to train on. None for a GPU if there is one.
+
+    Raises:
+        OptionError: an option is out of range.
+
+    Example:
+        >>> task = UNetSegmentation(patch=[8, 8, 8], objectives=["dice"], epochs=4)
+        >>> task.name, task.metric, task.epochs
+        ('unet', 'iou', 4)
     """
 
     name = "unet"
@@ -270,25 +317,41 @@ class UNetSegmentation(_UNets):
 
 
 class UNetDenoising(_UNets):
-    """UNets that learn to take noise out of volumes, from few or many cases: regression from image to image.
+    """UNets that denoise volumes, trained on few or many cases: regression from image to image.
 
-    The network is given the standardized volume with Gaussian noise, and the volume without it is the target.
-    Each number of training cases gives one residual UNet, trained for as many steps as the others, and its
-    weights after each epoch are a model of the task. ``test_r2`` and ``test_ssim`` are means over the test
-    cases, a fifth of all, each predicted as a whole from overlapping patches; ``train_r2`` and ``train_ssim``
-    the same over cases of the network's own, at most as many. SSIM needs the extra ``mri``.
+    The input is the standardized volume with Gaussian noise, the target the volume without it. One residual UNet is
+    trained per number of training cases and seed, all for the same number of steps, and its weights after each epoch
+    are a model of the task. ``test_r2`` and ``test_ssim`` are means over the test cases, a fifth of all cases, each
+    predicted as a whole volume from overlapping patches. ``train_r2`` and ``train_ssim`` are means over the training
+    cases of the network, at most as many. SSIM needs the extra ``mri`` of genmeasures-unet.
 
-    ``models()`` trains what is missing, in ``workers`` processes (default: one for each usable core), and
-    keeps it in ``<cache>/unet_denoising/<key>/``; a training that was broken off goes on.
+    Missing networks are trained by ``models()`` and cached in ``<cache>/unet_denoising/<key>/``. An interrupted
+    training run resumes.
 
-    Options: ``volumes`` is a file or folder that :func:`~genmeasures_unet.volumes.read_cases` reads
-    (default: the MNI152 template, for which the extra ``mri`` is needed). ``reduce`` divides the resolution.
-    ``noise`` is the standard deviation of the noise, that of a volume being 1. ``patch`` is the spatial size of
-    a patch. ``width`` and ``depth`` are the network's, ``epochs`` how long it is trained, on ``epoch_size``
-    new patches each; ``train_cases`` the numbers of training cases, ``seeds`` those of the initial weights and
-    patches: each gives networks of its own.
-    ``patches`` is the number measured of each split, ``cache`` the folder (default: ``$GENMEASURES_CACHE``, or
-    ``~/.cache/genmeasures``), ``device`` what trains (default: a GPU if there is one).
+    Args:
+        volumes: file or folder that :func:`~genmeasures_unet.volumes.read_cases` reads. None for the MNI152
+            template, which needs the extra ``mri``.
+        reduce: factor by which the resolution is reduced.
+        noise: standard deviation of the noise, in units of that of a volume.
+        patch: spatial size of the patches in voxels.
+        width: channels of the first stage of the network.
+        depth: stages of the encoder, and of the decoder.
+        train_cases: numbers of training cases.
+        epochs: number of epochs.
+        epoch_size: number of patches per epoch; each epoch samples new ones.
+        seeds: seeds of the initial weights and of the patches.
+        patches: number of measured patches per split.
+        cache: cache folder. None for ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``.
+        workers: number of training processes. None for one per usable core.
+        device: device to train on. None for a GPU if there is one.
+
+    Raises:
+        OptionError: an option is out of range.
+
+    Example:
+        >>> task = UNetDenoising(train_cases=[1, 4], noise=0.5)
+        >>> task.name, task.metric, task.train_cases
+        ('unet_denoising', 'r2', [1, 4])
     """
 
     name = "unet_denoising"
@@ -316,7 +379,7 @@ class UNetDenoising(_UNets):
             volumes, reduce, patch, width, depth, epochs, epoch_size, seeds, patches, cache, workers, device
         )
         positive = isinstance(noise, float | int) and not isinstance(noise, bool) and 0 < noise < float("inf")
-        require(positive, self, f"noise={noise!r} must be a number above 0")
+        require(positive, self, f"noise={noise!r} must be a positive number")
         counts = all(is_count(number) for number in train_cases) if _is_list(train_cases) else False
         _distinct(self, "train_cases", train_cases, counts)
         self.noise = noise
@@ -326,14 +389,14 @@ class UNetDenoising(_UNets):
         most = max(self.train_cases)
         if most > len(cases.train):
             raise OptionError(
-                f"UNetDenoising: train_cases={most}, but there are only {len(cases.train)} training cases"
+                f"UNetDenoising: train_cases must be at most {len(cases.train)}, the training cases, got {most}"
             )
-        # All this now, rather than when the first epoch is scored.
-        everything = (*cases.train, *cases.test)
-        for case in everything:
-            if not case.image.any():  # standardized: a constant is zero
-                raise DataError(f"case {case.name} is constant: there is nothing to take noise out of")
-        thinnest = min(everything, key=lambda case: min(case.image.shape[1:]))
+        # Checked here rather than when the first epoch is scored.
+        all_cases = (*cases.train, *cases.test)
+        for case in all_cases:
+            if not case.image.any():  # standardized, so that a constant is zero
+                raise DataError(f"case {case.name} is constant: there is nothing to denoise")
+        thinnest = min(all_cases, key=lambda case: min(case.image.shape[1:]))
         try:
             ssim(thinnest.image[0], thinnest.image[0], 1.0)
         except DataError as error:
@@ -349,32 +412,34 @@ class UNetDenoising(_UNets):
 
 @functools.lru_cache(maxsize=1)
 def _cases(volumes: str | None, reduce: int, merged: bool) -> Cases:
-    """The cases ready for patches to be cut, read once a process: by value, since each job brings its own task."""
-    found = mni152() if volumes is None else read_cases(volumes)
-    if len(found) < 2:
-        raise DataError(f"{volumes}: {len(found)} case, at least 2 are needed: to train with, and to test")
-    cases = [standardized(reduced(binary(case) if merged else case, reduce)) for case in found]
+    """The prepared cases, read once per process. Cached by value, because each job brings its own task."""
+    raw = mni152() if volumes is None else read_cases(volumes)
+    if len(raw) < 2:
+        raise DataError(f"{volumes}: expected at least 2 cases, to train and to test with, got {len(raw)}")
+    cases = [standardized(reduced(binary(case) if merged else case, reduce)) for case in raw]
     order = np.random.default_rng(0).permutation(len(cases))
-    tested = max(1, round(_TEST_SHARE * len(cases)))
-    return Cases([cases[place] for place in order[tested:]], [cases[place] for place in order[:tested]])
+    tested = max(1, round(_TEST_FRACTION * len(cases)))
+    return Cases([cases[i] for i in order[tested:]], [cases[i] for i in order[:tested]])
 
 
 def _train_one(job: tuple[_UNets, Run, str]) -> None:
+    """Train the network of one run."""
     task, run, device = job
     with one_thread():
         train(run, task.cases(), torch.device(device))
 
 
 def _build(run: Run, epoch: int, cases: Cases) -> nn.Module:
+    """Load the network after an epoch."""
     try:
         return load(run, epoch, cases)
     except (FileNotFoundError, ValueError) as error:
-        raise ModelError(f"{error}; list the models again and it is trained again") from error
+        raise ModelError(f"{error}; list the models again to train it again") from error
 
 
 @contextmanager
 def _progress(title: str, checkpoints: Sequence[Path]) -> Iterator[None]:
-    """A bar on standard error that follows the checkpoints on disk, whichever process writes them."""
+    """Progress bar on standard error that counts the checkpoints on disk, whichever process writes them."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(title, total=len(checkpoints))
@@ -395,17 +460,19 @@ def _progress(title: str, checkpoints: Sequence[Path]) -> Iterator[None]:
 
 
 def _words(hparams: Any) -> list[str]:
-    """Hyperparameters as parts of a name: texts as they are, numbers with their names before them."""
+    """Hyperparameters as parts of a name: strings as they are, numbers after their names."""
     return [value if isinstance(value, str) else f"{name}{value}" for name, value in hparams.items()]
 
 
 def _is_list(value: object) -> bool:
+    """Whether the value is a sequence that is not empty, and not a string."""
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
 
 
 def _distinct(task: Task, option: str, values: Any, sound: bool) -> None:
-    require(sound, task, f"{option}={values!r} must be a list of at least one, of the right kind")
-    require(len(set(values)) == len(values), task, f"{option}={list(values)} has one of them twice")
+    """Raise OptionError unless the values are valid and distinct."""
+    require(sound, task, f"{option}={values!r} must be a list of at least one valid value")
+    require(len(set(values)) == len(values), task, f"{option}={list(values)} has duplicates")
 
 
 __all__ = ["UNetDenoising", "UNetSegmentation"]
