@@ -99,14 +99,15 @@ def test_hyperparameters_reach_a_factory_that_names_them(
         assert made_with(b) == {"width": 3, "act": "relu"}
     assert a.hparams == {"width": 8, "act": "gelu", "lr": 0.1}
     assert b.hparams == {"width": 8, "lr": 0.1}
-    assert f"{module}.Net is given the hyperparameters that it takes by name: width, act" in caplog.messages
+    assert f"{module}.Net is called with the hyperparameters that its signature names: width, act" in caplog.messages
 
 
 def test_nothing_is_passed_that_the_signature_does_not_name(tmp_path: Path, module: str) -> None:
     torch.save(weights(8), tmp_path / "a.pt")
     models = {"a": {"hparams": {"width": 8, "lr": 0.1}}}
     with pytest.raises(
-        ModelError, match=r"any_kwargs takes \*\*kwargs, of which .* width, lr were not given .*kwargs$"
+        ModelError,
+        match=r"hyperparameters .*width, lr were not passed to the \*\*kwargs of .*any_kwargs.*factory_kwargs$",
     ):
         task(tmp_path, module, models, "any_kwargs").models()[0].build()
     with pytest.raises(ModelError, match=r"positional\(\) failed: TypeError"):
@@ -152,10 +153,10 @@ def test_arguments_of_the_factory_in_a_table(tmp_path: Path, module: str) -> Non
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ("test_acc", "test_acc: test_accuracy makes it a metric, test_acc: null leaves it out, test_acc: hparams.test"),
+        ("test_acc", "test_acc: test_accuracy makes it a metric, test_acc: null skips it, test_acc: hparams.test"),
         ("accuracy", "accuracy: test_accuracy makes it a metric"),
         ("train_loss", "metric: loss in the manifest makes it the metric"),
-        ("val_loss", r"columns says what it is: \{val_loss: null leaves it out"),
+        ("val_loss", r"set columns beside table in the manifest: \{val_loss: null skips it"),
         ("valid/Acc@1", "valid/Acc@1: null"),
         ("testIoU", "testIoU: test_iou makes"),
         ("err", "err: test_err makes it a metric"),
@@ -179,9 +180,11 @@ def test_columns_are_called_what_the_manifest_says(tmp_path: Path, module: str) 
     (model,) = table(tmp_path, module, text, columns).models()
     assert (model.name, model.metrics, model.hparams) == ("x", {"test_accuracy": 0.5}, {"width": 8})
     assert made_with(model)["width"] == 8
-    with pytest.raises(OptionError, match=r"has no column 'rum', which columns names \(did you mean 'run'"):
+    with pytest.raises(
+        OptionError, match=r"has no column 'rum', which columns of the manifest names \(did you mean 'run'"
+    ):
         table(tmp_path, module, text, {"rum": "model"}).models()
-    with pytest.raises(OptionError, match=r"no column is named 'model'.*columns: \{its name: model\}"):
+    with pytest.raises(OptionError, match=r"there is no column 'model'.*columns: \{its name: model\}"):
         table(tmp_path, module, text).models()
     with pytest.raises(OptionError, match="columns need names of their own"):
         table(tmp_path, module, text, {**columns, "units": "weights"}).models()
@@ -344,12 +347,12 @@ def test_a_message_says_what_to_write(tmp_path: Path, module: str, caplog: pytes
     for ending in (".pt", ".ckpt"):
         torch.save(weights(), tmp_path / f"two{ending}")
     net, other, two = task(tmp_path, module, models).models()
-    with pytest.raises(ModelError, match=r"net is a folder: name the file in it, weights: net/last\.ckpt$"):
+    with pytest.raises(ModelError, match=r"net is a folder: set weights to a file in it, weights: net/last\.ckpt$"):
         net.build()
     with pytest.raises(ModelError, match=r"there is no file .*x\.pt; there is no folder .*none$"):
         other.build()
     two.build()
-    assert any("two.pt is taken, not two.ckpt; weights: names the file" in text for text in caplog.messages)
+    assert any("two.pt is read, not two.ckpt; set weights to choose a file" in text for text in caplog.messages)
 
 
 # Data and models from Python

@@ -349,7 +349,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     state = {**under("unet.", states(Net, 1)[0]), "loss.weight": torch.ones(3), "metric.total": torch.ones(1)}
     check(load(Net, {"state_dict": state}, tmp_path), Net)
     assert [one.message.partition(": ")[2] for one in caplog.records] == [
-        "the weights under 'state_dict.unet' fit; 2 other keys are left out"
+        "the weights under 'state_dict.unet' fit; 2 other keys are ignored"
     ]
     assert caplog.records[0].levelno == logging.WARNING
 
