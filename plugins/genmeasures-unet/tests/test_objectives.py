@@ -204,7 +204,7 @@ def test_bool_and_small_integer_masks_are_as_int64() -> None:
         (torch.zeros(2, 3, 4), torch.full((2, 4), -1), "from -1"),
         (torch.zeros(2, 3, 4), torch.zeros(2, 4), "class labels.*got torch.float32"),
         (torch.zeros(2, 3), torch.zeros(2).long(), r"expected logits of shape.*got \(2, 3\)"),
-        (torch.zeros(1, 1, 2, 2, 2, 2), torch.zeros(1, 2, 2, 2, 2).long(), "1 to 3 axes"),
+        (torch.zeros(1, 1, 2, 2, 2, 2), torch.zeros(1, 2, 2, 2, 2).long(), "1 to 3 spatial axes"),
         (torch.zeros(0, 1, 4), torch.zeros(0, 4).long(), "none of them empty"),
     ],
 )

@@ -174,7 +174,7 @@ def test_noise_is_that_of_the_case() -> None:
     case = CASES.test[0]
     noisy, target = Denoising(0.5, 1).example(case)
     again, _ = Denoising(0.5, 1).example(case)
-    other, _ = Denoising(0.5, 1).given(replace(case, name="another"))
+    other, _ = Denoising(0.5, 1).example(replace(case, name="another"))
     assert np.array_equal(noisy, again)
     assert not np.array_equal(noisy, other)
     assert target is case.image
