@@ -96,7 +96,7 @@ class Checkpoints(Task):
         OptionError: ``path`` is empty or not a path.
 
     Example:
-        >>> Checkpoints("runs/nets").label
+        >>> Checkpoints("runs/nets/manifest.yaml").label
         'nets'
     """
 

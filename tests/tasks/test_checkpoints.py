@@ -569,7 +569,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"factory_kwargs": [1]}, "factory_kwargs: must have keys and values, got list"),
     ({"metric": 3}, "metric: must be text, got 3"),
     ({"metric": "test_accuracy"}, "metric: must be 'accuracy', without test_"),
-    ({"metric": "iou"}, "metric: no model has train_iou or test_iou; they have test_accuracy"),
+    ({"metric": "iou"}, "metric: no model has train_iou or test_iou; the models have test_accuracy"),
     ({"python_path": "nowhere"}, "python_path: there is no folder 'nowhere'"),
     ({"python_path": 3}, "python_path: there is no folder 3"),
     ({"data": {"test": {"npz": "a", "x": "x"}, "ignore_index": "void"}}, "data.ignore_index: must be a number"),
@@ -791,7 +791,7 @@ def test_targets_keep_their_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "fault"),
     [
-        ({"x": "xs"}, r"has no array 'xs' \(did you mean 'x'\? known: few, flat, objects, images, words, x\)"),
+        ({"x": "xs"}, r"has no array 'xs' \(did you mean 'x'\? known: few, flat, images, objects, words, x\)"),
         ({"y": "why"}, "has no array 'why'"),
         ({"npz": "absent.npz"}, r"absent\.npz: there is no such file"),
         ({"npz": "text.npz"}, r"text\.npz cannot be read as an \.npz file"),
@@ -799,8 +799,8 @@ def test_targets_keep_their_shape(tmp_path: Path) -> None:
         ({"npz": "one.npy"}, r"one\.npy is a single array"),
         ({"x": "objects"}, "array 'objects' cannot be read"),
         ({"x": "words"}, "array 'words' must have numbers, got type <U1"),
-        ({"x": "flat"}, r"array 'flat' has shape \(4,\)"),
-        ({"y": "few"}, r"as many each; shapes are 'x' \(4, 2\), 'few' \(3,\)"),
+        ({"x": "flat"}, r"array 'flat' must have at least two axes, got shape \(4,\)"),
+        ({"y": "few"}, r"the same number each, got 'x' \(4, 2\), 'few' \(3,\)"),
         ({"x": "images"}, r"array 'images' has shape \(4, 2, 2, 3\): set layout to its axes"),
         ({"x": "images", "layout": "NHWC"}, r"integers \(uint8\): set scale to their divisor"),
         ({"x": "images", "layout": "NHW", "scale": 1}, "layout NHW has 3 axes"),

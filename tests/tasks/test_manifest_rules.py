@@ -127,7 +127,7 @@ def test_weights_of_the_factorys_own_are_never_asked_for(tmp_path: Path, module:
 def test_a_hyperparameter_that_the_factory_refuses_is_named(tmp_path: Path, module: str) -> None:
     torch.save(weights(8), tmp_path / "a.pt")
     models = {"a": {"hparams": {"width": "wide"}}}
-    with pytest.raises(ModelError, match=r"Net\(width='wide'\) failed: .*; of its arguments, width are hyper"):
+    with pytest.raises(ModelError, match=r"Net\(width='wide'\) failed: .*; the arguments width are hyper"):
         task(tmp_path, module, models).models()[0].build()
 
 
@@ -186,7 +186,7 @@ def test_columns_are_called_what_the_manifest_says(tmp_path: Path, module: str) 
         table(tmp_path, module, text, {"rum": "model"}).models()
     with pytest.raises(OptionError, match=r"there is no column 'model'.*columns: \{its name: model\}"):
         table(tmp_path, module, text).models()
-    with pytest.raises(OptionError, match="columns need names of their own"):
+    with pytest.raises(OptionError, match="the names of the columns must be unique"):
         table(tmp_path, module, text, {**columns, "units": "weights"}).models()
 
 

@@ -319,7 +319,7 @@ def test_trained_weights_are_preferred_to_averages_and_both_are_named(
         (record,) = [one for one in caplog.records if one.levelno == logging.WARNING]
         assert "net.ckpt has different weights that fit" in record.message
         for other in others:
-            assert f"for others give key: {other}" in record.message
+            assert f"set key to use others: {other}" in record.message
             check(load(Net, content, tmp_path, key=other), Net, 2)
 
 
@@ -430,7 +430,7 @@ def test_best_attempt_is_told_shortest_names_first(tmp_path: Path) -> None:
     assert "2 missing: head.bias, model.0.weight" in told
     assert "2 unexpected: short, a_long_name_that_is_not_there" in told
     assert "1 of another shape: head.weight (2, 2) instead of (4, 6)" in told
-    assert told.endswith("of what was tried: 'state_dict', 'state_dict.module'")
+    assert told.endswith("the best fit of the attempts: 'state_dict', 'state_dict.module'")
 
 
 def test_other_than_tensors_in_the_place_of_weights(tmp_path: Path) -> None:
