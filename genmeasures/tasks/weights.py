@@ -250,14 +250,14 @@ def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt
         for prefix in _beginnings(name):
             if prefix in under:
                 under[prefix].append(name)
-    made = {_identity(source.state)}
+    seen = {_identity(source.state)}
     for prefix, inside in under.items():
         names = [bare(name.removeprefix(prefix)) for name in inside]
-        found = {ours.get(name, name): source.state[whole] for name, whole in zip(names, inside, strict=True)}
-        if len(found) < len(inside) or _identity(found) in made:
+        renamed = {ours.get(name, name): source.state[whole] for name, whole in zip(names, inside, strict=True)}
+        if len(renamed) < len(inside) or _identity(renamed) in seen:
             continue
-        made.add(_identity(found))
-        state, fit = _completed(found, expected)
+        seen.add(_identity(renamed))
+        state, fit = _completed(renamed, expected)
         versions = {
             bare(f"{name}.".removeprefix(prefix)).removesuffix("."): version
             for name, version in metadata.items()
@@ -317,21 +317,21 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _completed(given: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[dict[str, Any], _Fit]:
+def _completed(original: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[dict[str, Any], _Fit]:
     """The state dict with the keys that files may omit: counters of old versions, aliases of a tensor."""
-    state = dict(given)
+    state = dict(original)
     for name, value in expected.items():
         if name not in state and name.endswith(_COUNTER) and isinstance(value, Tensor):
             state[name] = value
     for name, others in _aliases(expected).items():
-        found = next((given[other] for other in others if other in given), None)
-        if name not in state and found is not None:
-            state[name] = found
+        alias = next((original[other] for other in others if other in original), None)
+        if name not in state and alias is not None:
+            state[name] = alias
     fit = _Fit(
         missing=[name for name in expected if name not in state],
         unexpected=[name for name in state if name not in expected],
         misshapen=_misshapen(state, expected),
-        shared=sum(name in expected for name in given),
+        shared=sum(name in expected for name in original),
     )
     return state, fit
 

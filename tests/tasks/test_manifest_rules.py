@@ -226,7 +226,9 @@ def check_unused(said: str) -> None:
 def test_unused_keys_pass_only_where_the_manifest_says_so(tmp_path: Path, module: str) -> None:
     more = {**weights(), "head.weight": torch.ones(3), "head.bias": torch.ones(3)}
     torch.save({"state_dict": {f"model.{name}": value for name, value in more.items()}}, tmp_path / "a.pt")
-    with pytest.raises(ModelError, match=r"2 unexpected: head.bias, head.weight.*strict: false in the manifest permits"):
+    with pytest.raises(
+        ModelError, match=r"2 unexpected: head.bias, head.weight.*strict: false in the manifest permits"
+    ):
         task(tmp_path, module, {"a": None}).models()[0].build()
     with pytest.warns(GenmeasuresWarning) as said:
         made = task(tmp_path, module, {"a": None}, strict=False).models()[0].build()
