@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from genmeasures_unet import ResidualUNet
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
@@ -36,7 +37,6 @@ from genmeasures.statistics.kmeans import kmeans
 from genmeasures.statistics.mixture import fit_mixtures
 from genmeasures.tasks.pgdl.network import build_network
 from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
-from genmeasures.tasks.unet.network import ResidualUNet
 from genmeasures.tracing import trace
 
 _BATCH = 64

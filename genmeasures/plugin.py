@@ -32,6 +32,7 @@ hyperparameters and metrics of the model in ``data.facts``. An extractor returns
 """
 
 from genmeasures.data.keys import mix
+from genmeasures.devices import usable_device
 from genmeasures.errors import (
     ComponentError,
     DataError,
@@ -40,9 +41,12 @@ from genmeasures.errors import (
     OptionError,
     ResultError,
     Undefined,
+    nearest,
 )
 from genmeasures.extractors.samples import Drawn, Every, places
+from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import (
+    SPLITS,
     Aggregator,
     Component,
     Extractor,
@@ -72,9 +76,13 @@ from genmeasures.interfaces import (
     require,
 )
 from genmeasures.registry.specs import Register, hookimpl
+from genmeasures.tasks.archives import check_sizes
+from genmeasures.tasks.cache import cache_folder, check_writable, load_checkpoint, save_checkpoint
+from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 __all__ = [
+    "SPLITS",
     "Aggregator",
     "Component",
     "ComponentError",
@@ -111,12 +119,23 @@ __all__ = [
     "Value",
     "Values",
     "Variable",
+    "cache_folder",
+    "check_sizes",
+    "check_writable",
     "hookimpl",
     "is_count",
+    "load_checkpoint",
     "mix",
+    "nearest",
     "one_of",
+    "one_thread",
     "places",
+    "remove_stale_temporaries",
     "require",
+    "run_in_processes",
+    "save_checkpoint",
     "tapped",
     "trace",
+    "usable_device",
+    "worker_count",
 ]

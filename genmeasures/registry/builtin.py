@@ -45,8 +45,6 @@ def genmeasures_register_tasks(register: Register) -> None:
     register(tasks.DigitsCNN)
     register(tasks.Checkpoints)
     register(tasks.PGDL)
-    register(tasks.UNetSegmentation)
-    register(tasks.UNetDenoising)
 
 
 @hookimpl

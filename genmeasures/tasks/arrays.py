@@ -1,4 +1,4 @@
-"""Data from the arrays of an ``.npz`` file."""
+"""Data sets in ``.npz`` files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,22 @@ _LAYOUTS = ({"H", "W"}, {"D", "H", "W"}, {"L"}, set[str]())
 
 
 def layout_fault(layout: str) -> str | None:
-    """What is wrong with a layout such as ``NHWC``, or None."""
+    """Describe what is wrong with a layout.
+
+    Args:
+        layout: axes of an array, such as "NHWC".
+
+    Returns:
+        A message, or None for a valid layout.
+
+    Example:
+        >>> layout_fault("NCHW") is None
+        True
+    """
     axes = set(layout)
     if layout[:1] != "N" or len(axes) != len(layout) or axes - {"N", "C"} not in _LAYOUTS:
         return (
-            f"{layout!r} is not a layout: N (inputs) first, then in the order of the array's axes C (channels) "
+            f"{layout!r} is not a layout: expected N (inputs) first, then, in the order of the axes, C (channels) "
             "and L, or H and W, or D, H and W (space), such as NHWC, NCHW, NDHWC, NCL, or NHW without channels"
         )
     return None
@@ -32,40 +43,57 @@ def layout_fault(layout: str) -> str | None:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Which arrays of an ``.npz`` file are the inputs and targets, and how the inputs are prepared."""
+    """Specification of a data set: the arrays of an ``.npz`` file and the preprocessing of the inputs."""
 
     npz: Path
     x: str
+    """Name of the array with the inputs."""
     y: str | None = None
-    """None for data without targets."""
+    """Name of the array with the targets; None for data without targets."""
     layout: str | None = None
-    """Meaning of the axes of ``x``; needed from three axes on."""
+    """Axes of ``x``; required for three or more axes."""
     scale: float | None = None
-    """What ``x`` is divided by; needed for integers."""
+    """Divisor of ``x``; required for integers."""
     mean: tuple[float, ...] | None = None
-    """Subtracted after scaling: a value, or one a channel."""
+    """Subtracted after scaling: one value, or one per channel."""
     std: tuple[float, ...] | None = None
-    """Divided by after that: a value, or one a channel."""
+    """Divisor after that: one value, or one per channel."""
 
 
 def load(spec: ArraySpec) -> Arrays:
-    """The inputs, float32 (N, C, *space) or (N, features), and the targets where the specification names any.
+    """Read the arrays of a specification and preprocess the inputs.
 
-    Targets keep their shape: integers become int64, others float32. Raises DataError naming the file.
+    Files with an implausible compression ratio are refused, see :func:`genmeasures.tasks.archives.check_sizes`.
 
-    A file that is compressed more than 200 times, and that much larger than a machine may bear, is refused
-    unless ``GENMEASURES_TRUST_ARCHIVES=1`` stands in the environment.
+    Args:
+        spec: the file, the names of its arrays and the preprocessing.
+
+    Returns:
+        The inputs, float32 (N, C, ``*space``) or (N, features), and the targets if the specification names them, in
+        their shape: integers as int64, others as float32.
+
+    Raises:
+        DataError: the file or an array cannot be used; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "digits.npz"
+        ...     np.savez(path, x=np.full((3, 4, 4), 8), y=np.arange(3))
+        ...     x, y = load(ArraySpec(path, "x", "y", layout="NHW", scale=16))
+        >>> x.shape, float(x.max()), y.dtype
+        ((3, 1, 4, 4), 0.5, dtype('int64'))
     """
     named = [spec.x] if spec.y is None else [spec.x, spec.y]
     arrays = _read(spec.npz, named)
     for name, array in zip(named, arrays, strict=True):
         if array.dtype.kind not in "biuf":
-            raise DataError(f"{spec.npz}: array {name!r} has type {array.dtype}, not numbers")
+            raise DataError(f"{spec.npz}: array {name!r} must have numbers, got type {array.dtype}")
         if array.ndim == 0 or len(array) != len(arrays[0]) or len(array) == 0:
             shapes = ", ".join(f"{n!r} {a.shape}" for n, a in zip(named, arrays, strict=True))
-            raise DataError(f"{spec.npz}: arrays must have one entry an input, and as many each; shapes are {shapes}")
+            raise DataError(f"{spec.npz}: arrays must have one entry per input, the same number each, got {shapes}")
     if arrays[0].ndim < 2:
-        raise DataError(f"{spec.npz}: array {spec.x!r} has shape {arrays[0].shape}: inputs need axes besides the first")
+        raise DataError(f"{spec.npz}: array {spec.x!r} must have at least two axes, got shape {arrays[0].shape}")
     x = _prepare(arrays[0], spec)
     if spec.y is None:
         return (x,)
@@ -82,7 +110,7 @@ def _read(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
     except Exception as error:  # NumPy and zipfile raise many types on damaged files
         raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} is a single array: save it under a name with numpy.savez")
+        raise DataError(f"{path} is a single array; save it under a name with numpy.savez")
     arrays = []
     with file:
         for name in names:
@@ -97,16 +125,16 @@ def _read(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
 
 def _prepare(x: NDArray[Any], spec: ArraySpec) -> NDArray[np.float32]:
     if spec.layout is None and x.ndim >= 3:
-        raise DataError(f"{spec.npz}: array {spec.x!r} has shape {x.shape}: say what its axes are with layout, as NHWC")
+        raise DataError(f"{spec.npz}: array {spec.x!r} has shape {x.shape}: set layout to its axes, such as NHWC")
     if spec.scale is None and x.dtype.kind in "iu":
         raise DataError(
-            f"{spec.npz}: array {spec.x!r} has integers ({x.dtype}): say what to divide them by with scale, as 255"
+            f"{spec.npz}: array {spec.x!r} has integers ({x.dtype}): set scale to their divisor, such as 255"
         )
     if spec.layout is not None:
         x = _channels_first(x, spec, spec.layout)
-    # The array is ours alone, so after one pass for type and order everything works in place.
+    # The array is not shared, so after one pass for dtype and order everything is done in place.
     if spec.scale is None:
-        # Flattened in between, as a single channel can have a stride by which torch takes it to come last.
+        # Flattened in between, because torch may take the stride of a single channel for channels_last.
         out = np.ascontiguousarray(x, np.float32).ravel().reshape(x.shape)
     else:
         out = np.empty(x.shape, np.float32)
@@ -120,7 +148,7 @@ def _prepare(x: NDArray[Any], spec: ArraySpec) -> NDArray[np.float32]:
 
 def _channels_first(x: NDArray[Any], spec: ArraySpec, layout: str) -> NDArray[Any]:
     if x.ndim != len(layout):
-        raise DataError(f"{spec.npz}: layout {layout} names {len(layout)} axes, but {spec.x!r} has shape {x.shape}")
+        raise DataError(f"{spec.npz}: layout {layout} has {len(layout)} axes, but {spec.x!r} has shape {x.shape}")
     if "C" not in layout:
         x, layout = x[..., np.newaxis], layout + "C"
     return x.transpose([layout.index(axis) for axis in f"NC{_SPATIAL}" if axis in layout])

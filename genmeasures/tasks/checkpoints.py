@@ -1,4 +1,4 @@
-"""A task from files: trained PyTorch weights, the code of their architecture, and a manifest."""
+"""Task of a folder of trained PyTorch weights, with the code of their architecture and a manifest."""
 
 from __future__ import annotations
 
@@ -24,102 +24,119 @@ from genmeasures.tasks.weights import SUFFIXES, Misfit, load_weights
 log = logging.getLogger(__name__)
 
 _NEVER_TAKEN = frozenset({"pretrained", "weights", "checkpoint_path", "device"})
-"""Arguments by which factories fetch weights of their own, or leave the CPU."""
+"""Arguments by which factories load other weights, or leave the CPU."""
 
 _SHOWN = 8
 
 
 class Checkpoints(Task):
-    """A folder of PyTorch weights with a manifest; no Python is needed if the architecture can be imported.
+    """A folder of trained PyTorch weights with a manifest.
 
-    ``path`` is the folder that has ``manifest.yaml``, or the path of a manifest::
+    A complete ``manifest.yaml``::
 
         factory: torchvision.models.resnet18   # dotted path of a callable that returns the architecture
         factory_kwargs: {num_classes: 10}      # its arguments, for all models
-        strict: true                           # false lets keys of files pass that the model does not have
-        python_path: .                         # folder, or list of folders, to find modules in
-        metric: accuracy                       # what models are judged by: accuracy (default), iou, …
-        data:                                  # train, test or both; none for measures of weights alone
+        strict: true                           # false permits keys in files that the model does not have
+        python_path: .                         # folder, or list of folders, with modules to import
+        metric: accuracy                       # metric that measures are judged against: accuracy (default), iou, …
+        data:                                  # train, test or both; none for measures of weights
           train:                               # arrays of an .npz file …
             npz: cifar10_subset.npz
             x: x_train                         # inputs
-            y: y_train                         # targets; left out for data without any
-            layout: NHWC                       # axes of x: N, C, and L or H, W or D, H, W; NHW has no channels
-            scale: 255                         # x is divided by it; needed for integers
-            mean: [0.5, 0.5, 0.5]              # subtracted after that, a number or one a channel
-            std: [0.5, 0.5, 0.5]               # divided by after that
-          test:                                # … or what a callable returns: a torch Dataset or DataLoader
+            y: y_train                         # targets; omitted for data without targets
+            layout: NHWC                       # axes of x: N, C, and L or H, W or D, H, W; NHW without channels
+            scale: 255                         # divisor of x; required for integers
+            mean: [0.5, 0.5, 0.5]              # subtracted after that, a number or one per channel
+            std: [0.5, 0.5, 0.5]               # divisor after that
+          test:                                # … or a callable that returns a torch Dataset or DataLoader
             _target_: mypackage.MyDataset
-            root: /data/mine                   # its arguments, handed on as they stand
-          ignore_index: 255                    # target that means "no label", if there is one
+            root: /data/mine                   # its arguments, passed unchanged
+          ignore_index: 255                    # target that means "no label", if any
         models:
           net_0:
-            weights: net_0.pth                 # default: net_0 with .pt, .pth, .ckpt, .safetensors, …, or nothing
+            weights: net_0.pth                 # default: net_0 with .pt, .pth, .ckpt, …, or without a suffix
             train_accuracy: 0.73
             test_accuracy: 0.59
-            hparams: {width: 64}               # known of it, and given to the factory if it names such an argument
-            factory_kwargs: {depth: 18}        # added to those of all models
-            factory: mypackage.OtherNet        # in place of that of all models
-            key: ema                           # where in the file the weights lie; default: looked for
+            hparams: {width: 64}               # hyperparameters, passed to the factory if it has such arguments
+            factory_kwargs: {depth: 18}        # in addition to those of all models
+            factory: mypackage.OtherNet        # instead of that of all models
+            key: ema                           # entry of the file with the weights; default: searched for
 
-    A factory is called with ``factory_kwargs``, and with the hyperparameters of the model that its signature names
-    (those that only ``**kwargs`` would take are not handed over, nor ``pretrained``, ``weights``, ``checkpoint_path``
-    and ``device``). Where both have a name, ``factory_kwargs`` counts.
+    A factory is called with ``factory_kwargs``, and with the hyperparameters of the model that its signature names,
+    except ``pretrained``, ``weights``, ``checkpoint_path`` and ``device``. Hyperparameters that only a ``**kwargs``
+    would accept are not passed. If both have the same name, ``factory_kwargs`` takes precedence.
 
-    With ``strict: false`` a file may have keys that the model does not have; ``model_status`` names them. What the
-    model has must be in the file in any case.
+    With ``strict: false`` a file may have keys that the model does not have; ``model_status`` names them. All keys of
+    the model must be in the file in any case.
 
-    Instead of one by one, models can be listed in a CSV file::
+    Models can also be listed in a CSV file::
 
         models:
           table: accuracies.csv
-          columns: {run: model, acc: test_accuracy, val_loss: null}   # what columns are, if not by their own names
+          columns: {run: model, acc: test_accuracy, val_loss: null}   # renamed or skipped columns
 
-    It has a column ``model`` and, if wanted, ``weights``, ``factory`` and ``key``; ``factory_kwargs.depth`` is an
-    argument of the factory, read as it would be in the manifest; ``train_x`` and ``test_x`` are metrics where
-    both are there or x is the manifest's metric, and every other column is a hyperparameter. Columns of numbers
-    that are named like metrics (``val_loss``, ``acc``) are refused until ``columns`` says what they are: the name of
-    a metric, null to leave them out, or ``hparams.acc``. An empty cell means not known.
+    The table has a column ``model`` and optionally ``weights``, ``factory`` and ``key``. ``factory_kwargs.depth`` is
+    an argument of the factory, parsed like a value of the manifest. ``train_x`` and ``test_x`` are metrics if both
+    exist or x is the metric of the manifest. All other columns are hyperparameters. Numeric columns that are named
+    like metrics (``val_loss``, ``acc``) are refused unless ``columns`` maps them to the name of a metric, to null to
+    skip them, or to ``hparams.acc``. An empty cell is a missing value.
 
-    The weights may lie in any file of ``torch.save``, whatever it ends in, or of safetensors. Where in the file
-    they lie, and what wrappers put before the names, is found by trying: what the model loads strictly is taken
-    (:func:`genmeasures.tasks.weights.load_weights` has the order). ``key`` names the place, as ``ema`` or
-    ``state_dict.teacher``: entries, then what stands before the names, joined by dots.
+    Weights are read from files of ``torch.save`` with any suffix, or of safetensors. The entry of the file with the
+    weights and the prefixes of wrappers are searched for: the state dict that the model loads strictly is used (see
+    :func:`genmeasures.tasks.weights.load_weights`). ``key`` selects the entry, such as ``ema`` or
+    ``state_dict.teacher``: names of entries and prefixes, joined by dots.
 
-    Paths are relative to the manifest, those in the table too. Weights are read as data and never
-    run; what the manifest names under ``factory`` and ``_target_`` is imported, as if it were run.
+    Paths, including those in the table, are relative to the manifest. Weights are read as data and never executed.
+    The modules of ``factory`` and ``_target_`` are imported, which executes them.
+
+    Args:
+        path: folder with ``manifest.yaml``, or the path of a manifest.
+
+    Raises:
+        OptionError: ``path`` is empty or not a path.
+
+    Example:
+        >>> Checkpoints("runs/nets/manifest.yaml").label
+        'nets'
     """
 
     name = "checkpoints"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         require(isinstance(path, str | os.PathLike), self, f"path={path!r} must be the path of a folder or manifest")
-        require(bool(os.fspath(path)), self, "path is empty: give the path of a folder or manifest")
+        require(bool(os.fspath(path)), self, "path is empty: set the path of a folder or manifest")
         self.path = os.fspath(path)
 
     @property
     def label(self) -> str:
-        """The name of the folder that has the manifest."""
+        """The name of the folder of the manifest."""
         path = Path(self.path).expanduser().resolve()
         return (path if path.is_dir() else path.parent).name or self.name
 
     @property
     def identity(self) -> None:
-        """The content of its data: the folder can be moved, and list other models."""
+        """None, for the content of the data: the folder can be moved, and its models can change."""
         return None
 
     @property
     def metric(self) -> str:  # type: ignore[override]  # a class variable of most tasks
-        """The metric that the manifest names."""
+        """The metric of the manifest."""
         return read_manifest(self.path).metric
 
     @property
     def ignore_index(self) -> float | None:  # type: ignore[override]  # as above
-        """The target that means "no label" by the manifest."""
+        """The target that means "no label", if any."""
         return read_manifest(self.path).ignore_index
 
     def models(self) -> Sequence[TaskModel]:
-        """The models of the manifest, none of them loaded; raises OptionError naming file and key."""
+        """List the models of the manifest, without loading them.
+
+        Returns:
+            The models, in the order of the manifest.
+
+        Raises:
+            OptionError: the manifest is invalid; the message names the file and the key.
+        """
         manifest = read_manifest(self.path)
         return [
             TaskModel(
@@ -132,10 +149,17 @@ class Checkpoints(Task):
         ]
 
     def data(self, split: Split) -> Any:
-        """Arrays (x,) or (x, y), with x float32 (N, C, *space) or (N, features), or what ``_target_`` returned.
+        """Data of a split.
 
-        None where the manifest has no such data. Targets y keep their shape, as int64 or float32. Raises DataError
-        naming file and array.
+        Args:
+            split: "train" or "test".
+
+        Returns:
+            Arrays (x,) or (x, y) with x float32 (N, C, ``*space``) or (N, features) and targets y as int64 or
+            float32, or what ``_target_`` returns. None if the manifest has no such split.
+
+        Raises:
+            DataError: the data cannot be read; the message names the file and the array.
         """
         one_of(self, "split", split, SPLITS)
         manifest = read_manifest(self.path)
@@ -149,78 +173,88 @@ class Checkpoints(Task):
 
 
 def build_model(spec: ModelSpec, python_path: Sequence[Path] = ()) -> nn.Module:
-    """The architecture with its trained weights, on the CPU and in evaluation mode.
+    """Build the architecture of a model and load its trained weights.
 
-    It is float32, unless the factory returns a network in float64 or bfloat16.
+    Args:
+        spec: the model.
+        python_path: folders that are searched for the factory's module.
 
-    Raises ModelError naming the model and the file or factory.
+    Returns:
+        The network on the CPU, in evaluation mode, in float32 unless the factory returns float64 or bfloat16.
+
+    Raises:
+        ModelError: the architecture or its weights cannot be loaded; the message names the model and the file or
+            factory.
     """
     try:
         make = functools.partial(_architecture, spec, python_path)
         model = load_weights(make, _weights_file(spec), spec.key, spec.strict)
     except (ModelError, OptionError) as error:
-        hint = _not_handed_over(spec, python_path) if isinstance(error, Misfit) else ""
+        hint = _hint_not_passed(spec, python_path) if isinstance(error, Misfit) else ""
         raise ModelError(f"model {spec.name!r}: {error}{hint}") from error
     return model.eval()
 
 
 def _weights_file(spec: ModelSpec) -> Path:
-    """The file that has the weights; raises ModelError with what to write where there is none."""
-    found = [path for path in spec.weights if path.is_file()]
-    if len(found) > 1:
-        others = ", ".join(path.name for path in found[1:])
-        log.warning("model %s: %s is taken, not %s; weights: names the file", spec.name, found[0], others)
-    if found:
-        return found[0]
+    """The file with the weights. Raises ModelError if there is none."""
+    files = [path for path in spec.weights if path.is_file()]
+    if len(files) > 1:
+        others = ", ".join(path.name for path in files[1:])
+        log.warning("model %s: %s is read, not %s; set weights to choose a file", spec.name, files[0], others)
+    if files:
+        return files[0]
     path = spec.weights[0]
     last = spec.weights[-1]
     if last.is_dir():
         inside = _listed(last)
-        raise ModelError(f"{last} is a folder: name the file in it, weights: {last.name}/{inside or '…'}")
+        raise ModelError(f"{last} is a folder: set weights to a file in it, weights: {last.name}/{inside or '…'}")
     if len(spec.weights) == 1:
         raise ModelError(f"there is no file {path}{_beside(path)}")
     endings = ", ".join(suffix or "nothing" for suffix in SUFFIXES[1:])
-    raise ModelError(f"there is no file {path}, nor one that ends in {endings}{_beside(path)}")
+    raise ModelError(f"there is no file {path}, nor one with the suffix {endings}{_beside(path)}")
 
 
 def _beside(path: Path) -> str:
-    """What there is in the folder of a file that is missing, to end an error with."""
+    """Hint about the folder of a missing file."""
     if not path.parent.is_dir():
         return f"; there is no folder {path.parent}"
     files = _listed(path.parent)
-    return f"; the folder has {files}: name the file with weights: …" if files else ""
+    return f"; the folder has {files}: set weights to one of its files" if files else ""
 
 
 def _listed(folder: Path) -> str:
-    """The first names of files in a folder that may be weights."""
+    """Names of the first files in a folder that may be weights."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in SUFFIXES)
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _architecture(spec: ModelSpec, python_path: Sequence[Path]) -> nn.Module:
+    """The network that the factory returns, before its weights are loaded."""
     factory = locate(spec.factory, python_path)
-    taken = {name: spec.hparams[name] for name in _taken(factory) if name in spec.hparams}
-    kwargs = {**taken, **spec.factory_kwargs}
-    taken = {name: value for name, value in taken.items() if name not in spec.factory_kwargs}
-    if taken:
-        _say_taken(spec.factory, tuple(taken))
-    # Initial weights come from torch's global generator, whose state is not ours to change.
+    passed = {name: spec.hparams[name] for name in _accepted(factory) if name in spec.hparams}
+    kwargs = {**passed, **spec.factory_kwargs}
+    passed = {name: value for name, value in passed.items() if name not in spec.factory_kwargs}
+    if passed:
+        _log_passed(spec.factory, tuple(passed))
+    # Initial weights come from torch's global generator, whose state is restored.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             model = factory(**copy.deepcopy(kwargs))
         except Exception as error:  # the user's code can fail in any way
-            raise ModelError(f"{_failed(spec.factory, kwargs, error)}{_handed_over(taken)}") from error
+            raise ModelError(f"{_failed(spec.factory, kwargs, error)}{_hint_passed(passed)}") from error
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{spec.factory} returned a {type(model).__name__}, not a torch.nn.Module")
+        raise ModelError(f"{spec.factory} must return a torch.nn.Module, got {type(model).__name__}")
     try:
         return model.cpu()
     except NotImplementedError as error:  # torch's for parameters without values
-        raise ModelError(f"{spec.factory} returned a network on the device meta: return one on the CPU") from error
+        raise ModelError(
+            f"{spec.factory} returned a network on the device meta; it must return one on the CPU"
+        ) from error
 
 
-def _taken(factory: Callable[..., Any]) -> list[str]:
-    """The hyperparameters that a factory takes, which are all that its signature names."""
+def _accepted(factory: Callable[..., Any]) -> list[str]:
+    """Names of the parameters of a factory that hyperparameters may set."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # compiled code without a signature
@@ -230,44 +264,48 @@ def _taken(factory: Callable[..., Any]) -> list[str]:
 
 
 @functools.cache
-def _say_taken(factory: str, names: tuple[str, ...]) -> None:
-    log.info("%s is given the hyperparameters that it takes by name: %s", factory, ", ".join(names))
+def _log_passed(factory: str, names: tuple[str, ...]) -> None:
+    """Log once which hyperparameters a factory is called with."""
+    log.info("%s is called with the hyperparameters that its signature names: %s", factory, ", ".join(names))
 
 
-def _not_handed_over(spec: ModelSpec, python_path: Sequence[Path]) -> str:
-    """To end an error of a model that does not fit its weights: hyperparameters that its factory may have needed."""
+def _hint_not_passed(spec: ModelSpec, python_path: Sequence[Path]) -> str:
+    """Hint about hyperparameters that the factory of a model that does not fit its weights may need."""
     factory = locate(spec.factory, python_path)
     try:
         kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}
     except (TypeError, ValueError):
         return ""
-    names = [name for name in spec.hparams if name not in (*_taken(factory), *spec.factory_kwargs)]
+    names = [name for name in spec.hparams if name not in (*_accepted(factory), *spec.factory_kwargs)]
     if inspect.Parameter.VAR_KEYWORD not in kinds or not names:
         return ""
     return (
-        f"; {spec.factory} takes **kwargs, of which the hyperparameters {', '.join(names)} were not given to it, since "
-        "its signature does not name them: write those that it takes under factory_kwargs"
+        f"; the hyperparameters {', '.join(names)} were not passed to the **kwargs of {spec.factory}: add those that "
+        "it accepts to factory_kwargs"
     )
 
 
-def _handed_over(taken: Mapping[str, Any]) -> str:
-    if not taken:
+def _hint_passed(passed: Mapping[str, Any]) -> str:
+    """Hint about the arguments of a factory that are hyperparameters."""
+    if not passed:
         return ""
-    names = ", ".join(taken)
-    return f"; of its arguments, {names} are hyperparameters of that name: factory_kwargs gives others"
+    names = ", ".join(passed)
+    return f"; the arguments {names} are hyperparameters; factory_kwargs overrides them"
 
 
 def _dataset(spec: DatasetSpec, python_path: Sequence[Path]) -> Any:
+    """The data set that a callable returns."""
     make = locate(spec.target, python_path)
     try:
         dataset = make(**copy.deepcopy(dict(spec.kwargs)))
     except Exception as error:  # as above
         raise DataError(_failed(spec.target, spec.kwargs, error)) from error
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__iter__"):
-        raise DataError(f"{spec.target} returned a {type(dataset).__name__}, not a data set")
+        raise DataError(f"{spec.target} must return a Dataset or DataLoader, got {type(dataset).__name__}")
     return dataset
 
 
 def _failed(path: str, kwargs: Any, error: Exception) -> str:
+    """Message for a call that raised."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
     return f"{path}({arguments}) failed: {type(error).__name__}: {error}"

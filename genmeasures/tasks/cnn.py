@@ -8,10 +8,26 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Blocks of 3x3 convolution, batch normalization if wanted, and ReLU; then a hidden and a linear layer.
+    """Convolutional classifier of small square images.
 
-    A 2x2 max pool stands between the first half of the blocks and the second; dropout stands before
-    the classifier. Takes float32 (B, channels, size, size), gives logits float32 (B, classes).
+    Blocks of a 3x3 convolution, optional batch normalization and ReLU, with a 2x2 max pool between the first and the
+    second half of the blocks, are followed by a hidden linear layer, dropout and the classifier. The input is float32
+    (B, ``channels``, ``size``, ``size``) and the output logits, float32 (B, ``classes``).
+
+    Args:
+        width: channels of each convolution.
+        depth: number of convolutions.
+        dropout: probability of dropout before the classifier.
+        batch_norm: whether the convolutions have batch normalization.
+        channels: number of input channels.
+        size: height and width of the images in pixels.
+        hidden: units of the hidden layer.
+        classes: number of classes.
+
+    Example:
+        >>> import torch
+        >>> SmallCNN(width=4, depth=2)(torch.zeros(3, 1, 8, 8)).shape
+        torch.Size([3, 10])
     """
 
     def __init__(
@@ -29,7 +45,7 @@ class SmallCNN(nn.Module):
         super().__init__()
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range(1, depth + 1):
-            # The normalization has a bias of its own, so one in the convolution would be idle.
+            # Batch normalization has a bias, which makes one in the convolution redundant.
             blocks[f"conv{i}"] = nn.Conv2d(channels if i == 1 else width, width, 3, padding=1, bias=not batch_norm)
             if batch_norm:
                 blocks[f"norm{i}"] = nn.BatchNorm2d(width)
@@ -44,6 +60,7 @@ class SmallCNN(nn.Module):
         self.classifier = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits, float32 (B, ``classes``), of images (B, ``channels``, ``size``, ``size``)."""
         x = self.flatten(self.features(x))
         x = self.relu(self.hidden(x))
         logits: Tensor = self.classifier(self.dropout(x))

@@ -1,4 +1,4 @@
-"""A task that is trained here: a full grid of small networks on hand-written digits."""
+"""Task of small networks on handwritten digits: a full grid of hyperparameters, trained at first use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,8 @@ from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
 from genmeasures.tasks.cache import cache_folder, check_writable
 from genmeasures.tasks.digits import Arrays, split_digits, training_set
-from genmeasures.tasks.training import (
-    Hparams,
-    Job,
-    Recipe,
-    read,
-    train_all,
-    worker_count,
-)
+from genmeasures.tasks.digits_training import Hparams, Job, Recipe, read, train_all
+from genmeasures.tasks.pool import worker_count
 
 LEVELS: dict[str, tuple[Any, Any]] = {
     "width": (8, 16),
@@ -41,48 +35,60 @@ LEVELS: dict[str, tuple[Any, Any]] = {
 
 
 def grid() -> list[Hparams]:
-    """All combinations, shuffled once for all so that the first few vary every hyperparameter."""
+    """All combinations, in a fixed random order, so that the first few vary every hyperparameter."""
     combinations = [Hparams(**dict(zip(LEVELS, values, strict=True))) for values in itertools.product(*LEVELS.values())]
     random.Random(0).shuffle(combinations)
     return combinations
 
 
 class DigitsCNN(Task):
-    """128 small networks on 8x8 digits: every combination of two levels of seven hyperparameters.
+    """128 small networks on 8x8 digits: all combinations of two levels of seven hyperparameters.
 
-    They differ in width, depth, dropout, weight decay, batch normalization, number of training
-    images and share of wrong training labels (``LEVELS``). ``train_accuracy`` is taken on a
-    model's own training set with its own labels, wrong ones included, and ``test_accuracy`` on 600
-    clean digits; a network that resists the wrong labels so has a gap below zero.
+    The networks differ in width, depth, dropout, weight decay, batch normalization, number of training images and
+    fraction of wrong training labels (``LEVELS``). ``train_accuracy`` is measured on the training set of each model,
+    including its wrong labels, and ``test_accuracy`` on 600 digits with correct labels. A network that does not fit
+    the wrong labels therefore has a negative generalization gap.
 
-    ``models()`` trains what is missing, about a second a network, and keeps it in
-    ``<cache>/digits_cnn/<key of recipe and data>/<model>.pt``; files that are damaged are trained again.
+    Missing networks are trained by ``models()``, in about a second per network, and cached in
+    ``<cache>/digits_cnn/<key of recipe and data>/<model>.pt``. Damaged files are trained again.
 
-    Options: ``cache`` is the folder (default: ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``),
-    ``workers`` the number of processes that train (default: one for each usable core), ``limit``
-    takes only that many models, spread over the grid.
+    Args:
+        cache: cache folder. None for ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``.
+        workers: number of training processes. None for one per usable core.
+        limit: number of models, spread over the grid. None for all.
+
+    Raises:
+        OptionError: an option is out of range.
+
+    Example:
+        >>> DigitsCNN(limit=12).options()
+        {'cache': None, 'workers': None, 'limit': 12}
     """
 
     name = "digits_cnn"
     incidental = ("cache", "workers")
 
     def __init__(self, cache: str | None = None, workers: int | None = None, limit: int | None = None) -> None:
-        require(cache is None or bool(str(cache)), self, "cache is empty: give a folder, or null for the default")
-        require(workers is None or is_count(workers), self, f"workers={workers!r} must be a number from 1, or null")
-        require(limit is None or is_count(limit), self, f"limit={limit!r} must be a number from 1, or null")
+        require(cache is None or bool(str(cache)), self, "cache is empty: set a folder, or null for the default")
+        require(workers is None or is_count(workers), self, f"workers={workers!r} must be a positive integer, or null")
+        require(limit is None or is_count(limit), self, f"limit={limit!r} must be a positive integer, or null")
         self.cache = cache
         self.workers = workers
         self.limit = limit
 
     @property
     def identity(self) -> str:
-        """Its name: ``limit`` chooses among the same networks."""
+        """The name: ``limit`` selects among the same networks."""
         return self.name
 
     def models(self) -> Sequence[TaskModel]:
-        """The networks, those that are not in the cache being trained first.
+        """List the networks; those that are not cached are trained first.
 
-        Raises OptionError where the cache cannot be written.
+        Returns:
+            The models, each with its training set.
+
+        Raises:
+            OptionError: the cache cannot be written.
         """
         recipe = Recipe()
         train, test = split_digits()
@@ -93,7 +99,7 @@ class DigitsCNN(Task):
         folder = self._folder(recipe, train, test)
         remove_stale_temporaries(folder)
         jobs = [Job(folder / f"{h.name}.pt", h, recipe, sets[h.train_size, h.label_noise], test) for h in chosen]
-        metrics = {job.path: _kept_metrics(job) for job in jobs}
+        metrics = {job.path: _cached_metrics(job) for job in jobs}
         missing = [job for job in jobs if metrics[job.path] is None]
         if missing:
             check_writable(folder)
@@ -110,16 +116,22 @@ class DigitsCNN(Task):
         ]
 
     def data(self, split: Split) -> Arrays:
-        """Images float32 (N, 1, 8, 8) from 0 to 1 and right labels int64 (N,).
+        """Images with correct labels.
 
-        ``test`` has 600 digits. ``train`` has the digits of the largest training set; each model
-        carries its own training set, with its wrong labels, in ``TaskModel.train``.
+        Each model has its own training set, with its wrong labels, in ``TaskModel.train``.
+
+        Args:
+            split: "test" for the 600 test digits, "train" for the digits of the largest training set.
+
+        Returns:
+            Images, float32 (N, 1, 8, 8) with values from 0 to 1, and labels, int64 (N,).
         """
         one_of(self, "split", split, SPLITS)
         train, test = split_digits()
         return test if split == "test" else training_set(train, max(LEVELS["train_size"]), 0.0)
 
     def _folder(self, recipe: Recipe, train: Arrays, test: Arrays) -> Path:
+        """Cache folder of a recipe and its data."""
         noisy = training_set(train, len(train[1]), max(LEVELS["label_noise"]))
         digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
         for array in (*train, *test, *noisy):
@@ -127,7 +139,8 @@ class DigitsCNN(Task):
         return cache_folder(self.cache, self.name) / digest.hexdigest()[:12]
 
 
-def _kept_metrics(job: Job) -> dict[str, float] | None:
+def _cached_metrics(job: Job) -> dict[str, float] | None:
+    """Metrics of the checkpoint of a network; None if it is missing or damaged."""
     try:
         return read(job.path, job.hparams, job.recipe)[1]
     except (FileNotFoundError, ValueError):
@@ -135,7 +148,8 @@ def _kept_metrics(job: Job) -> dict[str, float] | None:
 
 
 def _build(path: Path, hparams: Hparams, recipe: Recipe) -> nn.Module:
+    """Load a network."""
     try:
         return read(path, hparams, recipe)[0]
     except (FileNotFoundError, ValueError) as error:
-        raise ModelError(f"{hparams.name}: {error}; list the models again and it is trained again") from error
+        raise ModelError(f"{hparams.name}: {error}; list the models again to train it again") from error

@@ -1,4 +1,4 @@
-"""Importing what a user names by its dotted path."""
+"""Import of classes and functions by their dotted path."""
 
 from __future__ import annotations
 
@@ -17,51 +17,73 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def is_dotted_path(value: object) -> bool:
-    """Whether the value is text of the form ``package.module.Name``."""
+    """Whether the value is a string of the form ``package.module.Name``.
+
+    Args:
+        value: any object.
+
+    Returns:
+        True for a dotted path, which need not exist.
+
+    Example:
+        >>> is_dotted_path("torchvision.models.resnet18"), is_dotted_path("resnet18")
+        (True, False)
+    """
     return isinstance(value, str) and _DOTTED.fullmatch(value) is not None
 
 
 def locate(path: str, folders: Sequence[Path] = ()) -> Callable[..., Any]:
-    """Import the callable that a dotted path names: ``package.module.Class`` or ``….Class.method``.
+    """Import the callable of a dotted path.
 
-    ``folders`` are searched for modules after Python's own path, and stay on it, so that processes
-    started later find them too. Another call may name other folders with modules of the same names: these take
-    their places in ``sys.modules``, until the first folders are named again. Raises OptionError saying which part
-    could not be imported.
+    Args:
+        path: ``package.module.Class``, ``package.module.function`` or ``package.module.Class.method``.
+        folders: folders that are searched for modules after Python's path. They are added to the path, so that
+            processes that are started later find them too. If a later call has other folders with modules of the same
+            names, those replace the modules in ``sys.modules`` until a call has the first folders again.
+
+    Returns:
+        The callable.
+
+    Raises:
+        OptionError: a part of the path cannot be imported; the message says which.
+
+    Example:
+        >>> locate("collections.OrderedDict")
+        <class 'collections.OrderedDict'>
     """
     _take_turns([str(folder.resolve()) for folder in folders])
     module, attributes = _import_longest(path)
     _check_origin(module, folders)
-    found: Any = module
+    target: Any = module
     done = module.__name__
     for attribute in attributes:
-        if not hasattr(found, attribute):
-            public = [name for name in vars(found) if not name.startswith("_")] if hasattr(found, "__dict__") else []
+        if not hasattr(target, attribute):
+            public = [name for name in vars(target) if not name.startswith("_")] if hasattr(target, "__dict__") else []
             close = difflib.get_close_matches(attribute, public, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             where = getattr(module, "__file__", None) or "no file"
             raise OptionError(f"cannot import {path!r}: {done} ({where}) has no {attribute!r}{hint}")
-        found = getattr(found, attribute)
+        target = getattr(target, attribute)
         done += f".{attribute}"
-    if not callable(found):
-        raise OptionError(f"{path!r} is of type {type(found).__name__}, not a class or function")
-    called: Callable[..., Any] = found
+    if not callable(target):
+        raise OptionError(f"{path!r} must be a class or function, got {type(target).__name__}")
+    called: Callable[..., Any] = target
     return called
 
 
 _aside: dict[str, dict[str, ModuleType]] = {}
-"""By folder that was named once: its modules while those of others have their names."""
+"""Modules per folder, while modules of other folders have their names in ``sys.modules``."""
 _added: set[str] = set()
-"""The folders that are on Python's path because they were named."""
+"""Folders that :func:`locate` added to Python's path."""
 
 
 def _take_turns(folders: Sequence[str]) -> None:
-    """Put the folders on Python's path, and modules of others with the same names out of the way."""
+    """Add the folders to Python's path, and set modules of other folders with the same names aside."""
     offered = {name for folder in folders for name in _modules_in(folder)}
     rivals = [other for other in _aside if other not in folders and not offered.isdisjoint(_modules_in(other))]
     for rival in rivals:
         if any(_home(sys.modules.get(name)) == rival for name in offered):
-            # All of them: those of other names may have imported these.
+            # All modules of the folder: those with other names may have imported these.
             loaded = {name for name, module in [*sys.modules.items()] if "." not in name and _home(module) == rival}
             for name in [name for name in sys.modules if name.partition(".")[0] in loaded]:
                 _aside[rival][name] = sys.modules.pop(name)
@@ -79,26 +101,27 @@ def _take_turns(folders: Sequence[str]) -> None:
 
 
 def _modules_in(folder: str) -> set[str]:
+    """Names of the modules and packages in a folder."""
     try:
         found = list(Path(folder).iterdir())
-    except OSError:  # it is gone
+    except OSError:  # the folder was removed
         return set()
     return {path.name.removesuffix(".py") for path in found if path.suffix == ".py" or path.is_dir()}
 
 
 def _home(module: ModuleType | None) -> str | None:
-    """The folder that a module lies in, None for one without a file."""
+    """The folder of a module; None for a module without a file."""
     try:
         path = next(iter(getattr(module, "__path__", ())), None) or getattr(module, "__file__", None)
-    except Exception:  # some modules make their attributes up
+    except Exception:  # some modules compute their attributes
         return None
     return str(Path(path).resolve().parent) if isinstance(path, str) else None
 
 
 def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
-    """Import the longest leading part that is a module; return it with the names that are left."""
+    """Import the longest leading part that is a module; returns it and the remaining names."""
     parts = path.split(".")
-    importlib.invalidate_caches()  # a module may have been written since Python last looked
+    importlib.invalidate_caches()  # a module may have been written since the last import
     module: ModuleType | None = None
     for count in range(1, len(parts)):
         name = ".".join(parts[:count])
@@ -116,7 +139,7 @@ def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
             if module is None:
                 raise OptionError(
                     f"cannot import {path!r}: there is no module {name!r}; install it, "
-                    "or name the folder that holds it with python_path in the manifest"
+                    "or set python_path in the manifest to the folder that contains it"
                 ) from error
             return module, parts[count - 1 :]
         except Exception as error:  # a module's own code can fail in any way
@@ -128,18 +151,16 @@ def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
 
 
 def _check_origin(module: ModuleType, folders: Sequence[Path]) -> None:
-    """Refuse a module of the same name as one in ``folders`` that was found elsewhere before, or for another only."""
+    """Refuse a module that hides one of ``folders``, or that only the folders of another manifest contain."""
     top = module.__name__.partition(".")[0]
     root = sys.modules[top]
     places = [getattr(root, "__file__", None) or "", *getattr(root, "__path__", [])]
     holders = [folder for folder in folders if (folder / f"{top}.py").is_file() or (folder / top).is_dir()]
     if holders and not any(Path(place).resolve().is_relative_to(f.resolve()) for place in places for f in holders):
-        raise OptionError(
-            f"the module {top!r} in {holders[0]} is hidden by another, {places[0] or places[-1]}: rename it"
-        )
+        raise OptionError(f"the module {top!r} in {holders[0]} is hidden by {places[0] or places[-1]}: rename it")
     home = _home(root)
     if home in _added and home not in [str(folder.resolve()) for folder in folders]:
         raise OptionError(
-            f"the module {top!r} is found in {home} alone, which only another manifest names: name the folder that "
-            "holds it with python_path in the manifest"
+            f"the module {top!r} is only in {home}, a folder of another manifest: set python_path in this "
+            "manifest to the folder that contains it"
         )

@@ -1,4 +1,4 @@
-"""The manifest of a folder of trained models: ``manifest.yaml``, read and checked without loading a model."""
+"""Manifest of a folder of trained models, ``manifest.yaml``: read and validated without loading a model."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from genmeasures.tasks.weights import SUFFIXES
 Scalar: TypeAlias = float | int | str | bool
 
 FILE = "manifest.yaml"
-_SHARES = ("accuracy", "iou")
-"""Metrics that lie from 0 to 1."""
+_FRACTIONS = ("accuracy", "iou")
+"""Metrics with values from 0 to 1."""
 
 _OF_A_MODEL = ("weights", "factory", "factory_kwargs", "key", "strict", "hparams")
 _OF_A_ROW = ("model", "weights", "factory", "key")
-"""Columns of a table that have a meaning of their own."""
+"""Columns of a table with a fixed meaning."""
 _KWARGS, _HPARAMS = "factory_kwargs.", "hparams."
-"""What columns of a table begin with that are arguments of the factory, and hyperparameters whatever their names."""
+"""Prefixes of the columns of a table that are arguments of the factory, and that are hyperparameters."""
 
 _METRIC_WORDS = frozenset({
     "acc", "accuracy", "accuracies", "auc", "auroc", "ap", "bleu", "cer", "wer", "dice", "iou", "miou", "f1", "jaccard",
     "error", "errors", "err", "loss", "losses", "mae", "mse", "rmse", "nll", "ppl", "perplexity", "psnr", "ssim",
     "recall", "score", "top1", "top5",
 })  # fmt: skip
-"""Not "precision", which is that of numbers more often."""
+"""Without "precision", which more often refers to numbers."""
 _SPLIT_WORDS = frozenset({
     "train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "ood",
 })  # fmt: skip
@@ -44,7 +44,7 @@ _SPLIT_WORDS = frozenset({
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set that a class or function makes."""
+    """Specification of a data set that a class or function returns."""
 
     target: str
     kwargs: Mapping[str, Any]
@@ -52,29 +52,29 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to build one model, and what is known of it."""
+    """Specification of one model: architecture, weights, hyperparameters and metrics."""
 
     name: str
     factory: str
     """Dotted path of the callable that returns the architecture."""
     factory_kwargs: Mapping[str, Any]
     weights: tuple[Path, ...]
-    """The first of these files that exists has the weights. A single one is named by the manifest."""
+    """Candidate files, of which the first that exists is read; a single one if the manifest names it."""
     key: str | None
-    """Name of the entry of the file that has them."""
+    """Entry of the file with the weights; None to search for it."""
     strict: bool
-    """Whether every key of the file must be used."""
+    """Whether all keys of the file must be used."""
     hparams: Mapping[str, Scalar]
     metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest; its paths are absolute or relative to the working directory."""
+    """A validated manifest. Its paths are absolute or relative to the working directory."""
 
     path: Path
     python_path: tuple[Path, ...]
-    """Folders to search for the modules that the manifest names."""
+    """Folders that are searched for modules."""
     metric: str
     data: Mapping[Split, ArraySpec | DatasetSpec]
     ignore_index: float | None
@@ -83,10 +83,24 @@ class Manifest:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read ``manifest.yaml`` in the folder ``path``, or the file ``path``.
+    """Read and validate a manifest, without importing or loading anything.
 
-    Everything that can be checked without importing or loading anything is. Raises OptionError
-    naming the file and the key.
+    Args:
+        path: a folder with a file ``manifest.yaml``, or the path of a manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        OptionError: the manifest or its table is invalid; the message names the file and the key.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     text = "{factory: mynet.build, models: {net_0: {test_accuracy: 0.9}}}"
+        ...     _ = (Path(folder) / "manifest.yaml").write_text(text)
+        ...     [(model.name, dict(model.metrics)) for model in read_manifest(folder).models]
+        [('net_0', {'test_accuracy': 0.9})]
     """
     file = Path(path).expanduser()
     if file.is_dir():
@@ -95,7 +109,7 @@ def read_manifest(path: str | Path) -> Manifest:
     top.allow("factory", "factory_kwargs", "strict", "metric", "data", "models", "python_path")
     metric = top.text("metric") or "accuracy"
     if metric.startswith(("train_", "test_")):
-        top.fail("metric", f"give {metric.partition('_')[2]!r}, without {metric.partition('_')[0]}_")
+        top.fail("metric", f"must be {metric.partition('_')[2]!r}, without {metric.partition('_')[0]}_, got {metric!r}")
     models = _models(top, metric)
     known = {name for model in models for name in model.metrics}
     if known and not known & {f"train_{metric}", f"test_{metric}"}:
@@ -103,22 +117,22 @@ def read_manifest(path: str | Path) -> Manifest:
         write = " or ".join(f"metric: {other}" for other in others)
         top.fail(
             "metric",
-            f"no model has train_{metric} or test_{metric}; they have {', '.join(sorted(known))}: write {write}, or "
-            f"call them train_{metric} and test_{metric}",
+            f"no model has train_{metric} or test_{metric}; the models have {', '.join(sorted(known))}: write {write}, "
+            f"or rename them to train_{metric} and test_{metric}",
         )
     data, ignore_index = _data(top)
     return Manifest(file, _python_path(top), metric, data, ignore_index, models)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses repeated keys and reads 1e-3 as a number."""
+    """Safe YAML loader that refuses duplicate keys and reads 1e-3 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -144,24 +158,24 @@ def _read_yaml(file: Path) -> object:
 
 
 class _Section:
-    """A mapping of the manifest, which knows its place for error messages."""
+    """A mapping in the manifest, with its position for error messages."""
 
-    def __init__(self, file: Path, place: str, value: object) -> None:
+    def __init__(self, file: Path, position: str, value: object) -> None:
         self.file = file
-        self.place = place
+        self.position = position
         if not isinstance(value, dict):
-            found = "is empty" if value is None else f"is of type {type(value).__name__}"
-            raise OptionError(f"{file}: {place or 'the manifest'}: must have keys and values, but {found}")
+            got = "nothing" if value is None else type(value).__name__
+            raise OptionError(f"{file}: {position or 'the manifest'}: must have keys and values, got {got}")
         for key in value:
             if not isinstance(key, str):
-                self.fail(str(key), f"is read as {type(key).__name__}: put the name in quotes")
+                self.fail(str(key), f"is read as {type(key).__name__}; put the name in quotes")
         self.values: dict[str, Any] = value
 
     def fail(self, key: str, fault: str) -> NoReturn:
         raise OptionError(f"{self.file}: {self.path(key)}: {fault}")
 
     def path(self, key: str) -> str:
-        return f"{self.place}.{key}" if self.place else key
+        return f"{self.position}.{key}" if self.position else key
 
     def allow(self, *known: str, prefixes: tuple[str, ...] = ()) -> None:
         for key in self.values:
@@ -169,14 +183,14 @@ class _Section:
                 self.fail(key, f"unknown key{nearest(key, [*known, *(f'{p}…' for p in prefixes)])}")
 
     def section(self, key: str) -> _Section:
-        """A mapping within, empty where the key is absent."""
+        """A nested mapping; empty if the key is absent."""
         value = self.values.get(key)
         return _Section(self.file, self.path(key), {} if value is None else value)
 
     def text(self, key: str) -> str | None:
         value = self.values.get(key)
         if value is not None and (not isinstance(value, str) or not value.strip()):
-            self.fail(key, f"must be text, but is {value!r}")
+            self.fail(key, f"must be text, got {value!r}")
         return value
 
     def number(self, key: str) -> float | None:
@@ -191,19 +205,19 @@ class _Section:
 
     def _checked_number(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            self.fail(key, f"must be a finite number, but is {value!r}")
+            self.fail(key, f"must be a finite number, got {value!r}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.values.get(key, default)
         if not isinstance(value, bool):
-            self.fail(key, f"must be true or false, but is {value!r}")
+            self.fail(key, f"must be true or false, got {value!r}")
         return value
 
     def target(self, key: str) -> str | None:
         value = self.text(key)
         if value is not None and not is_dotted_path(value):
-            self.fail(key, f"must be a dotted path such as torchvision.models.resnet18, but is {value!r}")
+            self.fail(key, f"must be a dotted path such as torchvision.models.resnet18, got {value!r}")
         return value
 
     def file_path(self, key: str) -> Path | None:
@@ -212,7 +226,19 @@ class _Section:
 
 
 def resolve(manifest: Path, path: str) -> Path:
-    """A path that is given relative to the manifest."""
+    """Resolve a path relative to the manifest.
+
+    Args:
+        manifest: path of the manifest.
+        path: path in it, relative or absolute; ``~`` is the home folder.
+
+    Returns:
+        The path, relative to the working directory or absolute.
+
+    Example:
+        >>> resolve(Path("nets/manifest.yaml"), "net_0.pth").as_posix()
+        'nets/net_0.pth'
+    """
     return manifest.parent / Path(path).expanduser()
 
 
@@ -235,29 +261,31 @@ def _data(top: _Section) -> tuple[dict[Split, ArraySpec | DatasetSpec], float | 
     try:
         check_ignore_index(ignore_index)
     except OptionError:
-        section.fail("ignore_index", f"must be a number, such as 255, but is {ignore_index!r}")
+        section.fail("ignore_index", f"must be a number, such as 255, got {ignore_index!r}")
     return {split: _one_data(section.section(split)) for split in splits}, ignore_index
 
 
 def _one_data(section: _Section) -> ArraySpec | DatasetSpec:
     if ("_target_" in section.values) == ("npz" in section.values):
-        raise OptionError(f"{section.file}: {section.place}: give either npz, a file, or _target_, a class or function")
+        raise OptionError(
+            f"{section.file}: {section.position}: must have either npz, a file, or _target_, a class or function"
+        )
     target = section.target("_target_")
     if target is not None:
         return DatasetSpec(target, {key: value for key, value in section.values.items() if key != "_target_"})
     section.allow("npz", "x", "y", "layout", "scale", "mean", "std")
     npz, x, layout, scale = section.file_path("npz"), section.text("x"), section.text("layout"), section.number("scale")
     if npz is None:
-        section.fail("npz", "is empty: give the path of a file")
+        section.fail("npz", "is empty: set the path of a file")
     if x is None:
-        section.fail("x", "is missing: name the array with the inputs")
+        section.fail("x", "is missing: set the name of the array with the inputs")
     if layout is not None and (fault := layout_fault(layout)):
         section.fail("layout", fault)
     if scale is not None and scale <= 0:
-        section.fail("scale", f"must be above 0, but is {scale}")
+        section.fail("scale", f"must be positive, got {scale}")
     std = section.numbers("std")
     if std is not None and min(std, default=0) <= 0:
-        section.fail("std", f"must be above 0, but is {section.values['std']}")
+        section.fail("std", f"must be positive, got {section.values['std']}")
     mean = section.numbers("mean")
     return ArraySpec(npz, x, section.text("y"), layout, scale, mean, std)
 
@@ -266,20 +294,20 @@ def _models(top: _Section, metric: str) -> tuple[ModelSpec, ...]:
     common = _Common(top.target("factory"), top.section("factory_kwargs").values, top.flag("strict", True))
     section = top.section("models")
     if not section.values:
-        top.fail("models", "is missing: give each model by name, or the table of a CSV file")
+        top.fail("models", "is missing: list the models by name, or set table to a CSV file")
     if isinstance(section.values.get("table"), str):
         section.allow("table", "columns")
         renamed = section.section("columns").values
         for column, name in renamed.items():
             if name is not None and not isinstance(name, str):
-                section.section("columns").fail(column, f"must be the name of a column, or null, but is {name!r}")
+                section.section("columns").fail(column, f"must be the name of a column, or null, got {name!r}")
         return _table(resolve(top.file, section.values["table"]), top.file, common, renamed, metric)
     return tuple(_one_model(section.section(name), name, common, metric) for name in section.values)
 
 
 @dataclass(frozen=True)
 class _Common:
-    """What holds for all models that do not say otherwise."""
+    """Defaults of all models."""
 
     factory: str | None
     kwargs: Mapping[str, Any]
@@ -288,19 +316,24 @@ class _Common:
 
 def _one_model(section: _Section, name: str, common: _Common, metric: str) -> ModelSpec:
     for key in section.values:
-        split, _, given = key.partition("_")
-        if split in SPLITS and metric == "accuracy" and _words(given) == ["acc"]:
-            section.fail(key, f"write {split}_accuracy, or metric: {given} at the top of the manifest")
+        split, _, named = key.partition("_")
+        if split in SPLITS and metric == "accuracy" and _words(named) == ["acc"]:
+            section.fail(key, f"write {split}_accuracy, or metric: {named} at the top of the manifest")
         if key not in _OF_A_MODEL and not key.startswith(("train_", "test_")) and looks_like_metric(key):
-            section.fail(key, f"looks like a metric: metrics are called train_… and test_…{_instead(key, 'write ')}")
+            section.fail(
+                key, f"looks like a metric, whose name must start with train_ or test_{_instead(key, 'write ')}"
+            )
     section.allow(*_OF_A_MODEL, prefixes=("train_", "test_"))
     factory = section.target("factory") or common.factory
     if factory is None:
-        section.fail("factory", "is missing here and at the top: give the dotted path of what returns the architecture")
+        section.fail(
+            "factory",
+            "is missing here and at the top level: set the dotted path of the callable that returns the architecture",
+        )
     hparams = section.section("hparams")
     for key, value in hparams.values.items():
         if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-            hparams.fail(key, f"must be a finite number, text, true or false, but is {value!r}")
+            hparams.fail(key, f"must be a finite number, text, true or false, got {value!r}")
     metrics = {}
     for key in section.values:
         if key.startswith(("train_", "test_")) and (value := section.number(key)) is not None:
@@ -326,13 +359,19 @@ def _weights(manifest: Path, name: str, given: str | None) -> tuple[Path, ...]:
 
 
 def _metric_fault(name: str, value: float) -> str | None:
-    if name.partition("_")[2] in _SHARES and not 0 <= value <= 1:
-        return f"is {value:g}, but must be a share from 0 to 1"
+    if name.partition("_")[2] in _FRACTIONS and not 0 <= value <= 1:
+        return f"must be a fraction from 0 to 1, got {value:g}"
     return None
 
 
 def looks_like_metric(name: str) -> bool:
-    """Whether a name is that of something measured of a trained model rather than chosen before training.
+    """Whether a name suggests a metric of a trained model rather than a hyperparameter.
+
+    Args:
+        name: name of a column or key.
+
+    Returns:
+        True for names such as "val_loss".
 
     Example:
         >>> [name for name in ("val_loss", "acc@1", "Test/F1", "loss_weight", "train_size") if looks_like_metric(name)]
@@ -344,14 +383,14 @@ def looks_like_metric(name: str) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in small letters, without numbers that stand alone or behind one: "acc" for acc@1."""
+    """The lowercase words of a name without trailing numbers: "acc" for acc@1."""
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name.replace("IoU", "Iou")).lower()
-    found = [word if word in _METRIC_WORDS else word.rstrip("0123456789") for word in re.findall(r"[^\W_]+", spaced)]
-    return [word for word in found if word]
+    words = [word if word in _METRIC_WORDS else word.rstrip("0123456789") for word in re.findall(r"[^\W_]+", spaced)]
+    return [word for word in words if word]
 
 
 def _instead(name: str, before: str = "") -> str:
-    """What to call a metric instead, after a colon; "" where that cannot be told."""
+    """Suggested name of a metric, after a colon; "" if there is none."""
     words = _words(name)
     split = next((word for word in words if word in ("train", "test")), None)
     rest = [word for word in words if word not in _SPLIT_WORDS]
@@ -375,18 +414,20 @@ def _table(
     for i, (line, row) in enumerate(rows.items()):
         name, place = row["model"], f"{file}: line {line}"
         if not name or name in models:
-            raise OptionError(f"{place}: model {name!r} {'stands here again' if name else 'has no name'}")
+            raise OptionError(f"{place}: {f'duplicate model {name!r}' if name else 'the model has no name'}")
         metrics = {}
         for column in metric_columns:
             if row[column]:
                 value = _number(row[column])
-                fault = "is not a finite number" if value is None else _metric_fault(column, value)
+                fault = "must be a finite number" if value is None else _metric_fault(column, value)
                 if value is None or fault:
-                    raise OptionError(f"{place}: {column}={row[column]!r} {fault}")
+                    raise OptionError(f"{place}: {column}={row[column]!r}: {fault}")
                 metrics[column] = value
         factory = row.get("factory") or common.factory
         if factory is None:
-            raise OptionError(f"{manifest}: factory: is missing: give the dotted path of what returns the architecture")
+            raise OptionError(
+                f"{manifest}: factory: is missing: set the dotted path of the callable that returns the architecture"
+            )
         if not is_dotted_path(factory):
             raise OptionError(f"{place}: factory={factory!r} must be a dotted path such as torchvision.models.resnet18")
         own = {c.removeprefix(_KWARGS): _yaml_cell(row[c], f"{place}: {c}") for c in kwargs_columns if row[c]}
@@ -404,7 +445,7 @@ def _table(
 
 
 def _ask_about(file: Path, column: str, values: Sequence[Scalar | None]) -> None:
-    """Refuse a column of numbers that is named like a metric and would count as a hyperparameter."""
+    """Refuse a numeric column that is named like a metric and would be a hyperparameter."""
     numbers = any(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if column.startswith(_HPARAMS) or not numbers or not looks_like_metric(column):
         return
@@ -412,15 +453,15 @@ def _ask_about(file: Path, column: str, values: Sequence[Scalar | None]) -> None
     metric = f"{column}: {better} makes it a metric, " if better and better != column else ""
     as_it_is = better.partition("_")[2] if better == column else ""
     raise OptionError(
-        f"{file}: the column {column!r} is named like a metric, and would count as a hyperparameter. "
+        f"{file}: the column {column!r} is named like a metric, but would be read as a hyperparameter. "
         + (f"metric: {as_it_is} in the manifest makes it the metric. " if as_it_is else "")
-        + f"Beside table, in the manifest, columns says what it is: {{{metric}{column}: null leaves it out, "
+        + f"Otherwise, set columns beside table in the manifest: {{{metric}{column}: null skips it, "
         f"{column}: {_HPARAMS}{column} makes it a hyperparameter}}"
     )
 
 
 def _yaml_cell(text: str, place: str) -> Any:
-    """A cell as it would be read in the manifest."""
+    """A cell, parsed like a value of the manifest."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -428,54 +469,58 @@ def _yaml_cell(text: str, place: str) -> Any:
 
 
 def _read_csv(file: Path, renamed: Mapping[str, str | None]) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """The header, columns renamed or left out, and by line number the rows that are not empty."""
+    """The header, with renamed columns and without skipped ones, and the nonempty rows by line number."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except FileNotFoundError:
-        raise OptionError(f"{file}: there is no such file, though models.table of the manifest names it") from None
+        raise OptionError(f"{file}: there is no such file, which models.table of the manifest names") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise OptionError(f"{file} cannot be read as a CSV file: {error}") from error
     header = lines[0][1] if lines else []
     for column in renamed:
         if column not in header:
-            raise OptionError(f"{file} has no column {column!r}, which columns names{nearest(column, header)}")
+            raise OptionError(
+                f"{file} has no column {column!r}, which columns of the manifest names{nearest(column, header)}"
+            )
     header = [column if renamed.get(column, column) is None else str(renamed.get(column, column)) for column in header]
-    left_out = [column for column, name in renamed.items() if name is None]
+    skipped = [column for column, name in renamed.items() if name is None]
     if "model" not in header:
         raise OptionError(
-            f"{file}: no column is named 'model'; columns, split at commas: {', '.join(header) or 'none'}; "
-            "another that has the names is called so by columns: {its name: model}, beside table in the manifest"
+            f"{file}: there is no column 'model'; the columns, separated by commas, are {', '.join(header) or 'none'}; "
+            "if another column has the names of the models, set columns: {its name: model} beside table in the manifest"
         )
     if len(set(header)) != len(header) or "" in header:
-        raise OptionError(f"{file}: columns need names of their own, but are {', '.join(map(repr, header))}")
+        raise OptionError(
+            f"{file}: the names of the columns must be unique and not empty, got {', '.join(map(repr, header))}"
+        )
     if len(lines) == 1:
-        raise OptionError(f"{file} has no models, only a header")
+        raise OptionError(f"{file} has a header but no models")
     for line, row in lines:
         if len(row) != len(header):
-            raise OptionError(f"{file}: line {line} has {len(row)} cells, but there are {len(header)} columns")
-    kept = [column for column in header if column not in left_out]
+            raise OptionError(f"{file}: line {line}: expected {len(header)} cells, one per column, got {len(row)}")
+    kept = [column for column in header if column not in skipped]
     cells = {line: dict(zip(header, row, strict=True)) for line, row in lines[1:]}
     return kept, {line: {column: row[column] for column in kept} for line, row in cells.items()}
 
 
 def _is_metric(column: str, header: Sequence[str], metric: str) -> bool:
-    """train_x and test_x are metrics if both are there or x is the metric; so train_size is none."""
+    """Whether a column is a metric: train_x and test_x are if both exist or x is the metric, unlike train_size."""
     split, _, name = column.partition("_")
     pair = {"train": f"test_{name}", "test": f"train_{name}"}
     return split in pair and (name == metric or pair[split] in header)
 
 
 def _typed(cells: Iterable[str]) -> list[Scalar | None]:
-    """The cells of a column as one type, the first that fits all: integer, number, truth value or text."""
+    """The cells of a column, converted to the first type that fits all: integer, number, boolean or text."""
     texts = list(cells)
-    given = [text for text in texts if text]
-    if all(re.fullmatch(r"[-+]?(0|[1-9]\d*)", text) for text in given):
+    filled = [text for text in texts if text]
+    if all(re.fullmatch(r"[-+]?(0|[1-9]\d*)", text) for text in filled):
         return [int(text) if text else None for text in texts]
-    if all(_number(text) is not None for text in given):
+    if all(_number(text) is not None for text in filled):
         return [_number(text) if text else None for text in texts]
-    if all(text.lower() in ("true", "false") for text in given):
+    if all(text.lower() in ("true", "false") for text in filled):
         return [text.lower() == "true" if text else None for text in texts]
     return [text or None for text in texts]
 

@@ -1,4 +1,4 @@
-"""Reading files of trained weights as data: whatever such a file holds, no code in it is run."""
+"""Safe reading of files of trained weights: no code in them is executed."""
 
 from __future__ import annotations
 
@@ -23,26 +23,36 @@ from genmeasures.tasks.archives import check_sizes
 
 _ADVICE = "load it where you trust it and keep its weights alone, with torch.save(model.state_dict(), file)"
 
-# How torch names what a file holds besides weights; of a damaged file it says other things.
+# How torch reports other objects than weights; its messages for damaged files differ.
 _OTHER_OBJECT = re.compile(r"(?:GLOBAL|Unsupported class|but got <class|<function <function) '?([\w.]+)")
 _PLAIN_DTYPE = re.compile(r"[biufcUS][0-9]{1,9}")
 
 _lock = threading.Lock()
-"""torch keeps one list of safe names for all threads."""
+"""Guards torch's list of safe names, which all threads share."""
 
 
 def read_weight_file(path: Path) -> Any:
-    """What a file of ``torch.save`` or safetensors holds, on the CPU.
+    """Read a file of ``torch.save`` or safetensors.
 
-    Besides tensors, a file may hold plain data: numbers, text, lists and dictionaries, NumPy's scalars and
-    arrays of numbers or text, paths, dates, ``argparse.Namespace``. These are rebuilt here, from a fixed list.
+    Besides tensors, a file may contain plain data: numbers, strings, lists and dictionaries, NumPy scalars and arrays
+    of numbers or strings, paths, dates and ``argparse.Namespace``. These are reconstructed from a fixed list of types.
 
     Args:
-        path: the file; safetensors if it ends in ``.safetensors`` or begins as such a file does, else one of
-            ``torch.save``.
+        path: the file. It is read as safetensors if its suffix is ``.safetensors`` or it starts with such a header,
+            else as a file of ``torch.save``.
+
+    Returns:
+        The content, with tensors on the CPU.
 
     Raises:
-        ModelError: the file is missing, damaged, of another format, or needs code to be loaded. It is named.
+        ModelError: the file is missing, damaged, of another format, or needs code to be loaded; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"bias": torch.zeros(2), "epoch": 3}, f"{folder}/net.pt")
+        ...     read_weight_file(Path(folder) / "net.pt")
+        {'bias': tensor([0., 0.]), 'epoch': 3}
     """
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
@@ -50,18 +60,19 @@ def read_weight_file(path: Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its ending, or by the length of a JSON header that it begins with."""
+    """Whether the suffix, or a JSON header at the start, is that of safetensors."""
     if path.suffix.lower() == ".safetensors":
         return True
     try:
         with path.open("rb") as file:
             start = file.read(9)
         return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-    except OSError:  # its reader says so
+    except OSError:  # reported by its reader
         return False
 
 
 def _read_safetensors(path: Path) -> Any:
+    """Read a safetensors file."""
     try:
         return load_file(path, device="cpu")
     except Exception as error:  # safetensors' own error type, and the system's
@@ -69,6 +80,7 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    """Read a file of torch.save."""
     check_sizes(path, ModelError)
     try:
         with _lock, torch.serialization.safe_globals(_SAFE):
@@ -95,17 +107,17 @@ def _read_torch(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The fault alone, of a message in which torch advises at length how to load code."""
+    """The cause alone, from a message in which torch also explains how to load code."""
     lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-# NumPy's own functions for unpickling trust what they are given: a made-up dtype can have them take bytes of the
-# file for addresses of objects. These take their names, and build numbers and text alone.
+# NumPy's functions for unpickling trust their input: a crafted dtype makes them read bytes of the file as addresses of
+# objects. The following ones replace them, and construct only numbers and strings.
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype``."""
+    """Replacement for ``numpy.dtype``."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not _PLAIN_DTYPE.fullmatch(code):
@@ -120,7 +132,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for ``numpy.ndarray`` until the file is read."""
+    """Replacement for ``numpy.ndarray`` until the file is read."""
 
     def __init__(self) -> None:
         self.value: NDArray[Any] | None = None
@@ -134,8 +146,9 @@ class _Array:
 
 
 def _values(dtype: Any, content: Any, count: int) -> NDArray[Any]:
+    """Flat array of ``count`` values from their bytes."""
     kind = dtype.dtype if isinstance(dtype, _Dtype) else dtype
-    # A real dtype is there if the caller's program allows that for all files.
+    # A real dtype occurs if the calling program permits it for all files.
     if not isinstance(kind, np.dtype) or kind.kind not in "biufcUS":
         raise pickle.UnpicklingError("NumPy values of an unknown dtype; expected numbers or text")
     if not isinstance(content, bytes) or len(content) != count * kind.itemsize:
@@ -146,6 +159,7 @@ def _values(dtype: Any, content: Any, count: int) -> NDArray[Any]:
 
 
 def _scalar(dtype: Any, content: Any) -> Any:
+    """Replacement for the function that unpickles NumPy scalars."""
     return _values(dtype, content, 1)[0]
 
 
@@ -153,7 +167,7 @@ def _new_array(*_: Any) -> _Array:
     return _Array()
 
 
-# What torch would have to call items of is made of what it can.
+# Containers that torch cannot fill are replaced by those that it can.
 
 
 def _new_dict(*_: Any) -> dict[Any, Any]:
@@ -177,7 +191,7 @@ _SAFE: list[Any] = [
       for name, function in (("scalar", _scalar), ("_reconstruct", _new_array))),
     *((getattr(np, name), f"numpy.{name}") for name in _NUMPY_TYPES),
     (np.bool_, "numpy.bool"),
-    # Pure paths, which no system refuses and which cannot reach a disk.
+    # Pure paths, which work on all systems and cannot access files.
     *((pure, f"pathlib{place}.{name}")
       for place in ("", "._local")
       for pure, name in ((pathlib.PurePosixPath, "PosixPath"), (pathlib.PurePosixPath, "PurePosixPath"),
@@ -191,17 +205,17 @@ _SAFE: list[Any] = [
     (str, "torch.torch_version.TorchVersion"),
     *((kind, f"builtins.{kind.__name__}") for kind in (bool, int, float, str, bytes, list, tuple, dict, frozenset)),
 ]  # fmt: skip
-"""What a file may hold besides weights, by the name that it has there. Nothing here can run code or open a file."""
+"""Types that a file may contain besides weights, with their names in it. None can run code or open a file."""
 
 
 def _with_arrays(content: Any) -> Any:
-    """The content with NumPy's arrays in place of what stood for them."""
+    """The content, with NumPy arrays instead of their replacements."""
     done: dict[int, Any] = {}
 
     def real(value: Any) -> Any:
         if isinstance(value, _Array):
             return value.value
-        if id(value) in done:  # a list may hold itself
+        if id(value) in done:  # a list can contain itself
             return done[id(value)]
         if isinstance(value, dict):
             done[id(value)] = value
@@ -209,9 +223,9 @@ def _with_arrays(content: Any) -> Any:
                 value[name] = real(value[name])
         elif type(value) is list:
             done[id(value)] = value
-            value[:] = [real(one) for one in value]
+            value[:] = [real(item) for item in value]
         elif type(value) is tuple:
-            return tuple(real(one) for one in value)
+            return tuple(real(item) for item in value)
         elif isinstance(value, argparse.Namespace | types.SimpleNamespace):
             real(vars(value))
         return value

@@ -1,7 +1,6 @@
-"""Loading trained weights into a model, under whatever names a training script or a wrapper has put them.
+"""Loading of trained weights into a model, whatever entries and prefixes a training script or wrapper has added.
 
-Where in a file the weights lie, and what wrappers put before their names, is tried out: ``load_state_dict`` with
-``strict=True`` decides.
+The entry and the prefix are found by trial: the first state dict that ``load_state_dict(strict=True)`` accepts is used.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SUFFIXES = (
     *(".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin"),
     *(".pth.tar", ".pt.tar", ".tar", ".model", ".weights", ".pkl", ""),
 )
-"""What a weights file may end in where none is named, in the order in which they are looked for."""
+"""Suffixes of the files that are searched for if no file is named, in this order."""
 
 _ENTRIES = (
     "state_dict",  # Lightning, and most scripts
@@ -40,19 +39,19 @@ _ENTRIES = (
     "weights",
     "params",
     "module",  # DeepSpeed
-    # Averages come last: the weights that were trained are measured unless key asks for others.
+    # Averages come last: the trained weights are measured unless key selects others.
     "ema_state_dict",
     "state_dict_ema",  # timm
     "model_ema",
     "ema",
 )
-"""Where state dicts usually lie, in the order of preference."""
+"""Usual entries of state dicts, in the order of preference."""
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Parts of names that DataParallel, ``torch.compile``, FSDP and activation checkpointing add, anywhere."""
+"""Parts of names that DataParallel, ``torch.compile``, FSDP and activation checkpointing add at any position."""
 _PREFIXES = ("model", "net", "network", *_WRAPPERS, "ema")
-"""What usually stands before all names, in the order of preference."""
+"""Usual prefixes of all names, in the order of preference."""
 _COUNTER = "num_batches_tracked"
-"""Files of old PyTorch lack these counters of batch normalization, which evaluation does not use."""
+"""Counters of batch normalization, which files of old PyTorch versions lack and evaluation does not use."""
 
 _NO_WEIGHTS = re.compile(r"optim|sched", re.IGNORECASE)
 _DEEPEST = 3
@@ -61,33 +60,44 @@ _SHOWN = 8
 
 
 class Misfit(ModelError):
-    """A file has weights, and none that fit the architecture."""
+    """The weights of a file do not fit the architecture."""
 
 
 def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = None, strict: bool = True) -> nn.Module:
-    """A model with the weights of a file of ``torch.save`` or safetensors.
+    """Load the weights of a file of ``torch.save`` or safetensors into a model.
 
-    The state dict may lie in a dictionary and its names may have prefixes, in any nesting. What loads strictly is
-    taken: first under usual names, the first of ``state_dict``, ``model_state_dict``, ``model``, ``network_weights``,
-    ``network``, ``net``, ``weights``, ``params``, ``module`` and, after these, averages (``ema_state_dict``,
-    ``state_dict_ema``, ``model_ema``, ``ema``); then under any other. If the file has other weights that fit as well,
-    a warning in the log names them, or, where no name is usual, an error.
+    The state dict may be nested in dictionaries, and its names may have prefixes. The first state dict that loads
+    strictly is used, in this order: the entries ``state_dict``, ``model_state_dict``, ``model``, ``network_weights``,
+    ``network``, ``net``, ``weights``, ``params`` and ``module``; averages (``ema_state_dict``, ``state_dict_ema``,
+    ``model_ema``, ``ema``); all other entries. If different weights in the file fit as well, a warning in the log
+    names them; if none has a usual name, this is an error.
 
-    A model with float64 or bfloat16 parameters keeps its dtype, any other is made float32.
+    A model with float64 or bfloat16 parameters keeps its dtype, all others are converted to float32.
 
     Args:
-        make: returns the architecture. Called once more for every attempt after one that failed, since that may
-            have changed the model.
+        make: returns the architecture. It is called again after each failed attempt, which may have changed the model.
         path: the file.
-        key: where in the file the weights lie: names of entries, and what stands before the names of the state
-            dict, joined by dots, as ``ema`` or ``state_dict.teacher``. None to look for them.
-        strict: whether every key of the state dict must be used. If not, a state dict that has all that the model
-            needs, and more, is taken after those that fit, with a remark (:mod:`genmeasures.notes`) that names the
-            keys. A key that the model needs may never be missing.
+        key: entry of the file with the weights: names of entries and the prefix of the names in the state dict, joined
+            by dots, such as "ema" or "state_dict.teacher". None to search for it.
+        strict: whether all keys of the state dict must be used. If False, a state dict with additional keys is used
+            if no other fits, with a remark (:mod:`genmeasures.notes`) that names them. Keys of the model must never be
+            missing.
+
+    Returns:
+        The model.
 
     Raises:
-        ModelError: the file cannot be read, or nothing in it fits (:class:`Misfit`). It names the file and, of what
-            fits best, the keys that are missing, unexpected or of another shape.
+        ModelError: the file cannot be read, or its weights do not fit (:class:`Misfit`). The message names the file
+            and, for the best fit, the keys that are missing, unexpected or of another shape.
+
+    Example:
+        >>> import tempfile
+        >>> net = nn.Linear(2, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": net.state_dict(), "epoch": 3}, f"{folder}/net.pt")
+        ...     loaded = load_weights(lambda: nn.Linear(2, 1), Path(folder) / "net.pt")
+        >>> torch.equal(loaded.weight, net.weight)
+        True
     """
     model = _floating(make())
     content = read_weight_file(path)
@@ -108,33 +118,33 @@ def load_weights(make: Callable[[], nn.Module], path: Path, key: str | None = No
         tried.append(attempt)
         try:
             _load(model, attempt)
-        except Exception as error:  # hooks of the architecture's own run here
+        except Exception as error:  # hooks of the architecture run here
             errors.append(error)
             continue
-        _tell_of_others(attempt, trimmed if attempt.unused else attempts, path)
+        _report_others(attempt, trimmed if attempt.unused else attempts, path)
         if attempt.unused:
             names = _some(sorted(attempt.unused, key=len))
             remark(f"keys of {path.name} that are not used (strict: false): {len(attempt.unused)}, {names}")
         return model
     best = min(range(len(tried)), key=lambda number: tried[number].fit.faults)
-    raise Misfit(_told(tried[best], tried, errors[best], path, type(model).__name__)) from errors[best]
+    raise Misfit(_misfit_message(tried[best], tried, errors[best], path, type(model).__name__)) from errors[best]
 
 
 def _floating(model: nn.Module) -> nn.Module:
-    """The model in float32, unless all of it is in float64 or bfloat16."""
+    """The model in float32, unless all of its parameters are in float64 or bfloat16."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.dtype.is_floating_point}
     return model if dtypes in ({torch.float64}, {torch.bfloat16}) else model.float()
 
 
-# Where state dicts lie in a file
+# State dicts in a file
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A dictionary in a file that may be a state dict."""
+    """A dictionary in a file that can be a state dict."""
 
     place: str
-    """The ``key`` that names it."""
+    """Its ``key``."""
     usual: bool
     state: Mapping[str, Any]
 
@@ -163,7 +173,7 @@ def _entry(content: Any, key: str, path: Path) -> Any:
 
 
 def _named(entries: Mapping[Any, Any], key: str) -> list[Any]:
-    """What a key names, which may have dots itself: an entry, an entry of an entry, or all names that begin so."""
+    """What a key selects: an entry, a nested entry, or all names with this prefix. Names can contain dots."""
     if key in entries:
         return [entries[key]]
     for name, value in entries.items():
@@ -185,13 +195,13 @@ def _named(entries: Mapping[Any, Any], key: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Fit:
-    """How the names and shapes of a state dict compare with those of a model."""
+    """Comparison of the names and shapes of a state dict with those of a model."""
 
     missing: Sequence[str]
     unexpected: Sequence[str]
     misshapen: Sequence[str]
     shared: int
-    """Number of names that the file and the model have."""
+    """Number of names that the file and the model share."""
 
     @property
     def faults(self) -> int:
@@ -240,14 +250,14 @@ def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt
         for prefix in _beginnings(name):
             if prefix in under:
                 under[prefix].append(name)
-    made = {_identity(source.state)}
+    seen = {_identity(source.state)}
     for prefix, inside in under.items():
         names = [bare(name.removeprefix(prefix)) for name in inside]
-        found = {ours.get(name, name): source.state[whole] for name, whole in zip(names, inside, strict=True)}
-        if len(found) < len(inside) or _identity(found) in made:
+        renamed = {ours.get(name, name): source.state[whole] for name, whole in zip(names, inside, strict=True)}
+        if len(renamed) < len(inside) or _identity(renamed) in seen:
             continue
-        made.add(_identity(found))
-        state, fit = _completed(found, expected)
+        seen.add(_identity(renamed))
+        state, fit = _completed(renamed, expected)
         versions = {
             bare(f"{name}.".removeprefix(prefix)).removesuffix("."): version
             for name, version in metadata.items()
@@ -267,7 +277,7 @@ def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt
 def _prefixes(
     names: Sequence[str], bare: Callable[[str], str], ours: Mapping[str, str], expected: Mapping[str, Any]
 ) -> list[str]:
-    """Prefixes, "" and with a dot at the end, under which there may be the weights, the usual ones first."""
+    """Candidate prefixes of the weights, "" or with a trailing dot, the usual ones first."""
     size: Counter[str] = Counter()
     hits: Counter[str] = Counter()
     for name in names:
@@ -278,7 +288,7 @@ def _prefixes(
     known = [prefix for prefix in size if _is_usual(prefix)]
     known.sort(key=lambda prefix: [_PREFIXES.index(part) for part in prefix.split(".")[:-1]])
     full = [prefix for prefix in size if 0 < hits[prefix] == size[prefix] >= needed and prefix not in known]
-    # Where names change on loading, all that can be told is where most of the others are.
+    # If names change on loading, the prefix with the most matches is the best guess.
     most = max(hits, key=lambda prefix: hits[prefix], default="")
     partly = [most] if hits[most] and most not in (*known, *full) else []
     return [*known, *full, *partly]
@@ -307,27 +317,27 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _completed(given: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[dict[str, Any], _Fit]:
-    """The state dict with what files rightly leave out: counters of old versions, second names of one tensor."""
-    state = dict(given)
+def _completed(original: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[dict[str, Any], _Fit]:
+    """The state dict with the keys that files may omit: counters of old versions, aliases of a tensor."""
+    state = dict(original)
     for name, value in expected.items():
         if name not in state and name.endswith(_COUNTER) and isinstance(value, Tensor):
             state[name] = value
     for name, others in _aliases(expected).items():
-        found = next((given[other] for other in others if other in given), None)
-        if name not in state and found is not None:
-            state[name] = found
+        alias = next((original[other] for other in others if other in original), None)
+        if name not in state and alias is not None:
+            state[name] = alias
     fit = _Fit(
         missing=[name for name in expected if name not in state],
         unexpected=[name for name in state if name not in expected],
         misshapen=_misshapen(state, expected),
-        shared=sum(name in expected for name in given),
+        shared=sum(name in expected for name in original),
     )
     return state, fit
 
 
 def _aliases(expected: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Of names that a model has for one tensor: the second and later ones, each with all others."""
+    """Names of a model that share one tensor, each with its other names."""
     groups: dict[Any, list[str]] = {}
     for name, value in expected.items():
         if isinstance(value, Tensor) and not is_lazy(value) and value.layout == torch.strided and value.numel():
@@ -349,17 +359,17 @@ def _misshapen(state: Mapping[str, Any], expected: Mapping[str, Any]) -> list[st
             value = state[name]
             if not isinstance(value, Tensor):
                 found.append(f"{name} of type {type(value).__name__}")
-            # Numbers were vectors of one element before PyTorch 0.4, and load_state_dict takes them.
+            # Scalars were vectors of one element before PyTorch 0.4, and load_state_dict accepts them.
             elif value.shape != wanted.shape and not (wanted.dim() == 0 and value.shape == (1,)):
                 found.append(f"{name} {_shape(value)} instead of {_shape(wanted)}")
     return found
 
 
-# Which attempt is taken
+# Choice of the attempt
 
 
 def _worth_trying(attempts: Sequence[_Attempt]) -> list[_Attempt]:
-    """What fits, then what may fit once the model's own hooks have seen it."""
+    """Attempts that fit, then those that may fit after the hooks of the model."""
     exact = [attempt for attempt in attempts if not attempt.fit.faults]
     others = [attempt for attempt in attempts if attempt.fit.faults]
     alike = [attempt for attempt in others if attempt.fit.shared]
@@ -367,19 +377,19 @@ def _worth_trying(attempts: Sequence[_Attempt]) -> list[_Attempt]:
 
 
 def _trimmed(attempts: Sequence[_Attempt], expected: Mapping[str, Any]) -> list[_Attempt]:
-    """State dicts that have more than the model needs, without that."""
-    made = []
+    """State dicts with additional keys, without these."""
+    trimmed = []
     for attempt in attempts:
         fit = attempt.fit
         if fit.unexpected and not fit.missing and not fit.misshapen:
             state = {name: value for name, value in attempt.state.items() if name in expected}
-            made.append(replace(attempt, state=state, fit=replace(fit, unexpected=()), unused=fit.unexpected))
-    # Under a longer prefix there is less that is not used.
-    return sorted(made, key=lambda attempt: (not attempt.usual, len(attempt.unused)))[:_MOST_TRIES]
+            trimmed.append(replace(attempt, state=state, fit=replace(fit, unexpected=()), unused=fit.unexpected))
+    # A longer prefix leaves fewer keys unused.
+    return sorted(trimmed, key=lambda attempt: (not attempt.usual, len(attempt.unused)))[:_MOST_TRIES]
 
 
-def _tell_of_others(taken: _Attempt, attempts: Sequence[_Attempt], path: Path) -> None:
-    """Say if other weights would have fitted. Raises ModelError if nothing speaks for those taken."""
+def _report_others(taken: _Attempt, attempts: Sequence[_Attempt], path: Path) -> None:
+    """Report other weights that fit. Raises ModelError if none is preferable."""
     others = [other.place for other in attempts if other is not taken and _is_rival(other, taken)]
     if others and not taken.usual:
         raise ModelError(
@@ -388,23 +398,23 @@ def _tell_of_others(taken: _Attempt, attempts: Sequence[_Attempt], path: Path) -
         )
     if others:
         log.warning(
-            "%s has different weights that fit: %s is taken; for others give key: %s",
+            "%s has different weights that fit: %s is used; set key to use others: %s",
             path,
             repr(taken.place) if taken.place else "the state dict without an entry",
             " or ".join(others[:_SHOWN]),
         )
     if taken.left_out:
         level = logging.INFO if taken.usual else logging.WARNING
-        log.log(level, "%s: the weights under %r fit; %d other keys are left out", path, taken.place, taken.left_out)
+        log.log(level, "%s: the weights under %r fit; %d other keys are ignored", path, taken.place, taken.left_out)
 
 
 def _load(model: nn.Module, attempt: _Attempt) -> None:
     before = {} if attempt.fit.shared else {name: value.clone() for name, value in _tensors(model).items()}
     model.load_state_dict(attempt.ordered(), strict=True)
-    # Some networks overrule strict. If they know no name of the file, their weights are still random.
+    # Some networks override strict. If they have no name of the file, their weights are still random.
     after = _tensors(model)
     if before and all(name in after and torch.equal(after[name], value) for name, value in before.items()):
-        raise ModelError("it ignores all that the file has")
+        raise ModelError("it ignores all keys of the file")
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -414,7 +424,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_rival(other: _Attempt, taken: _Attempt) -> bool:
-    """Whether other weights have the names and shapes of those taken, and other values."""
+    """Whether other weights have the same names and shapes as those used, but different values."""
     if not other.place or other.state.keys() != taken.state.keys():
         return False
     pairs = [
@@ -438,7 +448,7 @@ def _nothing_found(content: Any, path: Path, key: str | None) -> str:
     return f"{path} has no state dict{where}; expected names with tensors, got: {_some(entries) or 'nothing'}"
 
 
-def _told(best: _Attempt, tried: Sequence[_Attempt], error: Exception, path: Path, architecture: str) -> str:
+def _misfit_message(best: _Attempt, tried: Sequence[_Attempt], error: Exception, path: Path, architecture: str) -> str:
     place = f" ({best.place})" if best.place else ""
     if not best.fit.faults:
         lines = str(error).strip().splitlines()
@@ -451,10 +461,10 @@ def _told(best: _Attempt, tried: Sequence[_Attempt], error: Exception, path: Pat
     ):
         told += "; the file has quantized weights, so the factory must return the quantized network"
     if fit.unexpected and not fit.missing and not fit.misshapen:
-        told += "; strict: false in the manifest lets keys pass that the model does not have"
+        told += "; strict: false in the manifest permits keys that the model does not have"
     if len(tried) > 1:
-        places = dict.fromkeys(repr(attempt.place) if attempt.place else "the file as it is" for attempt in tried)
-        told += f"; this fits best of what was tried: {_some(list(places))}"
+        places = dict.fromkeys(repr(attempt.place) if attempt.place else "the whole file" for attempt in tried)
+        told += f"; the best fit of the attempts: {_some(list(places))}"
     return f"{path}{place} does not fit the architecture ({architecture}): keys {told}"
 
 

@@ -375,7 +375,9 @@ def test_absent_file_is_named_when_its_model_is_built(tmp_path: Path, module: st
     task = write(tmp_path, manifest(module, models=models))
     here, gone, lost = task.models()
     assert_same(here.build(), trained())
-    with pytest.raises(ModelError, match=r"model 'gone': there is no file .*gone\.pt; the folder has here\.pt: name"):
+    with pytest.raises(
+        ModelError, match=r"model 'gone': there is no file .*gone\.pt; the folder has here\.pt: set weights"
+    ):
         gone.build()
     with pytest.raises(
         ModelError, match=r"model 'lost': there is no file .*lost\.pt, nor .* \.safetensors, .*here\.pt"
@@ -419,8 +421,8 @@ def test_builders_can_be_sent_to_another_process(tmp_path: Path, module: str) ->
     [
         ("{}.Nest", r"has no 'Nest'; did you mean 'Net'"),
         ("{}.Net.wise", r"Net .* has no 'wise'; did you mean 'wide'"),
-        ("{}.constant", "is of type int, not a class or function"),
-        ("{}.text", "returned a str, not a torch.nn.Module"),
+        ("{}.constant", "must be a class or function, got int"),
+        ("{}.text", "must return a torch.nn.Module, got str"),
         ("no_such_module_here.Net", "no module 'no_such_module_here'; .*python_path"),
         ("torch.nn.no_such.Net", "torch.nn .* has no 'no_such'"),
         ("broken_module.Net", "importing broken_module failed: SyntaxError"),
@@ -485,7 +487,7 @@ def test_module_of_another_folder_is_not_taken_for_ones_own(tmp_path: Path, modu
     other.mkdir()
     torch.save(trained().state_dict(), other / "net_0.pt")
     (model,) = write(other, manifest(module, python_path=None)).models()
-    with pytest.raises(ModelError, match=rf"'{module}' is found in {tmp_path} alone, .*python_path in the manifest"):
+    with pytest.raises(ModelError, match=rf"'{module}' is only in {tmp_path}, .*python_path in this manifest"):
         model.build()
     assert_same(load(tmp_path, module), trained())
 
@@ -498,7 +500,7 @@ def test_module_of_the_same_name_from_elsewhere_is_refused(tmp_path: Path, modul
     (other / f"{module}.py").write_text(MODULE)
     sys.path.insert(0, str(tmp_path))
     mine = importlib.import_module(module)
-    with pytest.raises(ModelError, match=f"module '{module}' in .*other is hidden by another, .*{module}.py"):
+    with pytest.raises(ModelError, match=f"module '{module}' in .*other is hidden by .*{module}.py"):
         load(other, module)
     assert sys.modules[module] is mine
 
@@ -564,31 +566,31 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"factory": "resnet18"}, "factory: must be a dotted path"),
     ({"factory": "os.system('x')"}, "factory: must be a dotted path"),
     ({"factory": None}, "models.net_0.factory: is missing here and at the top"),
-    ({"factory_kwargs": [1]}, "factory_kwargs: must have keys and values, but is of type list"),
-    ({"metric": 3}, "metric: must be text, but is 3"),
-    ({"metric": "test_accuracy"}, "metric: give 'accuracy', without test_"),
-    ({"metric": "iou"}, "metric: no model has train_iou or test_iou; they have test_accuracy"),
+    ({"factory_kwargs": [1]}, "factory_kwargs: must have keys and values, got list"),
+    ({"metric": 3}, "metric: must be text, got 3"),
+    ({"metric": "test_accuracy"}, "metric: must be 'accuracy', without test_"),
+    ({"metric": "iou"}, "metric: no model has train_iou or test_iou; the models have test_accuracy"),
     ({"python_path": "nowhere"}, "python_path: there is no folder 'nowhere'"),
     ({"python_path": 3}, "python_path: there is no folder 3"),
     ({"data": {"test": {"npz": "a", "x": "x"}, "ignore_index": "void"}}, "data.ignore_index: must be a number"),
     ({"data": {"test": {"npz": "a", "x": "x"}, "ignore_index": [255]}}, "data.ignore_index: must be a number"),
     ({"data": {"test": {"npz": "a", "x": "x", "ignore_index": 1}}}, "data.test.ignore_index: unknown key"),
     ({"data": {"tset": {}}}, r"data.tset: unknown key \(did you mean 'test'"),
-    ({"data": {"test": {"x": "x"}}}, "data.test: give either npz"),
-    ({"data": {"test": {"npz": "a", "_target_": "a.b"}}}, "data.test: give either npz"),
+    ({"data": {"test": {"x": "x"}}}, "data.test: must have either npz"),
+    ({"data": {"test": {"npz": "a", "_target_": "a.b"}}}, "data.test: must have either npz"),
     ({"data": {"test": {"npz": None, "x": "x"}}}, "data.test.npz: is empty"),
     ({"data": {"test": {"npz": "a", "x": "x", "sclae": 2}}}, r"data.test.sclae: unknown key \(did you mean 'scale'"),
     ({"data": {"test": {"npz": "a"}}}, "data.test.x: is missing"),
     ({"data": {"test": {"npz": "a", "x": "x", "layout": "HWNC"}}}, "data.test.layout: 'HWNC' is not a layout"),
-    ({"data": {"test": {"npz": "a", "x": "x", "scale": 0}}}, "data.test.scale: must be above 0"),
+    ({"data": {"test": {"npz": "a", "x": "x", "scale": 0}}}, "data.test.scale: must be positive"),
     ({"data": {"test": {"npz": "a", "x": "x", "scale": "255"}}}, "data.test.scale: must be a finite number"),
-    ({"data": {"test": {"npz": "a", "x": "x", "std": [1, 0]}}}, "data.test.std: must be above 0"),
-    ({"data": {"test": {"npz": "a", "x": "x", "std": []}}}, "data.test.std: must be above 0"),
+    ({"data": {"test": {"npz": "a", "x": "x", "std": [1, 0]}}}, "data.test.std: must be positive"),
+    ({"data": {"test": {"npz": "a", "x": "x", "std": []}}}, "data.test.std: must be positive"),
     ({"data": {"test": {"npz": "a", "x": "x", "mean": [1, "a"]}}}, "data.test.mean: must be a finite number"),
     ({"data": {"test": {"_target_": "nodots"}}}, "data.test._target_: must be a dotted path"),
     ({"models": None}, "models: is missing"),
-    ({"models": {3: {}}}, "models.3: is read as int: put the name in quotes"),
-    ({"models": {"a": None, "b": 3}}, "models.b: must have keys and values, but is of type int"),
+    ({"models": {3: {}}}, "models.3: is read as int; put the name in quotes"),
+    ({"models": {"a": None, "b": 3}}, "models.b: must have keys and values, got int"),
     ({"models": {"a": {"weigths": "x"}}}, r"models.a.weigths: unknown key \(did you mean 'weights'"),
     ({"models": {"a": {"weights": 3}}}, "models.a.weights: must be text"),
     ({"models": {"a": {"weights": " "}}}, "models.a.weights: must be text"),
@@ -599,14 +601,14 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"models": {"a": {"hparams": {"w": float("nan")}}}}, "models.a.hparams.w: must be a finite number, text"),
     ({"models": {"a": {"test_accuracy": "high"}}}, "models.a.test_accuracy: must be a finite number"),
     ({"models": {"a": {"test_accuracy": True}}}, "models.a.test_accuracy: must be a finite number"),
-    ({"models": {"a": {"test_accuracy": 59.2}}}, "models.a.test_accuracy: is 59.2, but must be a share from 0 to 1"),
+    ({"models": {"a": {"test_accuracy": 59.2}}}, "models.a.test_accuracy: must be a fraction from 0 to 1, got 59.2"),
     ({"models": {"table": "t.csv", "a": {}}}, "models.a: unknown key"),
     ({"models": {"table": "t.csv"}}, r"t\.csv: there is no such file"),
     ({"models": {"table": "t.csv", "columns": {"w": 3}}}, "models.columns.w: must be the name of a column, or null"),
     ({"strict": "no"}, "strict: must be true or false"),
     ({"models": {"a": {"strict": 1}}}, "models.a.strict: must be true or false"),
-    ({"models": {"a": {"acc": 0.5}}}, "models.a.acc: looks like a metric: .* write test_accuracy"),
-    ({"models": {"a": {"val_loss": 0.5}}}, "models.a.val_loss: looks like a metric: metrics are called train_"),
+    ({"models": {"a": {"acc": 0.5}}}, "models.a.acc: looks like a metric, .* write test_accuracy"),
+    ({"models": {"a": {"val_loss": 0.5}}}, "models.a.val_loss: looks like a metric, whose name must start with train_"),
     ({"models": {"a": {"test_acc": 0.5}}}, "models.a.test_acc: write test_accuracy, or metric: acc at the top"),
 ]
 
@@ -621,10 +623,10 @@ def test_faults_are_named_by_file_and_key(changes: dict[str, Any], fault: str, t
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "the manifest: must have keys and values, but is empty"),
-        ("- a\n- b", "the manifest: must have keys and values, but is of type list"),
-        ("models: {a: {}, a: {}}", "'a' stands here twice"),
-        ("factory: a.b\nfactory: a.c", "'factory' stands here twice"),
+        ("", "the manifest: must have keys and values, got nothing"),
+        ("- a\n- b", "the manifest: must have keys and values, got list"),
+        ("models: {a: {}, a: {}}", "duplicate key 'a'"),
+        ("factory: a.b\nfactory: a.c", "duplicate key 'factory'"),
         ("models: {a: [", "is not valid YAML: .*line 1"),
         ("factory: !!python/object/apply:os.getcwd []", "is not valid YAML: .*could not determine a constructor"),
         ("[" * 5000, "is not valid YAML"),
@@ -693,18 +695,18 @@ def test_metrics_of_a_table_come_in_pairs_or_are_the_metric(tmp_path: Path, modu
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "no column is named 'model'; columns, split at commas: none"),
-        ("model;width\na;1\n", "no column is named 'model'; .*model;width"),
-        ("model,w\n", "has no models"),
-        ("model,w\na,1\nb,2,3\n", "line 3 has 3 cells, but there are 2 columns"),
-        ("model,w\na,1\nb\n", "line 3 has 1 cells"),
-        ("model,w\na,1\na,2\n", "line 3: model 'a' stands here again"),
-        ("model,w\n,1\n", "line 2: model '' has no name"),
-        ("model,w,w\na,1,2\n", "columns need names of their own"),
-        ("model,\na,1\n", "columns need names of their own"),
-        ("model,test_accuracy\na,good\n", "line 2: test_accuracy='good' is not a finite number"),
-        ("model,test_accuracy\na,nan\n", "line 2: test_accuracy='nan' is not a finite number"),
-        ("model,test_accuracy\na,59\n", "line 2: test_accuracy='59' is 59, but must be a share"),
+        ("", "there is no column 'model'; the columns, separated by commas, are none"),
+        ("model;width\na;1\n", "there is no column 'model'; .*model;width"),
+        ("model,w\n", "has a header but no models"),
+        ("model,w\na,1\nb,2,3\n", "line 3: expected 2 cells, one per column, got 3"),
+        ("model,w\na,1\nb\n", "line 3: expected 2 cells, one per column, got 1"),
+        ("model,w\na,1\na,2\n", "line 3: duplicate model 'a'"),
+        ("model,w\n,1\n", "line 2: the model has no name"),
+        ("model,w,w\na,1,2\n", "names of the columns must be unique and not empty"),
+        ("model,\na,1\n", "names of the columns must be unique and not empty"),
+        ("model,test_accuracy\na,good\n", "line 2: test_accuracy='good': must be a finite number"),
+        ("model,test_accuracy\na,nan\n", "line 2: test_accuracy='nan': must be a finite number"),
+        ("model,test_accuracy\na,59\n", "line 2: test_accuracy='59': must be a fraction from 0 to 1, got 59"),
         ('model,w\na,"1\n', "cannot be read as a CSV file"),
         ("model,factory\na,nodots\n", "line 2: factory='nodots' must be a dotted path"),
         ("model,factory_kwargs.width\na,[1\n", "line 2: factory_kwargs.width='\\[1' cannot be read as YAML"),
@@ -789,19 +791,19 @@ def test_targets_keep_their_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "fault"),
     [
-        ({"x": "xs"}, r"has no array 'xs' \(did you mean 'x'\? known: few, flat, objects, images, words, x\)"),
+        ({"x": "xs"}, r"has no array 'xs' \(did you mean 'x'\? known: few, flat, images, objects, words, x\)"),
         ({"y": "why"}, "has no array 'why'"),
         ({"npz": "absent.npz"}, r"absent\.npz: there is no such file"),
         ({"npz": "text.npz"}, r"text\.npz cannot be read as an \.npz file"),
         ({"npz": "cut.npz"}, r"cut\.npz"),
         ({"npz": "one.npy"}, r"one\.npy is a single array"),
         ({"x": "objects"}, "array 'objects' cannot be read"),
-        ({"x": "words"}, "array 'words' has type <U1, not numbers"),
-        ({"x": "flat"}, r"array 'flat' has shape \(4,\)"),
-        ({"y": "few"}, r"as many each; shapes are 'x' \(4, 2\), 'few' \(3,\)"),
-        ({"x": "images"}, r"array 'images' has shape \(4, 2, 2, 3\): say what its axes are with layout"),
-        ({"x": "images", "layout": "NHWC"}, r"integers \(uint8\): say what to divide them by with scale"),
-        ({"x": "images", "layout": "NHW", "scale": 1}, "layout NHW names 3 axes"),
+        ({"x": "words"}, "array 'words' must have numbers, got type <U1"),
+        ({"x": "flat"}, r"array 'flat' must have at least two axes, got shape \(4,\)"),
+        ({"y": "few"}, r"the same number each, got 'x' \(4, 2\), 'few' \(3,\)"),
+        ({"x": "images"}, r"array 'images' has shape \(4, 2, 2, 3\): set layout to its axes"),
+        ({"x": "images", "layout": "NHWC"}, r"integers \(uint8\): set scale to their divisor"),
+        ({"x": "images", "layout": "NHW", "scale": 1}, "layout NHW has 3 axes"),
         ({"x": "images", "layout": "NHWC", "scale": 1, "mean": [1, 2]}, "mean has 2 values, but .* 3 channels"),
         ({"x": "images", "layout": "NHWC", "scale": 1, "std": [1, 2]}, "std has 2 values, but .* 3 channels"),
     ],
@@ -841,7 +843,7 @@ def test_data_set_of_the_users_own(tmp_path: Path, module: str) -> None:
             {"_target_": "{}.Halves", "size": 3, "fail": True},
             r"Halves\(size=3, fail=True\) failed: ValueError: asked to",
         ),
-        ({"_target_": "{}.half_net"}, "returned a Net, not a data set"),
+        ({"_target_": "{}.half_net"}, "must return a Dataset or DataLoader, got Net"),
         ({"_target_": "{}.Halve"}, "did you mean 'Halves'"),
     ],
 )

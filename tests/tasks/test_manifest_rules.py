@@ -99,14 +99,15 @@ def test_hyperparameters_reach_a_factory_that_names_them(
         assert made_with(b) == {"width": 3, "act": "relu"}
     assert a.hparams == {"width": 8, "act": "gelu", "lr": 0.1}
     assert b.hparams == {"width": 8, "lr": 0.1}
-    assert f"{module}.Net is given the hyperparameters that it takes by name: width, act" in caplog.messages
+    assert f"{module}.Net is called with the hyperparameters that its signature names: width, act" in caplog.messages
 
 
 def test_nothing_is_passed_that_the_signature_does_not_name(tmp_path: Path, module: str) -> None:
     torch.save(weights(8), tmp_path / "a.pt")
     models = {"a": {"hparams": {"width": 8, "lr": 0.1}}}
     with pytest.raises(
-        ModelError, match=r"any_kwargs takes \*\*kwargs, of which .* width, lr were not given .*kwargs$"
+        ModelError,
+        match=r"hyperparameters .*width, lr were not passed to the \*\*kwargs of .*any_kwargs.*factory_kwargs$",
     ):
         task(tmp_path, module, models, "any_kwargs").models()[0].build()
     with pytest.raises(ModelError, match=r"positional\(\) failed: TypeError"):
@@ -126,7 +127,7 @@ def test_weights_of_the_factorys_own_are_never_asked_for(tmp_path: Path, module:
 def test_a_hyperparameter_that_the_factory_refuses_is_named(tmp_path: Path, module: str) -> None:
     torch.save(weights(8), tmp_path / "a.pt")
     models = {"a": {"hparams": {"width": "wide"}}}
-    with pytest.raises(ModelError, match=r"Net\(width='wide'\) failed: .*; of its arguments, width are hyper"):
+    with pytest.raises(ModelError, match=r"Net\(width='wide'\) failed: .*; the arguments width are hyper"):
         task(tmp_path, module, models).models()[0].build()
 
 
@@ -152,10 +153,10 @@ def test_arguments_of_the_factory_in_a_table(tmp_path: Path, module: str) -> Non
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ("test_acc", "test_acc: test_accuracy makes it a metric, test_acc: null leaves it out, test_acc: hparams.test"),
+        ("test_acc", "test_acc: test_accuracy makes it a metric, test_acc: null skips it, test_acc: hparams.test"),
         ("accuracy", "accuracy: test_accuracy makes it a metric"),
         ("train_loss", "metric: loss in the manifest makes it the metric"),
-        ("val_loss", r"columns says what it is: \{val_loss: null leaves it out"),
+        ("val_loss", r"set columns beside table in the manifest: \{val_loss: null skips it"),
         ("valid/Acc@1", "valid/Acc@1: null"),
         ("testIoU", "testIoU: test_iou makes"),
         ("err", "err: test_err makes it a metric"),
@@ -179,11 +180,13 @@ def test_columns_are_called_what_the_manifest_says(tmp_path: Path, module: str) 
     (model,) = table(tmp_path, module, text, columns).models()
     assert (model.name, model.metrics, model.hparams) == ("x", {"test_accuracy": 0.5}, {"width": 8})
     assert made_with(model)["width"] == 8
-    with pytest.raises(OptionError, match=r"has no column 'rum', which columns names \(did you mean 'run'"):
+    with pytest.raises(
+        OptionError, match=r"has no column 'rum', which columns of the manifest names \(did you mean 'run'"
+    ):
         table(tmp_path, module, text, {"rum": "model"}).models()
-    with pytest.raises(OptionError, match=r"no column is named 'model'.*columns: \{its name: model\}"):
+    with pytest.raises(OptionError, match=r"there is no column 'model'.*columns: \{its name: model\}"):
         table(tmp_path, module, text).models()
-    with pytest.raises(OptionError, match="columns need names of their own"):
+    with pytest.raises(OptionError, match="the names of the columns must be unique"):
         table(tmp_path, module, text, {**columns, "units": "weights"}).models()
 
 
@@ -223,7 +226,9 @@ def check_unused(said: str) -> None:
 def test_unused_keys_pass_only_where_the_manifest_says_so(tmp_path: Path, module: str) -> None:
     more = {**weights(), "head.weight": torch.ones(3), "head.bias": torch.ones(3)}
     torch.save({"state_dict": {f"model.{name}": value for name, value in more.items()}}, tmp_path / "a.pt")
-    with pytest.raises(ModelError, match=r"2 unexpected: head.bias, head.weight.*strict: false in the manifest lets"):
+    with pytest.raises(
+        ModelError, match=r"2 unexpected: head.bias, head.weight.*strict: false in the manifest permits"
+    ):
         task(tmp_path, module, {"a": None}).models()[0].build()
     with pytest.warns(GenmeasuresWarning) as said:
         made = task(tmp_path, module, {"a": None}, strict=False).models()[0].build()
@@ -344,12 +349,12 @@ def test_a_message_says_what_to_write(tmp_path: Path, module: str, caplog: pytes
     for ending in (".pt", ".ckpt"):
         torch.save(weights(), tmp_path / f"two{ending}")
     net, other, two = task(tmp_path, module, models).models()
-    with pytest.raises(ModelError, match=r"net is a folder: name the file in it, weights: net/last\.ckpt$"):
+    with pytest.raises(ModelError, match=r"net is a folder: set weights to a file in it, weights: net/last\.ckpt$"):
         net.build()
     with pytest.raises(ModelError, match=r"there is no file .*x\.pt; there is no folder .*none$"):
         other.build()
     two.build()
-    assert any("two.pt is taken, not two.ckpt; weights: names the file" in text for text in caplog.messages)
+    assert any("two.pt is read, not two.ckpt; set weights to choose a file" in text for text in caplog.messages)
 
 
 # Data and models from Python

@@ -319,7 +319,7 @@ def test_trained_weights_are_preferred_to_averages_and_both_are_named(
         (record,) = [one for one in caplog.records if one.levelno == logging.WARNING]
         assert "net.ckpt has different weights that fit" in record.message
         for other in others:
-            assert f"for others give key: {other}" in record.message
+            assert f"set key to use others: {other}" in record.message
             check(load(Net, content, tmp_path, key=other), Net, 2)
 
 
@@ -349,7 +349,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     state = {**under("unet.", states(Net, 1)[0]), "loss.weight": torch.ones(3), "metric.total": torch.ones(1)}
     check(load(Net, {"state_dict": state}, tmp_path), Net)
     assert [one.message.partition(": ")[2] for one in caplog.records] == [
-        "the weights under 'state_dict.unet' fit; 2 other keys are left out"
+        "the weights under 'state_dict.unet' fit; 2 other keys are ignored"
     ]
     assert caplog.records[0].levelno == logging.WARNING
 
@@ -430,7 +430,7 @@ def test_best_attempt_is_told_shortest_names_first(tmp_path: Path) -> None:
     assert "2 missing: head.bias, model.0.weight" in told
     assert "2 unexpected: short, a_long_name_that_is_not_there" in told
     assert "1 of another shape: head.weight (2, 2) instead of (4, 6)" in told
-    assert told.endswith("of what was tried: 'state_dict', 'state_dict.module'")
+    assert told.endswith("the best fit of the attempts: 'state_dict', 'state_dict.module'")
 
 
 def test_other_than_tensors_in_the_place_of_weights(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 import re
 import shutil
 import stat
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from genmeasures.errors import DataError, OptionError, nearest
-from genmeasures.files import remove_stale_temporaries, temporary_path
+from genmeasures.files import remove_stale_temporaries, write_folder_atomically
 from genmeasures.tasks.archives import check_sizes
 
 _CONFIGS = "model_configs.json"
@@ -83,27 +82,19 @@ def unpack(archive: Path, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     check_sizes(archive, DataError)
-    beside = temporary_path(folder)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        beside.mkdir()
-    except OSError as error:
-        raise DataError(f"{archive} cannot be unpacked into {cache}: {error.strerror or error}") from error
-    try:
-        with zipfile.ZipFile(archive) as content:
+        with write_folder_atomically(folder) as part, zipfile.ZipFile(archive) as content:
             _check_entries(content.infolist(), archive)
             needed = sum(entry.file_size for entry in content.infolist())
             if needed > shutil.disk_usage(cache).free:
                 raise DataError(f"{archive} needs {needed / 1e9:.1f} GB unpacked, more than is free in {cache}")
-            content.extractall(beside)
-        os.replace(beside, folder)
+            content.extractall(part)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{archive} is not a zip archive, or damaged: {error}") from error
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             raise DataError(f"{archive} cannot be unpacked into {cache}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 

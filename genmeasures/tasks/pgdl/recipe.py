@@ -14,8 +14,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,14 +25,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from genmeasures.errors import GenmeasuresError, OptionError, nearest
-from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically
+from genmeasures.files import remove_stale_temporaries, write_atomically, write_folder_atomically
 from genmeasures.interfaces import is_count
 from genmeasures.tasks.pgdl.network import build_network, read_network
 from genmeasures.tasks.pgdl.sources import CLASSES, SOURCES, Images, images
 from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
 from genmeasures.tasks.pgdl.weights import load
 from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
-from genmeasures.tasks.training import in_processes, one_thread, start_worker, worker_count
+from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
 
 Hparams: TypeAlias = Mapping[str, float | int | bool]
 Layer: TypeAlias = dict[str, Any]
@@ -264,22 +263,10 @@ def _claim(path: Path, settings: Settings) -> None:
 def _write_data(path: Path, sets: Images) -> None:
     if (path / _DATA).is_dir():
         return
-    with _whole(path / _DATA) as part:
+    with write_folder_atomically(path / _DATA) as part:
         write_split(part / "train", *sets[:2])
         write_split(part / "test", *sets[2:])
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A new folder, which takes the place of the one named once everything is in it."""
-    part = temporary_path(folder)
-    part.mkdir()
-    try:
-        yield part
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(path / _DATA, ignore_errors=True)
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -318,10 +305,11 @@ class _Maker:
         folder = self.path / f"model_{number}"
         with one_thread():
             trained, initial, epochs = self._train(config, self.models[number])
-            with _whole(folder) as part:
+            with write_folder_atomically(folder) as part:
                 write_model(part, config, trained, initial)
                 metrics = self._measured(load(read_network(part / "config.json"), part / "weights.hdf5"))
                 _write_json(part / _TRAINING, {"epochs": epochs, "metrics": metrics})
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _train(self, config: Mapping[str, Any], hparams: Hparams) -> tuple[nn.Module, nn.Module, int]:
         """The trained network, the same before training, and the number of epochs."""
@@ -403,7 +391,7 @@ def _train_all(path: Path, settings: Settings, workers: int | None) -> None:
         bar = progress.add_task(f"Training {settings.family} networks on {settings.data}", total=len(numbers))
         progress.advance(bar, len(numbers) - len(missing))
         if workers > 1:
-            in_processes(_make, missing, workers, lambda: progress.advance(bar), _start, path, settings)
+            run_in_processes(_make, missing, workers, lambda: progress.advance(bar), _start, path, settings)
             return
         maker = _Maker(path, settings)
         for number in missing:
@@ -417,7 +405,6 @@ _maker: _Maker | None = None
 
 def _start(path: Path, settings: Settings) -> None:
     global _maker
-    start_worker()
     _maker = _Maker(path, settings)
 
 

@@ -1,0 +1,199 @@
+"""Training of UNets on patches of volumes, with a checkpoint per epoch; interrupted training runs resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genmeasures.plugin import load_checkpoint, save_checkpoint
+from genmeasures_unet.assembly import predict_volume
+from genmeasures_unet.network import ResidualUNet
+from genmeasures_unet.problems import Problem
+from genmeasures_unet.volumes import Case
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of networks and training that all runs share (Rajagopal et al. 2021, section 3.1, appendix A.2)."""
+
+    patch: tuple[int, ...]
+    """Spatial size of the patches."""
+    epoch_size: int
+    """Number of patches per epoch; each epoch samples new ones."""
+    version: int = 1
+    """Incremented with each change of the training that the other fields do not reflect."""
+    width: int = 8
+    depth: int = 5
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    overlap: float = 0.25
+    """Fraction of a patch's side that neighbors share when a whole volume is predicted."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: a network, trained from its initial weights, and the folder of its checkpoints."""
+
+    folder: Path
+    problem: Problem
+    recipe: Recipe
+    seed: int
+    """Seed of the initial weights and of the patches, which do not depend on the objective."""
+    epochs: int
+
+    def checkpoint(self, epoch: int) -> Path:
+        """File of the weights after an epoch, counted from 1."""
+        return self.folder / f"epoch{epoch:03d}.pt"
+
+    @property
+    def state(self) -> Path:
+        """File of the state from which training resumes."""
+        return self.folder / "training.pt"
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Training and test cases."""
+
+    train: Sequence[Case]
+    test: Sequence[Case]
+
+    def scored(self, problem: Problem) -> Sequence[Case]:
+        """Training cases for the training score, at most as many as there are test cases."""
+        return problem.training_cases(self.train)[: len(self.test)]
+
+
+def network(run: Run, cases: Cases) -> ResidualUNet:
+    """The network of a run, initialized from torch's global generator."""
+    case = cases.train[0]
+    return ResidualUNet(
+        dimensions=case.image.ndim - 1,
+        channels=len(case.image),
+        out_channels=run.problem.out_channels(cases.train),
+        width=run.recipe.width,
+        depth=run.recipe.depth,
+    )
+
+
+def metrics(run: Run, epoch: int) -> dict[str, float] | None:
+    """Metrics of the network after an epoch; None if its checkpoint is missing or damaged."""
+    path = run.checkpoint(epoch)
+    try:
+        return {str(name): float(value) for name, value in load_checkpoint(path)["metrics"].items()}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read; the network is trained again: %s", path, error)
+        return None
+
+
+def load(run: Run, epoch: int, cases: Cases) -> ResidualUNet:
+    """The network after an epoch, in evaluation mode. Raises ValueError or FileNotFoundError."""
+    path = run.checkpoint(epoch)
+    checkpoint = load_checkpoint(path)
+    with torch.random.fork_rng(devices=[]):
+        model = network(run, cases)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return model.eval()
+
+
+def train(run: Run, cases: Cases, device: torch.device) -> None:
+    """Train up to the last epoch and save a checkpoint after each; an interrupted training run resumes.
+
+    On a CPU, the weights do not depend on interruptions: the patches of an epoch depend on the seed and the epoch
+    alone. If a checkpoint is missing or damaged, training restarts.
+    """
+    recipe, problem = run.recipe, run.problem
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        model, optimizer, done = _begin(run, cases, device)
+        sampler = problem.sampler(problem.training_cases(cases.train), recipe.patch)
+        for epoch in range(done + 1, run.epochs + 1):
+            generator = np.random.default_rng([run.seed, epoch])
+            x, y = (torch.from_numpy(array) for array in sampler.draw(recipe.epoch_size, generator))
+            loss = _epoch(model, optimizer, problem, x, y, recipe.batch_size, device)
+            scores = {**score(model, run, cases, device), "train_loss": loss}
+            weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+            save_checkpoint(run.checkpoint(epoch), {"state_dict": weights, "metrics": scores})
+            save_checkpoint(run.state, {"epoch": epoch, "state_dict": weights, "optimizer": optimizer.state_dict()})
+
+
+def _begin(run: Run, cases: Cases, device: torch.device) -> tuple[ResidualUNet, torch.optim.Optimizer, int]:
+    """The network, its optimizer and the number of epochs that are done."""
+    try:
+        state: dict[str, Any] | None = load_checkpoint(run.state)
+    except FileNotFoundError:
+        state = None
+    except ValueError as error:
+        log.warning("%s: training restarts", error)
+        state = None
+    while True:
+        torch.manual_seed(run.seed)
+        model = network(run, cases).to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=run.recipe.learning_rate)
+        if state is None:
+            return model, optimizer, 0
+        try:
+            done = int(state["epoch"])
+            if all(metrics(run, epoch) is not None for epoch in range(1, done + 1)):
+                model.load_state_dict(state["state_dict"])
+                optimizer.load_state_dict(state["optimizer"])
+                return model, optimizer, done
+        except Exception as error:  # the state of an optimizer is not checked before it is used
+            log.warning("%s is damaged, training restarts: %s", run.state, error)
+        state = None
+
+
+def score(model: nn.Module, run: Run, cases: Cases, device: torch.device) -> dict[str, float]:
+    """Scores ``test_…`` and ``train_…``: means over cases, each predicted as a whole volume."""
+    scores: dict[str, float] = {}
+    for split, members in (("test", cases.test), ("train", cases.scored(run.problem))):
+        by_case: list[dict[str, float]] = []
+        for case in members:
+            image, target = run.problem.example(case)
+            assembled = predict_volume(
+                model,
+                torch.from_numpy(image).to(device),
+                run.recipe.patch,
+                overlap=run.recipe.overlap,
+                output=run.problem.output,
+            )
+            by_case.append(run.problem.score(assembled.cpu(), target))
+        scores |= {f"{split}_{name}": float(np.nanmean([row[name] for row in by_case])) for name in by_case[0]}
+    return scores
+
+
+def _epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    problem: Problem,
+    x: Tensor,
+    y: Tensor,
+    batch_size: int,
+    device: torch.device,
+) -> float:
+    """Train on all patches once; returns the mean loss over batches."""
+    model.train()
+    losses = []
+    for inputs, targets in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+        loss = problem.loss(model(inputs.to(device)), targets.to(device))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).double().mean())
+
+
+__all__ = ["Cases", "Recipe", "Run", "load", "metrics", "network", "score", "train"]
