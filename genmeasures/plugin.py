@@ -31,6 +31,7 @@ hyperparameters and metrics of the model in ``data.facts``. An extractor returns
 ``sample``, and draws with :func:`mix` and :func:`places`.
 """
 
+from genmeasures.callbacks import at_end
 from genmeasures.data.keys import mix
 from genmeasures.errors import (
     ComponentError,
@@ -40,9 +41,13 @@ from genmeasures.errors import (
     OptionError,
     ResultError,
     Undefined,
+    nearest,
+    shown,
 )
 from genmeasures.extractors.samples import Drawn, Every, places
+from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically
 from genmeasures.interfaces import (
+    SPLITS,
     Aggregator,
     Component,
     Extractor,
@@ -72,9 +77,14 @@ from genmeasures.interfaces import (
     require,
 )
 from genmeasures.registry.specs import Register, hookimpl
+from genmeasures.tasks.archives import check_sizes
+from genmeasures.tasks.cache import cache_folder
+from genmeasures.tasks.digits import split_digits
+from genmeasures.tasks.training import in_processes, one_thread, start_worker, worker_count
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 __all__ = [
+    "SPLITS",
     "Aggregator",
     "Component",
     "ComponentError",
@@ -111,12 +121,25 @@ __all__ = [
     "Value",
     "Values",
     "Variable",
+    "at_end",
+    "cache_folder",
+    "check_sizes",
     "hookimpl",
+    "in_processes",
     "is_count",
     "mix",
+    "nearest",
     "one_of",
+    "one_thread",
     "places",
+    "remove_stale_temporaries",
     "require",
+    "shown",
+    "split_digits",
+    "start_worker",
     "tapped",
+    "temporary_path",
     "trace",
+    "worker_count",
+    "write_atomically",
 ]

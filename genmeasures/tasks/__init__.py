@@ -2,7 +2,6 @@
 
 from genmeasures.tasks.checkpoints import Checkpoints
 from genmeasures.tasks.digits_cnn import DigitsCNN
-from genmeasures.tasks.pgdl import PGDL
 from genmeasures.tasks.unet import UNetDenoising, UNetSegmentation
 
-__all__ = ["PGDL", "Checkpoints", "DigitsCNN", "UNetDenoising", "UNetSegmentation"]
+__all__ = ["Checkpoints", "DigitsCNN", "UNetDenoising", "UNetSegmentation"]

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from genmeasures.errors import ModelError, nearest
+from genmeasures.plugin import ModelError, nearest
 
 LARGEST = 2**24
 """No size in a network is larger: what is came from a damaged file, and would not fit into memory."""

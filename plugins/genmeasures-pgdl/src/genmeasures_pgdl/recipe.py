@@ -1,6 +1,6 @@
 """Making tasks in the style of PGDL: a full grid of networks, trained here on data that the user has.
 
-On the command line: ``python -m genmeasures.tasks.pgdl.recipe PATH --family vgg --data digits``.
+On the command line: ``python -m genmeasures_pgdl.recipe PATH --family vgg --data digits``.
 """
 
 from __future__ import annotations
@@ -25,15 +25,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from genmeasures.errors import GenmeasuresError, OptionError, nearest
-from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically
-from genmeasures.interfaces import is_count
-from genmeasures.tasks.pgdl.network import build_network, read_network
-from genmeasures.tasks.pgdl.sources import CLASSES, SOURCES, Images, images
-from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
-from genmeasures.tasks.pgdl.weights import load
-from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
-from genmeasures.tasks.training import in_processes, one_thread, start_worker, worker_count
+from genmeasures.plugin import (
+    GenmeasuresError,
+    OptionError,
+    in_processes,
+    is_count,
+    nearest,
+    one_thread,
+    remove_stale_temporaries,
+    start_worker,
+    temporary_path,
+    worker_count,
+    write_atomically,
+)
+from genmeasures_pgdl.network import build_network, read_network
+from genmeasures_pgdl.sources import CLASSES, SOURCES, Images, images
+from genmeasures_pgdl.tfrecord import RecordDataset, shards_of
+from genmeasures_pgdl.weights import load
+from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 
 Hparams: TypeAlias = Mapping[str, float | int | bool]
 Layer: TypeAlias = dict[str, Any]
@@ -429,7 +438,7 @@ def _make(number: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the status to exit with."""
     parser = argparse.ArgumentParser(
-        prog="python -m genmeasures.tasks.pgdl.recipe", description="Train a grid of networks as a PGDL task."
+        prog="python -m genmeasures_pgdl.recipe", description="Train a grid of networks as a PGDL task."
     )
     parser.add_argument("path", metavar="PATH", help="folder of the task; models that are there are kept")
     parser.add_argument("--family", default="vgg", help=f"one of {', '.join(LEVELS)} (default: vgg)")

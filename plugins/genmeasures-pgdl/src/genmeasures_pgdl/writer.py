@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genmeasures.errors import DataError, ModelError
-from genmeasures.files import write_atomically
-from genmeasures.tasks.pgdl.configs import METRICS
-from genmeasures.tasks.pgdl.network import KerasLayer, build_network
-from genmeasures.tasks.pgdl.tfrecord import write_shard
+from genmeasures.plugin import DataError, ModelError, write_atomically
+from genmeasures_pgdl.configs import METRICS
+from genmeasures_pgdl.network import KerasLayer, build_network
+from genmeasures_pgdl.tfrecord import write_shard
 
 _KERAS_VERSION = "2.4.0"
 """Of the format: the version that wrote the competition's files."""

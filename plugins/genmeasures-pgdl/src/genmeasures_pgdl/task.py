@@ -9,14 +9,24 @@ from pathlib import Path
 
 from torch import nn
 
-from genmeasures.errors import DataError, ModelError, OptionError, nearest
-from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, one_of, require
-from genmeasures.tasks.cache import cache_folder
-from genmeasures.tasks.pgdl.configs import ModelConfig, read_model_configs
-from genmeasures.tasks.pgdl.folders import TaskFolder, choose_task
-from genmeasures.tasks.pgdl.network import read_network
-from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
-from genmeasures.tasks.pgdl.weights import load
+from genmeasures.plugin import (
+    SPLITS,
+    DataError,
+    ModelError,
+    OptionError,
+    Split,
+    Task,
+    TaskModel,
+    cache_folder,
+    nearest,
+    one_of,
+    require,
+)
+from genmeasures_pgdl.configs import ModelConfig, read_model_configs
+from genmeasures_pgdl.folders import TaskFolder, choose_task
+from genmeasures_pgdl.network import read_network
+from genmeasures_pgdl.tfrecord import RecordDataset, shards_of
+from genmeasures_pgdl.weights import load
 
 
 class PGDL(Task):

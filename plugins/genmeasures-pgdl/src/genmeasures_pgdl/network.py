@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from genmeasures.errors import ModelError, nearest
-from genmeasures.tasks.pgdl import modules
-from genmeasures.tasks.pgdl.options import LARGEST, Options, whole
+from genmeasures.plugin import ModelError, nearest
+from genmeasures_pgdl import modules
+from genmeasures_pgdl.options import LARGEST, Options, whole
 
 Shape: TypeAlias = tuple[int, ...]
 """Of one input, channels first: (C, *S)."""

@@ -22,8 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmeasures.errors import DataError, OptionError, nearest
-from genmeasures.tasks.digits import split_digits
+from genmeasures.plugin import DataError, OptionError, nearest, split_digits
 
 Images: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """Training images float32 (N, C, H, W) from 0 to 1, classes int64 (N,) from 0 to 9; those for testing."""

@@ -11,6 +11,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from genmeasures_pgdl.network import build_network, read_network
+from genmeasures_pgdl.weights import load
+from genmeasures_pgdl.writer import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras_reference import forward
@@ -18,12 +21,9 @@ from torch import nn
 
 import genmeasures
 from genmeasures.errors import GenmeasuresError, ModelError
-from genmeasures.tasks.pgdl.network import build_network, read_network
-from genmeasures.tasks.pgdl.weights import load
-from genmeasures.tasks.pgdl.writer import write_model
 
-DATA = Path(__file__).parents[1] / "data" / "keras_golden"
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parent / "data" / "keras_golden"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 GOLDEN = SHARED / "keras_golden"
 needs_toy = pytest.mark.skipif(not (SHARED / "pgdl_toy_sample").is_dir(), reason="../shared/data is absent")
 

@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from genmeasures_pgdl.tfrecord import RecordDataset, Shard, shards_of, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,10 +28,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from genmeasures.errors import DataError
-from genmeasures.tasks.pgdl.tfrecord import RecordDataset, Shard, shards_of, write_shard
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
-HERE = Path(__file__).parents[1] / "data" / "keras_golden"
+DATA = Path(__file__).parents[4] / "shared" / "data"
+HERE = Path(__file__).parent / "data" / "keras_golden"
 GOLDEN, TOY = DATA / "keras_golden", DATA / "pgdl_toy_sample"
 
 

@@ -26,8 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmeasures.errors import DataError
-from genmeasures.files import write_atomically
+from genmeasures.plugin import DataError, write_atomically
 
 _NAME = re.compile(r"shard_([0-9]+)\.tfrecord")
 _HEAD = struct.Struct("<QI")

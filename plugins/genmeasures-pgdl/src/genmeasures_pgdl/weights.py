@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genmeasures.errors import ModelError
-from genmeasures.tasks.pgdl.network import KerasLayer, Network
+from genmeasures.plugin import ModelError
+from genmeasures_pgdl.network import KerasLayer, Network
 
 _MOST_COMPRESSED = 1000
 """No real weights are so much smaller in a file: a few bytes must not ask for any amount of memory."""

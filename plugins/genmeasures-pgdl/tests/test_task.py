@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from genmeasures_pgdl import PGDL
+from genmeasures_pgdl.network import build_network
+from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 
 import genmeasures
 from genmeasures.errors import DataError, OptionError
-from genmeasures.tasks import PGDL
-from genmeasures.tasks.pgdl.network import build_network
-from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
 
 IDS = ("3", "20", "100", "7")
 

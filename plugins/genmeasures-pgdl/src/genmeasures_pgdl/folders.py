@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from genmeasures.errors import DataError, OptionError, nearest
-from genmeasures.files import remove_stale_temporaries, temporary_path
-from genmeasures.tasks.archives import check_sizes
+from genmeasures.plugin import DataError, OptionError, check_sizes, nearest, remove_stale_temporaries, temporary_path
 
 _CONFIGS = "model_configs.json"
 _MODEL = re.compile(r"model_(\d+)")

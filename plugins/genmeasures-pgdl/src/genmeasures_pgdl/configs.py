@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genmeasures.errors import DataError
+from genmeasures.plugin import DataError
 
 METRICS = {
     "train_acc": "train_accuracy",

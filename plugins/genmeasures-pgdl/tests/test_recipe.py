@@ -16,14 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from genmeasures_pgdl import PGDL, make_task, recipe
+from genmeasures_pgdl.network import build_network
+from genmeasures_pgdl.sources import images
 
 import genmeasures
 from genmeasures.errors import DataError, OptionError
 from genmeasures.files import temporary_path
-from genmeasures.tasks import PGDL
-from genmeasures.tasks.pgdl import make_task, recipe
-from genmeasures.tasks.pgdl.network import build_network
-from genmeasures.tasks.pgdl.sources import images
 
 TINY: dict[str, Any] = {
     "grid": {"width": (2, 3), "dropout": (0.0, 0.2), "depth": (1,), "weight_decay": (0.1,), "batch_size": (16,)},
