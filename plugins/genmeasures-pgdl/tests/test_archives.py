@@ -62,7 +62,7 @@ def test_names_that_leave_the_folder(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr(CONFIG, "{}")
         made.writestr(zipfile.ZipInfo(name), "x")
-    refused(archive, tmp_path, "leaves the archive's folder, nothing was unpacked")
+    refused(archive, tmp_path, "lies outside the archive's folder or is not a file; nothing is unpacked")
     assert not Path("/tmp/genmeasures-evil").exists()
 
 
@@ -74,7 +74,7 @@ def test_entries_that_are_no_files(kind: int, tmp_path: Path) -> None:
         entry.create_system, entry.external_attr = 3, (kind | 0o777) << 16
         made.writestr(entry, "/etc")
         made.writestr(CONFIG, "{}")
-    refused(archive, tmp_path, "leaves the archive's folder, nothing was unpacked")
+    refused(archive, tmp_path, "lies outside the archive's folder or is not a file; nothing is unpacked")
 
 
 @pytest.mark.parametrize("second", [CONFIG, "./" + CONFIG, "task//model_1/config.json", "task/Model_1/CONFIG.json"])
@@ -84,7 +84,7 @@ def test_names_that_are_there_twice(second: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr(CONFIG, "{}")
         made.writestr(second, "[]")
-    refused(archive, tmp_path, "is there twice, nothing was unpacked")
+    refused(archive, tmp_path, "duplicate entry .*; nothing is unpacked")
 
 
 def test_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr("task/model_1", "x")
         made.writestr(CONFIG, "{}")
-    refused(archive, tmp_path, r"a\.zip cannot be unpacked")
+    refused(archive, tmp_path, r"cannot unpack .*a\.zip into .*cache")
 
 
 def test_other_archives_are_named(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_other_archives_are_named(tmp_path: Path) -> None:
         device = tarfile.TarInfo("task/model_1/config.json")
         device.type = tarfile.CHRTYPE
         made.addfile(device)
-    refused(archive, tmp_path, r"a\.tar is not a zip archive, or damaged")
+    refused(archive, tmp_path, r"a\.tar is damaged or not a zip archive")
 
 
 def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Where the files of tasks lie: in a task's folder, a folder above it, or an archive as it is downloaded."""
+"""Tasks on disk: a task's folder, a folder above it, or an archive as downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from genmeasures.plugin import DataError, OptionError, check_sizes, nearest, remove_stale_temporaries, temporary_path
+from genmeasures.plugin import (
+    DataError,
+    OptionError,
+    check_sizes,
+    nearest,
+    remove_stale_temporaries,
+    temporary_path,
+)
 
 _CONFIGS = "model_configs.json"
 _MODEL = re.compile(r"model_(\d+)")
@@ -22,24 +29,47 @@ _MODEL = re.compile(r"model_(\d+)")
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """One task on disk."""
+    """One task on disk.
+
+    Attributes:
+        name: name of the task, which is the name of its folder.
+        folder: folder with ``model_<id>`` and ``dataset_1``.
+        configs: the file ``model_configs.json``, in the folder or in ``reference_data``; it may be absent.
+    """
 
     name: str
     folder: Path
     configs: Path
 
     def model_ids(self) -> list[str]:
-        """Ids of the folders model_<id>, by number."""
-        found = (_MODEL.fullmatch(one.name) for one in self.folder.iterdir() if one.is_dir())
-        return sorted((match[1] for match in found if match), key=int)
+        """Ids of the folders ``model_<id>``, sorted by number."""
+        matches = (_MODEL.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
+        return sorted((match[1] for match in matches if match), key=int)
 
 
 def find_tasks(path: Path, cache: Path) -> dict[str, TaskFolder]:
-    """The tasks below a path by name, sorted: a task's folder, one above it, one with input_data, or a zip of these.
+    """Find the tasks at a path.
 
-    Archives are unpacked once, below ``cache``. Raises DataError naming the path.
+    Args:
+        path: a task's folder, a folder above it, one with ``input_data``, or a zip archive of any of these.
+        cache: folder that archives are unpacked into, once each.
+
+    Returns:
+        The tasks by name, sorted.
+
+    Raises:
+        DataError: there is no task; the message names the path.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = Path(folder) / "task1_v4" / "model_0"
+        ...     model.mkdir(parents=True)
+        ...     _ = (model / "config.json").write_text("{}")
+        ...     list(find_tasks(Path(folder), cache=Path(folder)))
+        ['task1_v4']
     """
-    # A relative path has neither name nor parents to look in.
+    # A relative path has neither a name nor parents to search.
     path = path.expanduser().resolve()
     if path.is_file():
         path = unpack(path, cache)
@@ -47,17 +77,27 @@ def find_tasks(path: Path, cache: Path) -> dict[str, TaskFolder]:
         raise DataError(f"there is no folder or zip archive {path}")
     if _is_task(path):
         return {path.name: _task(path)}
-    for folder in (path / "input_data", path, *sorted(one for one in path.iterdir() if one.is_dir())):
+    for folder in (path / "input_data", path, *sorted(entry for entry in path.iterdir() if entry.is_dir())):
         # An archive may have one more folder around everything.
         inner = folder / "input_data" if (folder / "input_data").is_dir() else folder
-        tasks = sorted(one for one in inner.iterdir() if _is_task(one)) if inner.is_dir() else []
+        tasks = sorted(entry for entry in inner.iterdir() if _is_task(entry)) if inner.is_dir() else []
         if tasks:
-            return {one.name: _task(one) for one in tasks}
-    raise DataError(f"{path} holds no PGDL task: no folder with model_<id>/config.json")
+            return {task.name: _task(task) for task in tasks}
+    raise DataError(f"{path} holds no PGDL task: expected a folder with model_<id>/config.json")
 
 
 def choose_task(path: Path, which: str | None, cache: Path) -> TaskFolder:
-    """The task of that name below a path; without a name, the only one. Raises OptionError listing them."""
+    """The task of a name at a path.
+
+    Args:
+        path: as in :func:`find_tasks`.
+        which: name of the task; None if there is only one.
+        cache: as in :func:`find_tasks`.
+
+    Raises:
+        OptionError: there is no task of that name, or there are several and no name is given.
+        DataError: there is no task.
+    """
     tasks = find_tasks(path, cache)
     if which is None:
         if len(tasks) > 1:
@@ -69,10 +109,18 @@ def choose_task(path: Path, which: str | None, cache: Path) -> TaskFolder:
 
 
 def unpack(archive: Path, cache: Path) -> Path:
-    """The folder below ``cache`` with what is in a zip archive, unpacked if it is not there yet.
+    """Unpack a zip archive into a folder below ``cache``, unless that was done before.
 
-    Raises DataError naming the archive: damaged, with an entry that would lie outside of the folder or is no file,
-    or so much compressed that it must have been made to fill the disk.
+    Args:
+        archive: the zip file.
+        cache: folder that is created if needed.
+
+    Returns:
+        The folder with the contents. Its name depends on the path, size and modification time of the archive.
+
+    Raises:
+        DataError: the archive is damaged, an entry leaves the folder or is neither a file nor a folder, the contents
+            do not fit on the disk, or the compression ratio is that of a file made to fill the disk.
     """
     about = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:12]
@@ -81,42 +129,52 @@ def unpack(archive: Path, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     check_sizes(archive, DataError)
-    beside = temporary_path(folder)
+    temporary = temporary_path(folder)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        beside.mkdir()
+        temporary.mkdir()
     except OSError as error:
-        raise DataError(f"{archive} cannot be unpacked into {cache}: {error.strerror or error}") from error
+        raise DataError(_cannot_unpack(archive, cache, error)) from error
     try:
         with zipfile.ZipFile(archive) as content:
             _check_entries(content.infolist(), archive)
-            needed = sum(entry.file_size for entry in content.infolist())
-            if needed > shutil.disk_usage(cache).free:
-                raise DataError(f"{archive} needs {needed / 1e9:.1f} GB unpacked, more than is free in {cache}")
-            content.extractall(beside)
-        os.replace(beside, folder)
+            size = sum(entry.file_size for entry in content.infolist())
+            free = shutil.disk_usage(cache).free
+            if size > free:
+                raise DataError(
+                    f"{archive} needs {size / 1e9:.1f} GB unpacked, {cache} has {free / 1e9:.1f} GB left: "
+                    "give another folder as cache"
+                )
+            content.extractall(temporary)
+        os.replace(temporary, folder)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{archive} is not a zip archive, or damaged: {error}") from error
+        raise DataError(f"{archive} is damaged or not a zip archive: {error}") from error
     except OSError as error:
-        if not folder.is_dir():  # else another process was faster
-            raise DataError(f"{archive} cannot be unpacked into {cache}: {error.strerror or error}") from error
+        if not folder.is_dir():  # otherwise another process was faster
+            raise DataError(_cannot_unpack(archive, cache, error)) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
+def _cannot_unpack(archive: Path, cache: Path, error: OSError) -> str:
+    return f"cannot unpack {archive} into {cache}: {error.strerror or error}; give another folder as cache"
+
+
 def _check_entries(entries: Sequence[zipfile.ZipInfo], archive: Path) -> None:
-    """Refuse names that leave the folder, that are there twice, and whatever is neither a file nor a folder."""
+    """Refuse names outside the folder, duplicate names, and whatever is neither a file nor a folder."""
     seen: set[str] = set()
     for entry in entries:
         name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
         outside = "\\" in name or ":" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
         if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise DataError(f"{archive}: the entry {name!r} leaves the archive's folder, nothing was unpacked")
-        # Where case does not matter, the second of two names would take the place of the first.
+            raise DataError(
+                f"{archive}: the entry {name!r} lies outside the archive's folder or is not a file; nothing is unpacked"
+            )
+        # On a file system that ignores case, the second of two such names would overwrite the first.
         folded = str(PurePosixPath(name)).casefold()
         if folded in seen and not entry.is_dir():
-            raise DataError(f"{archive}: the entry {name!r} is there twice, nothing was unpacked")
+            raise DataError(f"{archive}: duplicate entry {name!r}; nothing is unpacked")
         seen.add(folded)
 
 
@@ -125,9 +183,12 @@ def _is_task(folder: Path) -> bool:
 
 
 def _task(folder: Path) -> TaskFolder:
-    places = [
+    candidates = [
         folder / _CONFIGS,
         folder.parent / "reference_data" / folder.name / _CONFIGS,
         folder.parent.parent / "reference_data" / folder.name / _CONFIGS,
     ]
-    return TaskFolder(folder.name, folder, next((place for place in places if place.is_file()), places[0]))
+    return TaskFolder(folder.name, folder, next((path for path in candidates if path.is_file()), candidates[0]))
+
+
+__all__ = ["TaskFolder", "choose_task", "find_tasks", "unpack"]

@@ -1,4 +1,7 @@
-"""What Keras layers do that no module of PyTorch does, for inputs (B, C, *S) whose order in Keras is (B, *S, C)."""
+"""PyTorch modules for Keras layers that PyTorch lacks.
+
+Inputs are channels first, (B, C, *S), where Keras has channels last, (B, *S, C).
+"""
 
 from __future__ import annotations
 
@@ -14,35 +17,68 @@ MAX_POOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 Padding = tuple[tuple[int, int], ...]
-"""Before and after, for each spatial dimension."""
+"""Padding before and after the values of each spatial dimension."""
 
 
 def same_padding(sizes: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> Padding:
-    """Keras's "same": ⌈size/stride⌉ outputs, an odd pixel at the end. window: the effective one, dilation included."""
-    made = []
-    for size, wide, stride in zip(sizes, window, strides, strict=True):
-        total = max((math.ceil(size / stride) - 1) * stride + wide - size, 0)
-        made.append((total // 2, total - total // 2))
-    return tuple(made)
+    """Padding of Keras's ``padding="same"``: ⌈size/stride⌉ outputs, an odd element at the end.
+
+    Args:
+        sizes: spatial sizes of the input.
+        window: spatial sizes of the window, dilation included.
+        strides: strides of the window.
+
+    Example:
+        >>> same_padding((5, 4), (3, 2), (2, 1))
+        ((1, 1), (0, 1))
+    """
+    padding = []
+    for size, width, stride in zip(sizes, window, strides, strict=True):
+        total = max((math.ceil(size / stride) - 1) * stride + width - size, 0)
+        padding.append((total // 2, total - total // 2))
+    return tuple(padding)
 
 
 def output_sizes(
     sizes: Sequence[int], padding: Padding, window: Sequence[int], strides: Sequence[int]
 ) -> tuple[int, ...]:
-    """Sizes of what a window gives; 0 or less where it does not fit."""
+    """Spatial sizes of the output of a window; 0 or less where the window does not fit.
+
+    Args:
+        sizes: spatial sizes of the input.
+        padding: padding of the input.
+        window: spatial sizes of the window, dilation included.
+        strides: strides of the window.
+
+    Example:
+        >>> output_sizes((5, 4), ((1, 1), (0, 1)), (3, 2), (2, 1))
+        (3, 4)
+    """
     return tuple(
-        (size + sum(pad) - wide) // stride + 1
-        for size, pad, wide, stride in zip(sizes, padding, window, strides, strict=True)
+        (size + sum(pad) - width) // stride + 1
+        for size, pad, width, stride in zip(sizes, padding, window, strides, strict=True)
     )
 
 
 def symmetric(padding: Padding) -> tuple[int, ...] | None:
-    """The padding of each dimension where it is the same on both sides, else None."""
+    """The padding per dimension if it is the same on both sides, else None.
+
+    Example:
+        >>> symmetric(((1, 1), (2, 2)))
+        (1, 2)
+        >>> symmetric(((0, 1),)) is None
+        True
+    """
     return tuple(before for before, _ in padding) if all(before == after for before, after in padding) else None
 
 
 class Pad(nn.Module):
-    """Adds a value around (B, C, *S)."""
+    """Constant padding of the spatial dimensions of (B, C, *S).
+
+    Example:
+        >>> Pad(((1, 0),))(torch.ones(1, 1, 2))
+        tensor([[[0., 1., 1.]]])
+    """
 
     def __init__(self, padding: Padding, value: float = 0.0) -> None:
         super().__init__()
@@ -58,7 +94,12 @@ class Pad(nn.Module):
 
 
 class PaddedAverage(nn.Module):
-    """Average pooling that leaves out padding, more of it at the end than at the beginning."""
+    """Average pooling with asymmetric padding, which is excluded from the averages.
+
+    Example:
+        >>> PaddedAverage((2,), (1,), ((0, 1),))(torch.tensor([[[1.0, 3.0]]]))
+        tensor([[[2., 3.]]])
+    """
 
     def __init__(self, window: tuple[int, ...], strides: tuple[int, ...], padding: Padding) -> None:
         super().__init__()
@@ -72,14 +113,24 @@ class PaddedAverage(nn.Module):
 
 
 class Flatten(nn.Module):
-    """(B, C, *S) to (B, ∏S·C), channels last as Keras has them."""
+    """(B, C, *S) to (B, ∏S·C), flattened with channels last as in Keras.
+
+    Example:
+        >>> Flatten()(torch.tensor([[[1, 2], [3, 4]]]))
+        tensor([[1, 3, 2, 4]])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x.movedim(1, -1).flatten(1)
 
 
 class Reshape(nn.Module):
-    """(B, C, *S) to the channels-first form of a Keras shape (*S', C')."""
+    """(B, C, *S) to (B, C', *S'), for a Keras shape (*S', C').
+
+    Example:
+        >>> Reshape((3, 2))(torch.zeros(1, 6)).shape
+        torch.Size([1, 2, 3])
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -93,14 +144,24 @@ class Reshape(nn.Module):
 
 
 class GlobalAverage(nn.Module):
-    """(B, C, *S) to the means (B, C)."""
+    """(B, C, *S) to the averages (B, C).
+
+    Example:
+        >>> GlobalAverage()(torch.tensor([[[1.0, 3.0]]]))
+        tensor([[2.]])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2).mean(2)
 
 
 class GlobalMax(nn.Module):
-    """(B, C, *S) to the largest values (B, C)."""
+    """(B, C, *S) to the maxima (B, C).
+
+    Example:
+        >>> GlobalMax()(torch.tensor([[[1.0, 3.0]]]))
+        tensor([[3.]])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2).amax(2)

@@ -1,7 +1,7 @@
-"""Images to train on: scikit-learn's digits, Fashion-MNIST in IDX files, CIFAR-10 in its Python files.
+"""Image data sets: the digits of scikit-learn, Fashion-MNIST (IDX files), CIFAR-10 (Python files).
 
-Nothing is downloaded. Files are taken for what others made: no size that a file declares is believed before as many
-bytes are there, and a pickle can make no object but numbers, strings, lists and dictionaries.
+Nothing is downloaded, and files are not trusted: no more bytes are allocated than a file contains, whatever size it
+declares, and a pickle can only create numbers, strings, lists and dictionaries.
 """
 
 from __future__ import annotations
@@ -25,32 +25,43 @@ from torch import Tensor
 from genmeasures.plugin import DataError, OptionError, nearest, split_digits
 
 Images: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Training images float32 (N, C, H, W) from 0 to 1, classes int64 (N,) from 0 to 9; those for testing."""
+"""Training images float32 (N, C, H, W) in [0, 1], training classes int64 (N,) in 0…9, test images, test classes."""
 
 CLASSES = 10
 
 _Bytes: TypeAlias = NDArray[np.uint8]
 
 _LARGEST = 2**28
-"""Bytes of one file, unpacked: several times those of any file of these data sets."""
-_PART = 2**20
+"""Largest size of an unpacked file in bytes, several times that of any file of these data sets."""
+_CHUNK = 2**20
 
 
 def images(data: str, folder: Path | None) -> Images:
-    """Training images and classes, test images and classes.
+    """Load a data set.
 
-    data: "digits" (the fixed split of ``digits_cnn``: 1197 and 600 images of 8 × 8; needs no folder),
-    "fashion_mnist" (four IDX files, packed with gzip or not) or "cifar10" (``data_batch_1`` to
-    ``data_batch_5`` and ``test_batch``, in the folder or in ``cifar-10-batches-py`` in it).
-    Images come as float32 (N, C, H, W) from 0 to 1, contiguous, classes as int64 (N,) from 0 to 9.
+    Args:
+        data: ``"digits"`` (the fixed split of ``digits_cnn``, 1197 and 600 images of 8 × 8, which needs no folder),
+            ``"fashion_mnist"`` (four IDX files, compressed with gzip or not) or ``"cifar10"`` (``data_batch_1`` to
+            ``data_batch_5`` and ``test_batch``).
+        folder: folder with the files; those of CIFAR-10 may be in its subfolder ``cifar-10-batches-py``.
 
-    Raises OptionError for data that there are not, or where they need a folder and none is given;
-    DataError naming the file that is missing, cut off, damaged, or says other than it holds.
+    Returns:
+        Training images, training classes, test images, test classes: images float32 (N, C, H, W) from 0 to 1,
+        contiguous, classes int64 (N,) from 0 to 9.
+
+    Raises:
+        OptionError: the data set is unknown, or needs a folder and none is given.
+        DataError: a file is missing, truncated, damaged or inconsistent; the message names it.
+
+    Example:
+        >>> x, y, test_x, test_y = images("digits", None)
+        >>> x.shape, test_x.shape
+        (torch.Size([1197, 1, 8, 8]), torch.Size([600, 1, 8, 8]))
     """
     if data not in SOURCES:
         raise OptionError(f"data={data!r} is unknown{nearest(data, SOURCES)}")
     if data != "digits" and folder is None:
-        raise OptionError(f"data={data!r} needs a folder with its files: give folder=")
+        raise OptionError(f"data={data!r} needs a folder with its files: give it as folder=")
     return SOURCES[data](folder or Path())
 
 
@@ -65,50 +76,51 @@ def _digits(folder: Path) -> Images:
 
 
 def _fashion_mnist(folder: Path) -> Images:
-    made: list[Tensor] = []
+    tensors: list[Tensor] = []
     for part in ("train", "t10k"):
         images, labels = _idx_file(folder, f"{part}-images-idx3-ubyte"), _idx_file(folder, f"{part}-labels-idx1-ubyte")
         x, y = _read_idx(images, 3), _read_idx(labels, 1)
-        if made and x.shape[1:] != tuple(made[0].shape[2:]):
-            raise DataError(f"{images}: images are {x.shape[1:]}, those for training {tuple(made[0].shape[2:])}")
-        made += [_scaled(x[:, np.newaxis]), _classes(y, len(x), labels)]
-    return made[0], made[1], made[2], made[3]
+        if tensors and x.shape[1:] != tuple(tensors[0].shape[2:]):
+            size = tuple(tensors[0].shape[2:])
+            raise DataError(f"{images}: images must be {size} as the training images, got {x.shape[1:]}")
+        tensors += [_scaled(x[:, np.newaxis]), _classes(y, len(x), labels)]
+    return tensors[0], tensors[1], tensors[2], tensors[3]
 
 
 def _idx_file(folder: Path, name: str) -> Path:
-    places = folder / name, folder / f"{name}.gz"
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise DataError(f"there is no file {places[0]}, nor {places[1].name}")
-    return found
+    candidates = folder / name, folder / f"{name}.gz"
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise DataError(f"there is no file {candidates[0]} or {candidates[1].name}")
+    return path
 
 
 def _read_idx(path: Path, axes: int) -> _Bytes:
-    """The bytes in an IDX file, in the shape of that many axes that it declares."""
-    head = 4 + 4 * axes
+    """The values of an IDX file of bytes with that many axes."""
+    header_size = 4 + 4 * axes
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            start = file.read(head)
-            if len(start) < head or start[:4] != bytes((0, 0, 8, axes)):
+            header = file.read(header_size)
+            if len(header) < header_size or header[:4] != bytes((0, 0, 8, axes)):
                 raise DataError(f"{path} is not an IDX file of bytes with {axes} axes")
-            shape = struct.unpack(f">{axes}I", start[4:])
+            shape = struct.unpack(f">{axes}I", header[4:])
             if not 0 < prod(shape) <= _LARGEST:
-                raise DataError(f"{path} declares the shape {shape}: not a file of this data set")
-            # One byte more than declared, to see what is too long; in parts, to allocate what is there.
+                raise DataError(f"{path} declares the shape {shape}, expected 1 to {_LARGEST} bytes")
+            # One byte more than declared detects a file that is too long; chunks avoid allocating a false size.
             content = _read_up_to(file, prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(content) != prod(shape):
-        found = "more" if len(content) > prod(shape) else str(len(content))
-        raise DataError(f"{path} declares the shape {shape}, {prod(shape)} bytes, and holds {found}")
+        size = "more" if len(content) > prod(shape) else str(len(content))
+        raise DataError(f"{path}: expected {prod(shape)} bytes for the shape {shape}, got {size}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _read_up_to(file: Any, size: int) -> bytes:
-    made = bytearray()
-    while len(made) < size and (part := file.read(min(_PART, size - len(made)))):
-        made += part
-    return bytes(made)
+    content = bytearray()
+    while len(content) < size and (chunk := file.read(min(_CHUNK, size - len(content)))):
+        content += chunk
+    return bytes(content)
 
 
 def _cifar10(folder: Path) -> Images:
@@ -120,44 +132,44 @@ def _cifar10(folder: Path) -> Images:
 
 
 def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) and classes (N,) of one of CIFAR-10's files."""
+    """Images (N, 3, 32, 32) and classes (N,) of one file of CIFAR-10."""
     try:
-        content = _Unpickler.read(_whole(path))
+        content = _Unpickler.read(_read_bytes(path))
         array, labels = ({_text(key): value for key, value in content.items()}[name] for name in ("data", "labels"))
-        if not isinstance(labels, list) or not all(type(one) is int and 0 <= one < CLASSES for one in labels):
-            raise ValueError("its labels are not a list of numbers from 0 to 9")
+        if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < CLASSES for label in labels):
+            raise ValueError("labels must be a list of integers from 0 to 9")
         x = _array(array)
         if x.ndim != 2 or x.shape[1] != 3 * 32 * 32:
-            raise ValueError(f"its data have the shape {x.shape}, not (N, 3072)")
+            raise ValueError(f"data must have the shape (N, 3072), got {x.shape}")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # a pickle may fail in any way
-        raise DataError(f"{path} is damaged, or not a batch of CIFAR-10: {error!r}") from error
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise DataError(f"{path} is damaged or not a file of CIFAR-10: {error!r}") from error
     return _scaled(x.reshape(-1, 3, 32, 32)), _classes(np.array(labels, np.uint8), len(x), path)
 
 
-def _whole(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     if path.stat().st_size > _LARGEST:
-        raise ValueError(f"it is larger than {_LARGEST} bytes")
+        raise ValueError(f"it must have at most {_LARGEST} bytes")
     return path.read_bytes()
 
 
-class _Note:
-    """What a pickle says of a function of numpy or its result, noted in place of being done."""
+class _Call:
+    """A call of a NumPy function in a pickle, recorded instead of executed."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
         self.name, self.arguments = name, arguments
         self.state: Any = None
 
-    def __call__(self, *arguments: Any) -> _Note:
-        return _Note(self.name, arguments)
+    def __call__(self, *arguments: Any) -> _Call:
+        return _Call(self.name, arguments)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
 class _Unpickler(pickle.Unpickler):
-    """Takes numbers, strings, lists, tuples, dictionaries; of an array, notes alone."""
+    """Loads numbers, strings, lists, tuples and dictionaries; an array becomes a record of its calls."""
 
     _NAMES = frozenset(
         {
@@ -171,8 +183,8 @@ class _Unpickler(pickle.Unpickler):
 
     @classmethod
     def read(cls, data: bytes) -> Any:
-        """What is pickled. Raises UnpicklingError or any other exception where it cannot be, or may not."""
-        # The unpickler allocates what strings and numbers of the memo declare; this parser tells first if they lie.
+        """The pickled object. A damaged or forbidden pickle raises UnpicklingError or any other exception."""
+        # The unpickler allocates the sizes that strings and memo entries declare; this parser checks them first.
         for code, argument, _ in pickletools.genops(data):
             if code.name in cls._BUFFERS or ("PUT" in code.name and int(argument or 0) > len(data)):
                 raise pickle.UnpicklingError(f"{code.name} is not allowed")
@@ -180,25 +192,25 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in self._NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
-        return _Note(name)
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return _Call(name)
 
 
 def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def _array(note: Any) -> _Bytes:
-    """The array that notes tell of. Raises ValueError or TypeError where they tell of something else."""
-    if not isinstance(note, _Note) or note.name != "_reconstruct" or not isinstance(note.state, tuple):
-        raise ValueError("its data are not an array")
-    _, shape, kind, columns, content = note.state
-    if not isinstance(kind, _Note) or kind.name != "dtype" or _text(kind.arguments[0]) != "u1":
-        raise ValueError("its data are not bytes")
+def _array(call: Any) -> _Bytes:
+    """The array that the recorded calls create; ValueError or TypeError if they create something else."""
+    if not isinstance(call, _Call) or call.name != "_reconstruct" or not isinstance(call.state, tuple):
+        raise ValueError("data must be an array")
+    _, shape, kind, columns, content = call.state
+    if not isinstance(kind, _Call) or kind.name != "dtype" or _text(kind.arguments[0]) != "u1":
+        raise ValueError("data must be bytes")
     if not isinstance(content, bytes) or not all(type(size) is int and size > 0 for size in shape):
-        raise ValueError("its data are not an array")
+        raise ValueError("data must be an array")
     if prod(shape) != len(content):
-        raise ValueError(f"its data have the shape {shape} and {len(content)} bytes")
+        raise ValueError(f"data must have {prod(shape)} bytes for the shape {shape}, got {len(content)}")
     return np.frombuffer(content, np.uint8).reshape(shape, order="F" if columns else "C")
 
 
@@ -208,9 +220,9 @@ def _scaled(values: _Bytes) -> Tensor:
 
 def _classes(labels: _Bytes, number: int, path: Path) -> Tensor:
     if len(labels) != number:
-        raise DataError(f"{path} holds {len(labels)} classes for {number} images")
+        raise DataError(f"{path}: expected {number} classes, one per image, got {len(labels)}")
     if labels.max() >= CLASSES:
-        raise DataError(f"{path} holds the class {labels.max()}, above {CLASSES - 1}")
+        raise DataError(f"{path}: classes must be from 0 to {CLASSES - 1}, got {labels.max()}")
     return torch.from_numpy(labels.astype(np.int64))
 
 

@@ -1,4 +1,4 @@
-"""A PGDL task: networks of Keras, read without TensorFlow, with the data that they were trained and tested on."""
+"""The task ``pgdl``: Keras networks with their training and test data, read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -30,51 +30,80 @@ from genmeasures_pgdl.weights import load
 
 
 class PGDL(Task):
-    """A task of the competition "Predicting Generalization in Deep Learning" (NeurIPS 2020), as it is downloaded.
+    """A task of the competition "Predicting Generalization in Deep Learning" (NeurIPS 2020), read as downloaded.
 
-    path: the task's folder, a folder above it, or the zip archive. which: its name, task1_v4 for
-    example, where the path holds several. cache: archives are unpacked in ``<cache>/pgdl`` (default:
-    ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``). An archive that is compressed more than 200 times is
-    refused unless ``GENMEASURES_TRUST_ARCHIVES=1`` stands in the environment.
+    Hyperparameters and metrics are read from ``model_configs.json``, in the task's folder or in ``reference_data``
+    next to it. Models are built one at a time. Data are read record by record, and all checksums are verified. A model
+    with damaged files fails without affecting the others.
 
-    Hyperparameters and metrics are read from ``model_configs.json``, in the task's folder or in
-    ``reference_data`` beside it.
+    Source: Jiang et al. 2020, *NeurIPS 2020 Competition: Predicting Generalization in Deep Learning*
+    (arXiv:2012.07976).
 
-    Models are built one at a time, data are read record by record, with their checksums verified. A
-    model whose files are damaged fails by itself. Images (H, W, C) come as (C, H, W).
+    Args:
+        path: the task's folder, a folder above it, or the zip archive.
+        which: name of the task, such as ``task1_v4``; required if the path holds several.
+        cache: archives are unpacked into ``<cache>/pgdl`` (default: ``$GENMEASURES_CACHE``, or
+            ``~/.cache/genmeasures``). An archive with a compression ratio above 200 is refused unless
+            ``GENMEASURES_TRUST_ARCHIVES=1`` is set in the environment.
+
+    Raises:
+        OptionError: an option is of the wrong type.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
+        >>> config = {"model_config": [{"layer_name": "Dense", "units": 2}], "input_shape": [3]}
+        >>> model = nn.Sequential()
+        >>> model.add_module("dense", nn.Linear(3, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine"
+        ...     write_model(path / "model_0", config, model, model)
+        ...     metrics = {"train_accuracy": 1.0, "test_accuracy": 0.9}
+        ...     write_model_configs(path / "model_configs.json", {"0": {"width": 2}}, {"0": metrics})
+        ...     write_split(path / "dataset_1" / "train", torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]))
+        ...     task = PGDL(path)
+        ...     print(task.models()[0].name, task.model(0)(torch.zeros(1, 3)).shape, len(task.data("train")))
+        model_0 torch.Size([1, 2]) 4
     """
 
     name = "pgdl"
     incidental = ("cache",)
 
     def __init__(self, path: str | os.PathLike[str], which: str | None = None, cache: str | None = None) -> None:
-        sound = isinstance(path, str | os.PathLike) and bool(os.fspath(path))
-        require(sound, self, f"path={path!r} must be the path of a folder or of a zip archive")
+        valid = isinstance(path, str | os.PathLike) and bool(os.fspath(path))
+        require(valid, self, f"path={path!r} must be the path of a folder or of a zip archive")
         require(which is None or isinstance(which, str), self, f"which={which!r} must be the name of a task")
-        sound = cache is None or (isinstance(cache, str) and bool(cache))
-        require(sound, self, f"cache={cache!r} must be the path of a folder, or null for the default")
+        valid = cache is None or (isinstance(cache, str) and bool(cache))
+        require(valid, self, f"cache={cache!r} must be the path of a folder, or null for the default")
         self.path = os.fspath(path)
         self.which = which
         self.cache = cache
 
     @property
     def label(self) -> str:
-        """The name of the task's folder, "task1_v4" for example."""
+        """The name of the task's folder, such as ``task1_v4``."""
         return self._task().name
 
     @property
     def identity(self) -> str:
-        """Its name and that of the task's folder: PGDL's tasks are known by it, wherever they lie."""
+        """Name and label: a PGDL task is identified by the name of its folder, wherever that is."""
         return f"{self.name}({self.label})"
 
     def models(self) -> Sequence[TaskModel]:
-        """The models by number, none of them loaded. Raises DataError naming the task and the file."""
+        """The models, sorted by number; their weights are read when they are built.
+
+        Raises:
+            DataError: the task or its metrics cannot be read; the message names the file.
+            OptionError: the path holds several tasks, or not the chosen one.
+        """
         task = self._task()
         configs = read_model_configs(task.configs)
         ids = task.model_ids()
         for number in configs:
             if number not in ids:
-                raise DataError(f"task {task.name}: {task.configs} names model {number}, but there is no folder for it")
+                raise DataError(
+                    f"task {task.name}: {task.configs} has the model {number}, but there is no folder for it"
+                )
         return [
             TaskModel(
                 name=f"model_{number}",
@@ -86,10 +115,18 @@ class PGDL(Task):
         ]
 
     def model(self, number: int | str, initial: bool = False) -> nn.Module:
-        """One model with its trained weights, or those at initialization, on the CPU and in evaluation mode.
+        """Build one model.
 
-        Inputs are (B, C, *S) or (B, F), outputs are logits. Raises OptionError for a model that there
-        is not, ModelError naming task, model and file.
+        Args:
+            number: number of the model, 20 or ``"model_20"``.
+            initial: whether to load the weights at initialization instead of the trained ones.
+
+        Returns:
+            The model, on the CPU and in evaluation mode. Inputs are float32 (B, C, *S) or (B, F), outputs are logits.
+
+        Raises:
+            OptionError: there is no such model.
+            ModelError: a file of the model is damaged; the message names the task, model and file.
         """
         task = self._task()
         name = str(number).removeprefix("model_")
@@ -98,7 +135,15 @@ class PGDL(Task):
         return _load(task, name, "weights_init.hdf5" if initial else "weights.hdf5")
 
     def data(self, split: Split) -> RecordDataset:
-        """Inputs float32 (C, *S) or (F,), and classes int64. Raises DataError naming the task and the file."""
+        """The data of a split: inputs float32 (C, *S) or (F,), and classes int64 ().
+
+        Args:
+            split: ``"train"`` or ``"test"``.
+
+        Raises:
+            OptionError: the split is unknown.
+            DataError: a file is missing or damaged; the message names the task and the file.
+        """
         one_of(self, "split", split, SPLITS)
         task = self._task()
         try:
@@ -111,7 +156,7 @@ class PGDL(Task):
 
 
 def _build(task: TaskFolder, number: str, config: ModelConfig | None) -> nn.Module:
-    problem = "is missing" if config is None else config.problem
+    problem = "the model is missing" if config is None else config.problem
     if problem:
         raise ModelError(f"task {task.name}, model_{number}: {task.configs}: {problem}")
     return _load(task, number, "weights.hdf5")
@@ -123,3 +168,6 @@ def _load(task: TaskFolder, number: str, weights: str) -> nn.Module:
         return load(read_network(folder / "config.json"), folder / weights)
     except ModelError as error:
         raise ModelError(f"task {task.name}, model_{number}: {error}") from error
+
+
+__all__ = ["PGDL"]

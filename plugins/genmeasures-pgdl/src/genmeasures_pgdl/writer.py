@@ -1,4 +1,4 @@
-"""Writing networks and data in the format of PGDL tasks."""
+"""Writers of networks, data and metrics in the format of PGDL tasks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,30 @@ from genmeasures_pgdl.network import KerasLayer, build_network
 from genmeasures_pgdl.tfrecord import write_shard
 
 _KERAS_VERSION = "2.4.0"
-"""Of the format: the version that wrote the competition's files."""
+"""Version of Keras stored in the files, that of the competition's files."""
 
 
 def write_model(folder: Path, config: Mapping[str, Any], trained: nn.Module, initial: nn.Module) -> None:
-    """Write ``config.json``, ``weights.hdf5`` and ``weights_init.hdf5`` of one model into a folder.
+    """Write one model: ``config.json``, ``weights.hdf5`` and ``weights_init.hdf5``.
 
-    config: an architecture in the competition's form, {"model_config": […], "input_shape": […]}.
-    trained, initial: networks made from it by :func:`build_network`. Raises ModelError where a
-    network does not fit the architecture.
+    Args:
+        folder: folder of the model, ``model_<id>``; it is created if needed.
+        config: architecture as in :func:`genmeasures_pgdl.network.build_network`.
+        trained: the trained network; submodules are found by the layer names of Keras.
+        initial: the network before training.
+
+    Raises:
+        ModelError: the architecture is invalid, or a network does not fit it.
+        OSError: a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> config = {"model_config": [{"layer_name": "Dense", "units": 2}], "input_shape": [3]}
+        >>> model = build_network(config).module.to_empty(device="cpu")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_model(Path(folder), config, model, model)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['config.json', 'weights.hdf5', 'weights_init.hdf5']
     """
     layers = build_network(json.loads(json.dumps(config))).layers
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,19 +53,36 @@ def write_model(folder: Path, config: Mapping[str, Any], trained: nn.Module, ini
 
 
 def write_split(folder: Path, inputs: Tensor, classes: Tensor, per_shard: int = 1000) -> None:
-    """Write shards of one split into a folder: inputs (N, C, *S) or (N, F) as float32, classes (N,).
+    """Write the data of one split as TFRecord shards.
 
-    Raises DataError where lengths differ, or there is nothing to write.
+    Args:
+        folder: folder of the split, ``dataset_1/train`` or ``dataset_1/test``; it is created if needed.
+        inputs: (N, C, *S) or (N, F), stored as float32 with channels last.
+        classes: integers (N,).
+        per_shard: largest number of records per shard.
+
+    Raises:
+        DataError: there are no inputs, or their number is not that of the classes.
+        OSError: a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_split(Path(folder), torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 2]), per_shard=2)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['shard_0.tfrecord', 'shard_1.tfrecord']
     """
     if len(inputs) != len(classes) or not len(inputs):
-        raise DataError(f"{folder}: {len(inputs)} inputs and {len(classes)} classes, as many of both are needed")
+        raise DataError(
+            f"{folder}: expected as many inputs as classes and at least one, got {len(inputs)} and {len(classes)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    last = inputs.movedim(1, -1) if inputs.dim() > 2 else inputs
+    channels_last = inputs.movedim(1, -1) if inputs.dim() > 2 else inputs
     for number, start in enumerate(range(0, len(inputs), per_shard)):
         rows = slice(start, start + per_shard)
         write_shard(
             folder / f"shard_{number}.tfrecord",
-            last[rows].contiguous().numpy().astype(np.float32),
+            channels_last[rows].contiguous().numpy().astype(np.float32),
             classes[rows].numpy().astype(np.int64),
         )
 
@@ -60,30 +92,48 @@ def write_model_configs(
     hparams: Mapping[str, Mapping[str, float | int | str | bool]],
     metrics: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write what is known of models by id: hyperparameters, and metrics by our names (``train_accuracy``, …)."""
+    """Write ``model_configs.json``: hyperparameters and metrics of all models.
+
+    Args:
+        path: the file to write; its folder is created if needed.
+        hparams: hyperparameters by model id and name.
+        metrics: metrics by model id and name (``train_accuracy``, ``test_accuracy``, ``train_loss``, ``test_loss``);
+            other names are left out.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model_configs.json"
+        ...     write_model_configs(path, {"0": {"width": 4}}, {"0": {"train_accuracy": 1.0}})
+        ...     json.loads(path.read_text())["0"]["metrics"]
+        {'train_acc': 1.0}
+    """
     values: dict[str, list[Any]] = {}
-    for known in hparams.values():
-        for name, value in known.items():
+    for model_hparams in hparams.values():
+        for name, value in model_hparams.items():
             values.setdefault(name, [])
             if value not in values[name]:
                 values[name].append(value)
-    theirs = {ours: name for name, ours in METRICS.items()}
+    names = {renamed: name for name, renamed in METRICS.items()}
     content = {
         number: {
             "hparams": {
                 name: {"possible_values": sorted(values[name], key=_order), "current_value": value}
-                for name, value in known.items()
+                for name, value in model_hparams.items()
             },
-            "metrics": {theirs[name]: value for name, value in metrics[number].items() if name in theirs},
+            "metrics": {names[name]: value for name, value in metrics[number].items() if name in names},
         }
-        for number, known in hparams.items()
+        for number, model_hparams in hparams.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_json(path, content)
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    """Numbers by size, before words."""
+    """Sort key: numbers by value, then strings."""
     return isinstance(value, str), value
 
 
@@ -99,33 +149,38 @@ def _write_weights(path: Path, layers: Sequence[KerasLayer], module: nn.Module) 
             group.attrs["weight_names"] = np.array(names) if names else np.zeros(0)
             for name, value in zip(names, arrays.values(), strict=True):
                 group.create_dataset(name.decode(), data=value)
-    # HDF5 itself can bring the process down when the disk is full.
+    # Not written by HDF5 itself, which can crash the process when the disk is full.
     write_atomically(path, content.getvalue())
 
 
 def _arrays(layer: KerasLayer, network: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """Keras's arrays of a layer: (out, in, *window) becomes (*window, in, out)."""
+    """The arrays of a Keras layer: (out, in, *window) becomes (*window, in, out)."""
     if not layer.weights:
         return {}
     state: dict[str, Tensor] = {}
     module = getattr(network, layer.name, None)
     if isinstance(module, nn.Module):
         state = {name: value.detach().cpu().float() for name, value in module.state_dict().items()}
-    ours = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-    made = {}
+    renamed = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+    arrays = {}
     for name, shape in layer.weights.items():
-        value = state.get(ours.get(name, "weight" if name == "kernel" else name))
+        value = state.get(renamed.get(name, "weight" if name == "kernel" else name))
         if value is None:
-            raise ModelError(f"the network has no {name} of a layer {layer.name!r}")
+            raise ModelError(f"layer {layer.name!r} ({layer.kind}): the network has no {name}")
         if name == "kernel":
             # A Dense layer at every position is a convolution with a window of 1.
             value = value.flatten(1) if len(shape) == 2 else value
             value = value.movedim((0, 1), (-1, -2))
         if tuple(value.shape) != shape:
-            raise ModelError(f"{name} of the layer {layer.name!r} has the shape {tuple(value.shape)}, not {shape}")
-        made[name] = np.ascontiguousarray(torch.clone(value).numpy())
-    return made
+            raise ModelError(
+                f"layer {layer.name!r} ({layer.kind}): {name} must have the shape {shape}, got {tuple(value.shape)}"
+            )
+        arrays[name] = np.ascontiguousarray(torch.clone(value).numpy())
+    return arrays
 
 
 def _write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+__all__ = ["write_model", "write_model_configs", "write_split"]
