@@ -350,7 +350,7 @@ def write_shard(path: str | os.PathLike[str], inputs: NDArray[np.float32], outpu
         ...     path = Path(folder) / "shard_0.tfrecord"
         ...     write_shard(path, np.ones((2, 3), np.float32), np.array([7, 8]))
         ...     path.stat().st_size
-        178
+        164
     """
     path = Path(path)
     if inputs.dtype != np.float32 or not 2 <= inputs.ndim <= _MOST_AXES + 1 or inputs.size == 0:
