@@ -47,7 +47,6 @@ from genmeasures.errors import (
 from genmeasures.extractors.samples import Drawn, Every, places
 from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically
 from genmeasures.interfaces import (
-    SPLITS,
     Aggregator,
     Component,
     Extractor,
@@ -84,7 +83,6 @@ from genmeasures.tasks.training import in_processes, one_thread, start_worker, w
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 __all__ = [
-    "SPLITS",
     "Aggregator",
     "Component",
     "ComponentError",

@@ -183,6 +183,7 @@ def worker_count(workers: int | None) -> int:
 
 
 def start_worker() -> None:
+    """Set up a worker process: one thread, interrupts left to the parent, and an end when the parent ends."""
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole group; the parent answers it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

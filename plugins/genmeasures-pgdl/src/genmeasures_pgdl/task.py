@@ -6,11 +6,11 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from torch import nn
 
 from genmeasures.plugin import (
-    SPLITS,
     DataError,
     ModelError,
     OptionError,
@@ -144,7 +144,7 @@ class PGDL(Task):
             OptionError: the split is unknown.
             DataError: a file is missing or damaged; the message names the task and the file.
         """
-        one_of(self, "split", split, SPLITS)
+        one_of(self, "split", split, get_args(Split))
         task = self._task()
         try:
             return RecordDataset(shards_of(task.folder / "dataset_1" / split))
