@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from genmeasures_pgdl.network import build_network
 from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
+from genmeasures_unet import ResidualUNet
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
@@ -36,7 +37,6 @@ from genmeasures.extractors import ReceptiveField
 from genmeasures.plugin import Extractor
 from genmeasures.statistics.kmeans import kmeans
 from genmeasures.statistics.mixture import fit_mixtures
-from genmeasures.tasks.unet.network import ResidualUNet
 from genmeasures.tracing import trace
 
 _BATCH = 64

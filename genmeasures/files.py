@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all: written under a temporary name, then moved into place."""
+"""Atomic writes: files and folders that are complete or absent.
+
+Everything is written under a temporary name and then renamed.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,29 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9A-Za-z_-]+)\.(?P<pid>[1-9][0-9]{0,9})\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _DAY = 24 * 60 * 60
 _LONGEST_NAME = 255
-"""Bytes of a file name, on all common file systems."""
+"""Maximum length of a file name in bytes, on all common file systems."""
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, a crash or a full disk never meets half of it.
+    """Write a file so that readers, a crash or a full disk never leave half of it.
 
-    The bytes go into a temporary file in the same folder, which then takes the place of ``path``. Its name is
-    unique for each machine, process and call. On any failure it is removed, and a file that was at ``path``
-    stays as it was.
+    The bytes are written to a temporary file in the same folder, which is then renamed to ``path``. The temporary
+    name is unique to the machine, process and call. If anything fails, the temporary file is removed and an existing
+    file at ``path`` is unchanged.
 
     Args:
         path: the file to write, in a folder that exists.
         content: all of its bytes.
 
     Raises:
-        OSError: the file cannot be written; callers say which option to change.
+        OSError: the file cannot be written; callers name the option to change.
 
     Example:
         >>> import tempfile
@@ -41,78 +45,130 @@ def write_atomically(path: Path, content: bytes) -> None:
         ...     (Path(folder) / "numbers.txt").read_bytes()
         b'1 2 3'
     """
-    beside = temporary_path(path)
-    # Not tempfile: its files can be read by their owner alone, while results are shared.
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    temporary = temporary_path(path)
+    # Not tempfile: only their owner can read its files, while results are shared.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with open(handle, "wb") as file:
             file.write(content)
             file.flush()
             _synchronize(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise
     _synchronize_folder(path.parent)
 
 
-def temporary_path(path: Path) -> Path:
-    """A name beside ``path`` that nothing else has and that says who its owner is; nothing is made.
+@contextlib.contextmanager
+def write_folder_atomically(path: Path) -> Iterator[Path]:
+    """Context that fills a temporary folder and renames it when the context is left.
 
-    For files and folders alike. What a killed process leaves under such a name is removed by
-    :func:`remove_stale_temporaries`.
+    If anything fails, the temporary folder is removed.
+
+    Args:
+        path: the folder to create, in a folder that exists. It must be absent or empty when the context is left.
+
+    Yields:
+        The temporary folder, which exists and is empty.
+
+    Raises:
+        OSError: the folder cannot be created or renamed, for example because another process was faster.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     with write_folder_atomically(Path(root) / "model") as folder:
+        ...         _ = (folder / "weights.txt").write_text("1 2 3")
+        ...     sorted(file.name for file in (Path(root) / "model").iterdir())
+        ['weights.txt']
+    """
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """A unique temporary name beside ``path``, for a file or a folder; nothing is created.
+
+    The name holds the machine and the process, by which :func:`remove_stale_temporaries` recognizes what a killed
+    process has left.
+
+    Args:
+        path: the file or folder that is to be written.
+
+    Returns:
+        A path in the same folder, whose name starts with a dot and ends with ``.tmp``.
+
+    Example:
+        >>> temporary_path(Path("results/run.nc")).match("results/.run.nc.*.tmp")
+        True
     """
     ending = f".{_host()}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
-    kept = os.fsencode(path.name)[: _LONGEST_NAME - 1 - len(ending)].decode("utf-8", "ignore")
-    return path.with_name(f".{kept}{ending}")
+    shortened = os.fsencode(path.name)[: _LONGEST_NAME - 1 - len(ending)].decode("utf-8", "ignore")
+    return path.with_name(f".{shortened}{ending}")
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:
-    """Remove temporary files and folders in ``folder`` whose process is gone.
+    """Remove temporary files and folders whose process no longer runs.
 
-    That is known of processes of the same machine and process namespace. Those of others, which may share the
-    folder over a network or from a container, are removed when nothing was written to them for a day.
+    This is known for processes of the same machine and process namespace. Temporaries of other machines, which can
+    share the folder over a network or from a container, are removed if they have not been modified for a day.
 
     Args:
-        folder: where to look, not below it; it need not exist.
+        folder: the folder to clean, without its subfolders; it may be absent.
 
     Returns:
-        What was removed. What cannot be removed is left without an error.
+        The paths that were removed. Those that cannot be removed are skipped.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     own = temporary_path(Path(folder) / "run.nc")
+        ...     own.touch()
+        ...     remove_stale_temporaries(Path(folder))  # this process is running
+        []
     """
     try:
-        found = [path for path in folder.iterdir() if _is_stale(path)]
+        stale = [path for path in folder.iterdir() if _is_stale(path)]
     except OSError:
         return []
-    for path in found:
+    for path in stale:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 path.unlink()
-    return [path for path in found if not os.path.lexists(path)]
+    return [path for path in stale if not os.path.lexists(path)]
 
 
 def _is_stale(path: Path) -> bool:
+    """Whether the path is a temporary of a process that no longer runs."""
     match = _TEMPORARY.fullmatch(path.name)
     if match is None:
         return False
     try:
         if time.time() - path.lstat().st_mtime > _DAY:
             return True
-    except OSError:  # another process was faster
+    except OSError:  # another process has removed it
         return False
     return match["host"] == _host() and not _is_running(int(match["pid"]))
 
 
 def _is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; True where that is unknown."""
     if os.name != "posix":
-        return True  # signal 0 ends the process there
+        return True  # signal 0 would end the process
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # it belongs to somebody else
+    except (OSError, OverflowError):  # it belongs to another user
         return True
     return True
 
@@ -129,15 +185,16 @@ def _host() -> str:
 
 
 def _synchronize(handle: int) -> None:
+    """Flush a file to disk, where the file system supports it."""
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:  # else the file system has no such call, and the bytes are written
+        if error.errno not in _NOT_SUPPORTED:
             raise
 
 
 def _synchronize_folder(folder: Path) -> None:
-    """Make the new name last. Where that is not possible, the file is whole all the same."""
+    """Make the renaming durable. Where that is not supported, the file is complete nevertheless."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -146,4 +203,4 @@ def _synchronize_folder(folder: Path) -> None:
             os.close(handle)
 
 
-__all__ = ["remove_stale_temporaries", "temporary_path", "write_atomically"]
+__all__ = ["remove_stale_temporaries", "temporary_path", "write_atomically", "write_folder_atomically"]

@@ -33,6 +33,7 @@ hyperparameters and metrics of the model in ``data.facts``. An extractor returns
 
 from genmeasures.callbacks import at_end
 from genmeasures.data.keys import mix
+from genmeasures.devices import usable_device
 from genmeasures.errors import (
     ComponentError,
     DataError,
@@ -45,8 +46,9 @@ from genmeasures.errors import (
     shown,
 )
 from genmeasures.extractors.samples import Drawn, Every, places
-from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically
+from genmeasures.files import remove_stale_temporaries, write_atomically, write_folder_atomically
 from genmeasures.interfaces import (
+    SPLITS,
     Aggregator,
     Component,
     Extractor,
@@ -77,12 +79,13 @@ from genmeasures.interfaces import (
 )
 from genmeasures.registry.specs import Register, hookimpl
 from genmeasures.tasks.archives import check_sizes
-from genmeasures.tasks.cache import cache_folder
+from genmeasures.tasks.cache import cache_folder, check_writable, load_checkpoint, save_checkpoint
 from genmeasures.tasks.digits import split_digits
-from genmeasures.tasks.training import in_processes, one_thread, start_worker, worker_count
+from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 __all__ = [
+    "SPLITS",
     "Aggregator",
     "Component",
     "ComponentError",
@@ -122,9 +125,10 @@ __all__ = [
     "at_end",
     "cache_folder",
     "check_sizes",
+    "check_writable",
     "hookimpl",
-    "in_processes",
     "is_count",
+    "load_checkpoint",
     "mix",
     "nearest",
     "one_of",
@@ -132,12 +136,14 @@ __all__ = [
     "places",
     "remove_stale_temporaries",
     "require",
+    "run_in_processes",
+    "save_checkpoint",
     "shown",
     "split_digits",
-    "start_worker",
     "tapped",
-    "temporary_path",
     "trace",
+    "usable_device",
     "worker_count",
     "write_atomically",
+    "write_folder_atomically",
 ]

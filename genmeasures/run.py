@@ -23,6 +23,7 @@ from torch import nn
 from genmeasures.checks import check_layers, check_names, check_seed
 from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
+from genmeasures.devices import usable_device
 from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, one_line, shown
 from genmeasures.failures import status_of, traceback_of
@@ -134,7 +135,7 @@ class Run:
         self._extractor = extractor
         self._layers = layers
         self._seed = seed
-        self._device = _device(device)
+        self._device = None if device is None else usable_device(device)
         self._batch_size = batch_size
         self._keep = None if keep is None else writable(keep)
         self._train = train
@@ -422,14 +423,3 @@ def _remarked(ds: xr.Dataset, status: str, notes: Sequence[str]) -> xr.Dataset:
     for note in dict.fromkeys(notes):
         status = with_note(status, note.replace("; ", ", "))
     return ds.assign_coords(model_status=("model", np.array([status], dtype=object)))
-
-
-def _device(device: str | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        made = torch.device(device)
-        torch.empty(0, device=made)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return made

@@ -90,6 +90,11 @@ def _interpolation(error: OmegaConfBaseException, overrides: Sequence[str]) -> s
     what = str(getattr(error, "msg", None) or error).splitlines()[0]
     named = re.search(r"Interpolation key '([^']+)' not found", what)
     typed = next((one for one in overrides if "${" in one and (one.partition("=")[0] == key or not named)), "")
+    variable = re.search(r"Environment variable '([^']+)' not found", what)
+    if variable is not None and not typed:
+        reading = [name for name, value in _settings(overrides).items() if f"oc.env:{variable[1]}" in str(value)]
+        key = max(reading, key=len, default=key)  # the others are the groups that it is in
+        return f"{key}: set the environment variable {variable[1]}, or {key}=…"
     if named is None:
         return f"{typed or key}: {what}"
     typed = typed or next((one for one in overrides if "${" + named[1] in one), key)

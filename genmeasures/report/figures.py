@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable
 from os import PathLike, fspath
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr
 
 from genmeasures.errors import ResultError, shown
+from genmeasures.files import write_atomically
 from genmeasures.judging.correlation import is_constant, pearson
 from genmeasures.results.schema import judged_variables
 
@@ -93,7 +96,9 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     if np.isfinite(known).any():
         figure.colorbar(shades, ax=figure.axes, label=label, aspect=40 * bands, pad=0.015)
     try:
-        figure.savefig(path, format="png")
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        write_atomically(Path(path), image.getvalue())
     except OSError as error:
         raise ResultError(f"cannot write the figure {fspath(path)}: {error.strerror or error}") from error
 

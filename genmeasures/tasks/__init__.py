@@ -2,6 +2,5 @@
 
 from genmeasures.tasks.checkpoints import Checkpoints
 from genmeasures.tasks.digits_cnn import DigitsCNN
-from genmeasures.tasks.unet import UNetDenoising, UNetSegmentation
 
-__all__ = ["Checkpoints", "DigitsCNN", "UNetDenoising", "UNetSegmentation"]
+__all__ = ["Checkpoints", "DigitsCNN"]

@@ -1,4 +1,4 @@
-"""The cache folder of all tasks, and the trainings that are kept in it."""
+"""Cache folder of the tasks, and the files of trained networks in it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,44 @@ import torch
 from genmeasures.errors import OptionError
 from genmeasures.files import write_atomically
 
+CACHE_VARIABLE = "GENMEASURES_CACHE"
+"""Environment variable with the default cache folder."""
+
 
 def cache_folder(cache: str | None, name: str) -> Path:
-    """Where a task of that name keeps its files, in the folder given or the default.
+    """Folder in which a task caches its files; it is not created.
 
-    The default is the environment variable ``GENMEASURES_CACHE``, or ``~/.cache/genmeasures``.
+    Args:
+        cache: the folder that the user chose; None for the environment variable ``GENMEASURES_CACHE``, or
+            ``~/.cache/genmeasures`` where it is not set.
+        name: name of the task.
+
+    Returns:
+        The subfolder ``name`` of the cache folder.
+
+    Example:
+        >>> cache_folder("/data/cache", "unet").as_posix()
+        '/data/cache/unet'
     """
-    root = cache or os.environ.get("GENMEASURES_CACHE") or Path.home() / ".cache" / "genmeasures"
+    root = cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "genmeasures"
     return Path(root).expanduser() / name
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder; raise OptionError where that fails or no file can be made in it."""
+    """Create a cache folder, and check that files can be created in it.
+
+    Args:
+        folder: a folder below that of :func:`cache_folder`.
+
+    Raises:
+        OptionError: the folder cannot be written; the message names it and the options that change it.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     check_writable(Path(root) / "unet" / "run1")
+        ...     (Path(root) / "unet" / "run1").is_dir()
+        True
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -35,49 +61,21 @@ def check_writable(folder: Path) -> None:
         raise OptionError(_cannot_write(folder, error)) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
-    return (
-        f"cannot write {path}: {error.strerror or error}; "
-        "give another folder as cache, or in the environment variable GENMEASURES_CACHE"
-    )
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically, in the format of :func:`torch.save`.
 
+    Args:
+        path: the file, in a folder that exists.
+        content: tensors, numbers, strings, lists and dicts of these.
 
-def read_kept(path: Path) -> dict[str, Any]:
-    """What ``keep`` wrote, on the CPU; raises ValueError naming a damaged file, and FileNotFoundError."""
-    try:
-        kept = torch.load(_checked(path), map_location="cpu", weights_only=True)
-        if not isinstance(kept, dict):
-            raise ValueError(f"it holds {type(kept).__name__}")
-        return kept
-    except FileNotFoundError:
-        raise
-    except NotADirectoryError as error:  # a file stands where its folder should be
-        raise FileNotFoundError(path) from error
-    except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
-        raise ValueError(f"{path} is damaged: {error}") from error
+    Raises:
+        OptionError: the file cannot be written.
 
-
-def _checked(path: Path) -> io.BytesIO:
-    """The archive with all entries as their checksums say, under headers made anew.
-
-    torch looks at no checksum; and an entry whose header a flipped bit has made a folder, it takes for memory that
-    nobody has written to.
-    """
-    sound = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(sound, "w") as made:
-        names = archive.namelist()
-        if len(set(names)) < len(names):
-            raise ValueError("it has two entries of one name")
-        for name in names:
-            made.writestr(name, archive.read(name))
-    sound.seek(0)
-    return sound
-
-
-def keep(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the file so that it is there whole or not at all.
-
-    Raises OptionError where that fails.
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(Path(folder) / "net.pt", {"epoch": 3, "state_dict": {"bias": torch.zeros(2)}})
+        ...     load_checkpoint(Path(folder) / "net.pt")
+        {'epoch': 3, 'state_dict': {'bias': tensor([0., 0.])}}
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -87,4 +85,62 @@ def keep(path: Path, content: Mapping[str, Any]) -> None:
         raise OptionError(_cannot_write(path, error)) from error
 
 
-__all__ = ["cache_folder", "check_writable", "keep", "read_kept"]
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that :func:`save_checkpoint` wrote.
+
+    All checksums are verified, and nothing but tensors and plain data is unpickled.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content, with all tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged; the message names it.
+
+    Example:
+        >>> load_checkpoint(Path("missing.pt"))
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: [Errno 2] No such file or directory: 'missing.pt'
+    """
+    try:
+        content = torch.load(_verified(path), map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a dict, got {type(content).__name__}")
+        return content
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as error:  # its parent is a file
+        raise FileNotFoundError(path) from error
+    except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _verified(path: Path) -> io.BytesIO:
+    """The archive with the checksums of all entries verified and its headers rewritten.
+
+    torch verifies no checksum; and if a flipped bit marks an entry as a folder, torch returns uninitialized memory.
+    """
+    rewritten = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(rewritten, "w") as copy:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise ValueError("duplicate entry names")
+        for name in names:
+            copy.writestr(name, archive.read(name))
+    rewritten.seek(0)
+    return rewritten
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    """Message for a cache that cannot be written."""
+    return (
+        f"cannot write {path}: {error.strerror or error}; set cache, or the environment variable {CACHE_VARIABLE}, "
+        "to a folder that can be written"
+    )
+
+
+__all__ = ["CACHE_VARIABLE", "cache_folder", "check_writable", "load_checkpoint", "save_checkpoint"]

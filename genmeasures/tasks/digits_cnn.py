@@ -19,14 +19,8 @@ from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
 from genmeasures.tasks.cache import cache_folder, check_writable
 from genmeasures.tasks.digits import Arrays, split_digits, training_set
-from genmeasures.tasks.training import (
-    Hparams,
-    Job,
-    Recipe,
-    read,
-    train_all,
-    worker_count,
-)
+from genmeasures.tasks.digits_training import Hparams, Job, Recipe, read, train_all
+from genmeasures.tasks.pool import worker_count
 
 LEVELS: dict[str, tuple[Any, Any]] = {
     "width": (8, 16),

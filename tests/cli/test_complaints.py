@@ -42,6 +42,7 @@ SAID = {
     "seed=${sed}": "seed=${sed}: ${sed} stands for a setting, and there is none of that name (did you mean ${seed}?)",
     "output=${nowhere}": "output=${nowhere}: ${nowhere} stands for a setting, and there is none of that name",
     "seed=${oc.env:GENMEASURES_NOT_THERE}": "Environment variable 'GENMEASURES_NOT_THERE' not found",
+    "experiment=unet_hippocampus": "task.volumes: set the environment variable GENMEASURES_HIPPOCAMPUS, or task.volumes=…",
     "task.path='half": "task.path='half: this cannot be read: a text with special characters needs quotes",
     "figures=off": "figures must be true or false, not 'off'",
     "force=banana": "force must be true or false, not 'banana'",

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from genmeasures_unet import ResidualUNet
 from torch import Tensor, nn
 
 import genmeasures
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, ModelData, ModelMeasure, Pass, Variable
-from genmeasures.tasks.unet.network import ResidualUNet
 from genmeasures.tracing import fastest_layout, trace
 from genmeasures.tracing.dtypes import input_dtype, inputs_as
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from genmeasures_unet import ResidualUNet
 from torch import Tensor, nn
 
 import genmeasures
 from genmeasures.engine.running import Outcome, noted
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import ModelData, ModelMeasure, Variable
-from genmeasures.tasks.unet.network import ResidualUNet
 from genmeasures.tracing import trace
 from genmeasures.tracing.repeat import BATCH, RANDOM, UNSEEDED
 

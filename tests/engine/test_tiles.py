@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 import yaml
+from genmeasures_unet import ResidualUNet
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -39,7 +40,6 @@ from genmeasures.extractors.samples import Every
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, ModelMeasure, Pass, Variable
 from genmeasures.labelers import KMeans
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
-from genmeasures.tasks.unet.network import ResidualUNet
 from genmeasures.tracing import Sketch, trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")

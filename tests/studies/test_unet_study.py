@@ -24,7 +24,7 @@ from genmeasures.judging import dummies, partial_pearson
 from genmeasures.results import SCHEMA_VERSION, load, save
 from genmeasures.statistics.mixture import fit_mixtures
 
-FOLDER = Path(__file__).parents[2] / "docs" / "studies" / "unet"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "studies" / "unet"
 
 
 def script(name: str) -> ModuleType:
@@ -300,7 +300,7 @@ def test_ellipses_have_the_covariance_of_their_points(seed: int) -> None:
 def test_the_committed_tables_are_those_of_the_committed_results() -> None:
     needed = ["tables.md", *(f"{name}.nc" for name in study.EXTRACTORS)]
     if not all((FOLDER / name).is_file() for name in needed):
-        pytest.skip("the study's results are not there: docs/studies/unet/README.md says how they are made")
+        pytest.skip("the study's results are not there: benchmarks/studies/unet/README.md says how they are made")
     numbers = re.compile(r"[-+]?\d+\.(\d+)")
     committed, now = (FOLDER / "tables.md").read_text(encoding="utf-8"), report.tables(FOLDER)
     assert numbers.sub("#", now) == numbers.sub("#", committed)

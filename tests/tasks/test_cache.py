@@ -13,8 +13,8 @@ import torch
 
 from genmeasures.errors import OptionError
 from genmeasures.files import temporary_path
-from genmeasures.tasks import DigitsCNN, UNetSegmentation
-from genmeasures.tasks.cache import keep, read_kept
+from genmeasures.tasks import DigitsCNN
+from genmeasures.tasks.cache import load_checkpoint, save_checkpoint
 
 CONTENT = {
     "epoch": 2,
@@ -36,7 +36,7 @@ def unchanged_or_refused(path: Path, content: bytes) -> bool:
     """Whether it was read. Another value fails the test, and any exception but ValueError."""
     path.write_bytes(content)
     try:
-        read = read_kept(path)
+        read = load_checkpoint(path)
     except ValueError:
         return False
     assert same(read, CONTENT)
@@ -45,8 +45,8 @@ def unchanged_or_refused(path: Path, content: bytes) -> bool:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    keep(tmp_path / "kept.pt", CONTENT)
-    assert same(read_kept(tmp_path / "kept.pt"), CONTENT)
+    save_checkpoint(tmp_path / "kept.pt", CONTENT)
+    assert same(load_checkpoint(tmp_path / "kept.pt"), CONTENT)
     return tmp_path / "kept.pt"
 
 
@@ -79,48 +79,41 @@ def test_cut_and_zeroed_files(path: Path) -> None:
         assert not unchanged_or_refused(path, sound[:start] + bytes(len(sound) - start))
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"kept\.pt is damaged"):
-        read_kept(path)
+        load_checkpoint(path)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read_kept(tmp_path / "missing.pt")
+        load_checkpoint(tmp_path / "missing.pt")
     (tmp_path / "file").touch()
     with pytest.raises(FileNotFoundError):
-        read_kept(tmp_path / "file" / "kept.pt")
+        load_checkpoint(tmp_path / "file" / "kept.pt")
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(ValueError, match=r"folder\.pt is damaged"):
-        read_kept(tmp_path / "folder.pt")
+        load_checkpoint(tmp_path / "folder.pt")
     with pytest.raises(OptionError, match=r"cannot write .*folder\.pt: .*GENMEASURES_CACHE"):
-        keep(tmp_path / "folder.pt", CONTENT)
+        save_checkpoint(tmp_path / "folder.pt", CONTENT)
 
 
 def test_many_writers_of_one_file(tmp_path: Path) -> None:
     # Threads have one process id, as containers that share a cache can have.
     with ThreadPoolExecutor(4) as pool:
-        writers = [pool.submit(keep, tmp_path / "kept.pt", {"epoch": n, "again": n}) for n in range(60)]
+        writers = [pool.submit(save_checkpoint, tmp_path / "kept.pt", {"epoch": n, "again": n}) for n in range(60)]
         for writer in writers:
             writer.result()
-    kept = read_kept(tmp_path / "kept.pt")
+    kept = load_checkpoint(tmp_path / "kept.pt")
     assert kept["epoch"] == kept["again"]
     assert [one.name for one in tmp_path.iterdir()] == ["kept.pt"]
 
 
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.random((5, 1, 8, 8, 8)).astype(np.float32), (rng.random((5, 8, 8, 8)) > 0.5).astype(np.int64)
-    np.savez(tmp_path / "volumes.npz", x=x, y=y)
-    unet: dict[str, Any] = {"patch": [8, 8, 8], "width": 8, "depth": 2, "epochs": 1, "epoch_size": 2, "patches": 2}
-    for task in (
-        DigitsCNN(cache=str(tmp_path), workers=1, limit=1),
-        UNetSegmentation(str(tmp_path / "volumes.npz"), objectives=["mse"], cache=str(tmp_path), workers=1, **unet),
-    ):
-        task.models()
-        (kept, *_) = sorted(tmp_path.rglob(f"{task.name}/**/*.pt"))
-        left, going_on = temporary_path(kept), temporary_path(kept)
-        for one in (left, going_on):
-            one.write_bytes(b"half")
-        os.utime(left, (0, 0))
-        task.models()
-        assert not left.exists()
-        assert going_on.exists()
+    task = DigitsCNN(cache=str(tmp_path), workers=1, limit=1)
+    task.models()
+    (checkpoint, *_) = sorted(tmp_path.rglob("digits_cnn/**/*.pt"))
+    stale, current = temporary_path(checkpoint), temporary_path(checkpoint)
+    for path in (stale, current):
+        path.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    task.models()
+    assert not stale.exists()
+    assert current.exists()

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -24,12 +17,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import genmeasures
-from genmeasures.errors import GenmeasuresError, ModelError, OptionError
+from genmeasures.errors import ModelError, OptionError
 from genmeasures.interfaces import TaskModel
-from genmeasures.tasks import DigitsCNN, training
+from genmeasures.tasks import DigitsCNN, digits_training
 from genmeasures.tasks.cnn import SmallCNN
 from genmeasures.tasks.digits import split_digits, training_set
 from genmeasures.tasks.digits_cnn import LEVELS, grid
+from genmeasures.tasks.digits_training import Job, Recipe, train_all
 
 ROOT = Path(genmeasures.__file__).resolve().parents[1]
 
@@ -160,7 +154,7 @@ def test_metrics_are_those_of_the_weights_on_their_own_data(cache: Path) -> None
 def test_what_is_there_is_not_trained_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in files(cache)}
     assert len(before) == 2
-    monkeypatch.setattr(training, "_train", None)
+    monkeypatch.setattr(digits_training, "_train", None)
     assert len(DigitsCNN(cache=str(cache), limit=2).models()) == 2
     assert {path: path.stat().st_mtime_ns for path in files(cache)} == before
 
@@ -225,21 +219,21 @@ def test_damaged_file_is_trained_again(damage: object, cache: Path, monkeypatch:
 def test_another_recipe_is_kept_elsewhere(tmp_path: Path) -> None:
     task = DigitsCNN(cache=str(tmp_path))
     train, test = split_digits()
-    folder = task._folder(training.Recipe(), train, test)
-    assert folder == task._folder(training.Recipe(), train, test)
+    folder = task._folder(Recipe(), train, test)
+    assert folder == task._folder(Recipe(), train, test)
     assert folder.parent == tmp_path / "digits_cnn"
-    assert folder != task._folder(training.Recipe(steps=1), train, test)
-    assert folder != task._folder(training.Recipe(version=0), train, test)
-    assert folder != task._folder(training.Recipe(), (train[0], train[1][::-1].copy()), test)
+    assert folder != task._folder(Recipe(steps=1), train, test)
+    assert folder != task._folder(Recipe(version=0), train, test)
+    assert folder != task._folder(Recipe(), (train[0], train[1][::-1].copy()), test)
 
 
 def test_default_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = split_digits()
     monkeypatch.setenv("GENMEASURES_CACHE", str(tmp_path))
-    assert DigitsCNN()._folder(training.Recipe(), train, test).is_relative_to(tmp_path)
+    assert DigitsCNN()._folder(Recipe(), train, test).is_relative_to(tmp_path)
     monkeypatch.delenv("GENMEASURES_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert DigitsCNN()._folder(training.Recipe(), train, test).is_relative_to(tmp_path / "home" / ".cache/genmeasures")
+    assert DigitsCNN()._folder(Recipe(), train, test).is_relative_to(tmp_path / "home" / ".cache/genmeasures")
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -250,93 +244,9 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_failure_in_a_worker_arrives_here(tmp_path: Path) -> None:
     train, test = split_digits()
-    jobs = [training.Job(tmp_path / "absent" / "network.pt", grid()[0], training.Recipe(steps=11), train, test)]
+    jobs = [Job(tmp_path / "absent" / "network.pt", grid()[0], Recipe(steps=11), train, test)]
     with pytest.raises(OptionError, match=r"cannot write .*absent"):
-        training.train_all(jobs, 2, "Training")
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-import numpy as np
-from genmeasures.tasks.digits_cnn import grid
-from genmeasures.tasks.training import Job, Recipe, _train_and_keep, in_processes, start_worker
-
-if __name__ == "__main__":
-    data = np.zeros((320, 1, 8, 8), np.float32), np.zeros(320, np.int64)
-    jobs = [Job(Path(sys.argv[1]) / f"{h.name}.pt", h, Recipe(), data, data) for h in grid()]
-    in_processes(_train_and_keep, jobs, 1, lambda: None, start_worker)
-"""
-
-
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    ).stdout
-    return [int(word) for word in listed.split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def until(condition: object, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():  # type: ignore[operator]
-            return True
-        time.sleep(0.05)
-    return False
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "main.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    messages = (tmp_path / "stderr").open("w")
-    process = subprocess.Popen(
-        command, env=environment, stderr=messages, start_new_session=True,
-        # Ctrl-C is ignored by what was started in the background, and by its children unless told otherwise.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        assert until(lambda: len(list(tmp_path.rglob("*.pt"))) >= 1, 60), "no network was trained in a minute"
-        workers = children(process.pid)
-        assert workers
-        # Ctrl-C reaches parent and workers alike; of a killed parent the workers are told nothing.
-        os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
-        process.wait(60)
-        assert until(lambda: not any(map(is_running, workers)), 10)
-    finally:
-        process.kill()
-        process.wait()
-        messages.close()
-    interrupts = [line for line in (tmp_path / "stderr").read_text().splitlines() if line == "KeyboardInterrupt"]
-    assert len(interrupts) == (how == signal.SIGINT)
-    assert len(list(tmp_path.rglob("*.pt"))) < len(grid())
-
-
-def test_workers_that_do_not_start_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "start_worker", functools.partial(os._exit, 3))
-    train, test = split_digits()
-    jobs = [training.Job(tmp_path / "network.pt", grid()[0], training.Recipe(), train, test)]
-    with pytest.raises(GenmeasuresError, match=r'if __name__ == "__main__".*workers=1'):
-        training.train_all(jobs, 2, "Training")
-
-
-def test_a_training_that_fails_ends_the_others() -> None:
-    """Trainings are put in place by sleeping: one fails at once, the other would take ten minutes."""
-    before = set(multiprocessing.active_children())
-    began = time.monotonic()
-    with pytest.raises(ValueError, match="non-negative"):
-        training.in_processes(time.sleep, [600, -1], 2, lambda: None, training.start_worker)
-    assert time.monotonic() - began < 300
-    assert set(multiprocessing.active_children()) <= before
+        train_all(jobs, 2, "Training")
 
 
 # The options

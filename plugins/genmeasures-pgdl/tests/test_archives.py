@@ -12,7 +12,8 @@ import pytest
 from genmeasures_pgdl import PGDL
 from genmeasures_pgdl.folders import unpack
 
-from genmeasures.plugin import DataError, temporary_path
+from genmeasures.files import temporary_path
+from genmeasures.plugin import DataError
 
 CONFIG = "task/model_1/config.json"
 LARGE = 2**28

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 import re
 import shutil
 import stat
@@ -20,7 +19,7 @@ from genmeasures.plugin import (
     check_sizes,
     nearest,
     remove_stale_temporaries,
-    temporary_path,
+    write_folder_atomically,
 )
 
 _CONFIGS = "model_configs.json"
@@ -129,14 +128,9 @@ def unpack(archive: Path, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     check_sizes(archive, DataError)
-    temporary = temporary_path(folder)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise DataError(_cannot_unpack(archive, cache, error)) from error
-    try:
-        with zipfile.ZipFile(archive) as content:
+        with write_folder_atomically(folder) as temporary, zipfile.ZipFile(archive) as content:
             _check_entries(content.infolist(), archive)
             size = sum(entry.file_size for entry in content.infolist())
             free = shutil.disk_usage(cache).free
@@ -146,19 +140,14 @@ def unpack(archive: Path, cache: Path) -> Path:
                     "give another folder as cache"
                 )
             content.extractall(temporary)
-        os.replace(temporary, folder)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{archive} is damaged or not a zip archive: {error}") from error
     except OSError as error:
         if not folder.is_dir():  # otherwise another process was faster
-            raise DataError(_cannot_unpack(archive, cache, error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            reason = error.strerror or error
+            message = f"cannot unpack {archive} into {cache}: {reason}; give another folder as cache"
+            raise DataError(message) from error
     return folder
-
-
-def _cannot_unpack(archive: Path, cache: Path, error: OSError) -> str:
-    return f"cannot unpack {archive} into {cache}: {error.strerror or error}; give another folder as cache"
 
 
 def _check_entries(entries: Sequence[zipfile.ZipInfo], archive: Path) -> None:

@@ -14,8 +14,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,15 +27,14 @@ from torch import Tensor, nn
 from genmeasures.plugin import (
     GenmeasuresError,
     OptionError,
-    in_processes,
     is_count,
     nearest,
     one_thread,
     remove_stale_temporaries,
-    start_worker,
-    temporary_path,
+    run_in_processes,
     worker_count,
     write_atomically,
+    write_folder_atomically,
 )
 from genmeasures_pgdl.network import build_network, read_network
 from genmeasures_pgdl.sources import CLASSES, SOURCES, Images, images
@@ -326,22 +324,9 @@ def _claim(path: Path, settings: Settings) -> None:
 def _write_data(path: Path, sets: Images) -> None:
     if (path / _DATA).is_dir():
         return
-    with _new_folder(path / _DATA) as temporary:
+    with write_folder_atomically(path / _DATA) as temporary:
         write_split(temporary / "train", *sets[:2])
         write_split(temporary / "test", *sets[2:])
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that replaces ``folder`` when the block ends without an exception."""
-    temporary = temporary_path(folder)
-    temporary.mkdir()
-    try:
-        yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -380,10 +365,11 @@ class _Trainer:
         folder = self.path / f"model_{number}"
         with one_thread():
             trained, initial, epochs = self._train(config, self.models[number])
-            with _new_folder(folder) as temporary:
+            with write_folder_atomically(folder) as temporary:
                 write_model(temporary, config, trained, initial)
                 metrics = self._metrics(load(read_network(temporary / "config.json"), temporary / "weights.hdf5"))
                 _write_json(temporary / _TRAINING, {"epochs": epochs, "metrics": metrics})
+                shutil.rmtree(folder, ignore_errors=True)  # of a model whose training.json is damaged
 
     def _train(self, config: Mapping[str, Any], hparams: Hparams) -> tuple[nn.Module, nn.Module, int]:
         """The trained network, the network before training, and the number of epochs."""
@@ -465,7 +451,7 @@ def _train_all(path: Path, settings: Settings, workers: int | None) -> None:
         bar = progress.add_task(f"Training {settings.family} networks on {settings.data}", total=len(numbers))
         progress.advance(bar, len(numbers) - len(missing))
         if workers > 1:
-            in_processes(_train_model, missing, workers, lambda: progress.advance(bar), _start, path, settings)
+            run_in_processes(_train_model, missing, workers, lambda: progress.advance(bar), _start, path, settings)
             return
         trainer = _Trainer(path, settings)
         for number in missing:
@@ -479,7 +465,6 @@ _trainer: _Trainer | None = None
 
 def _start(path: Path, settings: Settings) -> None:
     global _trainer
-    start_worker()
     _trainer = _Trainer(path, settings)
 
 

@@ -1,0 +1,227 @@
+"""The tasks of UNets: what they train and keep, the data they give, and measuring them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from genmeasures_unet import UNetDenoising, UNetSegmentation
+from genmeasures_unet import task as task_module
+
+import genmeasures
+from genmeasures.files import temporary_path
+from genmeasures.plugin import DataError, ModelError, OptionError
+
+
+def balls(path: Path, count: int = 10, size: int = 20, classes: int = 2) -> Path:
+    """Images uint8 with noise and a bright disc for each class, in an .npz."""
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[:size, :size]
+    x, y = np.zeros((2, count, size, size), dtype=np.uint8)
+    for number in range(count):
+        for label in range(1, classes):
+            row, column = generator.uniform(4, size - 4, size=2)
+            y[number][(rows - row) ** 2 + (columns - column) ** 2 < 20] = label
+        x[number] = np.clip(60 + 80.0 * y[number] + 15 * generator.standard_normal((size, size)), 0, 255)
+    np.savez(path, x=x, y=y)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("unets")
+    balls(made / "balls.npz")
+    return made
+
+
+def small(folder: Path, **options: Any) -> dict[str, Any]:
+    given = {"volumes": folder / "balls.npz", "patch": [8, 8], "depth": 2, "epochs": 2, "epoch_size": 24}
+    return {**given, "patches": 30, "cache": str(folder / "cache"), "workers": 1, **options}
+
+
+@pytest.fixture(scope="module")
+def task(folder: Path) -> UNetSegmentation:
+    """Two objectives and two seeds of two epochs each, trained."""
+    made = UNetSegmentation(**small(folder, objectives=["mse", "dice"], seeds=[0, 3]))
+    made.models()
+    return made
+
+
+def test_models_are_objectives_by_seeds_by_epochs(task: UNetSegmentation) -> None:
+    models = task.models()
+    assert [model.name for model in models] == [
+        f"{objective}_seed{seed}_epoch0{epoch}" for objective in ("mse", "dice") for seed in (0, 3) for epoch in (1, 2)
+    ]
+    assert dict(models[3].hparams) == {"objective": "mse", "seed": 3, "epoch": 2}
+    for model in models:
+        assert next(iter(model.metrics)) == "test_iou"
+        assert set(model.metrics) == {"test_iou", "test_dice", "train_iou", "train_dice", "train_loss"}
+        assert not model.build().training
+
+
+def test_what_is_trained_is_not_trained_again(task: UNetSegmentation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_module, "train", lambda *_: pytest.fail("it is trained again"))
+    assert len(task.models()) == 8
+
+
+def test_more_epochs_go_on_from_what_is_there(task: UNetSegmentation, folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("epoch*.pt")}
+    longer = UNetSegmentation(**small(folder, objectives=["mse"], epochs=3))
+    assert len(longer.models()) == 3
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("epoch*.pt")}
+    assert {path: after[path] for path in before} == before
+    assert {path.name for path in after if path not in before} == {"epoch003.pt"}
+
+
+def test_processes_give_the_same_networks(task: UNetSegmentation, folder: Path) -> None:
+    options = small(folder, objectives=["mse", "dice"], cache=str(folder / "parallel"), workers=2)
+    alone = task.models()
+    for mine, theirs in zip(UNetSegmentation(**options).models(), [*alone[:2], *alone[4:6]], strict=True):
+        assert mine.name == theirs.name
+        assert mine.metrics == theirs.metrics
+        first, second = mine.build().state_dict(), theirs.build().state_dict()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_cases_are_split_once_for_all(task: UNetSegmentation) -> None:
+    cases = task.cases()
+    names = [case.name for case in (*cases.train, *cases.test)]
+    assert (len(cases.train), len(cases.test)) == (8, 2)
+    assert len(set(names)) == 10
+    other = UNetSegmentation(**{**task.options(), "objectives": ["bce"], "patches": 3, "width": 16})
+    assert [case.name for case in other.cases().test] == [case.name for case in cases.test]
+
+
+def test_patches_are_of_the_split_and_spread_over_the_groups(task: UNetSegmentation) -> None:
+    for split, members in (("train", task.cases().train), ("test", task.cases().test)):
+        x, y = task.data(split)  # type: ignore[arg-type]
+        assert (x.shape, x.dtype, y.shape, y.dtype) == ((30, 1, 8, 8), np.float32, (30, 8, 8), np.int64)
+        share = y.reshape(30, -1).mean(1)
+        groups = [(share == 0).sum(), ((share > 0) & (share <= 0.15)).sum(), (share > 0.15).sum()]
+        assert groups == [10, 10, 10]
+        windows = {
+            case.image[0, i : i + 8, j : j + 8].tobytes() for case in members for i in range(13) for j in range(13)
+        }
+        assert all(patch[0].tobytes() in windows for patch in x)
+    again, _ = task.data("train")
+    assert np.array_equal(again, task.data("train")[0])
+
+
+def test_all_measures_with_both_extractors(task: UNetSegmentation) -> None:
+    for extractor in ("receptive_field", "whole_tensor"):
+        made = genmeasures.measure(task, measures=["davies_bouldin", "roughness", "confidence"], extractor=extractor)
+        assert made.sizes == {"model": 8, "layer": 5}
+        assert (made.davies_bouldin_status == "ok").all()
+        assert made.attrs["metric"] == "iou"
+        assert np.isfinite(made.test_iou).all()
+        np.testing.assert_allclose(made.generalization_gap, made.train_iou - made.test_iou, atol=1e-12)
+
+
+def test_classes_of_the_masks_are_kept_where_asked(tmp_path: Path) -> None:
+    balls(tmp_path / "balls.npz", classes=4)
+    made = UNetSegmentation(**small(tmp_path, objectives=["dice_bce"], foreground="classes", epochs=1))
+    assert made.models()[0].build().head.out_channels == 4  # type: ignore[union-attr]
+    assert set(np.unique(made.data("train")[1])) == {0, 1, 2, 3}
+
+
+def test_denoising(folder: Path) -> None:
+    made = UNetDenoising(**small(folder, train_cases=[4, 1]))
+    models = made.models()
+    assert [model.name for model in models] == [f"train_cases{n}_seed0_epoch0{e}" for n in (1, 4) for e in (1, 2)]
+    assert next(iter(models[0].metrics)) == "test_r2"
+    x, y = models[0].train
+    assert x.shape == y.shape == (30, 1, 8, 8)
+    assert y.dtype == np.float32
+    only = made.cases().train[0]
+    windows = {only.image[0, i : i + 8, j : j + 8].tobytes() for i in range(13) for j in range(13)}
+    assert all(patch[0].tobytes() in windows for patch in y)
+    result = genmeasures.measure(made, measures=["davies_bouldin", "roughness"])
+    assert (result.davies_bouldin_status == "ok").all()
+    assert result.attrs["metric"] == "r2"
+
+
+def test_a_damaged_checkpoint_fails_by_itself(tmp_path: Path) -> None:
+    balls(tmp_path / "balls.npz")
+    models = UNetSegmentation(**small(tmp_path, objectives=["mse"])).models()
+    next(tmp_path.rglob("epoch002.pt")).write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match=r"epoch002\.pt is damaged.*list the models again"):
+        models[1].build()
+    assert models[0].build() is not None
+
+
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    balls(tmp_path / "balls.npz")
+    task = UNetSegmentation(**small(tmp_path, objectives=["mse"], epochs=1))
+    task.models()
+    (checkpoint,) = tmp_path.rglob("epoch001.pt")
+    stale, current = temporary_path(checkpoint), temporary_path(checkpoint)
+    for path in (stale, current):
+        path.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    task.models()
+    assert not stale.exists()
+    assert current.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch": [8]}, "patch="),
+        ({"patch": [8, 0]}, "patch="),
+        ({"objectives": []}, "objectives="),
+        ({"objectives": ["dice", "dice"]}, "one of them twice"),
+        ({"objectives": ["dise"]}, "did you mean 'dice'"),
+        ({"seeds": [0, 0]}, "one of them twice"),
+        ({"seeds": [-1]}, "seeds="),
+        ({"seeds": [2**70]}, "seeds="),
+        ({"epochs": 0}, "epochs=0"),
+        ({"reduce": 0.5}, "reduce=0.5"),
+        ({"volumes": ""}, "volumes=''"),
+        ({"workers": 0}, "workers=0"),
+        ({"foreground": "both"}, "foreground='both'"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        UNetSegmentation(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"noise": 0}, "noise=0"), ({"train_cases": []}, "train_cases="), ({"train_cases": [0]}, "train_cases=")],
+)
+def test_options_of_denoising_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        UNetDenoising(**options)
+
+
+def test_volumes_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing\.npz"):
+        UNetSegmentation(tmp_path / "nothing.npz").models()
+    balls(tmp_path / "one.npz", count=1)
+    with pytest.raises(DataError, match=r"one\.npz: 1 case, at least 2"):
+        UNetSegmentation(tmp_path / "one.npz").models()
+    with np.load(balls(tmp_path / "balls.npz")) as arrays:
+        np.savez(tmp_path / "bare.npz", x=arrays["x"])
+    with pytest.raises(DataError, match="has no mask: segmentation needs one"):
+        UNetSegmentation(**small(tmp_path, volumes=tmp_path / "bare.npz")).models()
+    with np.load(tmp_path / "balls.npz") as arrays:
+        np.savez(tmp_path / "empty.npz", x=arrays["x"], y=np.zeros_like(arrays["y"]))
+        np.savez(tmp_path / "flat.npz", x=np.where(np.arange(10)[:, None, None] == 7, 3, arrays["x"]))
+        np.savez(tmp_path / "thin.npz", x=arrays["x"][:, :2])
+    with pytest.raises(DataError, match=r"empty\.npz: none of the 8 training cases has any foreground"):
+        UNetSegmentation(**small(tmp_path, volumes=tmp_path / "empty.npz")).models()
+    with pytest.raises(DataError, match="case 7 is constant"):
+        UNetDenoising(**small(tmp_path, volumes=tmp_path / "flat.npz", train_cases=[1])).models()
+    with pytest.raises(DataError, match=r"case \d: structural similarity needs"):
+        UNetDenoising(**small(tmp_path, volumes=tmp_path / "thin.npz", train_cases=[1])).models()
+    with pytest.raises(OptionError, match="train_cases=9, but there are only 8"):
+        UNetDenoising(**small(tmp_path, train_cases=[9])).models()
+    with pytest.raises(DataError, match="2 spatial axes, but the patch size has 3"):
+        UNetSegmentation(**small(tmp_path, patch=[8, 8, 8])).models()
+    with pytest.raises(OptionError, match="device='warp' cannot be used"):
+        UNetSegmentation(**small(tmp_path, device="warp")).models()
