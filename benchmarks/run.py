@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from genmeasures_pgdl.network import build_network
+from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 from genmeasures_unet import ResidualUNet
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -35,8 +37,6 @@ from genmeasures.extractors import ReceptiveField
 from genmeasures.plugin import Extractor
 from genmeasures.statistics.kmeans import kmeans
 from genmeasures.statistics.mixture import fit_mixtures
-from genmeasures.tasks.pgdl.network import build_network
-from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
 from genmeasures.tracing import trace
 
 _BATCH = 64

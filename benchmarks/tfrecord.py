@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from genmeasures_pgdl.tfrecord import RecordDataset, write_shard
 from torch import Tensor
-
-from genmeasures.tasks.pgdl.tfrecord import RecordDataset, write_shard
 
 _BATCH = 128
 _IMAGE = (32, 32, 3)

@@ -31,6 +31,7 @@ hyperparameters and metrics of the model in ``data.facts``. An extractor returns
 ``sample``, and draws with :func:`mix` and :func:`places`.
 """
 
+from genmeasures.callbacks import at_end
 from genmeasures.data.keys import mix
 from genmeasures.devices import usable_device
 from genmeasures.errors import (
@@ -42,9 +43,10 @@ from genmeasures.errors import (
     ResultError,
     Undefined,
     nearest,
+    shown,
 )
 from genmeasures.extractors.samples import Drawn, Every, places
-from genmeasures.files import remove_stale_temporaries
+from genmeasures.files import remove_stale_temporaries, write_atomically, write_folder_atomically
 from genmeasures.interfaces import (
     SPLITS,
     Aggregator,
@@ -78,6 +80,7 @@ from genmeasures.interfaces import (
 from genmeasures.registry.specs import Register, hookimpl
 from genmeasures.tasks.archives import check_sizes
 from genmeasures.tasks.cache import cache_folder, check_writable, load_checkpoint, save_checkpoint
+from genmeasures.tasks.digits import split_digits
 from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
@@ -119,6 +122,7 @@ __all__ = [
     "Value",
     "Values",
     "Variable",
+    "at_end",
     "cache_folder",
     "check_sizes",
     "check_writable",
@@ -134,8 +138,12 @@ __all__ = [
     "require",
     "run_in_processes",
     "save_checkpoint",
+    "shown",
+    "split_digits",
     "tapped",
     "trace",
     "usable_device",
     "worker_count",
+    "write_atomically",
+    "write_folder_atomically",
 ]

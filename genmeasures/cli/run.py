@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 from genmeasures.api import aggregate, judge
+from genmeasures.callbacks import AT_END
 from genmeasures.checks import check_seed
 from genmeasures.cli.complaints import told, unread
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
@@ -63,9 +64,6 @@ _WITHOUT_VALUES = ("output", "force", "figures", "against", "aggregator", "batch
 _SETTINGS = ("task", "extractor", "measure", "seed", "ignore_index", "layers", *_WITHOUT_VALUES)
 """Everything that a run reads."""
 
-AT_END: list[Callable[[], None]] = []
-"""What a multirun does last, also where one of its jobs has failed: Hydra's own callback is then left out."""
-
 _UNFINISHED: list[Path] = []
 """Where the run in hand keeps its models, for what is said when it is broken off; empty in a worker's parent."""
 
@@ -77,13 +75,13 @@ class _SearchPath(SearchPathPlugin):
     """Adds the configs of plugins, and conf/ of the working folder with its experiments."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for package in registry().config_packages():
-            if package != "genmeasures.conf":
-                search_path.append("genmeasures-plugin", f"pkg://{package}")
+        # First, so that a recipe of the user's counts where a plugin or the core has one of the same name.
         folder = Path.cwd() / "conf"
         if folder.is_dir():
             search_path.append("working-folder", f"file://{folder}")
-        # Last, so that a recipe of the user's with the same name counts.
+        for package in registry().config_packages():
+            if package != "genmeasures.conf":
+                search_path.append("genmeasures-plugin", f"pkg://{package}")
         search_path.append("recipes", f"file://{_recipes()}")
 
 

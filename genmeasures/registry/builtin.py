@@ -44,7 +44,6 @@ def genmeasures_register_aggregators(register: Register) -> None:
 def genmeasures_register_tasks(register: Register) -> None:
     register(tasks.DigitsCNN)
     register(tasks.Checkpoints)
-    register(tasks.PGDL)
 
 
 @hookimpl

@@ -2,6 +2,5 @@
 
 from genmeasures.tasks.checkpoints import Checkpoints
 from genmeasures.tasks.digits_cnn import DigitsCNN
-from genmeasures.tasks.pgdl import PGDL
 
-__all__ = ["PGDL", "Checkpoints", "DigitsCNN"]
+__all__ = ["Checkpoints", "DigitsCNN"]

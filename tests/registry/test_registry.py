@@ -26,7 +26,7 @@ BUILTIN = {
     "labeler": {"class_label", "downsampled", "histogram", "kmeans"},
     "measure": {"davies_bouldin", "roughness", "confidence"},
     "aggregator": {"frobenius", "mean", "max", "last_k", "explicit", "single"},
-    "task": {"checkpoints", "digits_cnn", "pgdl"},
+    "task": {"checkpoints", "digits_cnn"},
 }
 
 SPARSITY = '''

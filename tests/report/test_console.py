@@ -14,7 +14,7 @@ import xarray as xr
 from rich.console import Console
 
 from genmeasures.judging import judge
-from genmeasures.report import make_console, markdown_scores, markdown_table, print_json, render_scores, render_table
+from genmeasures.report import make_console, markdown_table, print_json, render_table
 from genmeasures.report.console import fold
 
 NAMES = ("db", "confidence_unweighted_and_projected_on_many_components", "x" * 70, "ψ/λ with spaces [brackets]")
@@ -94,46 +94,20 @@ def test_folding() -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_scores_of_many_tasks_lose_tasks_and_no_digits(width: int) -> None:
-    rng = np.random.default_rng(0)
-    tasks = [f"task{i}_v4" for i in range(12)]
-    scores = pd.DataFrame(100 * rng.random((3, 12)), index=[name[:40] for name in NAMES[:3]], columns=tasks)
-    scores = scores.assign(mean=scores.mean(axis=1), low=10.0, high=90.0)
-    out = io.StringIO()
-    render_scores(scores, Console(file=out, width=width))
-    text = " ".join(out.getvalue().split())
-    assert max(map(len, out.getvalue().splitlines())) <= width
-    left_out = re.search(r"columns left out: (.*?) \(", text)
-    missing = left_out[1].split(", ") if left_out else []
-    table = text.split("columns left out")[0]
-    for task in tasks:
-        assert (task in missing) != (task in table), task
-        for value in scores[task] if task in table else ():
-            assert f" {value:.2f} " in table
-    for value in scores["mean"]:
-        assert f" {value:.2f} " in table
-    assert "[10.00, 90.00]" in table
-    assert bool(missing) == (width < 200)
-    assert missing == tasks[len(tasks) - len(missing) :][::-1]
-
-
-@pytest.mark.parametrize("width", WIDTHS)
 def test_names_reach_no_terminal_as_they_are(judged: pd.DataFrame, width: int) -> None:
     """Of measures, targets, tasks and models: control characters, line ends and surrogates are escaped."""
     name, escaped = "a\nb\x1b[31m\ud800|:smile:[/x]", "a\\nb\\x1b[31m\\ud800|:smile:[/x]"
     judged = judged.assign(measure=name, against=name, excluded_models=name, status=f"note: {name}")
     judged.attrs |= {"given": name, "groups": name}
-    scores = pd.DataFrame({name: [50.0], "mean": [50.0], "low": [40.0], "high": [60.0]}, index=[name])
     out = io.StringIO()
     render_table(judged, Console(file=out, width=width))
-    render_scores(scores, Console(file=out, width=width))
     printed = "".join(out.getvalue().split())
     assert printed.count(escaped) > 3
-    for text in (out.getvalue(), markdown_table(judged), markdown_scores(scores)):
+    for text in (out.getvalue(), markdown_table(judged)):
         assert all(character.isprintable() for character in text.replace("\n", ""))
-    for text in (markdown_table(judged), markdown_scores(scores)):
-        assert escaped.replace("|", "\\|") in text
-        assert all(line.startswith("| ") and line.endswith(" |") for line in text.splitlines())
+    text = markdown_table(judged)
+    assert escaped.replace("|", "\\|") in text
+    assert all(line.startswith("| ") and line.endswith(" |") for line in text.splitlines())
 
 
 def test_what_goes_to_a_file_has_no_limit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

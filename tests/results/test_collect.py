@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from genmeasures.aggregators import Frobenius
 from genmeasures.cli.main import main
-from genmeasures.cli.pgdl import official_scores
 from genmeasures.judging import judge
 from genmeasures.results import collect, is_merged, load, save
 
@@ -352,15 +350,6 @@ def test_a_merged_file_that_alone_holds_a_model_is_not_overwritten(one: Make, wr
     assert kept.read_bytes() == before
     assert collect(runs, runs / "collected").remarks == []
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".old"] == [kept.name]
-
-
-def test_official_scores_leave_merged_files_out(one: Make, write: Make, runs: Path) -> None:
-    models = [one(f"m{i}", metrics={"train_accuracy": 1.0, "test_accuracy": i / 5}) for i in range(4)]
-    write(runs / "1.nc", *models, task="task1")
-    (path,) = collect(runs, runs).files
-    scores, lines = official_scores(runs, Frobenius())
-    assert f"{path} is left out: it is merged from other results" in lines
-    assert list(scores.columns) == ["task1"]
 
 
 # What is left of killed processes ----------------------------------------------------------------------------

@@ -15,15 +15,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 import xarray as xr
 
 import genmeasures
 import genmeasures.files
-from genmeasures.aggregators import Frobenius
 from genmeasures.cli.main import main
-from genmeasures.cli.pgdl import official_scores
 from genmeasures.errors import ResultError
 from genmeasures.failures import is_shortage
 from genmeasures.results import SCHEMA_VERSION, collect, load, save
@@ -327,10 +324,3 @@ def test_what_cannot_be_merged_does_not_stop_the_rest(folder: Path, one: Make, w
     found = collect(folder, folder / "merged")
     assert [ds["model"].values.tolist() for ds in found.files.values()] == [["a", "b"]]
     assert found.problems[-1].startswith(f"cannot merge {folder / '4.nc'}, {folder / '5.nc'}: ")
-
-
-def test_official_scores_name_damaged_files(folder: Path) -> None:
-    scores, lines = official_scores(folder, Frobenius())
-    assert isinstance(scores, pd.DataFrame)
-    assert sum(str(folder / "2.nc") in line for line in lines) == 1
-    assert sum(str(folder / "3.nc") in line for line in lines) == 1

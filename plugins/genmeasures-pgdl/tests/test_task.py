@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from genmeasures_pgdl import PGDL
+from genmeasures_pgdl.network import build_network
+from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 
 import genmeasures
 from genmeasures.errors import DataError, OptionError
-from genmeasures.tasks import PGDL
-from genmeasures.tasks.pgdl.network import build_network
-from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
 
 IDS = ("3", "20", "100", "7")
 
@@ -138,7 +138,9 @@ def test_an_archive_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
         made.writestr("task/model_1/config.json", "{}")
         made.writestr(zipfile.ZipInfo(name), "x")
-    with pytest.raises(DataError, match=r"a\.zip: the entry .* leaves the archive's folder, nothing was unpacked"):
+    with pytest.raises(
+        DataError, match=r"a\.zip: the entry .* lies outside the archive's folder .*; nothing is unpacked"
+    ):
         PGDL(tmp_path / "a.zip", cache=str(tmp_path / "cache")).models()
     assert not list((tmp_path / "cache" / "pgdl").iterdir())
 
@@ -148,19 +150,19 @@ def test_an_archive_with_a_link_or_damage(tmp_path: Path) -> None:
         link = zipfile.ZipInfo("task/model_1/config.json")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         made.writestr(link, "/etc/passwd")
-    with pytest.raises(DataError, match="leaves the archive"):
+    with pytest.raises(DataError, match="or is not a file; nothing is unpacked"):
         PGDL(tmp_path / "a.zip", cache=str(tmp_path / "cache")).models()
     (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:40])
-    with pytest.raises(DataError, match=r"b\.zip is not a zip archive, or damaged"):
+    with pytest.raises(DataError, match=r"b\.zip is damaged or not a zip archive"):
         PGDL(tmp_path / "b.zip", cache=str(tmp_path / "cache")).models()
     with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("task/model_1/config.json", "{}" * 1000)
     content = bytearray((tmp_path / "c.zip").read_bytes())
     content[60] ^= 0xFF
     (tmp_path / "c.zip").write_bytes(content)
-    with pytest.raises(DataError, match=r"c\.zip is not a zip archive, or damaged"):
+    with pytest.raises(DataError, match=r"c\.zip is damaged or not a zip archive"):
         PGDL(tmp_path / "c.zip", cache=str(tmp_path / "cache")).models()
-    with pytest.raises(DataError, match=r"cannot be unpacked into .*b\.zip"):
+    with pytest.raises(DataError, match=r"cannot unpack .*c\.zip into .*b\.zip"):
         PGDL(tmp_path / "c.zip", cache=str(tmp_path / "b.zip")).models()
 
 
@@ -183,15 +185,18 @@ def _configs(task: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda t: _configs(t, lambda c: c["7"].pop("metrics")), r"model_configs\.json: its metrics are missing"),
-        (lambda t: _configs(t, lambda c: c["7"]["metrics"].pop("test_acc")), "its test_acc is missing"),
-        (lambda t: _configs(t, lambda c: c["7"]["metrics"].update(test_acc="x")), "its test_acc is 'x'"),
-        (lambda t: _configs(t, lambda c: c["7"].pop("hparams")), "its hparams are missing"),
+        (lambda t: _configs(t, lambda c: c["7"].pop("metrics")), r"model_configs\.json: metrics is missing"),
+        (lambda t: _configs(t, lambda c: c["7"]["metrics"].pop("test_acc")), "test_acc must be a number, got nothing"),
+        (lambda t: _configs(t, lambda c: c["7"]["metrics"].update(test_acc="x")), "test_acc must be a number, got 'x'"),
+        (lambda t: _configs(t, lambda c: c["7"].pop("hparams")), "hparams is missing"),
         (lambda t: _configs(t, lambda c: c["7"]["hparams"].update(width=[])), "'width' has no current_value"),
-        (lambda t: _configs(t, lambda c: c.pop("7")), r"model_configs\.json: is missing"),
-        (lambda t: (t / "model_7" / "config.json").write_text("{"), r"config\.json is not JSON"),
-        (lambda t: (t / "model_7" / "config.json").write_text(json.dumps(config(3))), r"kernel has the shape"),
-        (lambda t: (t / "model_7" / "weights.hdf5").write_bytes(b"\x89HDF"), r"weights\.hdf5 cannot be read"),
+        (lambda t: _configs(t, lambda c: c.pop("7")), r"model_configs\.json: the model is missing"),
+        (lambda t: (t / "model_7" / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+        (lambda t: (t / "model_7" / "config.json").write_text(json.dumps(config(3))), r"kernel must have the shape"),
+        (
+            lambda t: (t / "model_7" / "weights.hdf5").write_bytes(b"\x89HDF"),
+            "is damaged or not an HDF5 file",
+        ),
         (lambda t: (t / "model_7" / "weights.hdf5").unlink(), "there is no file"),
     ],
 )
@@ -211,11 +216,11 @@ def test_a_damaged_model_fails_by_itself(task: Path, damage: Callable[[Path], ob
     ("damage", "message"),
     [
         (lambda t: (t / "model_configs.json").unlink(), r"model_configs\.json: No such file"),
-        (lambda t: (t / "model_configs.json").write_text("[]"), "models by their ids are expected"),
-        (lambda t: (t / "model_configs.json").write_text('{"3": {}, "3": {}}'), "'3' is there twice"),
-        (lambda t: (t / "model_configs.json").write_text('{"3": {}, "model_3": {}}'), "'3' is there twice"),
-        (lambda t: (t / "model_configs.json").write_text("[" * 100_000), "is not JSON"),
-        (lambda t: shutil.rmtree(t / "model_20"), "names model 20, but there is no folder for it"),
+        (lambda t: (t / "model_configs.json").write_text("[]"), "must hold a JSON object with one entry per model"),
+        (lambda t: (t / "model_configs.json").write_text('{"3": {}, "3": {}}'), "duplicate key '3'"),
+        (lambda t: (t / "model_configs.json").write_text('{"3": {}, "model_3": {}}'), "duplicate key '3'"),
+        (lambda t: (t / "model_configs.json").write_text("[" * 100_000), "is not valid JSON"),
+        (lambda t: shutil.rmtree(t / "model_20"), "has the model 20, but there is no folder for it"),
     ],
 )
 def test_a_damaged_task(task: Path, damage: Callable[[Path], object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Weights as Keras keeps them in HDF5 files: a group a layer, in the order that an attribute gives."""
+"""Weights of Keras models from HDF5 files: one group per layer, in the order given by an attribute."""
 
 from __future__ import annotations
 
@@ -11,19 +11,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genmeasures.errors import ModelError
-from genmeasures.tasks.pgdl.network import KerasLayer, Network
+from genmeasures.plugin import ModelError
+from genmeasures_pgdl.network import KerasLayer, Network
 
 _MOST_COMPRESSED = 1000
-"""No real weights are so much smaller in a file: a few bytes must not ask for any amount of memory."""
+"""Largest compression ratio of real weights; a larger one means a file made to fill the memory."""
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
 def load(network: Network, path: Path) -> nn.Module:
-    """The network with the weights of a file, on the CPU and in evaluation mode.
+    """Load weights into a network.
 
-    Layers are matched by position, since names differ between files of one model. Raises ModelError
-    naming the file and the layer.
+    Layers are matched by position, since their names may differ between the files of a model.
+
+    Args:
+        network: an architecture; its module receives the weights.
+        path: the file ``weights.hdf5`` or ``weights_init.hdf5`` of a model.
+
+    Returns:
+        The module, on the CPU and in evaluation mode. Inputs are float32 (B, C, *S) or (B, F), outputs are logits.
+
+    Raises:
+        ModelError: the file cannot be read or does not fit the architecture; the message names the file and the layer.
+
+    Example:
+        >>> import tempfile
+        >>> from genmeasures_pgdl.network import build_network
+        >>> from genmeasures_pgdl.writer import write_model
+        >>> config = {"model_config": [{"layer_name": "Dense", "units": 2}], "input_shape": [3]}
+        >>> model = nn.Sequential()
+        >>> model.add_module("dense", nn.Linear(3, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_model(Path(folder), config, model, model)
+        ...     loaded = load(build_network(config), Path(folder) / "weights.hdf5")
+        >>> torch.equal(loaded.dense.weight, model.dense.weight)
+        True
     """
     try:
         with h5py.File(path, "r") as file:
@@ -33,8 +55,8 @@ def load(network: Network, path: Path) -> nn.Module:
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        # All of which h5py raises for one kind of damage or another.
-        raise ModelError(f"{path} cannot be read, it may be damaged or not HDF5: {error}") from error
+        # h5py raises all of these for damaged files.
+        raise ModelError(f"{path} is damaged or not an HDF5 file: {error}") from error
     state: dict[str, Tensor] = {}
     for layer, parts in arrays:
         module = getattr(network.module, layer.name)
@@ -49,7 +71,7 @@ def load(network: Network, path: Path) -> nn.Module:
 
 
 def _without_parameters(norm: nn.Module, parts: dict[str, NDArray[np.float32]]) -> None:
-    """What a normalization without scale or center multiplies by or adds is no parameter of the network."""
+    """Make the constant scale or center of a normalization layer a buffer: it is not a parameter of the network."""
     for name in ("gamma", "beta"):
         if name not in parts:
             value = getattr(norm, _NORM[name]).detach()
@@ -58,18 +80,18 @@ def _without_parameters(norm: nn.Module, parts: dict[str, NDArray[np.float32]]) 
 
 
 def _read(file: h5py.File, layers: list[KerasLayer]) -> list[tuple[KerasLayer, dict[str, NDArray[np.float32]]]]:
-    """Arrays of each layer with weights, by name, checked against the architecture before they are read."""
+    """Arrays of each layer with weights, by name; shapes are checked against the architecture before reading."""
     groups = []
     for name in _names(file, "layer_names"):
         group = _inside(file, name)
         if not isinstance(group, h5py.Group):
-            raise ModelError(f"the layer {name!r} is not a group")
+            raise ModelError(f"layer {name!r} must be an HDF5 group, got {type(group).__name__}")
         if paths := _names(group, "weight_names"):
             groups.append((name, group, paths))
     if len(groups) != len(layers):
         raise ModelError(
-            f"{len(groups)} layers have weights ({', '.join(name for name, _, _ in groups[:8])}), "
-            f"the architecture has {len(layers)}"
+            f"expected {len(layers)} layers with weights as in the architecture, got {len(groups)} "
+            f"({', '.join(name for name, _, _ in groups[:8])})"
         )
     return [
         (layer, _arrays(group, paths, layer, name)) for layer, (name, group, paths) in zip(layers, groups, strict=True)
@@ -77,30 +99,31 @@ def _read(file: h5py.File, layers: list[KerasLayer]) -> list[tuple[KerasLayer, d
 
 
 def _arrays(group: h5py.Group, paths: list[str], layer: KerasLayer, name: str) -> dict[str, NDArray[np.float32]]:
-    found = {path.rpartition("/")[2].partition(":")[0]: path for path in paths}
-    if set(found) != set(layer.weights) or len(found) != len(paths):
+    """The float32 arrays of one layer, by name."""
+    by_name = {path.rpartition("/")[2].partition(":")[0]: path for path in paths}
+    if set(by_name) != set(layer.weights) or len(by_name) != len(paths):
         raise ModelError(
-            f"layer {name!r} ({layer.kind}) has {', '.join(sorted(found))}, "
-            f"the architecture needs {', '.join(sorted(layer.weights))}"
+            f"layer {name!r} ({layer.kind}): expected the arrays {', '.join(sorted(layer.weights))}, "
+            f"got {', '.join(sorted(by_name))}"
         )
-    made = {}
-    for what, shape in layer.weights.items():
-        data = _inside(group, found[what])
-        # Data outside of the file, or made up when they are read, are not a file's own weights.
+    arrays = {}
+    for array, shape in layer.weights.items():
+        data = _inside(group, by_name[array])
+        # External data lie outside the file, and virtual data are computed on reading.
         if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-            raise ModelError(f"layer {name!r}: {found[what]} is not an array of this file")
+            raise ModelError(f"layer {name!r}: {by_name[array]} is not an array stored in this file")
         if data.shape != shape:
-            raise ModelError(f"layer {name!r} ({layer.kind}): {what} has the shape {data.shape}, {shape} is needed")
+            raise ModelError(f"layer {name!r} ({layer.kind}): {array} must have the shape {shape}, got {data.shape}")
         if data.id.get_storage_size() * _MOST_COMPRESSED < data.size * data.dtype.itemsize:
-            raise ModelError(f"layer {name!r}: the file does not hold the values of {found[what]}")
+            raise ModelError(f"layer {name!r}: the file does not contain the values of {by_name[array]}")
         if data.dtype.kind != "f":
-            raise ModelError(f"layer {name!r}: {what} is of type {data.dtype}, not floating point")
-        made[what] = np.asarray(data, dtype=np.float32)
-    return made
+            raise ModelError(f"layer {name!r}: {array} must be floating point, got {data.dtype}")
+        arrays[array] = np.asarray(data, dtype=np.float32)
+    return arrays
 
 
 def _inside(group: h5py.Group, path: str) -> Any:
-    """What lies at a path, by links within the file alone."""
+    """The object at a path, following only hard links, which cannot leave the file."""
     for part in path.split("/"):
         if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
             raise ModelError(f"{path!r} is missing")
@@ -109,9 +132,9 @@ def _inside(group: h5py.Group, path: str) -> Any:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """A list of names, which are fixed-length bytes in old files and strings in newer ones."""
+    """A list of names: fixed-length bytes in old files, strings in newer ones."""
     if attribute not in group.attrs:
-        raise ModelError(f"the attribute {attribute} is missing: not the weights of a Keras model")
+        raise ModelError(f"the attribute {attribute} is missing: this is not a file of Keras weights")
     values = np.atleast_1d(group.attrs[attribute])
     return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values.ravel().tolist()]
 
@@ -121,14 +144,17 @@ def _converted(module: nn.Module, parts: dict[str, NDArray[np.float32]]) -> dict
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in parts.items()}
     if "moving_mean" not in tensors:
         kernel = tensors["kernel"].movedim((-1, -2), (0, 1))
-        wanted = 2 if isinstance(module, nn.Linear) else kernel.dim()
+        dims = 2 if isinstance(module, nn.Linear) else kernel.dim()
         if not isinstance(module, nn.Linear) and kernel.dim() == 2:
-            # A Dense layer at every position, which is a convolution with a window of 1.
+            # A Dense layer at every position is a convolution with a window of 1.
             assert isinstance(module.weight, Tensor)
-            wanted = module.weight.dim()
-        kernel = kernel.reshape(*kernel.shape, *[1] * (wanted - kernel.dim())).contiguous()
+            dims = module.weight.dim()
+        kernel = kernel.reshape(*kernel.shape, *[1] * (dims - kernel.dim())).contiguous()
         return {"weight": kernel, **({"bias": tensors["bias"]} if "bias" in tensors else {})}
     channels = len(tensors["moving_mean"])
     state = {"weight": torch.ones(channels), "bias": torch.zeros(channels)}
     state |= {_NORM[name]: value for name, value in tensors.items()}
     return {**state, "num_batches_tracked": torch.zeros((), dtype=torch.int64)}
+
+
+__all__ = ["load"]

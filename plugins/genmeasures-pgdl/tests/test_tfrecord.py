@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from genmeasures_pgdl.tfrecord import RecordDataset, Shard, shards_of, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,10 +28,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from genmeasures.errors import DataError
-from genmeasures.tasks.pgdl.tfrecord import RecordDataset, Shard, shards_of, write_shard
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
-HERE = Path(__file__).parents[1] / "data" / "keras_golden"
+DATA = Path(__file__).parents[4] / "shared" / "data"
+HERE = Path(__file__).parent / "data" / "keras_golden"
 GOLDEN, TOY = DATA / "keras_golden", DATA / "pgdl_toy_sample"
 
 
@@ -324,7 +324,9 @@ def test_records_alike_but_for_their_values_keep_their_own(put: Callable[[bytes]
     x, _ = everything(put(framed(*records)))
     assert x.tobytes() == np.stack(tricky).tobytes()
     path = put(framed(*records, flat))
-    with pytest.raises(DataError, match=re.escape(f"{path}: record 4: inputs have the shape (4, 1)")):
+    with pytest.raises(
+        DataError, match=re.escape(f"{path}: record 4: inputs must have the shape (2, 2) of record 0, got (4, 1)")
+    ):
         everything(path)
 
 
@@ -344,44 +346,47 @@ BAD: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "no feature inputs"),
     "no inputs": (example(feature(b"output", OUTPUT)), "no feature inputs"),
     "no output": (example(feature(b"inputs", INPUTS)), "no feature output"),
-    "inputs twice": (GOOD + example(feature(b"inputs", INPUTS)), "inputs is there twice"),
-    "no value": (example(feature(b"inputs"), feature(b"output", OUTPUT)), "there 0 times"),
-    "two values": (example(feature(b"inputs", INPUTS, INPUTS), feature(b"output", OUTPUT)), "there 2 times"),
-    "integers": (example(string(1, string(1, b"inputs") + string(2, string(3, b"")))), "there 0 times"),
-    "no name": (example(string(1, string(2, b""))), "name of a feature is there 0 times"),
-    "no type": (with_inputs(shape_of(2, 2) + CONTENT), "type 0, not 1"),
-    "type as bytes": (with_inputs(string(1, b"1") + shape_of(2, 2) + CONTENT), "inputs has the type"),
-    "float64": (with_inputs(number(1, 2) + shape_of(2) + CONTENT), "type 2, not 1"),
-    "float output": (with_output(number(1, 1) + string(4, bytes(4))), "type 1, not 3 or 9"),
-    "output of one axis": (with_output(number(1, 3) + shape_of(1) + string(4, bytes(4))), "one number"),
-    "scalar inputs": (with_inputs(number(1, 1) + string(4, bytes(4))), "no axes"),
-    "five axes": (with_inputs(number(1, 1) + shape_of(1, 1, 1, 2, 2) + CONTENT), "5 axes"),
-    "very many axes": (with_inputs(number(1, 1) + shape_of(*[2**62] * 5000) + CONTENT), "5000 axes"),
-    "axis of no size": (with_inputs(number(1, 1) + shape_of(2, 0) + string(4, b"")), "without any elements"),
-    "axis without a size": (with_inputs(number(1, 1) + string(2, string(2, b"")) + CONTENT), "without any elements"),
+    "inputs twice": (GOOD + example(feature(b"inputs", INPUTS)), "duplicate feature inputs"),
+    "no value": (example(feature(b"inputs"), feature(b"output", OUTPUT)), "must occur once, got 0 times"),
+    "two values": (
+        example(feature(b"inputs", INPUTS, INPUTS), feature(b"output", OUTPUT)),
+        "must occur once, got 2 times",
+    ),
+    "integers": (example(string(1, string(1, b"inputs") + string(2, string(3, b"")))), "must occur once, got 0 times"),
+    "no name": (example(string(1, string(2, b""))), "name of a feature must occur once, got 0 times"),
+    "no type": (with_inputs(shape_of(2, 2) + CONTENT), "data type 1, got 0"),
+    "type as bytes": (with_inputs(string(1, b"1") + shape_of(2, 2) + CONTENT), "inputs must have the data type"),
+    "float64": (with_inputs(number(1, 2) + shape_of(2) + CONTENT), "data type 1, got 2"),
+    "float output": (with_output(number(1, 1) + string(4, bytes(4))), "data type 3 or 9, got 1"),
+    "output of one axis": (with_output(number(1, 3) + shape_of(1) + string(4, bytes(4))), "must be a scalar"),
+    "scalar inputs": (with_inputs(number(1, 1) + string(4, bytes(4))), "at least one axis"),
+    "five axes": (with_inputs(number(1, 1) + shape_of(1, 1, 1, 2, 2) + CONTENT), "at most 4 axes, got 5"),
+    "very many axes": (with_inputs(number(1, 1) + shape_of(*[2**62] * 5000) + CONTENT), "at most 4 axes, got 5000"),
+    "axis of no size": (with_inputs(number(1, 1) + shape_of(2, 0) + string(4, b"")), "at least one element"),
+    "axis without a size": (with_inputs(number(1, 1) + string(2, string(2, b"")) + CONTENT), "at least one element"),
     "negative axis": (with_inputs(number(1, 1) + shape_of(-1, -4) + CONTENT), "negative"),
-    "unknown rank": (with_inputs(number(1, 1) + string(2, number(3, 1)) + CONTENT), "no known shape"),
-    "content too short": (with_inputs(number(1, 1) + shape_of(2, 3) + CONTENT), "16 bytes"),
-    "content too long": (with_inputs(number(1, 1) + shape_of(3) + CONTENT), "16 bytes"),
-    "product that overflows": (with_inputs(number(1, 1) + shape_of(2**32, 2**32, 4) + CONTENT), "16 bytes"),
-    "no content": (with_inputs(FLOAT_LIST), "0 values"),
-    "two of four values": (with_inputs(FLOAT_LIST + string(5, bytes(8))), "2 values"),
+    "unknown rank": (with_inputs(number(1, 1) + string(2, number(3, 1)) + CONTENT), "the shape of inputs is unknown"),
+    "content too short": (with_inputs(number(1, 1) + shape_of(2, 3) + CONTENT), "bytes, got 16"),
+    "content too long": (with_inputs(number(1, 1) + shape_of(3) + CONTENT), "bytes, got 16"),
+    "product that overflows": (with_inputs(number(1, 1) + shape_of(2**32, 2**32, 4) + CONTENT), "bytes, got 16"),
+    "no content": (with_inputs(FLOAT_LIST), "4 values, got 0"),
+    "two of four values": (with_inputs(FLOAT_LIST + string(5, bytes(8))), "4 values, got 2"),
     "float_val cut": (with_inputs(FLOAT_LIST + string(5, bytes(7))), "malformed"),
     "float_val as varint": (with_inputs(FLOAT_LIST + number(5, 1)), "malformed"),
     "int_val as float": (with_output(SEVEN + b"\x3d" + bytes(4)), "malformed"),
     "int_val too large": (with_output(SEVEN + number(7, 2**31)), "fit into int32"),
     "int_val cut": (with_output(SEVEN + string(7, b"\x80")), "varint"),
-    "value for terabytes": (with_inputs(number(1, 1) + shape_of(2**40) + string(5, bytes(4))), "1 values"),
+    "value for terabytes": (with_inputs(number(1, 1) + shape_of(2**40) + string(5, bytes(4))), "values, got 1"),
     "long varint": (with_inputs(b"\x08" + b"\x80" * 10 + b"\x01"), "varint"),
     "varint of 70 bits": (with_inputs(b"\x08" + b"\xff" * 9 + b"\x7f"), "varint"),
-    "huge length": (b"\x0a" + varint(2**63), "longer than what holds it"),
-    "content cut": (GOOD[:-2], "longer than what holds it"),
+    "huge length": (b"\x0a" + varint(2**63), "longer than the message that contains it"),
+    "content cut": (GOOD[:-2], "longer than the message that contains it"),
     "content and more": (GOOD + b"\x08", "varint"),
-    "length one too many": (string(1, b"\x0a\x02\x0a"), "longer than what holds it"),
-    "fixed64 cut": (GOOD + b"\x79" + bytes(7), "longer than what holds it"),
+    "length one too many": (string(1, b"\x0a\x02\x0a"), "longer than the message that contains it"),
+    "fixed64 cut": (GOOD + b"\x79" + bytes(7), "longer than the message that contains it"),
     "group": (GOOD + b"\x0b\x0c", "wire type 3"),
     "field 0": (GOOD + b"\x00\x00", "number 0"),
-    "features as number": (number(1, 4), "wire type 0 in place of bytes"),
+    "features as number": (number(1, 4), "wire type 2, got 0"),
 }
 
 
@@ -396,7 +401,9 @@ def test_a_bad_record_with_a_good_checksum_is_an_error(name: str, at: int, put: 
 
 def test_a_record_of_another_shape_is_an_error(put: Callable[[bytes], Path]) -> None:
     path = put(framed(GOOD, GOOD, with_inputs(number(1, 1) + shape_of(4) + CONTENT)))
-    with pytest.raises(DataError, match=re.escape(f"{path}: record 2: inputs have the shape (4,)")):
+    with pytest.raises(
+        DataError, match=re.escape(f"{path}: record 2: inputs must have the shape (2, 2) of record 0, got (4,)")
+    ):
         RecordDataset([path]).__getitems__([0, 1, 2])
     other = put(framed(with_inputs(number(1, 1) + shape_of(4) + CONTENT)))
     with pytest.raises(DataError, match=re.escape(str(other))):
@@ -563,7 +570,7 @@ def test_gaps_and_folders_without_shards_are_errors(tmp_path: Path) -> None:
     (tmp_path / "shard_1.tfrecord").touch()
     assert len(shards_of(tmp_path)) == 3
     (tmp_path / "shard_01.tfrecord").touch()
-    check("shard_1 is there twice")
+    check("duplicate shard_1")
     with pytest.raises(DataError, match="nowhere"):
         shards_of(tmp_path / "nowhere")
     with pytest.raises(DataError, match="at least one"):

@@ -8,13 +8,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from genmeasures_pgdl.network import build_network
+from genmeasures_pgdl.report import official_scores
+from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 
+from genmeasures import results
+from genmeasures.aggregators import Frobenius
 from genmeasures.cli.main import main
 from genmeasures.judging import published_scores
-from genmeasures.tasks.pgdl.network import build_network
-from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def write_task(folder: Path, seed: int) -> None:
@@ -53,7 +56,7 @@ def test_all_tasks_and_one_table(
     monkeypatch.chdir(tmp_path)  # outside of the repository
     assert run(tasks) == 0
     shown = capfd.readouterr().out
-    assert "s a model, of the competition's 300" in shown
+    assert "s per model, the limit of the competition is 300 s" in shown
     table = pd.read_csv(tasks.parent / "out" / "pgdl.csv", index_col="measure")
     assert list(table.columns) == ["mine", "task4", "mean", "low", "high"]
     ours = table.loc[["davies_bouldin", "roughness"]]
@@ -100,3 +103,34 @@ def test_results_measured_in_other_ways_have_rows_of_their_own(tasks: Path, monk
     ours = [name for name in table.index if name.startswith("roughness")]
     assert len(ours) == 2
     assert all("seed=" in name for name in ours)
+
+
+def test_official_scores_leave_out_merged_and_damaged_files(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert run(tasks, "task.which=mine") == 0
+    (result,) = (tmp_path / "out").glob("*.nc")
+    before, _ = official_scores(result.parent, Frobenius())
+    (merged,) = results.collect(result.parent, result.parent).files
+    content = bytearray(result.read_bytes())
+    (result.parent / "half.nc").write_bytes(content[: len(content) // 2])
+    content[len(content) // 2] ^= 1
+    (result.parent / "changed.nc").write_bytes(content)
+    scores, remarks = official_scores(result.parent, Frobenius())
+    assert f"{merged} is left out: it is merged from other results" in remarks
+    for name in ("half.nc", "changed.nc"):
+        assert sum(remark.startswith(f"{result.parent / name} is left out: ") for remark in remarks) == 1
+    pd.testing.assert_frame_equal(scores, before)
+    assert list(scores.columns) == ["mine"]
+    assert scores.notna().all(axis=None)
+
+
+def test_an_experiment_of_the_user_takes_precedence(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "pgdl.yaml").write_text("# @package _global_\nseed: 5\n")
+    assert main(["run", "experiment=pgdl", "--cfg", "job"]) == 0
+    assert "seed: 5" in capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""Making tasks in the style of PGDL: a full grid of networks, trained here on data that the user has.
+"""Training of new tasks in the style of PGDL: a full grid of networks on a small data set.
 
-On the command line: ``python -m genmeasures.tasks.pgdl.recipe PATH --family vgg --data digits``.
+Command line: ``python -m genmeasures_pgdl.recipe PATH --family vgg --data digits``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from genmeasures.errors import GenmeasuresError, OptionError, nearest
-from genmeasures.files import remove_stale_temporaries, write_atomically, write_folder_atomically
-from genmeasures.interfaces import is_count
-from genmeasures.tasks.pgdl.network import build_network, read_network
-from genmeasures.tasks.pgdl.sources import CLASSES, SOURCES, Images, images
-from genmeasures.tasks.pgdl.tfrecord import RecordDataset, shards_of
-from genmeasures.tasks.pgdl.weights import load
-from genmeasures.tasks.pgdl.writer import write_model, write_model_configs, write_split
-from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
+from genmeasures.plugin import (
+    GenmeasuresError,
+    OptionError,
+    is_count,
+    nearest,
+    one_thread,
+    remove_stale_temporaries,
+    run_in_processes,
+    worker_count,
+    write_atomically,
+    write_folder_atomically,
+)
+from genmeasures_pgdl.network import build_network, read_network
+from genmeasures_pgdl.sources import CLASSES, SOURCES, Images, images
+from genmeasures_pgdl.tfrecord import RecordDataset, shards_of
+from genmeasures_pgdl.weights import load
+from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 
 Hparams: TypeAlias = Mapping[str, float | int | bool]
 Layer: TypeAlias = dict[str, Any]
@@ -53,14 +61,14 @@ LEVELS: dict[str, dict[str, tuple[float | int | bool, ...]]] = {
         "batch_size": (8, 32),
     },
 }
-"""The levels of each family's hyperparameters; a task has all 32 combinations."""
+"""Levels of the hyperparameters of each family; a task has all 32 combinations."""
 
 DIGITS_TRAIN_SIZE = 200
-"""With all digits, every network would be right on all but a few of the others: no gaps to predict."""
+"""Training digits by default; with all 1197, the generalization gaps would be too small to predict."""
 
 _LEARNING_RATE = 0.005
 _VERSION = 1
-"""Raised with each change of what is trained that the settings do not show."""
+"""Incremented when the training changes in a way that the other settings do not show."""
 _LARGE_IMAGE = 16
 _EVALUATION_BATCH = 500
 _RECIPE = "recipe.json"
@@ -70,12 +78,28 @@ _DATA = "dataset_1"
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a task's networks depend on."""
+    """Everything that the networks of a task depend on.
+
+    Attributes:
+        family: family of architectures.
+        data: name of the data set.
+        digest: hash of the images and classes.
+        train_size: number of training images.
+        stop_loss: training loss at which training stops.
+        epochs: largest number of epochs.
+        seed: seed of the run.
+        grid: levels of the hyperparameters by name.
+        version: version of the training procedure.
+
+    Example:
+        >>> settings = Settings("vgg", "digits", "", 200, 0.01, 60, 0, {"width": [8, 16], "depth": [1, 2]})
+        >>> settings.models()[1]
+        {'width': 8, 'depth': 2}
+    """
 
     family: str
     data: str
     digest: str
-    """Of the images and classes."""
     train_size: int
     stop_loss: float
     epochs: int
@@ -84,7 +108,7 @@ class Settings:
     version: int = _VERSION
 
     def models(self) -> list[Hparams]:
-        """All combinations of the grid; a model's number is its place."""
+        """All combinations of the grid; the number of a model is its index."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
@@ -100,26 +124,45 @@ def make_task(
     workers: int | None = None,
     grid: Mapping[str, Sequence[float | int | bool]] | None = None,
 ) -> Path:
-    """Train a grid of networks and store it as a PGDL task in the folder ``path``, which is returned.
+    """Train a grid of networks and store them as a PGDL task.
 
-    family: "vgg" (blocks of 3 × 3 convolutions and max pooling, then two dense layers) or "nin" (blocks
-    of a 3 × 3 and some 1 × 1 convolutions, with batch normalization, then a global average). data:
-    "digits", "fashion_mnist" or "cifar10", the latter two read from ``folder`` (see :func:`images`).
-    train_size: how many training images, drawn at random with the seed; None for all, of the digits
-    200. seed: of the draw and of each network. workers: number of processes; None for one a core. A
-    network is the same whatever their number.
-    grid: levels of hyperparameters in place of those in ``LEVELS``, by name: width (channels of the
-    first block), depth (convolutions of a block: 3 × 3 in vgg, 1 × 1 in nin), dropout, weight_decay,
-    batch_size; also batch_norm, which is else False in vgg, True in nin, and no hyperparameter.
+    Each network is trained by AdamW (learning rate 0.005) on the cross-entropy. Training stops at the end of the first
+    epoch at which the mean over the training images, in evaluation mode, is at most ``stop_loss``, or after ``epochs``
+    epochs. Accuracies and losses in ``model_configs.json`` are those of the network as read back from its files.
+    Models of an earlier call with the same settings, which may have been interrupted, are kept; ``recipe.json`` holds
+    the settings.
 
-    Each network is trained by AdamW (learning rate 0.005) on the cross-entropy until, at the end of an
-    epoch, its mean over the training images, taken in evaluation mode, is at most ``stop_loss``, or for
-    ``epochs`` epochs. Accuracies and losses in ``model_configs.json`` are those of the network as read
-    back from its files. What is there from an earlier call, which may have been interrupted, is kept:
-    ``recipe.json`` says from which settings.
+    Args:
+        path: folder of the task; it is created if needed.
+        family: ``"vgg"`` (blocks of 3 × 3 convolutions and max pooling, then two dense layers) or ``"nin"`` (blocks of
+            one 3 × 3 and several 1 × 1 convolutions with batch normalization, then global average pooling).
+        data: ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``, see :func:`genmeasures_pgdl.sources.images`.
+        folder: folder with the files of the data set; digits need none.
+        train_size: number of training images, drawn at random with the seed (default: all; 200 digits).
+        stop_loss: training loss at which training stops.
+        epochs: largest number of epochs.
+        seed: seed of the draw of images and of each network.
+        workers: number of processes (default: one per core). The networks do not depend on it.
+        grid: levels of hyperparameters by name, replacing those in ``LEVELS``: ``width`` (channels of the first
+            block), ``depth`` (convolutions per block: 3 × 3 in vgg, 1 × 1 in nin), ``dropout``, ``weight_decay``,
+            ``batch_size`` and ``batch_norm`` (default: no hyperparameter, False in vgg and True in nin).
 
-    Raises OptionError for options that are unknown or out of range, and where the folder holds
-    something else, or a task of other settings; DataError naming a file of the data.
+    Returns:
+        The folder of the task.
+
+    Raises:
+        OptionError: an option is unknown or out of range, or the folder cannot be written, has other files or a task
+            with other settings.
+        DataError: a file of the data set is missing or damaged; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> from genmeasures_pgdl import PGDL
+        >>> grid = {"width": [2], "depth": [1], "dropout": [0.0], "weight_decay": [0.0], "batch_size": [8]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     task = PGDL(make_task(folder, train_size=8, epochs=1, workers=1, grid=grid))
+        ...     [model.name for model in task.models()]
+        ['model_0']
     """
     path = Path(path)
     levels = _levels(family, grid)
@@ -137,7 +180,21 @@ def make_task(
 
 
 def architecture(family: str, hparams: Hparams, shape: Sequence[int]) -> dict[str, Any]:
-    """The content of a ``config.json`` for images of that shape, (C, H, W)."""
+    """The architecture of a family with given hyperparameters.
+
+    Args:
+        family: ``"vgg"`` or ``"nin"``.
+        hparams: ``width``, ``depth``, ``dropout``, and optionally ``batch_norm``.
+        shape: shape of the images, (C, H, W).
+
+    Returns:
+        The content of a ``config.json``, as in :func:`genmeasures_pgdl.network.build_network`.
+
+    Example:
+        >>> config = architecture("vgg", {"width": 8, "depth": 1, "dropout": 0.0}, (1, 8, 8))
+        >>> [layer["layer_name"] for layer in config["model_config"]][:3]
+        ['Conv2D', 'ReLU', 'MaxPooling2D']
+    """
     channels, height, width = shape
     blocks = 3 if min(height, width) >= _LARGE_IMAGE else 2
     layers = (_vgg if family == "vgg" else _nin)(hparams, blocks)
@@ -162,7 +219,7 @@ def _nin(hparams: Hparams, blocks: int) -> list[Layer]:
         layers += _convolution(width << block, 3, norm)
         for _ in range(int(hparams["depth"])):
             layers += _convolution(width << block, 1, norm)
-        # The average at the end takes the place of the last pooling.
+        # Global average pooling at the end replaces the last max pooling.
         layers += [{"layer_name": "MaxPooling2D", "pool_size": 2}] * (block < blocks - 1) + dropout
     last: Layer = {"layer_name": "Conv2D", "filters": CLASSES, "kernel_size": 1}
     return [*layers, last, {"layer_name": "GlobalAveragePooling2D"}]
@@ -177,16 +234,16 @@ def _dropout(hparams: Hparams) -> list[Layer]:
     return [{"layer_name": "Dropout", "rate": hparams["dropout"]}] if hparams["dropout"] else []
 
 
-# Options, data and the folder
+# Options, data and the folder of the task
 
 
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "width": (is_count, "integers from 1"),
-    "depth": (is_count, "integers from 1"),
-    "batch_size": (is_count, "integers from 1"),
-    "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "numbers from 0 to below 1"),
-    "weight_decay": (lambda value: _is_number(value) and 0 <= value < math.inf, "numbers from 0"),
-    "batch_norm": (lambda value: isinstance(value, bool), "True or False"),
+    "width": (is_count, "integers of at least 1"),
+    "depth": (is_count, "integers of at least 1"),
+    "batch_size": (is_count, "integers of at least 1"),
+    "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "numbers in [0, 1)"),
+    "weight_decay": (lambda value: _is_number(value) and 0 <= value < math.inf, "finite numbers of at least 0"),
+    "batch_norm": (lambda value: isinstance(value, bool), "Booleans"),
 }
 
 
@@ -203,9 +260,9 @@ def _levels(
     for name, values in levels.items():
         if name not in _ALLOWED:
             raise OptionError(f"grid: there is no hyperparameter {name!r}{nearest(str(name), _ALLOWED)}")
-        allowed, what = _ALLOWED[name]
+        allowed, kind = _ALLOWED[name]
         if not values or not all(map(allowed, values)) or len(set(values)) < len(values):
-            raise OptionError(f"grid: {name} is {values}: different {what} are needed")
+            raise OptionError(f"grid: {name} must be distinct {kind}, got {values}")
     return levels
 
 
@@ -217,16 +274,16 @@ def _check_numbers(train_size: int | None, stop_loss: float, epochs: int, seed: 
         ("workers", 1 if workers is None else workers, 1),
     ):
         if not is_count(value, least):
-            raise OptionError(f"{name}={value!r} must be an integer from {least}")
+            raise OptionError(f"{name} must be an integer of at least {least}, got {value!r}")
     if not _is_number(stop_loss) or not 0 <= stop_loss < math.inf:
-        raise OptionError(f"stop_loss={stop_loss!r} must be a number from 0")
+        raise OptionError(f"stop_loss must be a finite number of at least 0, got {stop_loss!r}")
 
 
 def _drawn(sets: Images, data: str, train_size: int | None, seed: int) -> Images:
     x, y, test_x, test_y = sets
     size = train_size or (DIGITS_TRAIN_SIZE if data == "digits" else len(x))
     if size > len(x):
-        raise OptionError(f"train_size={size}: {data} has {len(x)} images for training")
+        raise OptionError(f"train_size must be at most {len(x)}, the number of training images of {data}, got {size}")
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:size]
     return x[rows], y[rows], test_x, test_y
 
@@ -240,33 +297,36 @@ def _digest(sets: Images) -> str:
 
 
 def _claim(path: Path, settings: Settings) -> None:
-    """Make the folder this task's, or see that it is. Raises OptionError where it holds something else."""
-    known = json.loads(json.dumps(asdict(settings)))
+    """Write the settings into a new folder, or check those of an existing one; OptionError if they differ."""
+    expected = json.loads(json.dumps(asdict(settings)))
     file = path / _RECIPE
     remove_stale_temporaries(path)
     if not path.is_dir() or not any(path.iterdir()):
         path.mkdir(parents=True, exist_ok=True)
-        _write_json(file, known)
+        _write_json(file, expected)
         return
     try:
-        found = json.loads(file.read_bytes())
+        stored = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        raise OptionError(f"{path} holds files and no {_RECIPE}: give another folder, or an empty one") from error
+        raise OptionError(f"{path} is not empty and has no {_RECIPE}: choose another folder") from error
     except ValueError as error:
-        raise OptionError(f"{file} is damaged: {error}; give another folder") from error
-    if not isinstance(found, dict) or found != known:
-        found = found if isinstance(found, dict) else {}
-        other = [f"{name} {found.get(name)!r}, not {known[name]!r}" for name in known if found.get(name) != known[name]]
-        raise OptionError(f"{path} holds another task ({'; '.join(other)}): give another folder")
+        raise OptionError(f"{file} is damaged: {error}; choose another folder") from error
+    if not isinstance(stored, dict) or stored != expected:
+        stored = stored if isinstance(stored, dict) else {}
+        differences = [
+            f"{name}: expected {value!r}, got {stored.get(name)!r}"
+            for name, value in expected.items()
+            if stored.get(name) != value
+        ]
+        raise OptionError(f"{path} holds a task with other settings ({'; '.join(differences)}): choose another folder")
 
 
 def _write_data(path: Path, sets: Images) -> None:
     if (path / _DATA).is_dir():
         return
-    with write_folder_atomically(path / _DATA) as part:
-        write_split(part / "train", *sets[:2])
-        write_split(part / "test", *sets[2:])
-        shutil.rmtree(path / _DATA, ignore_errors=True)
+    with write_folder_atomically(path / _DATA) as temporary:
+        write_split(temporary / "train", *sets[:2])
+        write_split(temporary / "test", *sets[2:])
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -274,13 +334,13 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _write_configs(path: Path, settings: Settings) -> None:
-    hparams = {str(number): known for number, known in enumerate(settings.models())}
-    metrics = {number: _metrics(path, int(number)) or {} for number in hparams}
+    hparams = {str(number): model_hparams for number, model_hparams in enumerate(settings.models())}
+    metrics = {number: _stored_metrics(path, int(number)) or {} for number in hparams}
     write_model_configs(path / "model_configs.json", hparams, metrics)
 
 
-def _metrics(path: Path, number: int) -> dict[str, float] | None:
-    """Those of a model that is there, else None."""
+def _stored_metrics(path: Path, number: int) -> dict[str, float] | None:
+    """The metrics of a trained model, or None if it has none yet."""
     try:
         metrics = json.loads((path / f"model_{number}" / _TRAINING).read_bytes())["metrics"]
         return {name: float(value) for name, value in metrics.items()}
@@ -291,30 +351,30 @@ def _metrics(path: Path, number: int) -> dict[str, float] | None:
 # Training
 
 
-class _Maker:
-    """Trains and writes the models of one task, with the data as they are read from it."""
+class _Trainer:
+    """Trains and writes the models of one task, on the data as read back from its files."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self.path, self.settings = path, settings
         self.models = settings.models()
         self.train, self.test = (_read_all(path / _DATA / split) for split in ("train", "test"))
 
-    def make(self, number: int) -> None:
-        """Train a model and write its folder, whole or not at all."""
+    def run(self, number: int) -> None:
+        """Train a model and write its folder atomically."""
         config = architecture(self.settings.family, self.models[number], self.train[0].shape[1:])
         folder = self.path / f"model_{number}"
         with one_thread():
             trained, initial, epochs = self._train(config, self.models[number])
-            with write_folder_atomically(folder) as part:
-                write_model(part, config, trained, initial)
-                metrics = self._measured(load(read_network(part / "config.json"), part / "weights.hdf5"))
-                _write_json(part / _TRAINING, {"epochs": epochs, "metrics": metrics})
-                shutil.rmtree(folder, ignore_errors=True)
+            with write_folder_atomically(folder) as temporary:
+                write_model(temporary, config, trained, initial)
+                metrics = self._metrics(load(read_network(temporary / "config.json"), temporary / "weights.hdf5"))
+                _write_json(temporary / _TRAINING, {"epochs": epochs, "metrics": metrics})
+                shutil.rmtree(folder, ignore_errors=True)  # of a model whose training.json is damaged
 
     def _train(self, config: Mapping[str, Any], hparams: Hparams) -> tuple[nn.Module, nn.Module, int]:
-        """The trained network, the same before training, and the number of epochs."""
+        """The trained network, the network before training, and the number of epochs."""
         x, y = self.train
-        # Initial weights and dropout draw from the global generator, whose state must come back as it was.
+        # Initialization and dropout draw from the global generator, whose state is restored.
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(_model_seed(self.settings.seed, hparams))
             model = _initialized(config)
@@ -330,22 +390,22 @@ class _Maker:
                     optimizer.zero_grad()
                     torch.autograd.backward(loss)
                     optimizer.step()
-                epochs, mean = epochs + 1, _evaluated(model.eval(), x, y)[1]
+                epochs, mean = epochs + 1, _evaluate(model.eval(), x, y)[1]
         return model, initial, epochs
 
-    def _measured(self, model: nn.Module) -> dict[str, float]:
-        made = {}
+    def _metrics(self, model: nn.Module) -> dict[str, float]:
+        metrics = {}
         for split, data in (("train", self.train), ("test", self.test)):
-            made[f"{split}_accuracy"], made[f"{split}_loss"] = _evaluated(model, *data)
-        # A network that diverged has accuracies all the same; JSON has no word for its losses.
-        return {name: value for name, value in made.items() if math.isfinite(value)}
+            metrics[f"{split}_accuracy"], metrics[f"{split}_loss"] = _evaluate(model, *data)
+        # The losses of a network that diverged are not finite, which JSON cannot express.
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _read_all(folder: Path) -> tuple[Tensor, Tensor]:
     """All images float32 (N, C, H, W), contiguous, and classes int64 (N,) of a split."""
     records = RecordDataset(shards_of(folder))
     rows = records.__getitems__(range(len(records)))
-    # Contiguous one by one: by its strides torch would take the channels to come last, and round otherwise.
+    # Each image is made contiguous: its strides would select channels-last kernels, which round differently.
     x = torch.stack([torch.as_tensor(image).contiguous() for image, _ in rows])
     return x, torch.tensor([int(label) for _, label in rows])
 
@@ -356,7 +416,7 @@ def _model_seed(seed: int, hparams: Hparams) -> int:
 
 
 def _initialized(config: Mapping[str, Any]) -> nn.Module:
-    """A network as Keras initializes it, with draws from torch's global generator."""
+    """A network initialized as in Keras, drawn from the global generator of torch."""
     network = build_network(config).module.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -368,21 +428,21 @@ def _initialized(config: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _evaluated(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy, in float64, of a model in evaluation mode."""
-    right, losses = [], []
+def _evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy of a model in evaluation mode, in float64."""
+    correct, losses = [], []
     with torch.inference_mode():
-        for images_, classes in zip(x.split(_EVALUATION_BATCH), y.split(_EVALUATION_BATCH), strict=True):
-            logits = model(images_)
-            right.append(logits.argmax(1) == classes)
+        for batch, classes in zip(x.split(_EVALUATION_BATCH), y.split(_EVALUATION_BATCH), strict=True):
+            logits = model(batch)
+            correct.append(logits.argmax(1) == classes)
             losses.append(nn.functional.cross_entropy(logits.double(), classes, reduction="none"))
-    return float(torch.cat(right).double().mean()), float(torch.cat(losses).mean())
+    return float(torch.cat(correct).double().mean()), float(torch.cat(losses).mean())
 
 
 def _train_all(path: Path, settings: Settings, workers: int | None) -> None:
-    """Make the models that are not there, with a progress bar on standard error."""
+    """Train the models that are missing, with a progress bar on standard error."""
     numbers = range(len(settings.models()))
-    missing = [number for number in numbers if _metrics(path, number) is None]
+    missing = [number for number in numbers if _stored_metrics(path, number) is None]
     if not missing:
         return
     workers = min(worker_count(workers), len(missing))
@@ -391,42 +451,49 @@ def _train_all(path: Path, settings: Settings, workers: int | None) -> None:
         bar = progress.add_task(f"Training {settings.family} networks on {settings.data}", total=len(numbers))
         progress.advance(bar, len(numbers) - len(missing))
         if workers > 1:
-            run_in_processes(_make, missing, workers, lambda: progress.advance(bar), _start, path, settings)
+            run_in_processes(_train_model, missing, workers, lambda: progress.advance(bar), _start, path, settings)
             return
-        maker = _Maker(path, settings)
+        trainer = _Trainer(path, settings)
         for number in missing:
-            maker.make(number)
+            trainer.run(number)
             progress.advance(bar)
 
 
-_maker: _Maker | None = None
-"""In a process that trains: its own, so that data are read once and not sent with every model."""
+_trainer: _Trainer | None = None
+"""The trainer of a worker process, which reads the data once instead of receiving them with every model."""
 
 
 def _start(path: Path, settings: Settings) -> None:
-    global _maker
-    _maker = _Maker(path, settings)
+    global _trainer
+    _trainer = _Trainer(path, settings)
 
 
-def _make(number: int) -> None:
-    assert _maker is not None
-    _maker.make(number)
+def _train_model(number: int) -> None:
+    assert _trainer is not None
+    _trainer.run(number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the status to exit with."""
+    """Run the command line.
+
+    Args:
+        arguments: the arguments (default: those of the process).
+
+    Returns:
+        The exit status, 0 or 2.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m genmeasures.tasks.pgdl.recipe", description="Train a grid of networks as a PGDL task."
+        prog="python -m genmeasures_pgdl.recipe", description="Train a grid of networks as a PGDL task."
     )
-    parser.add_argument("path", metavar="PATH", help="folder of the task; models that are there are kept")
+    parser.add_argument("path", metavar="PATH", help="folder of the task; models that it already has are kept")
     parser.add_argument("--family", default="vgg", help=f"one of {', '.join(LEVELS)} (default: vgg)")
     parser.add_argument("--data", default="digits", help=f"one of {', '.join(SOURCES)} (default: digits)")
     parser.add_argument("--folder", help="folder with the files of the data; digits need none")
-    parser.add_argument("--train-size", type=int, help="number of training images (default: all; of digits 200)")
+    parser.add_argument("--train-size", type=int, help="number of training images (default: all; 200 digits)")
     parser.add_argument("--stop-loss", type=float, default=0.01, help="training loss to stop at (default: 0.01)")
     parser.add_argument("--epochs", type=int, default=60, help="largest number of epochs (default: 60)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--workers", type=int, help="number of processes (default: one a core)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images drawn and of the networks (default: 0)")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     try:
         print(make_task(**vars(parser.parse_args(arguments))))
     except GenmeasuresError as error:
