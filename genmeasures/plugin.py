@@ -20,7 +20,7 @@ A measure in ten lines::
             return self.zeros / self.total
 
     @hookimpl
-    def genmeasures_register_measures(register):
+    def genmeasures_register(register):
         register(Sparsity)
 
 with the entry point ``[project.entry-points.genmeasures]`` ``sparsity = "my_module"``.

@@ -1,4 +1,4 @@
-"""The components of the core, registered like everyone else's."""
+"""Registration of the core's components, through the same hook as those of plugins."""
 
 from __future__ import annotations
 
@@ -7,46 +7,30 @@ from genmeasures.registry.specs import Register, hookimpl
 
 
 @hookimpl
-def genmeasures_register_extractors(register: Register) -> None:
-    register(extractors.ReceptiveField)
-    register(extractors.WholeTensor)
-
-
-@hookimpl
-def genmeasures_register_labelers(register: Register) -> None:
-    register(labelers.ClassLabel)
-    register(labelers.Downsampled)
-    register(labelers.Histogram)
-    register(labelers.KMeans)
-
-
-@hookimpl
-def genmeasures_register_measures(register: Register) -> None:
-    register(measures.DaviesBouldin)
-    register(measures.Roughness)
-    register(measures.Confidence)
-
-
-@hookimpl
-def genmeasures_register_aggregators(register: Register) -> None:
-    for aggregator in (
+def genmeasures_register(register: Register) -> None:
+    for component in (
+        extractors.ReceptiveField,
+        extractors.WholeTensor,
+        labelers.ClassLabel,
+        labelers.Downsampled,
+        labelers.Histogram,
+        labelers.KMeans,
+        measures.DaviesBouldin,
+        measures.Roughness,
+        measures.Confidence,
         aggregators.Frobenius,
         aggregators.Mean,
         aggregators.Max,
         aggregators.LastK,
         aggregators.Explicit,
         aggregators.SingleLayer,
+        tasks.DigitsCNN,
+        tasks.Checkpoints,
+        tasks.PGDL,
+        tasks.UNetSegmentation,
+        tasks.UNetDenoising,
     ):
-        register(aggregator)
-
-
-@hookimpl
-def genmeasures_register_tasks(register: Register) -> None:
-    register(tasks.DigitsCNN)
-    register(tasks.Checkpoints)
-    register(tasks.PGDL)
-    register(tasks.UNetSegmentation)
-    register(tasks.UNetDenoising)
+        register(component)
 
 
 @hookimpl

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import pluggy
 import yaml
 
 from genmeasures.errors import GenmeasuresError, OptionError, nearest, one_line
 from genmeasures.failures import origin
-from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
+from genmeasures.interfaces import Component
 from genmeasures.registry import specs
+from genmeasures.registry.kinds import KINDS, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,6 @@ STRICT = "GENMEASURES_STRICT_PLUGINS"
 ALLOWED = "GENMEASURES_PLUGINS"
 """Environment variable: where set, only the plugins that it names, separated by commas, are loaded."""
 
-_KINDS: dict[str, tuple[str, type[Component]]] = {
-    "extractor": ("genmeasures_register_extractors", Extractor),
-    "labeler": ("genmeasures_register_labelers", Labeler),
-    "measure": ("genmeasures_register_measures", Measure),
-    "aggregator": ("genmeasures_register_aggregators", Aggregator),
-    "task": ("genmeasures_register_tasks", Task),
-}
-_C = TypeVar("_C", bound=Component)
 
 
 @dataclass
@@ -56,20 +49,19 @@ class Registry:
 
     def __init__(self) -> None:
         self.plugins: list[PluginInfo] = []
-        self._classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in _KINDS}
+        self._classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
 
     def add(self, name: str, load: Callable[[], object], distribution: str, version: str) -> None:
         """Load one plugin by itself: whatever it does wrong is kept in its info and stops no other."""
         info = PluginInfo(name, distribution, version)
         self.plugins.append(info)
-        classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in _KINDS}
+        classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
         try:
             manager = pluggy.PluginManager(specs.PROJECT)
             manager.add_hookspecs(specs)
             manager.register(load(), name)
-            manager.check_pending()
-            for kind, (hook, base) in _KINDS.items():
-                getattr(manager.hook, hook)(register=self._registrar(kind, base, classes[kind], info))
+            _check_hooks(manager)
+            manager.hook.genmeasures_register(register=self._registrar(classes, info))
             for packages in manager.hook.genmeasures_config_packages():
                 info.config_packages += [packages] if isinstance(packages, str) else list(packages)
             for package in info.config_packages:
@@ -87,18 +79,15 @@ class Registry:
         for kind, found in classes.items():
             self._classes[kind].update(found)
 
-    def _registrar(
-        self, kind: str, base: type[Component], found: dict[str, type[Component]], info: PluginInfo
-    ) -> Callable[[type[Any]], None]:
+    def _registrar(self, classes: dict[str, dict[str, type[Component]]], info: PluginInfo) -> specs.Register:
         def register(component: type[Any]) -> None:
-            if not (isinstance(component, type) and issubclass(component, base)):
-                raise GenmeasuresError(f"{component!r} is registered as {kind} but is no subclass of {base.__name__}")
+            kind = kind_of(component)
             name = getattr(component, "name", "")
             if not isinstance(name, str) or not name:
-                raise GenmeasuresError(f"{component.__name__} has no name")
-            if name in found or name in self._classes[kind]:
+                raise GenmeasuresError(f'{component.__name__} has no name: write name = "my_{kind}" in the class')
+            if name in classes[kind] or name in self._classes[kind]:
                 raise GenmeasuresError(f"the {kind} name {name!r} is already taken")
-            found[name] = component
+            classes[kind][name] = component
             info.components.append((kind, component))
 
         return register
@@ -147,6 +136,18 @@ def make(component: type[Component], options: dict[str, Any], called: str) -> Co
         if option not in options and parameters[option].default is inspect.Parameter.empty:
             raise OptionError(f"{called} needs the option {option!r}")
     return component(**options)
+
+
+def _check_hooks(manager: pluggy.PluginManager) -> None:
+    """Raise GenmeasuresError for an implementation of a hook that does not exist."""
+    known = [name for name in vars(specs) if name.startswith(f"{specs.PROJECT}_")]
+    for caller in vars(manager.hook).values():
+        name = getattr(caller, "name", "")
+        if name.startswith(f"{specs.PROJECT}_register") and name not in known:
+            raise GenmeasuresError(
+                f"unknown hook {name!r}: the hook is genmeasures_register(register), for components of every kind"
+            )
+    manager.check_pending()
 
 
 def _check_configs(package: str) -> None:

@@ -15,16 +15,10 @@ from hydra.utils import instantiate
 
 from genmeasures import interfaces
 from genmeasures.errors import ComponentError
-from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
+from genmeasures.interfaces import Component
 from genmeasures.registry import registry
+from genmeasures.registry.kinds import KINDS
 
-_KINDS: dict[str, type[Component]] = {
-    "extractor": Extractor,
-    "labeler": Labeler,
-    "measure": Measure,
-    "aggregator": Aggregator,
-    "task": Task,
-}
 
 
 def check_attributes(component: Component) -> None:
@@ -96,7 +90,7 @@ def check_copy_and_pickle(component: Component) -> None:
 
 def check_config(component: Component) -> None:
     """Where it is registered, a Hydra config of its name makes it with its default options."""
-    kind = next(kind for kind, base in _KINDS.items() if isinstance(component, base))
+    kind = next(kind for kind, base in KINDS.items() if isinstance(component, base))
     known = registry()
     name = getattr(component, "name", None)
     if name not in known.names(kind) or known.get(kind, component.name) is not type(component):

@@ -53,7 +53,7 @@ class Sparsity(FeatureMeasure):
         return self.zeros / self.total
 
 @hookimpl
-def genmeasures_register_measures(register):
+def genmeasures_register(register):
     register(Sparsity)
 '''
 BAD = {
@@ -66,17 +66,28 @@ BAD = {
     ),
     "extra_argument": (
         "from genmeasures.plugin import hookimpl\n"
-        "@hookimpl\ndef genmeasures_register_measures(register, config):\n    pass\n",
+        "@hookimpl\ndef genmeasures_register(register, config):\n    pass\n",
         "config",
     ),
     "name_taken": (SPARSITY.replace('"sparsity"', '"roughness"'), "the measure name 'roughness' is already taken"),
     "twice": (SPARSITY + "    register(Sparsity)\n", "the measure name 'sparsity' is already taken"),
     "no_name": (SPARSITY.replace('    name = "sparsity"\n', ""), "Sparsity has no name"),
-    "wrong_kind": (
-        SPARSITY.replace("genmeasures_register_measures", "genmeasures_register_extractors"),
-        "is registered as extractor but is no subclass of Extractor",
+    "hook_of_earlier_versions": (
+        SPARSITY.replace("genmeasures_register", "genmeasures_register_measures"),
+        "unknown hook 'genmeasures_register_measures': the hook is genmeasures_register(register)",
     ),
-    "an_object": (SPARSITY.replace("register(Sparsity)", "register(Sparsity())"), "is no subclass of Measure"),
+    "no_kind": (
+        SPARSITY.replace("register(Sparsity)", "register(dict)"),
+        "dict cannot be registered: it must be a subclass of one of Extractor, Labeler, Measure, Aggregator, Task",
+    ),
+    "two_kinds": (
+        SPARSITY + "\n    from genmeasures.plugin import Task\n    register(type('Both', (Sparsity, Task), {}))\n",
+        "Both cannot be registered: it must be of one kind, got ['measure', 'task']",
+    ),
+    "an_object": (
+        SPARSITY.replace("register(Sparsity)", "register(Sparsity())"),
+        "Sparsity(threshold=0.0) cannot be registered: register(…) takes a class, got an object",
+    ),
     "no_comma": (
         SPARSITY.replace('(Variable("sparsity", "share of zero activations"),)', 'Variable("sparsity", "zeros")'),
         "ComponentError: Sparsity: variables is one Variable, not a tuple: write variables = (Variable(",

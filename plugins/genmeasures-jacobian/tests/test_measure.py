@@ -366,6 +366,6 @@ def test_configs_hold_the_defaults(measure: type[JacobianNorm | LayerJacobian]) 
 
 def test_both_are_registered() -> None:
     registered: list[type] = []
-    genmeasures_jacobian.genmeasures_register_measures(registered.append)
+    genmeasures_jacobian.genmeasures_register(registered.append)
     assert registered == [JacobianNorm, LayerJacobian]
     assert genmeasures_jacobian.genmeasures_config_packages() == ["genmeasures_jacobian.conf"]

@@ -16,7 +16,7 @@ from genmeasures_transitions import (
     ellipse_through,
     find_activations,
     genmeasures_config_packages,
-    genmeasures_register_measures,
+    genmeasures_register,
 )
 from genmeasures_transitions.drawing import draw_random, draw_triples
 from torch import Tensor, nn
@@ -198,7 +198,7 @@ def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
 
 def test_the_hooks() -> None:
     registered: list[type[Any]] = []
-    genmeasures_register_measures(registered.append)
+    genmeasures_register(registered.append)
     assert registered == [TransitionCount]
     assert genmeasures_config_packages() == ["genmeasures_transitions.conf"]
 

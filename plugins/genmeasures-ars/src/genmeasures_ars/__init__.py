@@ -36,7 +36,7 @@ __all__ = [
 
 
 @hookimpl
-def genmeasures_register_measures(register: Callable[[type[Any]], None]) -> None:
+def genmeasures_register(register: Callable[[type[Any]], None]) -> None:
     register(ARS)
     register(ClassSelectivity)
     register(CumulativeAblation)

@@ -26,7 +26,7 @@ __all__ = [
 
 
 @hookimpl
-def genmeasures_register_measures(register: Register) -> None:
+def genmeasures_register(register: Register) -> None:
     """Register the measures."""
     register(JacobianNorm)
     register(LayerJacobian)

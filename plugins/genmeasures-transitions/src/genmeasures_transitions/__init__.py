@@ -30,7 +30,7 @@ __all__ = [
 
 
 @hookimpl
-def genmeasures_register_measures(register: Callable[[type[Any]], None]) -> None:
+def genmeasures_register(register: Callable[[type[Any]], None]) -> None:
     """Register the measure."""
     register(TransitionCount)
 
