@@ -14,11 +14,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from genmeasures.errors import GenmeasuresError, nearest, one_line
-from genmeasures.registry import registry
+from genmeasures.cli.search_path import CONFIGS
+from genmeasures.errors import GenmeasuresError, OptionError, nearest, one_line
+from genmeasures.registry import KINDS, derived_config, registry
 
 _ALL = "'genmeasures run --cfg job' shows all settings"
-_KINDS = ("task", "extractor", "labeler", "measure", "aggregator")
 _GROUPS = ("task", "extractor", "measure", "aggregator", "experiment")
 _KEY = r"'?(?P<key>[^'\s]+?)'?"
 
@@ -46,13 +46,13 @@ def told(error: Exception, overrides: Sequence[str]) -> str | None:
 
 
 def _missing(group: str, name: str) -> str:
-    with initialize_config_module("genmeasures.conf", version_base="1.3"):
+    with initialize_config_module(CONFIGS, version_base="1.3"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
-    if group in _KINDS and name in registry().names(group):
-        return (
-            f"the {group} {name!r} is installed, but has no config: its plugin needs the file {group}/{name}.yaml in a "
-            "config package; 'genmeasures check' tells more"
-        )
+    if group in KINDS and name in registry().names(group):
+        try:
+            derived_config(registry().get(group, name))
+        except OptionError as error:
+            return f"the {group} {name!r} is installed, but has no config: {error}"
     said = registry().missing(group, name, options)
     if group == "measure":
         said += "; 'genmeasures plugins' shows what is installed, and measure=[…] chooses among it"
@@ -173,7 +173,7 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
     chosen = [one for one in overrides if one.partition("=")[0] in _GROUPS or "@" in one.partition("=")[0]]
     for given in (chosen, []):
         try:
-            with initialize_config_module("genmeasures.conf", version_base="1.3"):
+            with initialize_config_module(CONFIGS, version_base="1.3"):
                 return dict(flat(OmegaConf.to_container(compose("run", given), resolve=False, throw_on_missing=False)))
         except Exception:  # the choices themselves may be what is wrong, or several for a sweep
             continue

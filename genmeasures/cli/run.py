@@ -15,12 +15,10 @@ from typing import Any
 
 import hydra
 import xarray as xr
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
@@ -31,13 +29,13 @@ from genmeasures.cli.complaints import told, unread
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
 from genmeasures.cli.naming import result_path, telling
 from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
+from genmeasures.cli.search_path import CONFIGS, SearchPath
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
 from genmeasures.failures import debugging
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
 from genmeasures.kept import NEW, Account
 from genmeasures.progress import progress_bars
-from genmeasures.registry import registry
 from genmeasures.report import (
     failures,
     make_console,
@@ -73,26 +71,6 @@ _DRIVING: list[bool] = []
 """Not empty in the process that the command was started in."""
 
 
-class _SearchPath(SearchPathPlugin):
-    """Adds the configs of plugins, and conf/ of the working folder with its experiments."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for package in registry().config_packages():
-            if package != "genmeasures.conf":
-                search_path.append("genmeasures-plugin", f"pkg://{package}")
-        folder = Path.cwd() / "conf"
-        if folder.is_dir():
-            search_path.append("working-folder", f"file://{folder}")
-        # Last, so that a recipe of the user's with the same name counts.
-        search_path.append("recipes", f"file://{_recipes()}")
-
-
-def _recipes() -> Path:
-    """The folder with the recipes: in the wheel, or in the repository."""
-    inside = Path(__file__).parents[1] / "recipes"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
-
-
 class Shield(Callback):
     """Hydra's callback for multiruns whose jobs run in other processes."""
 
@@ -104,7 +82,7 @@ class Shield(Callback):
 
 def run_command(arguments: Sequence[str]) -> int:
     """Run with Hydra overrides; returns the exit status."""
-    Plugins.instance().register(_SearchPath)
+    Plugins.instance().register(SearchPath)
     AT_END.clear()
     _UNFINISHED.clear()
     overrides: list[str] = []
@@ -120,7 +98,7 @@ def run_command(arguments: Sequence[str]) -> int:
         sys.argv = ["genmeasures", *overrides]
         # Hydra then raises what went wrong, where it would print a traceback and exit.
         os.environ[_FULL] = "1"
-        hydra.main(version_base="1.3", config_path="pkg://genmeasures.conf", config_name="run")(job)()
+        hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="run")(job)()
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1

@@ -31,7 +31,6 @@ ALLOWED = "GENMEASURES_PLUGINS"
 """Environment variable: where set, only the plugins that it names, separated by commas, are loaded."""
 
 
-
 @dataclass
 class PluginInfo:
     """One plugin: where it comes from, what it provides, and why it is left out if it is."""

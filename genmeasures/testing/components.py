@@ -8,17 +8,18 @@ import importlib.resources
 import inspect
 import pickle
 import re
+from collections.abc import Sequence
+from typing import Any
 from unittest import SkipTest
 
 import yaml
 from hydra.utils import instantiate
 
 from genmeasures import interfaces
-from genmeasures.errors import ComponentError
+from genmeasures.errors import ComponentError, OptionError
 from genmeasures.interfaces import Component
-from genmeasures.registry import registry
-from genmeasures.registry.kinds import KINDS
-
+from genmeasures.registry import KINDS, derived_config, has_yaml, registry
+from genmeasures.registry.configs import REQUIRED
 
 
 def check_attributes(component: Component) -> None:
@@ -95,27 +96,39 @@ def check_config(component: Component) -> None:
     name = getattr(component, "name", None)
     if name not in known.names(kind) or known.get(kind, component.name) is not type(component):
         raise SkipTest("it is not registered under its name, so it needs no config")
-    for package in known.config_packages():
-        path = importlib.resources.files(package) / kind / f"{component.name}.yaml"
-        if path.is_file():
-            break
-    else:
-        raise AssertionError(f"no config package has {kind}/{component.name}.yaml")
-    text = path.read_text(encoding="utf-8")
-    if kind == "measure":
-        package = f"# @package measure.{name}"
-        assert text.partition("\n")[0].strip() == package, f"the first line of {path.name} must be {package!r}"
-    settings = yaml.safe_load(text)
+    packages = known.config_packages()
+    settings = _yaml(component, kind, packages) if has_yaml(type(component), packages) else _derived(type(component))
     options = {key: value for key, value in settings.items() if key != "defaults" and not key.startswith("_")}
     unknown = sorted(set(options) - set(component.option_names()))
-    assert not unknown, f"{path.name} sets {', '.join(unknown)}, which the class has no options for"
-    if any(value == "???" for value in options.values()):
+    assert not unknown, f"the config of {name} sets {', '.join(unknown)}, which the class has no options for"
+    if any(value == REQUIRED for value in options.values()):
         raise SkipTest("its config leaves options to the user, so it makes nothing by itself")
-    # What the defaults of a config fill in, its other choices, is left to the class here.
-    made = instantiate({key: value for key, value in settings.items() if key != "defaults"}, _convert_="all")
-    assert type(made) is type(component), f"{path.name} makes a {type(made).__name__}"
+    # Choices in the defaults list, such as a labeler, are left to the class here.
+    chosen = {"defaults", *(("labeler",) if "defaults" in settings else ())}
+    made = instantiate({key: value for key, value in settings.items() if key not in chosen}, _convert_="all")
+    assert type(made) is type(component), f"the config of {name} makes a {type(made).__name__}"
     default = type(component)()
-    assert repr(made) == repr(default), f"{path.name} makes {made!r}, the defaults of the class are {default!r}"
+    assert repr(made) == repr(default), f"the config of {name} makes {made!r}, expected the defaults {default!r}"
+
+
+def _yaml(component: Component, kind: str, packages: Sequence[str]) -> dict[str, Any]:
+    """The settings of the YAML file of a component."""
+    file = f"{component.name}.yaml"
+    paths = [importlib.resources.files(package) / kind / file for package in packages]
+    text = next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+    if kind == "measure":
+        header = f"# @package measure.{component.name}"
+        assert text.partition("\n")[0].strip() == header, f"the first line of {file} must be {header!r}"
+    settings: dict[str, Any] = yaml.safe_load(text)
+    return settings
+
+
+def _derived(component: type[Component]) -> dict[str, Any]:
+    """The config that is derived from the constructor of a component."""
+    try:
+        return derived_config(component)
+    except OptionError as error:
+        raise AssertionError(str(error)) from error
 
 
 CHECKS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,7 @@ BAD = {
         "unknown hook 'genmeasures_register_measure'",
     ),
     "extra_argument": (
-        "from genmeasures.plugin import hookimpl\n"
-        "@hookimpl\ndef genmeasures_register(register, config):\n    pass\n",
+        "from genmeasures.plugin import hookimpl\n@hookimpl\ndef genmeasures_register(register, config):\n    pass\n",
         "config",
     ),
     "name_taken": (SPARSITY.replace('"sparsity"', '"roughness"'), "the measure name 'roughness' is already taken"),
@@ -94,36 +93,6 @@ BAD = {
     ),
     "raises": (SPARSITY.replace("    register(Sparsity)\n", "    1 / 0\n"), "ZeroDivisionError"),
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A registry of its own for each test, without the plugins that happen to be installed."""
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
-    monkeypatch.delenv(STRICT, raising=False)
-    registry.cache_clear()
-    yield
-    registry.cache_clear()
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``install(name=source, …)``: modules that entry points of the group ``genmeasures`` point to."""
-    points: list[importlib.metadata.EntryPoint] = []
-
-    def entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
-        return points if group == "genmeasures" else []
-
-    def add(**sources: str) -> None:
-        for name, source in sources.items():
-            module = f"{tmp_path.name.replace('-', '_')}_{name}"
-            (tmp_path / f"{module}.py").write_text(source)
-            points.append(importlib.metadata.EntryPoint(name, module, "genmeasures"))
-        registry.cache_clear()
-
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    return add
 
 
 def test_the_core_registers_itself_through_the_hooks() -> None:

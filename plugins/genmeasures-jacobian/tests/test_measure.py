@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import genmeasures_jacobian
 import numpy as np
 import pytest
 import torch
-import yaml
 from genmeasures_jacobian import JacobianNorm, LayerJacobian
 from genmeasures_jacobian.bounds import lower_bound, upper_bound
 from genmeasures_jacobian.layers import pull, push, traced_layers
@@ -355,17 +353,31 @@ def test_layers_in_a_run() -> None:
     assert (ds.layer_jacobian_status == "ok").all()
 
 
-@pytest.mark.parametrize("measure", [JacobianNorm, LayerJacobian])
-def test_configs_hold_the_defaults(measure: type[JacobianNorm | LayerJacobian]) -> None:
-    path = resources.files("genmeasures_jacobian.conf") / "measure" / f"{measure.name}.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert config.pop("_target_") == f"genmeasures_jacobian.{measure.__name__}"
-    assert config == measure().options()
-    assert measure(**config).clone().options() == config
+@pytest.mark.parametrize(
+    ("measure", "defaults"),
+    [
+        (
+            JacobianNorm,
+            {
+                "output": "softmax",
+                "method": "auto",
+                "reduction": "sum",
+                "projections": 32,
+                "samples": 1000,
+                "split": "test",
+                "memory": 256,
+            },
+        ),
+        (LayerJacobian, {"projections": 16, "samples": 256, "split": "test", "memory": 256}),
+    ],
+)
+def test_defaults(measure: type[JacobianNorm | LayerJacobian], defaults: dict[str, Any]) -> None:
+    """From them the Hydra config is derived, which names result files."""
+    assert measure().options() == defaults
+    assert measure(**defaults).clone().options() == defaults
 
 
 def test_both_are_registered() -> None:
     registered: list[type] = []
     genmeasures_jacobian.genmeasures_register(registered.append)
     assert registered == [JacobianNorm, LayerJacobian]
-    assert genmeasures_jacobian.genmeasures_config_packages() == ["genmeasures_jacobian.conf"]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from genmeasures_transitions import (
     TransitionCount,
     count_transitions,
     ellipse_through,
     find_activations,
-    genmeasures_config_packages,
     genmeasures_register,
 )
 from genmeasures_transitions.drawing import draw_random, draw_triples
@@ -200,12 +197,16 @@ def test_the_hooks() -> None:
     registered: list[type[Any]] = []
     genmeasures_register(registered.append)
     assert registered == [TransitionCount]
-    assert genmeasures_config_packages() == ["genmeasures_transitions.conf"]
 
 
-def test_the_config_has_the_defaults() -> None:
-    text = files("genmeasures_transitions.conf").joinpath("measure/transition_count.yaml").read_text()
-    config = yaml.safe_load(text)
-    assert config.pop("_target_") == "genmeasures_transitions.TransitionCount"
-    assert config == TransitionCount().options()
-    assert TransitionCount(**config).clone().options() == config
+def test_defaults() -> None:
+    """From them the Hydra config is derived, which names result files."""
+    defaults = {
+        "trajectory": "training_ellipse",
+        "classes": "any",
+        "points": 4096,
+        "trajectories": 10,
+        "curvature_points": 1024,
+    }
+    assert TransitionCount().options() == defaults
+    assert TransitionCount(**defaults).clone().options() == defaults

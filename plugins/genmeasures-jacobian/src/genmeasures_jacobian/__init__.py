@@ -30,9 +30,3 @@ def genmeasures_register(register: Register) -> None:
     """Register the measures."""
     register(JacobianNorm)
     register(LayerJacobian)
-
-
-@hookimpl
-def genmeasures_config_packages() -> list[str]:
-    """Name the package of the configs."""
-    return ["genmeasures_jacobian.conf"]
