@@ -1,12 +1,12 @@
-"""Everything that the author of a plugin imports.
+"""Everything that a plugin imports.
 
-A measure in ten lines::
+A plugin with one measure is one module::
 
     from genmeasures.plugin import FeatureMeasure, Pass, Variable, hookimpl
 
     class Sparsity(FeatureMeasure):
         name = "sparsity"
-        variables = (Variable("sparsity", "share of zero activations"),)
+        variables = (Variable("sparsity", "fraction of zero activations"),)
         passes = (Pass("test", "vectors"),)
 
         def start(self, layer, generator):
@@ -23,12 +23,13 @@ A measure in ten lines::
     def genmeasures_register(register):
         register(Sparsity)
 
-with the entry point ``[project.entry-points.genmeasures]`` ``sparsity = "my_module"``.
+and the entry point ``[project.entry-points.genmeasures]`` ``sparsity = "my_module"`` in ``pyproject.toml``. Its Hydra
+config is derived from the constructor.
 
-A measure of features finds the length of a vector in ``self.extractor.vector_size(layer)``; a measure of the model
-finds the module and the weight of a layer in ``data.module(layer)`` and ``data.weight(layer)``, and the name,
-hyperparameters and metrics of the model in ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from
-``sample``, and draws with :func:`mix` and :func:`places`.
+A feature measure gets the length of a vector from ``self.extractor.vector_size(layer)``. A model measure gets the
+module and the weight of a layer from ``data.module(layer)`` and ``data.weight(layer)``, and the name, hyperparameters
+and metrics of the model from ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from ``sample``, and
+draws with :func:`mix` and :func:`places`.
 """
 
 from genmeasures.data.keys import mix
@@ -43,6 +44,7 @@ from genmeasures.errors import (
 )
 from genmeasures.extractors.samples import Drawn, Every, places
 from genmeasures.interfaces import (
+    SPLITS,
     Aggregator,
     Component,
     Extractor,
@@ -71,14 +73,21 @@ from genmeasures.interfaces import (
     one_of,
     require,
 )
+from genmeasures.labelers import ClassLabel, Downsampled, Histogram, KMeans
+from genmeasures.model_tools import class_problem, eager, graph_memory, traced_layers
 from genmeasures.registry.specs import Register, hookimpl
+from genmeasures.tasks.cnn import SmallCNN
+from genmeasures.tasks.digits import split_digits
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 __all__ = [
+    "SPLITS",
     "Aggregator",
+    "ClassLabel",
     "Component",
     "ComponentError",
     "DataError",
+    "Downsampled",
     "Drawn",
     "Every",
     "Extractor",
@@ -86,6 +95,8 @@ __all__ = [
     "FeatureLabeler",
     "FeatureMeasure",
     "GenmeasuresError",
+    "Histogram",
+    "KMeans",
     "Labeler",
     "Layer",
     "Measure",
@@ -101,6 +112,7 @@ __all__ = [
     "Register",
     "ResultError",
     "Sample",
+    "SmallCNN",
     "Split",
     "TargetLabeler",
     "Task",
@@ -111,12 +123,17 @@ __all__ = [
     "Value",
     "Values",
     "Variable",
+    "class_problem",
+    "eager",
+    "graph_memory",
     "hookimpl",
     "is_count",
     "mix",
     "one_of",
     "places",
     "require",
+    "split_digits",
     "tapped",
     "trace",
+    "traced_layers",
 ]

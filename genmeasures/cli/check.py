@@ -42,7 +42,9 @@ def check_command(name: str, options: Sequence[str]) -> int:
         component = make(found, given, found.__name__)
         kind = next(kind for kind, base in _KINDS.items() if isinstance(component, base))
     else:
-        kind, component_name = _find(name)
+        kind, component_name = registry().find(name)
+        if kind not in _KINDS:
+            raise OptionError(f"{name!r} is a {kind}: the conformance suite has checks for {', '.join(_KINDS)} alone")
         component = registry().make(kind, component_name, given)
     console = make_console()
     called = getattr(component, "name", type(component).__name__)
@@ -70,20 +72,6 @@ def options_of(texts: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise OptionError(f"{option!r}: the value cannot be read: {one_line(str(error))}") from error
     return given
-
-
-def _find(name: str) -> tuple[str, str]:
-    """Kind and name of a component given as NAME or KIND.NAME."""
-    kind, dot, rest = name.partition(".")
-    if dot and kind in _KINDS:
-        return kind, rest
-    kinds = [kind for kind in _KINDS if name in registry().names(kind)]
-    if not kinds:
-        known = [known for kind in _KINDS for known in registry().names(kind)]
-        raise OptionError(registry().missing("component", name, known))
-    if len(kinds) > 1:
-        raise OptionError(f"{name!r} is the name of several components: {', '.join(f'{k}.{name}' for k in kinds)}")
-    return kinds[0], name
 
 
 def _class_in(path: Path, name: str | None) -> type[Component]:

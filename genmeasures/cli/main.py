@@ -57,13 +57,16 @@ def _main(given: list[str]) -> int:
         "--against", action="append", metavar="NAME",
         help="what measures are judged against, test_accuracy for one; may be given several times",
     )  # fmt: skip
-    plugins = commands.add_parser("plugins", help="show the installed plugins and what they provide")
+    plugins = commands.add_parser("plugins", help="list the installed plugins, or show one component")
+    plugins.add_argument(
+        "name", nargs="?", help="component, NAME or KIND.NAME, to show with its options, defaults and docstring"
+    )
     for command in (collect, plugins):
         command.add_argument("--json", action="store_true", help="print JSON for machines")
     check = commands.add_parser("check", help="run the conformance suite on a component")
     check.add_argument("name", help="name of an extractor, labeler, measure or aggregator, KIND.NAME, or FILE.py:CLASS")
     check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options to make it with")
-    new = commands.add_parser("new-plugin", help="make a working plugin: package, config, test")
+    new = commands.add_parser("new-plugin", help="make a plugin: module, pyproject.toml and test")
     new.add_argument("name", help="name of its measure, my_measure for one")
     new.add_argument("--folder", default=".", help="where to make it (default: here)")
     if given[:1] in (["-m"], ["--multirun"]) and given[1:2] == ["run"]:
@@ -103,7 +106,7 @@ def _main(given: list[str]) -> int:
             return new_plugin_command(parsed.name, parsed.folder)
         from genmeasures.cli.plugins import plugins_command
 
-        return plugins_command(parsed.json)
+        return plugins_command(parsed.json, parsed.name)
     except GenmeasuresError as error:
         if debugging():
             raise

@@ -140,6 +140,25 @@ def descriptions(docstring: str | None) -> dict[str, str]:
     return texts
 
 
+def without_args(docstring: str | None) -> str:
+    """Return a Google-style docstring without its ``Args`` section.
+
+    Example:
+        >>> without_args("Mean.\\n\\nArgs:\\n    k: Number of layers.\\n\\nRaises:\\n    OptionError: Never.")
+        'Mean.\\n\\nRaises:\\n    OptionError: Never.'
+    """
+    kept: list[str] = []
+    within = False
+    for line in inspect.cleandoc(docstring or "").splitlines():
+        if line == "Args:":
+            within = True
+        elif within and line and not line.startswith(" "):
+            within = False
+        if not within:
+            kept.append(line)
+    return "\n".join(kept).strip()
+
+
 def _plain(value: Any, component: type[Component], name: str) -> Any:
     """The value as YAML has it, a component as the config of the options that differ from its defaults."""
     if isinstance(value, Component):

@@ -101,6 +101,31 @@ class Registry:
             raise OptionError(self.missing(kind, name, self._classes[kind]))
         return self._classes[kind][name]
 
+    def find(self, name: str) -> tuple[str, str]:
+        """Return the kind and the name of a component that is given as NAME or KIND.NAME.
+
+        Raises:
+            OptionError: If there is no such component, or NAME is the name of several.
+
+        Example:
+            >>> registry().find("kmeans")
+            ('labeler', 'kmeans')
+            >>> registry().find("aggregator.mean")
+            ('aggregator', 'mean')
+        """
+        kind, dot, rest = name.partition(".")
+        if dot and kind in KINDS:
+            self.get(kind, rest)
+            return kind, rest
+        kinds = [kind for kind in KINDS if name in self._classes[kind]]
+        if not kinds:
+            known = [known for kind in KINDS for known in self.names(kind)]
+            raise OptionError(self.missing("component", name, known))
+        if len(kinds) > 1:
+            names = ", ".join(f"{kind}.{name}" for kind in kinds)
+            raise OptionError(f"{name!r} is the name of several components: write one of {names}")
+        return kinds[0], name
+
     def missing(self, kind: str, name: str, known: Iterable[str]) -> str:
         """That a component is not there: the nearest of the known names, and plugins that could have brought it."""
         said = f"there is no {kind} {name!r}{nearest(name, known)}"

@@ -8,13 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from genmeasures_ars import ARS
+from genmeasures_unet import ResidualUNet
 from study import SIZE, data, digits
 from torch import Tensor, nn
 
-from genmeasures.plugin import Undefined
-from genmeasures.tasks.cnn import SmallCNN
-from genmeasures.tasks.unet.network import ResidualUNet
-from genmeasures.tracing import trace
+from genmeasures.plugin import SmallCNN, Undefined, trace
 
 
 class _Block(nn.Module):

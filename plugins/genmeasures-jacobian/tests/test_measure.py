@@ -11,12 +11,12 @@ import torch
 from genmeasures_jacobian import JacobianNorm, LayerJacobian
 from genmeasures_jacobian.bounds import lower_bound, upper_bound
 from genmeasures_jacobian.layers import pull, push, traced_layers
-from jacobian_networks import convolutional, data_of, dense, images, jacobians, layers_of, linear
+from jacobian_networks import convolutional, data_of, dense, images, jacobians, linear
 from torch import Tensor, nn
 
 import genmeasures
 from genmeasures.plugin import ModelData, ModelError, OptionError, Undefined, Value
-from genmeasures.testing import parametrize_with_checks
+from genmeasures.testing import layers_of, parametrize_with_checks
 
 CLASSES = (torch.arange(12) % 5)[:, None]
 ROUNDING = 1e-5

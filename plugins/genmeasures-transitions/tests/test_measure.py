@@ -18,15 +18,11 @@ from genmeasures_transitions import (
 from genmeasures_transitions.drawing import draw_random, draw_triples
 from torch import Tensor, nn
 
-from genmeasures.plugin import Layer, ModelData, OptionError, Undefined
-from genmeasures.tracing import trace
+from genmeasures.plugin import ModelData, OptionError, Undefined
+from genmeasures.testing import layers_of
 
 Given = Callable[..., ModelData]
 FEW: dict[str, Any] = {"points": 60, "trajectories": 3, "curvature_points": 20}
-
-
-def layers_of(model: nn.Module, example: Tensor) -> list[Layer]:
-    return [traced.layer for traced in trace(model, example, "activation").layers]
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from genmeasures.plugin import DataError, OptionError, Undefined
-from genmeasures.tracing import TracedLayer, tapped
+from genmeasures.plugin import DataError, OptionError, TracedLayer, Undefined, tapped
 from genmeasures_ars.selectivity import classes_of
 
 ORDERS = ("ascending", "descending", "random")

@@ -14,7 +14,6 @@ strides across a kink would go to and fro: 130 strides end at an objective as hi
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genmeasures.plugin import ModelError
+from genmeasures.plugin import ModelError, graph_memory
 from genmeasures_ars.network import Truncated
-
-log = logging.getLogger(__name__)
 
 OBJECTIVES = ("iam", "am")
 _MOMENTUM = 0.5
@@ -106,23 +103,11 @@ def fitting_batch(run: Truncated, example: Tensor, parameters: Sequence[nn.Param
     On a CPU no more than are fastest. Counted is what one forward pass keeps for its gradient, twice
     over: gradients, too, are as large. Parameters are there once, whatever the batch.
     """
-    kept: dict[int, int] = {}
-    apart = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in apart:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = run(example.detach().clone().requires_grad_())
-    except ModelError as error:
-        # torch.func within a model takes no such hooks. What else is wrong goes wrong again.
-        log.debug("the memory of the graph is not known", exc_info=error)
+    graph = graph_memory(run, example, parameters)
+    if graph is None:
         return 1
-    one = sum(kept.values()) + (output.numel() + 3 * example.numel()) * output.element_size()
+    kept, output = graph
+    one: int = kept + (output.numel() + 3 * example.numel()) * output.element_size()
     return max(1, min(memory // (2 * one), _CPU_BATCH if example.device.type == "cpu" else sys.maxsize))
 
 

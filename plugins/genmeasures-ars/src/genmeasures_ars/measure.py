@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,31 +12,32 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genmeasures.plugin import (
+    SPLITS,
     Layer,
     ModelData,
     ModelMeasure,
+    Split,
+    TracedLayer,
     Undefined,
     Value,
     Variable,
     is_count,
     one_of,
     require,
+    tapped,
 )
-from genmeasures.tracing import TracedLayer, tapped
 from genmeasures_ars.ablation import ORDERS, accuracy_curve, kernel_order, largest_gap
 from genmeasures_ars.maximization import OBJECTIVES, ascend, begin_at, fitting_batch, strides
 from genmeasures_ars.network import convolutions, example_of, truncated
 from genmeasures_ars.scores import ar, ars, rs
 from genmeasures_ars.selectivity import ClassMeans, class_selectivity, classes_of
 
-Split: TypeAlias = Literal["train", "test"]
 Kernels: TypeAlias = NDArray[np.float64]
 """float64 (I,): a value for each kernel of a layer, NaN for one without."""
 
 _ARS_PAPER = "Exploring the generalizability of CNNs via activated representational substitution, "
 _MORCOS = "Morcos et al. 2018"
 _PER_KERNEL = ("layer", "kernel")
-_SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class KernelMeasure(ModelMeasure):
@@ -170,7 +171,7 @@ class ClassSelectivity(KernelMeasure):
     )
 
     def __init__(self, split: Split = "test") -> None:
-        one_of(self, "split", split, _SPLITS)
+        one_of(self, "split", split, SPLITS)
         self.split = split
 
     def from_targets(self) -> Collection[str]:
@@ -242,7 +243,7 @@ class CumulativeAblation(ModelMeasure):
     def __init__(self, score: KernelMeasure | None = None, split: Split = "test") -> None:
         valid = score is None or isinstance(score, KernelMeasure)
         require(valid, self, f"score must be ARS(), ClassSelectivity() or another KernelMeasure, not {score!r}")
-        one_of(self, "split", split, _SPLITS)
+        one_of(self, "split", split, SPLITS)
         self.score = ARS() if score is None else score
         self.split = split
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
-from genmeasures.plugin import DataError, Layer, ModelData, ModelError, Undefined
-from genmeasures.tracing import TracedLayer, tapped, trace
+from genmeasures.plugin import (
+    DataError,
+    Layer,
+    ModelData,
+    ModelError,
+    Split,
+    TracedLayer,
+    Undefined,
+    tapped,
+    traced_layers,
+)
 
 Truncated: TypeAlias = Callable[[Tensor], Tensor]
 """Takes inputs (B, …) to the activation maps (B, I, *spatial) of a layer, with the graph if gradients are on."""
@@ -50,7 +58,7 @@ def example_of(data: ModelData) -> Tensor:
     return inputs[:_EXAMPLES]
 
 
-def _first(data: ModelData, split: Literal["train", "test"]) -> Tensor:
+def _first(data: ModelData, split: Split) -> Tensor:
     inputs: Tensor = next(iter(data.batches(split)))[0]
     return inputs
 
@@ -61,13 +69,9 @@ def convolutions(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> 
     AR counts what an activation lets through, so that it is read behind it also where the run reads
     bare outputs. Raises ModelError where the model no longer runs a layer.
     """
-    with torch.no_grad():
-        known = {one.layer.name: one for one in trace(model, example, "activation").layers}
-    found: list[TracedLayer | Undefined] = []
-    for layer in layers:
-        if layer.name not in known:
-            raise ModelError(f"the model has no layer {layer.name!r}")
-        one = known[layer.name]
-        linear = isinstance(one.module, nn.Linear)
-        found.append(Undefined("a linear layer has no kernels with activation maps") if linear else one)
-    return found
+    return [
+        Undefined("a linear layer has no kernels with activation maps")
+        if isinstance(traced.module, nn.Linear)
+        else traced
+        for traced in traced_layers(model, layers, example, "activation")
+    ]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from genmeasures.plugin import DataError, Undefined
+from genmeasures.plugin import DataError, Undefined, class_problem
 
 
 def class_selectivity(class_means: ArrayLike) -> NDArray[np.float64]:
@@ -61,9 +61,7 @@ def classes_of(targets: Tensor | None, what: str) -> Tensor:
 
     Raises DataError naming ``what`` unless they are one class an input.
     """
-    if targets is None:
-        raise DataError(f"{what} needs classes, and the data have no targets")
-    if targets.is_floating_point() or targets.shape[1:] != (1,):
-        kind = str(targets.dtype).removeprefix("torch.")
-        raise DataError(f"{what} needs one class an input, not {kind} targets of shape {tuple(targets.shape[1:])}")
+    problem = class_problem(targets)
+    if targets is None or problem:
+        raise DataError(f"{what} needs {problem}")
     return targets[:, 0]

@@ -16,14 +16,14 @@ from genmeasures.plugin import (
     ModelData,
     ModelError,
     ModelMeasure,
+    Split,
     TracedLayer,
     Undefined,
     Variable,
     tapped,
-    trace,
+    traced_layers,
 )
 from genmeasures_jacobian.inputs import (
-    Split,
     check_finite,
     check_sampling,
     choose,
@@ -119,22 +119,6 @@ class LayerJacobian(ModelMeasure):
                 values.append(reason)
                 errors.append(reason)
         return {"layer_jacobian": values, "layer_jacobian_error": errors}
-
-
-def traced_layers(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> list[TracedLayer]:
-    """How to find the layers in a forward pass, each read where ``Layer.tap`` says.
-
-    Raises ModelError where the model runs no such layer.
-    """
-    for tap in ("activation", "linear"):
-        known = {one.layer.name: one for one in trace(model, example, tap).layers}
-        missing = [layer.name for layer in layers if layer.name not in known]
-        if missing:
-            raise ModelError(f"the model has no layer {missing[0]!r}")
-        found = [known[layer.name] for layer in layers]
-        if [one.layer.tap for one in found] == [layer.tap for layer in layers]:
-            return found
-    raise ModelError("the model's layers are not followed by what they were followed by before")
 
 
 def push(

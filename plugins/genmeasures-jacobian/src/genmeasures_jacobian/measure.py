@@ -11,10 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genmeasures.plugin import Layer, ModelData, ModelMeasure, Undefined, Value, Variable, one_of
+from genmeasures.plugin import (
+    Layer,
+    ModelData,
+    ModelMeasure,
+    Split,
+    Undefined,
+    Value,
+    Variable,
+    class_problem,
+    one_of,
+)
 from genmeasures_jacobian.bounds import approximation, lower_bound, upper_bound
 from genmeasures_jacobian.inputs import (
-    Split,
     check_finite,
     check_sampling,
     choose,
@@ -195,11 +204,9 @@ class JacobianNorm(ModelMeasure):
             return "output=softmax"
         if positions > 1:
             return "one output position an input, not dense outputs"
-        if targets is None:
-            return "targets, and the data have none"
-        if targets.is_floating_point() or targets.shape[1:] != (1,):
-            kind = str(targets.dtype).removeprefix("torch.")
-            return f"one class an input, not {kind} targets of shape {tuple(targets.shape[1:])}"
+        problem = class_problem(targets)
+        if targets is None or problem:
+            return problem
         labels = targets[targets >= 0]
         if not len(labels):
             return "labels, and no input has one"
