@@ -192,7 +192,7 @@ def test_values_within_no_grad_and_inference_mode() -> None:
     ("targets", "reason"),
     [
         (None, "the data have none"),
-        (torch.zeros(12, 1), "not float32 targets"),
+        (torch.zeros(12, 1), "got float32 targets"),
         (torch.zeros(12, 2, dtype=torch.long), r"of shape \(2,\)"),
         (torch.full((12, 1), 5), "classes from 0 to 4, targets are from 5 to 5"),
     ],
