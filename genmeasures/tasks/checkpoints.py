@@ -88,6 +88,9 @@ class Checkpoints(Task):
 
     Paths are relative to the manifest, those in the table too. Weights are read as data and never
     run; what the manifest names under ``factory`` and ``_target_`` is imported, as if it were run.
+
+    Args:
+        path: Folder that has manifest.yaml, or the path of a manifest.
     """
 
     name = "checkpoints"

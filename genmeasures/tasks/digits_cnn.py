@@ -58,9 +58,10 @@ class DigitsCNN(Task):
     ``models()`` trains what is missing, about a second a network, and keeps it in
     ``<cache>/digits_cnn/<key of recipe and data>/<model>.pt``; files that are damaged are trained again.
 
-    Options: ``cache`` is the folder (default: ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``),
-    ``workers`` the number of processes that train (default: one for each usable core), ``limit``
-    takes only that many models, spread over the grid.
+    Args:
+        cache: Folder for the trained networks; None is $GENMEASURES_CACHE, or ~/.cache/genmeasures.
+        workers: Number of processes that train; None is one for each usable core.
+        limit: Number of networks to take, spread over the grid; None takes all.
     """
 
     name = "digits_cnn"
