@@ -44,7 +44,7 @@ class Confidence(FeatureMeasure):
         labeler: Labeler of the training vectors, one mixture per label. None is ``KMeans()``.
         components: Number of components of the mixture of each cluster.
         density: ``"log"`` averages log c, ``"linear"`` c itself.
-        over: What the maximum is taken over, ``"component"`` as in the paper or ``"mixture"``, the whole mixtures.
+        over: What the maximum is taken over, ``"component"`` (as in the paper) or ``"mixture"``.
         split: Split whose vectors are scored, ``"train"`` or ``"test"``.
 
     Raises:

@@ -82,10 +82,10 @@ class DaviesBouldin(_ClusterIndex):
     Source: Davies & Bouldin 1979; Rajagopal et al. 2021, section 2.2.2.
 
     Args:
-        labeler: Labeler of the vectors. None takes the one that fits the targets: class labels, downsampled masks or
-            bins of a histogram.
-        space: Where distances are taken: ``"pca"``, vectors after PCA; ``"pixel"``, whole vectors; or ``"patch"``, the
-            patches that the layer read for them.
+        labeler: Labeler of the vectors; None takes the one that fits the targets. That is the class label, the
+            downsampled mask or the bin of a histogram.
+        space: Where distances are taken, ``"pca"``, ``"pixel"`` or ``"patch"``. These are the vectors after PCA, the
+            whole vectors, and the patches that the layer read for them.
         spread: ``"mean"`` or ``"rms"`` (root mean square) distance to the centroid.
         split: Split whose vectors are clustered, ``"train"`` or ``"test"``.
 
@@ -151,8 +151,8 @@ class Roughness(_ClusterIndex):
 
     Args:
         labeler: Labeler fitted on the training vectors. None is ``KMeans()``, which needs no ground truth.
-        input_pca: Number of principal components of the training patches in which distances are taken, None for raw
-            patches, or ``"auto"``: raw patches for receptive fields, the components of the extractor for whole tensors.
+        input_pca: Number of principal components in which distances are taken, None (raw patches) or ``"auto"``.
+            ``"auto"`` takes raw patches for receptive fields, and the components of the extractor for whole tensors.
         spread: ``"mean"`` or ``"rms"`` (root mean square) distance to the centroid.
         split: Split whose patches are grouped, ``"train"`` or ``"test"``.
 

@@ -118,11 +118,11 @@ def test_options_survive_a_clone(aggregator: Aggregator) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LastK(0), "k=0 must be"),
-        (lambda: LastK(True), "k=True must be"),
+        (lambda: LastK(0), "k must be an integer ≥ 1, got 0"),
+        (lambda: LastK(True), "k must be an integer ≥ 1, got True"),
         (lambda: Explicit([]), "must be finite numbers"),
         (lambda: Explicit([1, NAN]), "must be finite numbers"),
-        (lambda: Explicit([0, 0]), "at least not 0"),
+        (lambda: Explicit([0, 0]), "at least one is not 0"),
         (lambda: Explicit("12"), "must be finite numbers"),
         (lambda: Explicit({"a": "x"}), "must be finite numbers"),
         (lambda: SingleLayer(1.5), "must be a name or an index, an integer, got"),

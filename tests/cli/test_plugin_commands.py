@@ -63,7 +63,7 @@ def test_check_takes_options(capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "last_k", "j=1"], "has no option 'j'"),
         (["check", "digits_cnn"], "'digits_cnn' is a task: the conformance suite has checks for extractor, labeler, "),
         (["plugins", "roughnes"], "there is no component 'roughnes' (did you mean 'roughness'? known: "),
-        (["plugins", "measure.kmeans"], "there is no measure 'kmeans' (did you mean"),
+        (["plugins", "measure.kmeans"], "there is no measure 'kmeans' ("),
         (["new-plugin", "2nd"], "'2nd' is not a valid name for a measure"),
         (["new-plugin", "class"], "'class' is not a valid name for a measure"),
         (["new-plugin", "roughness"], "the measure 'roughness' exists already"),

@@ -189,13 +189,13 @@ def _counts(values: Any) -> Any:
         (lambda values: (1, 2, 3), "numbers of layers used), got a tuple of 3"),
         (
             lambda values: (values, _counts(values)),
-            "reduce must return two arrays of shape (2,), a value and a number of layers per model, got (2, 2) and (2,)",
+            "reduce must return two arrays of shape (2,), a value and a number of layers per model, got (2, 2)",
         ),
         (lambda values: (1.0, _counts(values)), "per model, got () and (2,)"),
         (lambda values: (values.mean(1), 2), "per model, got (2,) and ()"),
         (
             lambda values: (values.mean(1), _counts(values) / 1),
-            "numbers of layers that are float64, integers are expected",
+            "reduce must return the numbers of layers as integers, got float64",
         ),
         (lambda values: 1 / 0, "ZeroDivisionError: division by zero (test_returned.py, line "),
         (lambda values: values.mean("layer"), "(test_returned.py, line "),
