@@ -194,7 +194,7 @@ def test_values_within_no_grad_and_inference_mode() -> None:
         (None, "the data have none"),
         (torch.zeros(12, 1), "got float32 targets"),
         (torch.zeros(12, 2, dtype=torch.long), r"of shape \(2,\)"),
-        (torch.full((12, 1), 5), "classes from 0 to 4, targets are from 5 to 5"),
+        (torch.full((12, 1), 5), "classes from 0 to 4, got 5 to 5"),
     ],
 )
 def test_without_classes_the_bounds_alone_are_undefined(targets: Tensor | None, reason: str) -> None:
@@ -224,7 +224,7 @@ def test_inputs_without_a_label_have_no_row_of_their_class(method: str) -> None:
         alone = measured(model, data_of(inputs[known], some[known]), method=method)
         assert found["jacobian_norm_target"] == pytest.approx(alone["jacobian_norm_target"], rel=1e-5)
     none = measured(model, data_of(inputs, torch.full_like(CLASSES, -1)))["jacobian_norm_target"]
-    with pytest.raises(Undefined, match="labels, and no input has one"):
+    with pytest.raises(Undefined, match="labels, and no input has a label"):
         raise none
 
 

@@ -1,4 +1,4 @@
-"""Which inputs a measure reads, and how many at once: nothing of it depends on how the data come in batches."""
+"""Selection of inputs and size of batches, neither of which depends on the batches of the data."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _ROWS_ELSEWHERE = 512
 
 def check_sampling(measure: ModelMeasure, projections: object, samples: object, split: object, memory: object) -> None:
     """Raise OptionError for one of these options that is out of range."""
-    require(is_count(projections, 2), measure, f"projections must be an integer ≥ 2, not {projections!r}")
-    message = f"samples must be an integer ≥ 1, or None for all inputs, not {samples!r}"
+    require(is_count(projections, 2), measure, f"projections must be an integer ≥ 2, got {projections!r}")
+    message = f"samples must be an integer ≥ 1, or None for all inputs, got {samples!r}"
     require(samples is None or is_count(samples), measure, message)
     one_of(measure, "split", split, SPLITS)
-    require(is_count(memory), measure, f"memory must be an integer of MiB ≥ 1, not {memory!r}")
+    require(is_count(memory), measure, f"memory must be an integer ≥ 1 (MiB), got {memory!r}")
 
 
 def check_finite(values: Tensor) -> None:
