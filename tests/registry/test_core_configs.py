@@ -47,7 +47,7 @@ def expected(component: type[Component]) -> str:
         lines.append(f"# {inspect.cleandoc(component.__doc__ or '').splitlines()[0]}")
     if kind == "labeler":
         lines.append(USE + component.name)
-    if isinstance(config["labeler"] if "labeler" in config else None, dict):
+    if isinstance(config.get("labeler"), dict):
         labeler = config["defaults"][0]["/labeler@labeler"]
         choice = f"  - /labeler@labeler: {labeler} # {CHOICE.format(component.name)}"
         lines += ["defaults:", choice, "  - _self_"]
