@@ -46,5 +46,5 @@ def test_every_component_is_described(documented: set[str]) -> None:
             assert not silent, f"{cls.__name__}: {silent}"
 
 
-_ALIASES = {"ModelValue", "Register", "Split", "Values", "hookimpl"}
-"""Unions, a protocol of the hooks and pluggy's marker, which have no page of their own."""
+_ALIASES = {"SPLITS", "ModelValue", "Register", "Split", "Values", "hookimpl"}
+"""A constant, unions, a protocol of the hooks and pluggy's marker, which have no page of their own."""

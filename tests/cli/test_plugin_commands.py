@@ -59,7 +59,7 @@ def test_check_takes_options(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["check", "roughnes"], "there is no component 'roughnes' (did you mean 'roughness'? known: "),
-        (["check", "last_k", "k"], "'k': options are given as OPTION=VALUE"),
+        (["check", "last_k", "k"], "'k': an option must be of the form OPTION=VALUE"),
         (["check", "last_k", "j=1"], "has no option 'j'"),
         (["check", "digits_cnn"], "'digits_cnn' is a task: the conformance suite has checks for extractor, labeler, "),
         (["plugins", "roughnes"], "there is no component 'roughnes' (did you mean 'roughness'? known: "),

@@ -93,9 +93,7 @@ def test_weights_models_and_accuracies_that_changed(
     assert status == 0
     assert len(MEASURED) == 2
     told = line(said, "2 of 4 models reused from results/nets-")
-    assert told.endswith(
-        "1 measured (weights changed): b; 1 measured (new): e; 1 left out (no longer in the task): d"
-    )
+    assert told.endswith("1 measured (weights changed): b; 1 measured (new): e; 1 left out (no longer in the task): d")
     after = result(tmp_path)
     assert after["model"].values.tolist() == ["a", "b", "c", "e"]
     assert after["test_accuracy"].values.tolist() == [0.5, 0.55, 0.11, 0.7]
