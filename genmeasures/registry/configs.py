@@ -99,11 +99,19 @@ def has_yaml(component: type[Component], packages: Iterable[str]) -> bool:
 def target_of(component: type[Component]) -> str:
     """Return the shortest dotted path that the class can be imported from.
 
+    Raises:
+        OptionError: If the class is defined within a function.
+
     Example:
         >>> from genmeasures.labelers.kmeans import KMeans
         >>> target_of(KMeans)
         'genmeasures.labelers.KMeans'
     """
+    if "<locals>" in component.__qualname__:
+        raise OptionError(
+            f"{component.__name__} is defined within a function, so that a config cannot name it: define it at the top "
+            "level of a module"
+        )
     parts = component.__module__.split(".")
     for count in range(1, len(parts)):
         module = ".".join(parts[:count])

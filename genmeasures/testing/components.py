@@ -1,4 +1,4 @@
-"""What every component must do, whatever it is."""
+"""Checks of components of every kind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genmeasures.registry.configs import REQUIRED
 
 
 def check_attributes(component: Component) -> None:
-    """It has the attributes that components of its kind must have."""
+    """It has the attributes that components of its kind need."""
     try:
         interfaces.check_attributes(component)
     except ComponentError as error:
@@ -31,17 +31,17 @@ def check_attributes(component: Component) -> None:
 
 
 def check_name(component: Component) -> None:
-    """Its name is lower case, of letters, digits and underscores."""
+    """Its name consists of lowercase letters, digits and underscores."""
     if not isinstance(getattr(component, "name", None), str):
         raise SkipTest("it has no name")
     assert re.fullmatch(r"[a-z][a-z0-9_]*", component.name), f"name is {component.name!r}"
 
 
 def check_options_are_stored(component: Component) -> None:
-    """Every argument of __init__ is kept under its own name, and the representation shows it."""
+    """Every argument of __init__ is stored under its own name, and repr shows it."""
     for parameter in inspect.signature(type(component)).parameters.values():
         assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY), (
-            f"__init__ takes {parameter}: options are arguments with a name, of which clones and configs are made"
+            f"__init__ takes {parameter}: options must be named arguments, from which clones and configs are made"
         )
     for option in component.option_names():
         assert hasattr(component, option), f"__init__ takes {option!r} but does not store it as self.{option}"
@@ -49,21 +49,21 @@ def check_options_are_stored(component: Component) -> None:
 
 
 def check_methods(component: Component) -> None:
-    """None of its methods is named almost as one of the interface, which is then never called."""
+    """No method has almost the name of one of the interface, which would never be called."""
     interface = {
-        name: one
+        name: method
         for base in type(component).__mro__
         if base.__module__ == interfaces.__name__
-        for name, one in vars(base).items()
-        if not name.startswith("_") and callable(one)
+        for name, method in vars(base).items()
+        if not name.startswith("_") and callable(method)
     }
     for name in interface:
         assert callable(getattr(component, name)), f"{name} is a method of the interface: write def {name}(self, …)"
     for cls in type(component).__mro__:
         if cls.__module__.partition(".")[0] == "genmeasures":
             continue
-        for name, one in vars(cls).items():
-            if callable(one) and not name.startswith("_") and name not in interface:
+        for name, method in vars(cls).items():
+            if callable(method) and not name.startswith("_") and name not in interface:
                 for close in difflib.get_close_matches(name, interface, n=1, cutoff=0.84):
                     assert getattr(type(component), close) is not interface[close], (
                         f"it has a method {name!r}, which is never called: did you mean {close!r}? Otherwise write "
@@ -80,17 +80,17 @@ def check_clone(component: Component) -> None:
 
 
 def check_copy_and_pickle(component: Component) -> None:
-    """Copies, and copies by way of pickle, have the same options."""
+    """Copies, and copies through pickle, have the same options."""
     try:
         pickled = pickle.dumps(component)
     except Exception as error:  # pickle raises many types
         raise AssertionError(f"it cannot be pickled: {type(error).__name__}: {error}") from error
-    for made in (copy.deepcopy(component), pickle.loads(pickled)):
-        assert repr(made) == repr(component), f"the copy is {made!r}, the original {component!r}"
+    for copied in (copy.deepcopy(component), pickle.loads(pickled)):
+        assert repr(copied) == repr(component), f"the copy is {copied!r}, the original {component!r}"
 
 
 def check_config(component: Component) -> None:
-    """Where it is registered, a Hydra config of its name makes it with its default options."""
+    """If it is registered, its Hydra config makes it with its default options."""
     kind = next(kind for kind, base in KINDS.items() if isinstance(component, base))
     known = registry()
     name = getattr(component, "name", None)
@@ -102,7 +102,7 @@ def check_config(component: Component) -> None:
     unknown = sorted(set(options) - set(component.option_names()))
     assert not unknown, f"the config of {name} sets {', '.join(unknown)}, which the class has no options for"
     if any(value == REQUIRED for value in options.values()):
-        raise SkipTest("its config leaves options to the user, so it makes nothing by itself")
+        raise SkipTest("its config leaves options to the user, so that it makes nothing by itself")
     # Choices in the defaults list, such as a labeler, are left to the class here.
     chosen = {"defaults", *(("labeler",) if "defaults" in settings else ())}
     made = instantiate({key: value for key, value in settings.items() if key not in chosen}, _convert_="all")

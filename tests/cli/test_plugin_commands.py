@@ -25,14 +25,14 @@ def test_check_says_what_was_asked_and_found(capsys: pytest.CaptureFixture[str])
     assert main(["check", "frobenius"]) == 0
     out = capsys.readouterr().out
     assert "aggregator frobenius" in out
-    assert "✓ reduce: It gives one number and one count of layers a model" in " ".join(out.split())
+    assert "✓ reduce: It returns one number and one count of layers per model" in " ".join(out.split())
     assert out.splitlines()[-1] == "10 passed, 0 failed, 0 skipped"
 
 
 def test_check_says_what_does_not_apply(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "single", "layer=conv2"]) == 0
     out = capsys.readouterr().out
-    assert "– config: Where it is registered" in out
+    assert "– config: If it is registered" in out
     assert "      its config leaves options to the user" in out
     assert out.splitlines()[-1] == "9 passed, 0 failed, 1 skipped"
 
