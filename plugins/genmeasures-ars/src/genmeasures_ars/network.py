@@ -1,4 +1,4 @@
-"""A network up to one layer, and which of its layers have kernels with activation maps."""
+"""Networks truncated after a layer, and the convolutions of a network."""
 
 from __future__ import annotations
 
@@ -29,25 +29,35 @@ _EXAMPLES = 3
 
 @contextmanager
 def truncated(model: nn.Module, layer: TracedLayer) -> Iterator[Truncated]:
-    """The network up to a layer: what lies behind its activation is not run."""
-    made: list[Tensor] = []
+    """Run the network up to the activation of a layer, and not beyond.
+
+    Example:
+        >>> from genmeasures.plugin import trace
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4))
+        >>> with truncated(net, trace(net, torch.zeros(2, 1, 5, 5), "activation").layers[0]) as run:
+        ...     run(torch.zeros(3, 1, 5, 5)).shape
+        torch.Size([3, 2, 3, 3])
+    """
+    outputs: list[Tensor] = []
 
     def keep(_: TracedLayer, given: Tensor, output: Tensor) -> None:
-        made.append(output)
+        outputs.append(output)
 
     with tapped(model, [layer], keep, stop=True) as tap:
 
         def run(inputs: Tensor) -> Tensor:
             tap.run(inputs)
-            return made.pop()
+            return outputs.pop()
 
         yield run
 
 
 def example_of(data: ModelData) -> Tensor:
-    """The first few inputs (≤ 3, …) of the test data, or of the training data where there are none.
+    """Return the first inputs (≤ 3, …) of the test data, or of the training data if there are no test data.
 
-    Raises DataError for inputs that have no gradient.
+    Raises:
+        DataError: If the inputs have no gradient.
     """
     try:
         inputs = _first(data, "test")
@@ -64,10 +74,12 @@ def _first(data: ModelData, split: Split) -> Tensor:
 
 
 def convolutions(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> list[TracedLayer | Undefined]:
-    """The traced layer of each of ``layers``, its output read after the activation; Undefined for a linear layer.
+    """Return the traced layer for each of ``layers``, or Undefined for a linear layer.
 
-    AR counts what an activation lets through, so that it is read behind it also where the run reads
-    bare outputs. Raises ModelError where the model no longer runs a layer.
+    AR counts what the activation passes: outputs are read after the activation even if the run reads linear outputs.
+
+    Raises:
+        ModelError: If the model does not run one of the layers.
     """
     return [
         Undefined("a linear layer has no kernels with activation maps")
