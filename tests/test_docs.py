@@ -48,4 +48,5 @@ def test_every_component_is_described(documented: set[str]) -> None:
 
 
 _ALIASES = {"SPLITS", "ModelValue", "Register", "Split", "Values", "hookimpl"} | set(genmeasures.labelers.__all__)
-"""Labelers, which have a page of their own; a constant, unions, a protocol of the hooks and pluggy's marker, which have no page of their own."""
+"""Labelers, which have a page of their own, and what needs no page: a constant, unions, a protocol of the hooks and
+pluggy's marker."""
