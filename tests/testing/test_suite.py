@@ -556,7 +556,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("sample", OutOfOrder, "the vectors are not sorted by input"),
     ("sample_order", InOrder, "the sample depends on the order of the data"),
     ("fit_sample", TooMany, "fit_cap is 3, and 4 vectors are drawn to fit on"),
-    ("vectors", Half, "vectors are torch.float16"),
+    ("vectors", Half, "expected vectors of type float32, got torch.float16"),
     ("reduce", WrongShape, r"expected two arrays of shape \(3,\), got \(3, 4\) and \(3,\)"),
     ("reduce", Writes, "the values have changed"),
     ("models_by_themselves", Ranks, r"model 0: 0\.\d+ among others, 0\.0 alone"),
