@@ -1,12 +1,12 @@
-"""Everything that the author of a plugin imports.
+"""Everything that a plugin imports.
 
-A measure in ten lines::
+A plugin with one measure is one module::
 
     from genmeasures.plugin import FeatureMeasure, Pass, Variable, hookimpl
 
     class Sparsity(FeatureMeasure):
         name = "sparsity"
-        variables = (Variable("sparsity", "share of zero activations"),)
+        variables = (Variable("sparsity", "fraction of zero activations"),)
         passes = (Pass("test", "vectors"),)
 
         def start(self, layer, generator):
@@ -20,15 +20,16 @@ A measure in ten lines::
             return self.zeros / self.total
 
     @hookimpl
-    def genmeasures_register_measures(register):
+    def genmeasures_register(register):
         register(Sparsity)
 
-with the entry point ``[project.entry-points.genmeasures]`` ``sparsity = "my_module"``.
+and the entry point ``[project.entry-points.genmeasures]`` ``sparsity = "my_module"`` in ``pyproject.toml``. Its Hydra
+config is derived from the constructor.
 
-A measure of features finds the length of a vector in ``self.extractor.vector_size(layer)``; a measure of the model
-finds the module and the weight of a layer in ``data.module(layer)`` and ``data.weight(layer)``, and the name,
-hyperparameters and metrics of the model in ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from
-``sample``, and draws with :func:`mix` and :func:`places`.
+A feature measure gets the length of a vector from ``self.extractor.vector_size(layer)``. A model measure gets the
+module and the weight of a layer from ``data.module(layer)`` and ``data.weight(layer)``, and the name, hyperparameters
+and metrics of the model from ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from ``sample``, and
+draws with :func:`mix` and :func:`places`.
 """
 
 from genmeasures.callbacks import at_end
@@ -77,9 +78,12 @@ from genmeasures.interfaces import (
     one_of,
     require,
 )
+from genmeasures.labelers import ClassLabel, Downsampled, Histogram, KMeans
+from genmeasures.model_tools import class_problem, eager, graph_memory, traced_layers
 from genmeasures.registry.specs import Register, hookimpl
 from genmeasures.tasks.archives import check_sizes
 from genmeasures.tasks.cache import cache_folder, check_writable, load_checkpoint, save_checkpoint
+from genmeasures.tasks.cnn import SmallCNN
 from genmeasures.tasks.digits import split_digits
 from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
@@ -87,9 +91,11 @@ from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 __all__ = [
     "SPLITS",
     "Aggregator",
+    "ClassLabel",
     "Component",
     "ComponentError",
     "DataError",
+    "Downsampled",
     "Drawn",
     "Every",
     "Extractor",
@@ -97,6 +103,8 @@ __all__ = [
     "FeatureLabeler",
     "FeatureMeasure",
     "GenmeasuresError",
+    "Histogram",
+    "KMeans",
     "Labeler",
     "Layer",
     "Measure",
@@ -112,6 +120,7 @@ __all__ = [
     "Register",
     "ResultError",
     "Sample",
+    "SmallCNN",
     "Split",
     "TargetLabeler",
     "Task",
@@ -126,6 +135,9 @@ __all__ = [
     "cache_folder",
     "check_sizes",
     "check_writable",
+    "class_problem",
+    "eager",
+    "graph_memory",
     "hookimpl",
     "is_count",
     "load_checkpoint",
@@ -142,6 +154,7 @@ __all__ = [
     "split_digits",
     "tapped",
     "trace",
+    "traced_layers",
     "usable_device",
     "worker_count",
     "write_atomically",

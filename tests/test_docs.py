@@ -12,6 +12,7 @@ import pytest
 from sphinx.util.inventory import InventoryFile
 
 import genmeasures
+import genmeasures.labelers
 import genmeasures.plugin
 from genmeasures.registry import registry
 
@@ -46,5 +47,6 @@ def test_every_component_is_described(documented: set[str]) -> None:
             assert not silent, f"{cls.__name__}: {silent}"
 
 
-_ALIASES = {"SPLITS", "ModelValue", "Register", "Split", "Values", "hookimpl"}
-"""Unions, a protocol of the hooks and pluggy's marker, which have no page of their own."""
+_ALIASES = {"SPLITS", "ModelValue", "Register", "Split", "Values", "hookimpl"} | set(genmeasures.labelers.__all__)
+"""Labelers, which have a page of their own, and what needs no page: a constant, unions, a protocol of the hooks and
+pluggy's marker."""

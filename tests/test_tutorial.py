@@ -31,9 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_first_measure(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     page = "first-measure.md"
-    assert len(blocks(page)) == 4
-    measure_lines = [line for line in blocks(page)[0].splitlines() if line.strip() and "import" not in line]
-    assert len(measure_lines) <= 11  # the class line and ten
+    assert len(blocks(page)) == 5
     for block in blocks(page):
         exec(compile(block, page, "exec"), vars(run))
     assert list(run.ds["sparsity"].dims) == ["model", "layer"]
@@ -42,6 +40,18 @@ def test_the_first_measure(run: ModuleType, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "✓" in out
     assert "✗" not in out
+    assert [check.message for check in run_checks(run.Sparsity(threshold=0.1)) if check.status == "failed"] == []
+
+
+def test_the_first_measure_is_what_new_plugin_makes(tmp_path: Path) -> None:
+    page = "first-measure.md"
+    assert main(["new-plugin", "sparsity", "--folder", str(tmp_path)]) == 0
+    folder = tmp_path / "genmeasures-sparsity"
+    assert (folder / "genmeasures_sparsity.py").read_text() == blocks(page)[0]
+    assert [(folder / "pyproject.toml").read_text()] == blocks(page, "toml")
+    texts = [path.read_text() for path in folder.iterdir()]
+    assert len(texts) == 3
+    assert sum(bool(line.strip()) for text in texts for line in text.splitlines()) <= 40
 
 
 def test_the_next_site(run: ModuleType) -> None:
@@ -81,5 +91,8 @@ def test_other_components(run: ModuleType) -> None:
     for block in blocks(page):
         exec(compile(block, page, "exec"), vars(run))
     assert np.isfinite(run.ds["davies_bouldin"].values).all()
-    for made in (run.Parity(), run.Median()):
-        assert [one for one in run_checks(made) if one.status == "failed"] == []
+    registered: list[type] = []
+    run.genmeasures_register(registered.append)
+    assert registered == [run.Parity, run.Median]
+    for component in registered:
+        assert [check for check in run_checks(component()) if check.status == "failed"] == []

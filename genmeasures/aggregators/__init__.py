@@ -1,4 +1,4 @@
-"""Aggregators: reduce the layers of each model to one number."""
+"""Aggregators, which reduce the layers of each model to one number."""
 
 from genmeasures.aggregators.aggregate import aggregate
 from genmeasures.aggregators.explicit import Explicit

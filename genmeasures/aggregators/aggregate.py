@@ -1,4 +1,4 @@
-"""Apply an aggregator to a result: Dataset(model, layer) → Dataset(model)."""
+"""Aggregation of a result: Dataset(model, layer) → Dataset(model)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,34 @@ from genmeasures.results.schema import LAYERS_USED, STATUS, is_measured, measure
 
 
 def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
-    """Reduce the layers of every measure of a result to one number a model.
+    """Reduce the layers of every measure of a result to one number per model.
 
     Args:
-        ds: a result with dims (model, layer), its coordinates ``layer_name``, ``weight_norm`` and
-            ``model_status``, and a ``<name>_status`` beside every measure.
-        aggregator: how layers are reduced.
+        ds: Result with the dimensions (model, layer), the coordinates ``layer_name``, ``weight_norm`` and
+            ``model_status``, and a variable ``<name>_status`` for every measure.
+        aggregator: How layers are reduced.
 
     Returns:
-        A dataset with the dimension ``model`` alone: every measure float64 (model,), NaN where it
-        has no finite value; beside each reduced one ``<name>_layers_used`` int64 and
-        ``<name>_status``. Measures that have one value a model already, the coordinates along
-        ``model`` and all attributes are kept; the attribute ``aggregator`` names the aggregator.
+        Dataset with the dimension ``model`` alone. Every measure is float64 (model,), NaN where it has no finite value;
+        each reduced measure has ``<name>_layers_used`` (int64) and ``<name>_status``. Measures with one value per
+        model, the coordinates along ``model`` and all attributes are kept. The attribute ``aggregator`` names the
+        aggregator.
 
     Raises:
-        ResultError: a coordinate is missing.
-        OptionError: the aggregator does not fit the layers of the models.
+        ResultError: If a coordinate is missing, or the result is already aggregated.
+        OptionError: If the aggregator does not fit the layers of the models.
+
+    Example:
+        >>> import torch
+        >>> import genmeasures
+        >>> from genmeasures.aggregators import Max, aggregate
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> ds = genmeasures.measure({"net": net}, test=torch.rand(40, 2), measures=["roughness"])
+        >>> dict(ds.roughness.sizes), dict(aggregate(ds, Max()).roughness.sizes)
+        ({'model': 1, 'layer': 2}, {'model': 1})
     """
     if "layer" not in ds.dims and "aggregator" in ds.attrs:
-        raise ResultError(f"cannot aggregate: the result is aggregated already, by {ds.attrs['aggregator']}")
+        raise ResultError(f"cannot aggregate: the result is already aggregated, by {ds.attrs['aggregator']}")
     for coordinate in ("model", "layer_name", "weight_norm", "model_status"):
         if coordinate not in ds.coords:
             raise ResultError(f"cannot aggregate: the result has no coordinate {coordinate!r}")
@@ -103,7 +112,7 @@ def _reduce(
 def _checked(
     aggregator: Aggregator, values: NDArray[np.float64], norms: NDArray[np.float64], names: NDArray[np.object_]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """What an aggregator makes of arrays that it cannot write to; raises ComponentError unless it is as due."""
+    """Values and numbers of layers from read-only arrays; ComponentError unless shapes and types are as expected."""
     given = values.view(), norms.view(), names.view()
     for array in given:
         array.flags.writeable = False
@@ -118,16 +127,14 @@ def _checked(
         ) from error
     if not isinstance(made, tuple) or len(made) != 2:
         what = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"an object of type {type(made).__name__}"
-        raise ComponentError(f"{aggregator!r}: reduce gave {what}, (values, numbers of layers used) is expected")
+        raise ComponentError(f"{aggregator!r}: reduce must return (values, numbers of layers used), got {what}")
     numbers, used = np.asarray(made[0]), np.asarray(made[1])
     models = (len(values),)
     if numbers.shape != models or used.shape != models:
         raise ComponentError(
-            f"{aggregator!r}: reduce gave arrays of shape {numbers.shape} and {used.shape}, {models} is expected of "
-            "both: a value and a number of layers for each model"
+            f"{aggregator!r}: reduce must return two arrays of shape {models}, a value and a number of layers per "
+            f"model, got {numbers.shape} and {used.shape}"
         )
     if used.dtype.kind not in "iu":
-        raise ComponentError(
-            f"{aggregator!r}: reduce gave numbers of layers that are {used.dtype}, integers are expected"
-        )
+        raise ComponentError(f"{aggregator!r}: reduce must return the numbers of layers as integers, got {used.dtype}")
     return numbers.astype(np.float64), used

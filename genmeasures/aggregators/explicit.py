@@ -1,4 +1,4 @@
-"""A sum over layers with weights given by hand: Σ_ℓ α_ℓ m_ℓ, as in MARS."""
+"""Sum over layers with explicit weights, as in MARS."""
 
 from __future__ import annotations
 
@@ -8,17 +8,28 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from genmeasures.aggregators.layers import has_layer, place
+from genmeasures.aggregators.layers import has_layer, layer_index
 from genmeasures.errors import OptionError, nearest
 from genmeasures.interfaces import Aggregator, require
 
 
 class Explicit(Aggregator):
-    """Σ_ℓ α_ℓ m_ℓ: a sum, not a mean.
+    """Weighted sum over layers, Σ_ℓ α_ℓ m_ℓ. It is a sum, not a mean.
 
-    ``weights`` is a sequence in layer order, as long as every model has layers, or a mapping from
-    layer name to weight, where layers not named count 0. A partial sum cannot be compared with a
-    whole one: where a layer with a weight has no value, or the model lacks it, the sum is NaN.
+    A partial sum is not comparable with a complete one: where a layer with a weight has no value, or the model does not
+    have it, the sum is NaN.
+
+    Args:
+        weights: Weights in layer order, one per layer, or a mapping of layer names to weights. In a mapping, layers
+            that are not named have the weight 0.
+
+    Raises:
+        OptionError: If the weights are not finite numbers, or all are 0.
+
+    Example:
+        >>> values, names = np.array([[1.0, 2.0]]), np.array([["conv1", "conv2"]], dtype=object)
+        >>> Explicit({"conv1": 2, "conv2": 0.5}).reduce(values, np.ones((1, 2)), names)
+        (array([3.]), array([2]))
     """
 
     name: ClassVar[str] = "explicit"
@@ -30,7 +41,7 @@ class Explicit(Aggregator):
         except (TypeError, ValueError):
             alphas = np.array([np.nan])
         sound = bool(np.isfinite(alphas).all() and alphas.any()) and not isinstance(weights, str)
-        require(sound, self, f"weights={weights!r} must be finite numbers, one of them at least not 0")
+        require(sound, self, f"weights must be finite numbers of which at least one is not 0, got {weights!r}")
         self.weights = weights
 
     def reduce(
@@ -38,8 +49,10 @@ class Explicit(Aggregator):
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """See :meth:`Aggregator.reduce`. The weight norms are not read.
 
-        Raises :class:`OptionError` where the weights do not fit the models' layers. A model
-        without any layer, because it could not be loaded, has no value and raises nothing.
+        A model without layers, because it could not be loaded, has no value and does not raise.
+
+        Raises:
+            OptionError: If the weights do not fit the layers of the models.
         """
         if isinstance(self.weights, Mapping):
             alphas = self._by_name(self.weights, layer_names)
@@ -60,10 +73,10 @@ class Explicit(Aggregator):
         if wrong.any():
             found = ", ".join(str(n) for n in np.unique(layers[wrong]))
             raise OptionError(
-                f"Explicit: {len(weights)} weights, but {wrong.sum()} of {len(layers)} models have another number "
-                f"of layers ({found}): give one weight a layer, or a mapping from layer name to weight"
+                f"Explicit: expected one weight per layer, got {len(weights)} weights, but {wrong.sum()} of "
+                f"{len(layers)} models have another number of layers ({found}): pass a mapping of names to weights"
             )
-        where = place(layer_names)
+        where = layer_index(layer_names)
         return np.where(where >= 0, np.asarray(weights, dtype=np.float64)[where], 0.0)
 
     def _by_name(self, weights: Mapping[str, float], layer_names: NDArray[np.object_]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The largest value among the layers of a model."""
+"""Maximum over the layers of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from genmeasures.interfaces import Aggregator
 
 
 class Max(Aggregator):
-    """Largest value among the layers that have one."""
+    """Largest value among the layers that have a value.
+
+    Example:
+        >>> Max().reduce(np.array([[1.0, np.nan, 3.0]]), np.ones((1, 3)), np.array([["a", "b", "c"]], dtype=object))
+        (array([3.]), array([2]))
+    """
 
     name: ClassVar[str] = "max"
 

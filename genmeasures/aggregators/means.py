@@ -1,4 +1,4 @@
-"""Weighted means over the layers of a model: by Frobenius norm, plain, and over the last layers."""
+"""Means over the layers of a model: weighted by Frobenius norm, unweighted, and over the last layers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from genmeasures.aggregators.layers import has_layer, place
+from genmeasures.aggregators.layers import has_layer, layer_index
 from genmeasures.interfaces import Aggregator, is_count, require
 
 
 def weighted_mean(
     values: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Σ_ℓ w_ℓ m_ℓ / Σ_ℓ w_ℓ along the layers, from float64 (models, layers) arrays.
+    """Return the weighted means Σ_ℓ w_ℓ m_ℓ / Σ_ℓ w_ℓ over layers, and the numbers of layers used.
 
-    A layer whose value or weight is NaN, or whose weight is not positive, is left out of both
-    sums. Returns (models,) means, NaN where no layer is left, and the numbers of layers used.
+    Args:
+        values: float64 (models, layers). Layers with NaN are left out.
+        weights: float64 (models, layers). Layers whose weight is not positive and finite are left out.
+
+    Returns:
+        Means, float64 (models,), NaN where no layer is left, and numbers of layers, int64 (models,).
+
+    Example:
+        >>> weighted_mean(np.array([[1.0, 4.0, np.nan]]), np.array([[2.0, 1.0, 1.0]]))
+        (array([2.]), array([2]))
     """
     used = ~np.isnan(values) & np.isfinite(weights) & (weights > 0)
     kept = np.where(used, weights, 0.0)
@@ -30,19 +38,30 @@ def weighted_mean(
 
 
 class Frobenius(Aggregator):
-    """Mean over layers weighted by the Frobenius norm of each layer's weight: Σ ‖W_ℓ‖_F m_ℓ / Σ ‖W_ℓ‖_F."""
+    """Mean over layers weighted by the Frobenius norms of their weights: Σ ‖W_ℓ‖_F m_ℓ / Σ ‖W_ℓ‖_F.
+
+    Example:
+        >>> norms, names = np.array([[3.0, 1.0]]), np.array([["conv", "fc"]], dtype=object)
+        >>> Frobenius().reduce(np.array([[1.0, 5.0]]), norms, names)
+        (array([2.]), array([2]))
+    """
 
     name: ClassVar[str] = "frobenius"
 
     def reduce(
         self, values: NDArray[np.float64], weight_norms: NDArray[np.float64], layer_names: NDArray[np.object_]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """See :meth:`Aggregator.reduce`. Layers without a value, or with no positive norm, are left out."""
+        """See :meth:`Aggregator.reduce`. Layers without a value, or without a positive norm, are left out."""
         return weighted_mean(values, np.where(has_layer(layer_names), weight_norms, np.nan))
 
 
 class Mean(Aggregator):
-    """Plain mean over the layers that have a value."""
+    """Unweighted mean over the layers that have a value.
+
+    Example:
+        >>> Mean().reduce(np.array([[1.0, 5.0]]), np.ones((1, 2)), np.array([["conv", "fc"]], dtype=object))
+        (array([3.]), array([2]))
+    """
 
     name: ClassVar[str] = "mean"
 
@@ -54,15 +73,24 @@ class Mean(Aggregator):
 
 
 class LastK(Aggregator):
-    """Mean over the last ``k`` layers that a model has; those among them without a value are left out.
+    """Mean over the last layers of each model. Layers without a value are left out.
 
-    A model with fewer than ``k`` layers is averaged over all that it has.
+    Args:
+        k: Number of layers. A model with fewer layers is averaged over all of them.
+
+    Raises:
+        OptionError: If k is not an integer ≥ 1.
+
+    Example:
+        >>> names = np.array([["conv1", "conv2", "fc"]], dtype=object)
+        >>> LastK(k=2).reduce(np.array([[1.0, 5.0, 7.0]]), np.ones((1, 3)), names)
+        (array([6.]), array([2]))
     """
 
     name: ClassVar[str] = "last_k"
 
     def __init__(self, k: int = 3) -> None:
-        require(is_count(k), self, f"k={k!r} must be an integer of at least 1")
+        require(is_count(k), self, f"k must be an integer ≥ 1, got {k!r}")
         self.k = k
 
     def reduce(
@@ -70,5 +98,5 @@ class LastK(Aggregator):
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """See :meth:`Aggregator.reduce`. The weight norms are not read."""
         has = has_layer(layer_names)
-        last = has & (place(layer_names) >= has.sum(axis=1, keepdims=True) - self.k)
+        last = has & (layer_index(layer_names) >= has.sum(axis=1, keepdims=True) - self.k)
         return weighted_mean(values, last.astype(np.float64))

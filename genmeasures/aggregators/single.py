@@ -1,4 +1,4 @@
-"""The value of one layer, by place or by name."""
+"""Value of one layer, by index or by name."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from genmeasures.aggregators.layers import has_layer, place
+from genmeasures.aggregators.layers import has_layer, layer_index
 from genmeasures.errors import OptionError, nearest
 from genmeasures.interfaces import Aggregator, require
 
 
 class SingleLayer(Aggregator):
-    """The value of one layer: ``layer`` is its name, or its place, where −1 is a model's last layer.
+    """Value of one layer. A model that does not have the layer, while others have it, has no value.
 
-    A model that lacks the layer, while others have it, has no value.
+    Args:
+        layer: Name of the layer, or its index, where −1 is the last layer of each model.
+
+    Raises:
+        OptionError: If ``layer`` is neither a name nor an integer.
+
+    Example:
+        >>> names = np.array([["conv1", "conv2", "fc"]], dtype=object)
+        >>> SingleLayer(-1).reduce(np.array([[1.0, 5.0, 7.0]]), np.ones((1, 3)), names)
+        (array([7.]), array([1]))
     """
 
     name: ClassVar[str] = "single"
 
     def __init__(self, layer: int | str) -> None:
         sound = bool(layer) if isinstance(layer, str) else isinstance(layer, int) and not isinstance(layer, bool)
-        require(sound, self, f"layer={layer!r} must be a layer's name or its place, an integer")
+        require(sound, self, f"layer must be a name or an index, an integer, got {layer!r}")
         self.layer = layer
 
     def reduce(
@@ -30,14 +39,15 @@ class SingleLayer(Aggregator):
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """See :meth:`Aggregator.reduce`. The weight norms are not read.
 
-        Raises :class:`OptionError` where no model has the layer.
+        Raises:
+            OptionError: If no model has the layer.
         """
         has = has_layer(layer_names)
         layers = has.sum(axis=1, keepdims=True)
         if isinstance(self.layer, str):
             chosen = layer_names == self.layer
         else:
-            chosen = has & (place(layer_names) == (self.layer if self.layer >= 0 else layers + self.layer))
+            chosen = has & (layer_index(layer_names) == (self.layer if self.layer >= 0 else layers + self.layer))
         if has.any() and not chosen.any():
             known = {str(name) for name in layer_names.flat if name}
             hint = nearest(self.layer, known) if isinstance(self.layer, str) else f" (they have up to {layers.max()})"

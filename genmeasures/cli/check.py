@@ -1,4 +1,4 @@
-"""``genmeasures check``: the conformance suite on a component, installed or in a file."""
+"""Command ``genmeasures check``: the conformance suite on a component, installed or in a file."""
 
 from __future__ import annotations
 
@@ -30,72 +30,72 @@ _FILE = re.compile(r"(?P<path>.*\.py)(:(?P<name>[^:]*))?")
 
 
 def check_command(name: str, options: Sequence[str]) -> int:
-    """Run all checks, print what each asks and found, and their counts; returns 1 if one failed.
+    """Run all checks of a component, and print each with its result, and the counts.
 
-    name: NAME or KIND.NAME of an installed component, or FILE.py:CLASS, where :CLASS may be left out of a file with
-    one component.
+    Args:
+        name: NAME or KIND.NAME of an installed component, or FILE.py:CLASS, where :CLASS may be left out for a file
+            with one component.
+        options: Options of the component as OPTION=VALUE.
+
+    Returns:
+        The exit status, 1 if a check failed.
+
+    Raises:
+        OptionError: If there is no such component, or an option is wrong.
     """
-    given = options_of(options)
+    values = options_of(options)
     file = _FILE.fullmatch(name)
     if file is not None:
-        found = _class_in(Path(file["path"]), file["name"])
-        component = make(found, given, found.__name__)
+        cls = _class_in(Path(file["path"]), file["name"])
+        component = make(cls, values, cls.__name__)
         kind = next(kind for kind, base in _KINDS.items() if isinstance(component, base))
     else:
-        kind, component_name = _find(name)
-        component = registry().make(kind, component_name, given)
+        kind, component_name = registry().find(name)
+        if kind not in _KINDS:
+            raise OptionError(f"{name!r} is a {kind}: the conformance suite has checks for {', '.join(_KINDS)} alone")
+        component = registry().make(kind, component_name, values)
     console = make_console()
     called = getattr(component, "name", type(component).__name__)
     console.print(f"{kind} {called}  {component!r}", style="bold", markup=False, highlight=False)
     counts = dict.fromkeys(_MARKS, 0)
-    for one in run_checks(component):
-        counts[one.status] += 1
-        mark, color = _MARKS[one.status]
-        console.print(f"  [{color}]{mark}[/{color}] {one.name}: {one.asked}", highlight=False)
-        if one.message:
-            console.print(f"      {one.message}", style=color, markup=False, highlight=False)
+    for check in run_checks(component):
+        counts[check.status] += 1
+        mark, color = _MARKS[check.status]
+        console.print(f"  [{color}]{mark}[/{color}] {check.name}: {check.asked}", highlight=False)
+        if check.message:
+            console.print(f"      {check.message}", style=color, markup=False, highlight=False)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
     return 1 if counts["failed"] else 0
 
 
 def options_of(texts: Sequence[str]) -> dict[str, Any]:
-    """Options of a component that are given as OPTION=VALUE, the values in YAML. Raises OptionError."""
-    given = {}
+    """Return options from texts OPTION=VALUE, with the values in YAML.
+
+    Raises:
+        OptionError: If a text is not of this form.
+
+    Example:
+        >>> options_of(["k=8", "edges=quantile"])
+        {'k': 8, 'edges': 'quantile'}
+    """
+    values = {}
     for option in texts:
         key, equals, value = option.partition("=")
         if not equals:
-            raise OptionError(f"{option!r}: options are given as OPTION=VALUE")
+            raise OptionError(f"{option!r}: an option must be of the form OPTION=VALUE")
         try:
-            given[key] = yaml.safe_load(value)
+            values[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise OptionError(f"{option!r}: the value cannot be read: {one_line(str(error))}") from error
-    return given
-
-
-def _find(name: str) -> tuple[str, str]:
-    """Kind and name of a component given as NAME or KIND.NAME."""
-    kind, dot, rest = name.partition(".")
-    if dot and kind in _KINDS:
-        return kind, rest
-    kinds = [kind for kind in _KINDS if name in registry().names(kind)]
-    if not kinds:
-        known = [known for kind in _KINDS for known in registry().names(kind)]
-        raise OptionError(registry().missing("component", name, known))
-    if len(kinds) > 1:
-        raise OptionError(f"{name!r} is the name of several components: {', '.join(f'{k}.{name}' for k in kinds)}")
-    return kinds[0], name
+    return values
 
 
 def _class_in(path: Path, name: str | None) -> type[Component]:
-    """The class of a component in a file that need not be installed.
-
-    Raises OptionError for a file that is not there or cannot be imported, and for a class that is none of its
-    components.
-    """
+    """The class of a component in a file, which need not be installed; OptionError if there is none."""
     if not path.is_file():
         raise OptionError(f"there is no file {path}")
     path = path.resolve()
-    # As a part of its package, where it is in one: relative imports then work.
+    # Imported as part of its package, if it is in one, so that relative imports work.
     parts, folder = [path.stem], path.parent
     while (folder / "__init__.py").is_file():
         parts.insert(0, folder.name)
@@ -104,7 +104,7 @@ def _class_in(path: Path, name: str | None) -> type[Component]:
     sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a user's code can fail in any way
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         if debugging():
             raise
         place = origin(error)
@@ -115,12 +115,12 @@ def _class_in(path: Path, name: str | None) -> type[Component]:
         raise OptionError(f"the module {module_name!r} in {path} is hidden by {module.__file__}: rename the file")
     kinds = tuple(_KINDS.values())
     known = {
-        key: one
-        for key, one in vars(module).items()
-        if isinstance(one, type)
-        and issubclass(one, kinds)
-        and not inspect.isabstract(one)
-        and one.__module__ == module.__name__
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, kinds)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
     }
     if name is None or name == "":
         if len(known) != 1:

@@ -1,4 +1,4 @@
-"""``genmeasures collect``: merge the result files of a folder, and compare the runs in one table."""
+"""Command ``genmeasures collect``: merged result files of a folder, and one table of the runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from genmeasures.results import collect, differing, run_settings
 from genmeasures.results.schema import MODEL_TASK
 
 _IN_FULL = 3
-"""Up to so many ways of measuring have their whole tables printed; of more, files have them."""
+"""Maximum number of settings whose whole tables are printed; those of more are in files."""
 
 
 def collect_command(
@@ -39,10 +39,21 @@ def collect_command(
     aggregator: Sequence[str] = ("frobenius",),
     against: Sequence[str] | None = None,
 ) -> int:
-    """Merge, save and judge; returns the exit status.
+    """Merge result files, save them, and judge the measures.
 
-    json: print one JSON object and nothing else. aggregator: its name, and options as OPTION=VALUE. against: names
-    of what measures are judged against, None for the test metric and the generalization gap.
+    Args:
+        folder: Folder with result files.
+        output: Folder for the merged files; None is ``FOLDER/collected``.
+        json: Print one JSON object and nothing else.
+        aggregator: Name of the aggregator, and its options as OPTION=VALUE.
+        against: Names of metrics that measures are judged against; None takes the test metric and the generalization
+            gap.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ResultError: If no result file can be read.
     """
     console = make_console(quiet=json)
     made: Any = registry().make("aggregator", aggregator[0], options_of(aggregator[1:]))

@@ -1,4 +1,4 @@
-"""What went wrong with a command line, in one line that says what to do."""
+"""Messages for errors of the command line: one line with the remedy."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from genmeasures.errors import GenmeasuresError, nearest, one_line
-from genmeasures.registry import registry
+from genmeasures.cli.search_path import CONFIGS
+from genmeasures.errors import GenmeasuresError, OptionError, nearest, one_line
+from genmeasures.registry import KINDS, derived_config, registry
 
 _ALL = "'genmeasures run --cfg job' shows all settings"
-_KINDS = ("task", "extractor", "labeler", "measure", "aggregator")
 _GROUPS = ("task", "extractor", "measure", "aggregator", "experiment")
 _KEY = r"'?(?P<key>[^'\s]+?)'?"
 
 
 def told(error: Exception, overrides: Sequence[str]) -> str | None:
-    """An error of the user's in one line; None for one of ours, whose traceback is needed.
+    """Return the message for an error of the user, or None for an internal error, whose traceback is needed.
 
     Args:
-        error: what a run raised.
-        overrides: the arguments that Hydra was given.
+        error: Exception that a run raised.
+        overrides: Arguments of Hydra.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -46,13 +46,13 @@ def told(error: Exception, overrides: Sequence[str]) -> str | None:
 
 
 def _missing(group: str, name: str) -> str:
-    with initialize_config_module("genmeasures.conf", version_base="1.3"):
+    with initialize_config_module(CONFIGS, version_base="1.3"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
-    if group in _KINDS and name in registry().names(group):
-        return (
-            f"the {group} {name!r} is installed, but has no config: its plugin needs the file {group}/{name}.yaml in a "
-            "config package; 'genmeasures check' tells more"
-        )
+    if group in KINDS and name in registry().names(group):
+        try:
+            derived_config(registry().get(group, name))
+        except OptionError as error:
+            return f"the {group} {name!r} is installed, but has no config: {error}"
     said = registry().missing(group, name, options)
     if group == "measure":
         said += "; 'genmeasures plugins' shows what is installed, and measure=[…] chooses among it"
@@ -60,7 +60,7 @@ def _missing(group: str, name: str) -> str:
 
 
 def _remedy(error: Exception, said: str, overrides: Sequence[str]) -> str | None:
-    """What we say in place of Hydra, None where it is left to speak."""
+    """The message that replaces that of Hydra, or None to keep it."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     for cause in (error, error.__cause__):
@@ -78,9 +78,9 @@ def _remedy(error: Exception, said: str, overrides: Sequence[str]) -> str | None
 def _unreadable(error: OverrideParseException) -> str:
     typed = error.override
     if "missing EQUAL" in error.message:
-        return f"{typed}: settings are given as KEY=VALUE, without spaces around the sign"
+        return f"{typed}: a setting must be of the form KEY=VALUE, without spaces around the equals sign"
     return (
-        f"{typed}: this cannot be read: a text with special characters needs quotes of its own within those of the "
+        f"{typed}: this cannot be parsed: a text with special characters needs quotes within those of the "
         f"shell, \"KEY='VALUE'\""
     )
 
@@ -100,7 +100,7 @@ def _interpolation(error: OmegaConfBaseException, overrides: Sequence[str]) -> s
     typed = typed or next((one for one in overrides if "${" + named[1] in one), key)
     close = _alike(named[1], _settings(overrides))
     hint = f" (did you mean ${{{close[0]}}}?)" if close else ""
-    return f"{typed}: ${{{named[1]}}} stands for a setting, and there is none of that name{hint}; {_ALL}"
+    return f"{typed}: ${{{named[1]}}} refers to a setting that does not exist{hint}; {_ALL}"
 
 
 def _unknown(key: str, typed: str, overrides: Sequence[str]) -> str:
@@ -129,13 +129,13 @@ def _no_group(key: str, typed: str, overrides: Sequence[str]) -> str:
         chosen = {name.split(".")[1] for name in _settings(overrides) if name.startswith("measure.")}
         if words[0] == "measure" and len(words) > 2 and words[1] not in chosen:
             return f"{typed}: {words[1]!r} is not among the measures of this run{nearest(words[1], chosen)}"
-        return f"{typed}: there is no such choice yet: to add it, begin with a plus sign, +{typed.lstrip('+~')}"
+        return f"{typed}: there is no such choice yet: to add it, prefix it with a plus sign, +{typed.lstrip('+~')}"
     return _unknown(key, typed, overrides)
 
 
 def _there(key: str, typed: str, overrides: Sequence[str]) -> str:
     value = typed.lstrip("+").partition("=")[2]
-    return f"{typed}: {key!r} is there already: leave the plus sign out, {key}={value}"
+    return f"{typed}: {key!r} exists already: leave out the plus sign, {key}={value}"
 
 
 def _not_there(key: str, typed: str, overrides: Sequence[str]) -> str:
@@ -162,11 +162,11 @@ _ANSWERS: dict[str, Callable[[str, str, Sequence[str]], str]] = {
     r"Ambiguous value for argument '(?P<key>[^=]+)=": _ambiguous,
     rf"Key {_KEY} is not in struct": _unknown,
 }
-"""How Hydra 1.3 puts it, and what we say."""
+"""Messages of Hydra 1.3, and what replaces them."""
 
 
 def _alike(key: str, settings: Any) -> list[str]:
-    """Settings that may have been meant: deeper ones with the same last word, or spelled nearly so."""
+    """Settings that may be meant: deeper ones with the same last word, or with a similar name."""
     parent, _, last = key.rpartition(".")
     deeper = [name for name in settings if parent and name.startswith(f"{parent}.") and name.endswith(f".{last}")]
     close = difflib.get_close_matches(key, [one for one in settings if not key.startswith(f"{one}.")], n=1, cutoff=0.7)
@@ -174,35 +174,44 @@ def _alike(key: str, settings: Any) -> list[str]:
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """Dotted names of the settings of this command line's choices, with their values; of all groups where it fails."""
+    """Dotted names and values of the settings for the choices of this command line, or else for the defaults."""
     chosen = [one for one in overrides if one.partition("=")[0] in _GROUPS or "@" in one.partition("=")[0]]
     for given in (chosen, []):
         try:
-            with initialize_config_module("genmeasures.conf", version_base="1.3"):
+            with initialize_config_module(CONFIGS, version_base="1.3"):
                 return dict(flat(OmegaConf.to_container(compose("run", given), resolve=False, throw_on_missing=False)))
-        except Exception:  # the choices themselves may be what is wrong, or several for a sweep
+        except Exception:  # the choices themselves may be wrong, or several for a sweep
             continue
     return {}
 
 
 def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """All settings of a nested mapping under dotted names, the mappings themselves included."""
-    made = []
+    """Return all settings of a nested mapping under dotted names, including the mappings themselves.
+
+    Example:
+        >>> flat({"task": {"limit": 8}})
+        [('task', {'limit': 8}), ('task.limit', 8)]
+    """
+    settings = []
     for key, value in node.items():
         name = f"{prefix}{key}"
-        made.append((name, value))
+        settings.append((name, value))
         if isinstance(value, dict):
-            made += flat(value, f"{name}.")
-    return made
+            settings += flat(value, f"{name}.")
+    return settings
 
 
 def unread(config: DictConfig, known: Sequence[str]) -> str | None:
-    """What to say of a setting that nothing reads; None where there is none.
+    """Return a message for a setting that is not used, or None.
 
-    A setting of the user's own that others refer to, ``${width}``, is read.
+    A setting of the user that others refer to, as ``${width}``, is used.
+
+    Example:
+        >>> unread(OmegaConf.create({"seed": 1, "sead": 2}), ["seed"])
+        "sead: unknown setting, which nothing reads (did you mean 'seed'? known: seed)"
     """
     text = OmegaConf.to_yaml(config, resolve=False)
     for key in map(str, config):
         if key not in known and not re.search(rf"\$\{{\.*{re.escape(key)}\b", text):
-            return f"{key}: nothing reads this setting{nearest(key, known)}"
+            return f"{key}: unknown setting, which nothing reads{nearest(key, known)}"
     return None

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one line and an exit status, and no traceback."""
+"""Handling of Ctrl-C and SIGTERM: one line and an exit status, without a traceback."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ _explain: list[Callable[[], str]] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends what Ctrl-C ends."""
+    """Raised on SIGTERM, which ends a command as Ctrl-C does."""
 
 
 def on_interrupt(explain: Callable[[], str]) -> None:
-    """Let the line say more: ``explain`` returns what is kept and how to go on."""
+    """Add to the line that is printed: ``explain`` returns what is kept and how to resume."""
     _explain[:] = [explain]
 
 
 def interruptible(command: Callable[[], int]) -> int:
     """Run a command and return its exit status: 130 after Ctrl-C and 143 after SIGTERM, each with one line.
 
-    The first signal raises KeyboardInterrupt, so that everything is closed; the second ends the process at once.
+    The first signal raises KeyboardInterrupt, so that everything is closed. The second ends the process at once.
     """
     if threading.current_thread() is not threading.main_thread():
-        return command()  # signals are the main thread's
+        return command()  # only the main thread receives signals
     _explain.clear()
     owner = os.getpid()
     received: list[int] = []
 
     def answer(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked process, such as one that loads data: it ends as if nobody answered
+        if os.getpid() != owner:  # a forked process, such as one that loads data, ends without a message
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         received.append(number)
-        for one in before:
-            signal.signal(one, _end_at_once)
+        for other in before:
+            signal.signal(other, _end_at_once)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
-    # What is ignored, by nohup for one, stays ignored.
+    # A signal that is ignored, as under nohup, stays ignored.
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before: dict[int, Any] = {one: handler for one, handler in usual.items() if signal.getsignal(one) == handler}
-    for one in before:
-        signal.signal(one, answer)
+    before: dict[int, Any] = {s: handler for s, handler in usual.items() if signal.getsignal(s) == handler}
+    for handled in before:
+        signal.signal(handled, answer)
     try:
         return command()
     except BaseException:
@@ -58,9 +58,9 @@ def interruptible(command: Callable[[], int]) -> int:
             raise
     finally:
         if not received:
-            for one, handler in before.items():
-                signal.signal(one, handler)
-    # Whatever the exception was: libraries answer a KeyboardInterrupt in ways of their own.
+            for handled, handler in before.items():
+                signal.signal(handled, handler)
+    # Whatever the exception is: libraries turn a KeyboardInterrupt into others.
     number = received[0]
     more = [": " + explain() for explain in _explain]
     print("".join([_WORDS[signal.Signals(number)], *more]), file=sys.stderr, flush=True)
@@ -68,10 +68,10 @@ def interruptible(command: Callable[[], int]) -> int:
 
 
 def shield_workers() -> None:
-    """Keep Ctrl-C from processes that are started from now on, which would end in tracebacks: it is answered here.
+    """Keep Ctrl-C from processes that are started from now on, which would end in tracebacks.
 
-    They inherit that the signal is blocked; here a thread waits for it and wakes the main thread, which must not
-    wait in a single call for long.
+    They inherit the blocked signal. In this process, a thread waits for it and wakes the main thread, which must not
+    block in a single call for long.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "sigwait"):
         return
@@ -79,7 +79,7 @@ def shield_workers() -> None:
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # started later, it would unblock the signal again
+    resource_tracker.ensure_running()  # if started later, it would unblock the signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
     def pass_on() -> None:
@@ -91,7 +91,7 @@ def shield_workers() -> None:
 
 
 def left_to_parent() -> None:
-    """In a worker process: Ctrl-C reaches all processes of a terminal, and the parent answers it for all."""
+    """Ignore Ctrl-C in a worker process: it reaches all processes of a terminal, and the parent handles it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

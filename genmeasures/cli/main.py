@@ -1,4 +1,4 @@
-"""Entry point of the command ``genmeasures``. Answers ``--help`` without importing torch."""
+"""Entry point of the command ``genmeasures``, which answers ``--help`` without importing torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,30 @@ from genmeasures.errors import nearest
 _RUN = """\
 genmeasures run [hydra overrides] [-m]
 
-Measure the models of a task, judge the measures, and keep the result.
+Measure the models of a task, judge the measures, and save the result.
 
   genmeasures run                                   the digits task with its defaults
   genmeasures run task=checkpoints task.path=nets/  your own checkpoints
-  genmeasures run measure=[roughness] seed=1        some measures, another seed
-  genmeasures run extractor=receptive_field,whole_tensor -m     one run for each; -m may stand anywhere
-  genmeasures run layers=[0,-1]                     the first and the last layer; names work too
+  genmeasures run measure=[roughness] seed=1        selected measures, another seed
+  genmeasures run extractor=receptive_field,whole_tensor -m     one run for each; -m may be anywhere
+  genmeasures run layers=[0,-1]                     the first and the last layer, by index or by name
   genmeasures run --cfg job                         show the whole configuration
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line.
+
+    Args:
+        arguments: Words after ``genmeasures``; None takes those of the process.
+
+    Returns:
+        The exit status.
+
+    Example:
+        >>> main(["plugins", "no_such_component"])
+        1
+    """
     return interruptible(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -33,7 +44,7 @@ def _main(given: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="genmeasures",
         description="Generalization measures of trained networks, layer by layer.",
-        epilog="'genmeasures COMMAND --help' tells more of each.",
+        epilog="'genmeasures COMMAND --help' describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"genmeasures {genmeasures.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -44,28 +55,31 @@ def _main(given: list[str]) -> int:
     run.add_argument("overrides", nargs=argparse.REMAINDER)
     collect = commands.add_parser(
         "collect", help="merge result files and compare runs", usage="genmeasures collect FOLDER [options]",
-        description="Merge result files, list the runs that they are of with what differs, and compare these in one "
+        description="Merge result files, list their runs with the settings that differ, and compare the runs in one "
         "table: run × measure, with mean and standard deviation over seeds.",
     )  # fmt: skip
     collect.add_argument("folder", help="folder with result files")
     collect.add_argument("--output", help="folder for the merged files (default: FOLDER/collected)")
     collect.add_argument(
         "--aggregator", nargs="+", default=["frobenius"], metavar=("NAME", "OPTION=VALUE"),
-        help="how layers are reduced to one number (default: frobenius); last_k k=2 for one",
+        help="how layers are reduced to one number, such as last_k k=2 (default: frobenius)",
     )  # fmt: skip
     collect.add_argument(
         "--against", action="append", metavar="NAME",
-        help="what measures are judged against, test_accuracy for one; may be given several times",
+        help="metric that measures are judged against, such as test_accuracy; may be repeated",
     )  # fmt: skip
-    plugins = commands.add_parser("plugins", help="show the installed plugins and what they provide")
+    plugins = commands.add_parser("plugins", help="list the installed plugins, or show one component")
+    plugins.add_argument(
+        "name", nargs="?", help="component, NAME or KIND.NAME, to show with its options, defaults and docstring"
+    )
     for command in (collect, plugins):
-        command.add_argument("--json", action="store_true", help="print JSON for machines")
+        command.add_argument("--json", action="store_true", help="print JSON")
     check = commands.add_parser("check", help="run the conformance suite on a component")
     check.add_argument("name", help="name of an extractor, labeler, measure or aggregator, KIND.NAME, or FILE.py:CLASS")
-    check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options to make it with")
-    new = commands.add_parser("new-plugin", help="make a working plugin: package, config, test")
-    new.add_argument("name", help="name of its measure, my_measure for one")
-    new.add_argument("--folder", default=".", help="where to make it (default: here)")
+    check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the component")
+    new = commands.add_parser("new-plugin", help="make a plugin: module, pyproject.toml and test")
+    new.add_argument("name", help="name of its measure, such as my_measure")
+    new.add_argument("--folder", default=".", help="folder in which to make it (default: current folder)")
     if given[:1] in (["-m"], ["--multirun"]) and given[1:2] == ["run"]:
         given = ["run", "-m", *given[2:]]
     if not given:
@@ -78,7 +92,7 @@ def _main(given: list[str]) -> int:
         if {"--help", "-h"} & {*given[1:]}:
             print(_RUN, end="")
             return 0
-        if "--version" in given[1:]:  # Hydra would give its own
+        if "--version" in given[1:]:  # Hydra would print its own
             print(f"genmeasures {genmeasures.__version__}")
             return 0
         from genmeasures.cli.run import run_command
@@ -103,7 +117,7 @@ def _main(given: list[str]) -> int:
             return new_plugin_command(parsed.name, parsed.folder)
         from genmeasures.cli.plugins import plugins_command
 
-        return plugins_command(parsed.json)
+        return plugins_command(parsed.json, parsed.name)
     except GenmeasuresError as error:
         if debugging():
             raise

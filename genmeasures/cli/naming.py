@@ -1,4 +1,4 @@
-"""Names of result files: readable, safe on every file system, bounded, and told apart by a hash."""
+"""Names of result files: readable, valid on every file system, of limited length, with a hash."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from pathlib import Path
 from genmeasures.cli.overrides import PATHS
 
 _LONGEST = 120
-"""Bytes of a name before its hash: others are made of it with endings, and file systems take 255."""
+"""Maximum bytes of a name before its hash: suffixes are appended, and file systems allow 255."""
 _WORD = 40
-"""Bytes of one part."""
+"""Maximum bytes of one part."""
 _IN_THE_NAME = ("task", "extractor")
-"""Settings that the first parts of a name tell."""
+"""Settings in the first parts of a name."""
 
 
 def result_path(folder: Path, task: str, extractor: str, overrides: Sequence[str], digest: str) -> Path:
-    """Where the result of a configuration is kept.
+    """Return the path of the result of a configuration.
 
-    The hash alone tells configurations apart: a result, or an unfinished run, that has it is found under whatever
-    name it began with.
+    The hash identifies the configuration: an existing result, or an unfinished run, with this hash is found under any
+    name.
 
     Args:
-        folder: of the results.
-        task, extractor: the label of the task and the name of the extractor.
-        overrides: what else was chosen on the command line, see :func:`telling`.
-        digest: hash of everything that the values depend on.
+        folder: Folder for results.
+        task: Label of the task.
+        extractor: Name of the extractor.
+        overrides: Other overrides of the command line, see :func:`telling`.
+        digest: Hash of everything that the values depend on.
+
+    Example:
+        >>> result_path(Path("results"), "digits", "whole_tensor", ["seed=1"], "9f8e7d").name
+        'digits-whole_tensor-seed=1-9f8e7d.nc'
     """
     for ending in (".nc", ".parts"):
         for found in sorted(folder.glob(f"*-{digest}{ending}")):
@@ -36,31 +41,31 @@ def result_path(folder: Path, task: str, extractor: str, overrides: Sequence[str
 
 
 def telling(overrides: Sequence[str], without: Collection[str]) -> list[str]:
-    """The overrides that a name shows, sorted: not the task's place, nor settings that change no value.
+    """Return the overrides that a name shows, sorted: without paths, and without settings that do not change values.
 
     Args:
-        overrides: as Hydra lists them, ``task.path=nets`` for one.
-        without: first words of the keys that are left out.
+        overrides: Overrides as Hydra lists them, such as ``task.path=nets``.
+        without: First words of the keys that are left out.
 
     Example:
         >>> telling(["task.path=nets", "output=x", "seed=1", "measure.roughness.labeler.k=8"], ["output"])
         ['roughness.labeler.k=8', 'seed=1']
     """
-    made = {}
-    for one in overrides:
-        key, _, value = one.lstrip("+~").partition("=")
+    shown = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
         words = re.split(r"[./]", key)
         if words[0] in without or key in _IN_THE_NAME or words[-1] in PATHS:
             continue
         short = ".".join(words[1:]) if len(words) > 1 and words[0] in ("task", "extractor", "measure") else key
-        made[key] = f"{short}={value}"
-    return sorted(made.values())
+        shown[key] = f"{short}={value}"
+    return sorted(shown.values())
 
 
 def readable_name(parts: Sequence[str]) -> str:
-    """The parts with dashes between, as far as there is room for whole ones.
+    """Return the parts joined by dashes, as many whole parts as fit.
 
-    Letters, digits and ``_ . = + -`` stay, others become ``_``, and no name begins with a dot or a dash.
+    Letters, digits and ``_ . = + -`` are kept, other characters become ``_``; names do not begin with a dot or a dash.
 
     Example:
         >>> readable_name(["my nets", "receptive_field", "layers=[0,-1]"])

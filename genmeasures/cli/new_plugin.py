@@ -1,4 +1,4 @@
-"""``genmeasures new-plugin``: a working plugin, made from the template."""
+"""Command ``genmeasures new-plugin``: a plugin of three files, made from the template."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+import genmeasures
 from genmeasures.errors import OptionError
 from genmeasures.registry import registry
 
@@ -15,53 +16,73 @@ _SUFFIX = ".tmpl"
 
 
 def new_plugin_command(name: str, folder: str) -> int:
-    """Make ``folder/genmeasures-NAME``; returns the exit status."""
-    given = name
-    name = name.removeprefix("genmeasures-").replace("-", "_")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+    """Write module, ``pyproject.toml`` and test of a plugin to ``folder/genmeasures-NAME``.
+
+    Args:
+        name: Name of the measure, also as the name of the distribution, ``genmeasures-NAME``.
+        folder: Folder in which the folder of the plugin is made.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        OptionError: If the name is not valid or is taken, or the folder exists or cannot be written.
+    """
+    measure = name.removeprefix("genmeasures-").replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", measure) or keyword.iskeyword(measure):
         raise OptionError(
-            f"{given!r} is no name for a measure: lowercase letters, digits and underscores, a letter first, and no "
-            "keyword of Python"
+            f"{name!r} is not a valid name for a measure: it must consist of lowercase letters, digits and "
+            "underscores, begin with a letter, and not be a keyword of Python"
         )
-    if name in registry().names("measure"):
-        raise OptionError(f"there is a measure {name!r} already: choose another name")
-    target = Path(folder) / f"genmeasures-{name.replace('_', '-')}"
+    if measure in registry().names("measure"):
+        raise OptionError(f"the measure {measure!r} exists already: choose another name")
+    target = Path(folder) / f"genmeasures-{measure.replace('_', '-')}"
     if target.exists():
-        raise OptionError(f"{target} is already there: choose another name, or --folder")
+        raise OptionError(f"{target} exists already: choose another name, or another folder with --folder")
     words = {
-        "{{name}}": name,
+        "{{name}}": measure,
         "{{distribution}}": target.name,
-        "{{package}}": f"genmeasures_{name}",
-        "{{class}}": "".join(part.capitalize() for part in name.split("_")),
+        "{{package}}": f"genmeasures_{measure}",
+        "{{class}}": "".join(part.capitalize() for part in measure.split("_")),
+        "{{requirement}}": compatible_requirement(genmeasures.__version__),
     }
     try:
         _write(_template(), target, words)
     except OSError as error:
         raise OptionError(f"{target} cannot be written: {error}") from error
-    source = target / "src" / words["{{package}}"] / "measure.py"
+    module = target / f"{words['{{package}}']}.py"
     print(
-        f"made {target}\n\n  genmeasures check {source}:{words['{{class}}']}\n  pip install -e {target}\n"
-        f"  pytest {target}\n  genmeasures check {name}"
+        f"made {target}\n\n  genmeasures check {module}  # before it is installed\n  pip install -e {target}\n"
+        f"  pytest {target}\n  genmeasures check {measure}\n  genmeasures run measure=[{measure}]"
     )
     return 0
 
 
+def compatible_requirement(version: str) -> str:
+    """Return the requirement that allows the versions compatible with this one.
+
+    Example:
+        >>> compatible_requirement("0.3.1")
+        'genmeasures>=0.3,<0.4'
+    """
+    major, minor = map(int, version.split(".")[:2])
+    return f"genmeasures>={major}.{minor},<{major}.{minor + 1}"
+
+
 def _template() -> Traversable:
-    """The template, in the wheel or in the repository."""
-    inside = importlib.resources.files("genmeasures") / "template"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "plugins" / "template"
+    """The folder of the template, in the wheel or in the repository."""
+    packaged = importlib.resources.files("genmeasures") / "template"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "plugins" / "template"
 
 
 def _write(source: Traversable, target: Path, words: dict[str, str]) -> None:
+    """Write the files of the template with its placeholders replaced, in names and in texts."""
     target.mkdir(parents=True)
     for entry in source.iterdir():
-        name = entry.name
+        if not entry.name.endswith(_SUFFIX):
+            continue
+        name, text = entry.name.removesuffix(_SUFFIX), entry.read_text(encoding="utf-8")
         for word, value in words.items():
             name = name.replace(word.replace("{{", "__").replace("}}", "__"), value)
-        if entry.is_dir():
-            _write(entry, target / name, words)
-        elif name.endswith(_SUFFIX):
-            text = entry.read_text(encoding="utf-8")
-            for word, value in words.items():
-                text = text.replace(word, value)
-            (target / name.removesuffix(_SUFFIX)).write_text(text, encoding="utf-8")
+            text = text.replace(word, value)
+        (target / name).write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``genmeasures run``: Hydra composes a run, the run is measured, judged, shown and kept."""
+"""Command ``genmeasures run``: a run composed by Hydra, measured, judged, printed and saved."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from typing import Any
 
 import hydra
 import xarray as xr
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
@@ -32,13 +30,13 @@ from genmeasures.cli.complaints import told, unread
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
 from genmeasures.cli.naming import result_path, telling
 from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
+from genmeasures.cli.search_path import CONFIGS, SearchPath
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
 from genmeasures.failures import debugging
 from genmeasures.files import remove_stale_temporaries
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
 from genmeasures.kept import NEW, Account
 from genmeasures.progress import progress_bars
-from genmeasures.registry import registry
 from genmeasures.report import (
     failures,
     make_console,
@@ -59,56 +57,43 @@ _FULL = "HYDRA_FULL_ERROR"
 """Environment variable of Hydra; "1" lets exceptions through."""
 
 _WITHOUT_VALUES = ("output", "force", "figures", "against", "aggregator", "batch_size", "tile", "device")
-"""Settings that change no measured value, and so not the name of the result; of the device, the kind does."""
+"""Settings that do not change values, and so not the name of the result; the kind of device does."""
 
 _SETTINGS = ("task", "extractor", "measure", "seed", "ignore_index", "layers", *_WITHOUT_VALUES)
-"""Everything that a run reads."""
+"""All settings of a run."""
 
 _UNFINISHED: list[Path] = []
-"""Where the run in hand keeps its models, for what is said when it is broken off; empty in a worker's parent."""
+"""Folders of the models that the current run has measured, for the message after an interruption."""
 
 _DRIVING: list[bool] = []
-"""Not empty in the process that the command was started in."""
-
-
-class _SearchPath(SearchPathPlugin):
-    """Adds the configs of plugins, and conf/ of the working folder with its experiments."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        # First, so that a recipe of the user's counts where a plugin or the core has one of the same name.
-        folder = Path.cwd() / "conf"
-        if folder.is_dir():
-            search_path.append("working-folder", f"file://{folder}")
-        for package in registry().config_packages():
-            if package != "genmeasures.conf":
-                search_path.append("genmeasures-plugin", f"pkg://{package}")
-        search_path.append("recipes", f"file://{_recipes()}")
-
-
-def _recipes() -> Path:
-    """The folder with the recipes: in the wheel, or in the repository."""
-    inside = Path(__file__).parents[1] / "recipes"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+"""Not empty in the process in which the command was started."""
 
 
 class Shield(Callback):
-    """Hydra's callback for multiruns whose jobs run in other processes."""
+    """Hydra callback for multiruns whose jobs run in other processes."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Shield the workers; Hydra's own launcher has none."""
+        """Shield the workers, which Hydra's basic launcher does not have."""
         if "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
             shield_workers()
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run with Hydra overrides; returns the exit status."""
-    Plugins.instance().register(_SearchPath)
+    """Run with Hydra overrides.
+
+    Args:
+        arguments: Overrides and flags of Hydra, as typed after ``genmeasures run``.
+
+    Returns:
+        The exit status.
+    """
+    Plugins.instance().register(SearchPath)
     AT_END.clear()
     _UNFINISHED.clear()
     overrides: list[str] = []
     before, full, reports = sys.argv, os.environ.get(_FULL), logging.raiseExceptions
     _DRIVING.append(True)
-    # A log file on a full disk is no reason for a traceback at every line.
+    # A log file on a full disk must not print a traceback for every line.
     logging.raiseExceptions = False
     try:
         overrides = readable(flags_first(arguments))
@@ -116,9 +101,9 @@ def run_command(arguments: Sequence[str]) -> int:
         on_interrupt(lambda: _kept_so_far(Path(output)))
         _check_output(Path(output))
         sys.argv = ["genmeasures", *overrides]
-        # Hydra then raises what went wrong, where it would print a traceback and exit.
+        # Hydra then raises exceptions instead of printing a traceback and exiting.
         os.environ[_FULL] = "1"
-        hydra.main(version_base="1.3", config_path="pkg://genmeasures.conf", config_name="run")(job)()
+        hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="run")(job)()
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
@@ -142,26 +127,26 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _kept_so_far(output: Path) -> str:
-    """What is kept of runs that were broken off, for the line that says so."""
+    """What is kept of interrupted runs, for the message."""
     folders = _UNFINISHED or sorted(output.glob("*.parts"))
     count = sum(len(list(folder.glob("*.nc"))) for folder in folders)
     if not count:
-        return "nothing was measured that could be kept; the same command begins again"
+        return "no model was measured completely; the same command starts again"
     place = folders[0] if len(folders) == 1 else output
-    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {place}; the same command goes on"
+    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {place}; the same command resumes"
 
 
 def _check_output(output: Path) -> None:
-    """Hydra makes its log folder before anything of ours runs."""
+    """Raise OptionError if the output folder cannot be written: Hydra makes its log folder before the run starts."""
     there = next((folder for folder in (output, *output.parents) if folder.exists()), Path())
     if not there.is_dir():
         raise OptionError(f"output={output}: {there} is a file: choose another output folder")
     if not os.access(there, os.W_OK):
-        raise OptionError(f"output={output}: {there} cannot be written: choose another output folder")
+        raise OptionError(f"output={output}: {there} is not writable: choose another output folder")
 
 
 def job(config: DictConfig) -> None:
-    """One run. Errors of ours end without a traceback, and the other jobs of a multirun go on."""
+    """One run. Errors of genmeasures end it without a traceback, and the other jobs of a multirun continue."""
     if not _DRIVING:
         left_to_parent()
     try:
@@ -178,13 +163,13 @@ def _job(config: DictConfig) -> None:
         raise OptionError(unknown)
     for name in ("force", "figures"):
         if not isinstance(config[name], bool):
-            raise OptionError(f"{name} must be true or false, not {config[name]!r}")
+            raise OptionError(f"{name} must be true or false, got {config[name]!r}")
     check_seed(config.seed)  # before networks are trained
     task = _make(config, "task", Task)
     extractor = _make(config, "extractor", Extractor)
     aggregator = _make(config, "aggregator", Aggregator)
     if not config.get("measure"):
-        raise OptionError("measure: choose at least one, measure=[roughness] for example")
+        raise OptionError("measure: at least one measure is needed, such as measure=[roughness]")
     measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
     path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
     told = _aggregated_by(aggregator)  # values do not depend on it: one file has them for all
@@ -220,7 +205,7 @@ def _job(config: DictConfig) -> None:
             ds = run.measure(attrs, on_model, on_batch, earlier)
         problem = None
         if earlier is not None and len(run.account.taken) == len(ds["model"]) and ds.equals(earlier):
-            print_line(console, f"The result is already there (force=true measures again): {path}")
+            print_line(console, f"The result exists already (force=true measures again): {path}")
         else:
             for line in _account(run.account, keep if earlier is None else path, earlier is not None):
                 print_line(console, line)
@@ -244,7 +229,7 @@ def _job(config: DictConfig) -> None:
         judged = judge(aggregated, against)
         render_table(judged, console)
     except OptionError:
-        raise  # the user has named what is not there
+        raise  # the user has named something that does not exist
     except GenmeasuresError as error:
         print_line(console, f"The measures are not judged: {error}", "yellow")
     for line in model_notes(ds):
@@ -252,7 +237,7 @@ def _job(config: DictConfig) -> None:
     if problem is not None:
         kept = len(list(keep.glob("*.nc")))
         raise ResultError(
-            f"{problem}; the values above are written nowhere, {kept} of {len(ds['model'])} models are kept in {keep}"
+            f"{problem}; the values above are not saved; {kept} of {len(ds['model'])} models are kept in {keep}"
         )
     print_line(console, f"result: {path}")
     if judged is not None:
@@ -268,7 +253,7 @@ def _job(config: DictConfig) -> None:
 
 
 def _aggregated_by(aggregator: Aggregator) -> str:
-    """What names of tables and figures have of an aggregator that is not the default one: ``-last_k-k=2``."""
+    """Part of the names of tables and figures for an aggregator other than the default: ``-last_k-k=2``."""
     options = {name: getattr(aggregator, name) for name in aggregator.option_names()}
     if aggregator.name == "frobenius" and not options:
         return ""
@@ -277,7 +262,7 @@ def _aggregated_by(aggregator: Aggregator) -> str:
 
 
 def _earlier(path: Path, console: Console) -> xr.Dataset | None:
-    """The result of an earlier run, None where there is none that can be read."""
+    """The result of an earlier run, None if there is none that can be read."""
     if not path.is_file():
         return None
     try:
@@ -288,20 +273,20 @@ def _earlier(path: Path, console: Console) -> xr.Dataset | None:
 
 
 def _account(account: Account, source: Path, renewed: bool) -> list[str]:
-    """One line on what was taken and what was measured; none where nothing had been kept."""
+    """One line on what was reused and what was measured; none if nothing had been kept."""
     count = len(account.taken) + len(account.measured) + len(account.failed)
     if not account.taken and not account.removed and set(account.measured.values()) <= {NEW}:
         return []
-    said = [f"{len(account.taken)} of {count} models taken from {source}"]
+    said = [f"{len(account.taken)} of {count} models reused from {source}"]
     for reason in dict.fromkeys(account.measured.values()):
         names = [name for name, why in account.measured.items() if why == reason]
         said.append(f"{len(names)} measured ({reason}): {_list(names)}")
     if account.failed:
         said.append(f"{len(account.failed)} failed: {_list(account.failed)}")
     if account.removed:
-        said.append(f"{len(account.removed)} left out (not in the task any more): {_list(account.removed)}")
+        said.append(f"{len(account.removed)} left out (no longer in the task): {_list(account.removed)}")
     if len(said) == 1 and renewed:
-        said.append("their hyperparameters, metrics and order are those of now")
+        said.append("their hyperparameters, metrics and order are updated")
     return ["; ".join(said)]
 
 
@@ -311,7 +296,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _saved(ds: xr.Dataset, path: Path) -> ResultError | None:
-    """Write the result; what goes wrong is returned, so that the values can be shown first."""
+    """Write the result; an error is returned, so that the values can be shown first."""
     try:
         save(ds, path)
     except ResultError as error:
@@ -320,16 +305,23 @@ def _saved(ds: xr.Dataset, path: Path) -> ResultError | None:
 
 
 def _overrides(task: Task) -> list[str]:
-    """What was chosen on the command line, as far as the name of the result shows it."""
+    """Overrides of the command line that the name of the result shows."""
     if not HydraConfig.initialized():
         return []
     hidden = {f"task.{name}" for name in task.incidental}
-    typed = [one for one in HydraConfig.get().overrides.task if one.lstrip("+~").partition("=")[0] not in hidden]
+    overrides = HydraConfig.get().overrides.task
+    typed = [override for override in overrides if override.lstrip("+~").partition("=")[0] not in hidden]
     return telling(typed, _WITHOUT_VALUES)
 
 
 def digest(config: DictConfig) -> str:
-    """A name for everything in the configuration that the values depend on, and for the place of the models."""
+    """Return a hash of everything in the configuration that the values depend on, and of the path of the models.
+
+    Example:
+        >>> a, b = ({"task": {"limit": limit}, "output": output} for limit, output in ((2, "x"), (2, "y")))
+        >>> digest(OmegaConf.create(a)) == digest(OmegaConf.create(b))
+        True
+    """
     settings: Any = OmegaConf.to_container(config, resolve=True)
     kept = {key: value for key, value in settings.items() if key not in _WITHOUT_VALUES}
     kept["device"] = str(settings.get("device") or "cpu").partition(":")[0]
@@ -344,7 +336,7 @@ def digest(config: DictConfig) -> str:
 
 
 def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> Any:
-    """The component that a part of the configuration describes, its options checked by name first."""
+    """The component of a part of the configuration; the names of its options are checked first."""
     node = config.get(key)
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise OptionError(
@@ -356,7 +348,7 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
     except Exception as error:
         raise OptionError(f"{prefix}{key}: {node['_target_']} cannot be imported: {error}") from error
     if not issubclass(component, base):
-        raise OptionError(f"{prefix}{key}: {node['_target_']} is no {base.__name__}")
+        raise OptionError(f"{prefix}{key}: {node['_target_']} is not a subclass of {base.__name__}")
     for option in map(str, node):
         if OmegaConf.is_missing(node, option):
             raise OptionError(f"{prefix}{key}.{option}: a value is needed, {prefix}{key}.{option}=…")
@@ -364,7 +356,7 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
         known = component.option_names()
         for option in map(str, node):
             if option not in known and not option.startswith("_"):
-                raise OptionError(f"{prefix}{key}.{option}: there is no such option{nearest(option, known)}")
+                raise OptionError(f"{prefix}{key}.{option}: unknown option{nearest(option, known)}")
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -375,7 +367,7 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
 
 
 def _tidy(output: Path) -> None:
-    """Remove what killed runs have left: files that they had begun, and folders in which they kept nothing."""
+    """Remove what killed runs have left: unfinished files, and empty folders."""
     remove_stale_temporaries(output)
     for folder in output.glob("*.parts"):
         remove_stale_temporaries(folder)
@@ -389,5 +381,5 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it is not there, or not empty; a run that needs it makes it again
+    with contextlib.suppress(OSError):  # it does not exist, or is not empty
         folder.rmdir()

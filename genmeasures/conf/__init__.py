@@ -1,1 +1,1 @@
-"""The packaged Hydra config groups (``pkg://genmeasures.conf``): one YAML for each component."""
+"""Hydra configs (``pkg://genmeasures.conf``): one YAML file per component, and the experiments."""

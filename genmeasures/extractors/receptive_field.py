@@ -17,11 +17,12 @@ _BLOCK = 1 << 21
 class ReceptiveField(Extractor):
     """Pixels x_ℓ[:, p] of the output and their receptive fields (Rajagopal et al. 2021, section 2.1).
 
-    cap: pixels sampled a layer, uniformly over all positions of all inputs and equally many from
-    each input (the paper: 80 000); None takes all. fit_cap: those that projections, clusters and
-    mixtures are fitted on, where ``cap`` is larger. components: d of the PCA of pixels.
-    tap: "activation" reads the output after the normalization and activation that follow
-    directly, "linear" before.
+    Args:
+        cap: Number of pixels sampled per layer; None takes all. They are drawn uniformly over all positions of all
+            inputs, equally many from each input (80 000 in the paper).
+        components: Number d of components of the PCA of pixels.
+        tap: ``"activation"`` or ``"linear"``, the output before the normalization and activation that follow it.
+        fit_cap: Number of vectors that projections, clusters and mixtures are fitted on, where ``cap`` is larger.
     """
 
     name = "receptive_field"

@@ -16,8 +16,11 @@ class WholeTensor(Extractor):
 
     Both in the order (*spatial, channels). The "original PCA method" of Rajagopal et al. 2021, Table 1.
 
-    cap: inputs sampled; None takes all. fit_cap: those that fits see, where ``cap`` is larger.
-    components: d of the PCA. tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
+    Args:
+        cap: Number of inputs sampled; None takes all.
+        components: Number d of components of the PCA.
+        tap: ``"activation"`` or ``"linear"``, the output before the normalization and activation that follow it.
+        fit_cap: Number of vectors that projections, clusters and mixtures are fitted on, where ``cap`` is larger.
     """
 
     name = "whole_tensor"

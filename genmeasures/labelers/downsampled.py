@@ -30,6 +30,9 @@ class Downsampled(TargetLabeler):
     - "max": the highest-numbered class in the area, by max pooling; the same as "ceil".
 
     Voxels without a label (−1) are no part of the area; one that has no others gets −1.
+
+    Args:
+        rounding: How the area is quantized: ceil, nearest, majority or max.
     """
 
     name = "downsampled"

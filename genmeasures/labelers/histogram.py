@@ -28,6 +28,10 @@ class Histogram(TargetLabeler):
     targets (Rajagopal et al. 2021, section 2.2.2, where an integer label is the special case).
     Places without a label (NaN, or −1 in integers) count neither for the edges nor in an average; an
     area that has no others gets −1.
+
+    Args:
+        bins: Number of bins.
+        edges: How the edges are placed, uniform or quantile.
     """
 
     name = "histogram"

@@ -15,10 +15,13 @@ from genmeasures.statistics.kmeans import assign, kmeans
 class KMeans(FeatureLabeler):
     """k-means on the projected training vectors; new vectors go to the nearest center (Rajagopal et al. 2021, 2.3.1).
 
-    k: number of clusters. restarts: k-means++ starts, of which the best counts. repeats: clusterings from
-    different random numbers. Of more than one, ``davies_bouldin`` and ``roughness`` are the mean over them, with the
-    standard error of that mean as a variable of its own (``roughness_se``). The label then is
-    Σ_r label_r · k^r, and :meth:`clusterings` gives it back one by one.
+    Args:
+        k: Number of clusters.
+        restarts: Number of k-means++ starts, of which the best counts.
+        repeats: Number of clusterings from different random seeds, whose mean and standard error are given. With more
+            than one, ``davies_bouldin`` and
+            ``roughness`` are the mean over them, with the standard error of that mean as a variable of its own
+            (``roughness_se``). The label is then Σ_r label_r · k^r, and :meth:`clusterings` returns each of them.
     """
 
     name = "kmeans"

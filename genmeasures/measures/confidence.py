@@ -1,4 +1,4 @@
-"""Density of the training features around new ones."""
+"""Confidence: density of the training features at new features."""
 
 from __future__ import annotations
 
@@ -30,18 +30,33 @@ _REFERENCES = "Rajagopal et al. 2021, section 2.3.2"
 
 
 class Confidence(FeatureMeasure):
-    """Largest density of a vector under the Gaussian mixtures of the training clusters (Rajagopal et al. 2021, 2.3.2).
+    """Largest density of a vector under the Gaussian mixtures of the training clusters.
 
-    A mixture of ``components`` full-covariance Gaussians is fitted to each cluster of the
-    projected training vectors. A new vector, projected to w, gets c = max over clusters i and
-    components j of N(w; μ_ij, Σ_ij) (``over="component"``, the formula as printed) or of the
-    cluster's mixture (``over="mixture"``); ``density`` "log" takes log c, "linear" c itself.
-    ``confidence`` is the mean of c·‖x‖₂ with x the vector before projection,
-    ``confidence_unweighted`` the mean of c.
+    A mixture of full-covariance Gaussians is fitted to each cluster of the projected training vectors. The confidence
+    of a new vector x, projected to w, is c = max_{i,j} N(w; μ_ij, Σ_ij) over clusters i and components j.
+    ``confidence`` is the mean of c·‖x‖₂, ``confidence_unweighted`` the mean of c. Covariances are regularized relative
+    to the variance of the training sample, and small clusters get fewer components: see
+    :func:`genmeasures.statistics.mixture.fit_mixtures`.
 
-    labeler: fitted on training pixels; None is KMeans(). split: whose vectors are scored.
-    Covariances are regularized relative to the variance of the training sample and small clusters
-    get fewer components: see :func:`genmeasures.statistics.mixture.fit_mixtures`.
+    Source: Rajagopal et al. 2021, section 2.3.2.
+
+    Args:
+        labeler: Labeler of the training vectors, one mixture per label. None is ``KMeans()``.
+        components: Number of components of the mixture of each cluster.
+        density: ``"log"`` averages log c, ``"linear"`` c itself.
+        over: What the maximum is taken over, ``"component"`` (as in the paper) or ``"mixture"``.
+        split: Split whose vectors are scored, ``"train"`` or ``"test"``.
+
+    Raises:
+        OptionError: If an option is not one of these values, or the labeler makes several clusterings.
+
+    Example:
+        >>> import genmeasures
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> x = torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
+        >>> ds = genmeasures.measure({"net": net}, x[:100], x[100:], measures=[Confidence(KMeans(k=2), components=1)])
+        >>> list(ds.confidence.dims)
+        ['model', 'layer']
     """
 
     name = "confidence"
@@ -73,13 +88,13 @@ class Confidence(FeatureMeasure):
         split: Split = "test",
     ) -> None:
         valid = labeler is None or isinstance(labeler, Labeler)
-        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), not {labeler!r}")
-        require(is_count(components), self, f"components must be an integer ≥ 1, not {components!r}")
+        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), got {labeler!r}")
+        require(is_count(components), self, f"components must be an integer ≥ 1, got {components!r}")
         one_of(self, "density", density, ("log", "linear"))
         one_of(self, "over", over, ("component", "mixture"))
         one_of(self, "split", split, SPLITS)
         several = isinstance(labeler, KMeans) and labeler.repeats > 1
-        require(not several, self, "its labeler must make one clustering: repeats=1")
+        require(not several, self, "the labeler must make one clustering: set repeats=1")
         self.labeler = KMeans() if labeler is None else labeler
         self.components = components
         self.density = density
@@ -129,5 +144,5 @@ class Confidence(FeatureMeasure):
             raise Undefined("no vectors in the sample")
         values = {"confidence": self._weighted / self._count, "confidence_unweighted": self._sum / self._count}
         if not all(math.isfinite(value) for value in values.values()):
-            raise Undefined("linear densities are too large for a float64: use density=log")
+            raise Undefined("linear densities exceed the range of float64: use density=log")
         return {name: Value(value, self._mixtures.note) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Separation of clusters: of pixels by their labels, and of patches by the cluster of the pixel they make."""
+"""Davies–Bouldin indices: of vectors by their labels, and of patches by the clusters of their vectors."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _REFERENCES = "Davies & Bouldin 1979; Rajagopal et al. 2021, "
 
 
 class _ClusterIndex(FeatureMeasure):
-    """The Davies–Bouldin index of labeled vectors, in two passes over a split."""
+    """Davies–Bouldin index of labeled vectors, in two passes over a split."""
 
     spread: str
 
     def _with_error(self) -> None:
-        """Add the standard error to the variables, where the labeler makes several clusterings."""
+        """Add the standard error to the variables if the labeler makes several clusterings."""
         if isinstance(self.labeler, KMeans) and self.labeler.repeats > 1:
             (own,) = self.variables
             error = Variable(
@@ -58,30 +58,48 @@ class _ClusterIndex(FeatureMeasure):
         labels = batch.labels(self.labeler)
         clusterings = self.labeler.clusterings(labels) if isinstance(self.labeler, KMeans) else [labels]
         self._states = self._states or [ClusterSums() for _ in clusterings]
-        for state, one in zip(self._states, clusterings, strict=True):
-            state.add(vectors, one)
+        for state, clustering in zip(self._states, clusterings, strict=True):
+            state.add(vectors, clustering)
 
     def end_pass(self) -> None:
         self._states = [s.result() if isinstance(s, ClusterSums) else s for s in self._states]
 
     def compute(self) -> float | dict[str, float | Value]:
-        made = [state.index(self.spread) for state in self._states if isinstance(state, ClusterSpreads)]
-        if not made:
+        indices = [state.index(self.spread) for state in self._states if isinstance(state, ClusterSpreads)]
+        if not indices:
             raise Undefined("no vectors in the sample")
-        if len(made) == 1:
-            return made[0]
+        if len(indices) == 1:
+            return indices[0]
         own, error = (variable.name for variable in self.variables)
-        return {own: statistics.fmean(made), error: statistics.stdev(made) / math.sqrt(len(made))}
+        return {own: statistics.fmean(indices), error: statistics.stdev(indices) / math.sqrt(len(indices))}
 
 
 class DaviesBouldin(_ClusterIndex):
-    """DB = (1/k) Σ_i max_{j≠i} (s_i + s_j)/d_ij of labeled vectors (Rajagopal et al. 2021, 2.2.2).
+    """Davies–Bouldin index of labeled vectors, (1/k) Σ_i max_{j≠i} (s_i + s_j)/d_ij.
 
-    labeler: what clusters the vectors; None takes the one that fits the targets (class label,
-    downsampled mask or histogram bins). space: distances between vectors after PCA to d ("pca"),
-    between whole vectors ("pixel") or between the patches behind them ("patch"). spread: s_i is
-    the mean distance to the centroid ("mean"), or the root mean square ("rms"). split: whose
-    vectors.
+    s_i is the spread of cluster i around its centroid, d_ij the distance of the centroids i and j.
+
+    Source: Davies & Bouldin 1979; Rajagopal et al. 2021, section 2.2.2.
+
+    Args:
+        labeler: Labeler of the vectors; None takes the one that fits the targets. That is the class label, the
+            downsampled mask or the bin of a histogram.
+        space: Where distances are taken, ``"pca"``, ``"pixel"`` or ``"patch"``. These are the vectors after PCA, the
+            whole vectors, and the patches that the layer read for them.
+        spread: ``"mean"`` or ``"rms"`` (root mean square) distance to the centroid.
+        split: Split whose vectors are clustered, ``"train"`` or ``"test"``.
+
+    Raises:
+        OptionError: If an option is not one of these values.
+
+    Example:
+        >>> import genmeasures
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> net.weight.data = torch.eye(2)
+        >>> x = torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]])  # spreads 1 and 1, distance 4
+        >>> ds = genmeasures.measure([net], (x, torch.tensor([0, 0, 1, 1])), measures=[DaviesBouldin()])
+        >>> round(ds.davies_bouldin.item(), 6)
+        0.5
     """
 
     name = "davies_bouldin"
@@ -103,7 +121,7 @@ class DaviesBouldin(_ClusterIndex):
         self, labeler: Labeler | None = None, space: str = "pca", spread: str = "mean", split: Split = "train"
     ) -> None:
         valid = labeler is None or isinstance(labeler, Labeler)
-        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), not {labeler!r}")
+        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), got {labeler!r}")
         one_of(self, "space", space, ("pca", "pixel", "patch"))
         one_of(self, "spread", spread, ("mean", "rms"))
         one_of(self, "split", split, SPLITS)
@@ -116,8 +134,8 @@ class DaviesBouldin(_ClusterIndex):
     @property
     def passes(self) -> tuple[Pass, ...]:
         fields: dict[str, Field] = {"pca": "projected", "pixel": "vectors", "patch": "patch_set"}
-        one = Pass(self.split, fields[self.space], "labels")
-        return (one, one)
+        scored = Pass(self.split, fields[self.space], "labels")
+        return (scored, scored)
 
     def update(self, batch: FeatureBatch) -> None:
         if self.space == "pca":
@@ -127,12 +145,27 @@ class DaviesBouldin(_ClusterIndex):
 
 
 class Roughness(_ClusterIndex):
-    """DB of the patches in x_{ℓ−1}, grouped by the k-means label of their pixel in x_ℓ (Rajagopal et al. 2021, 2.3.1).
+    """Davies–Bouldin index of the patches in x_{ℓ−1}, grouped by the k-means labels of their pixels in x_ℓ.
 
-    labeler: fitted on training pixels; None is KMeans(), which needs no ground truth. input_pca:
-    number of principal components of the training patches that distances are taken in, None for
-    raw patches, "auto" for raw patches under receptive fields and the extractor's d under whole
-    tensors. spread and split: as in :class:`DaviesBouldin`.
+    Source: Rajagopal et al. 2021, section 2.3.1.
+
+    Args:
+        labeler: Labeler fitted on the training vectors. None is ``KMeans()``, which needs no ground truth.
+        input_pca: Number of principal components in which distances are taken, None (raw patches) or ``"auto"``.
+            ``"auto"`` takes raw patches for receptive fields, and the components of the extractor for whole tensors.
+        spread: ``"mean"`` or ``"rms"`` (root mean square) distance to the centroid.
+        split: Split whose patches are grouped, ``"train"`` or ``"test"``.
+
+    Raises:
+        OptionError: If an option is not one of these values.
+
+    Example:
+        >>> import genmeasures
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3))
+        >>> x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> ds = genmeasures.measure([net], x[:20], x[20:], measures=[Roughness(KMeans(k=3))])
+        >>> bool((ds.roughness > 0).all())
+        True
     """
 
     name = "roughness"
@@ -158,9 +191,9 @@ class Roughness(_ClusterIndex):
         split: Split = "test",
     ) -> None:
         valid = labeler is None or isinstance(labeler, Labeler)
-        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), not {labeler!r}")
+        require(valid, self, f"labeler must be a labeler, such as genmeasures.labelers.KMeans(), got {labeler!r}")
         valid = input_pca in (None, "auto") or is_count(input_pca)
-        require(valid, self, f'input_pca must be "auto", null or an integer ≥ 1, not {input_pca!r}')
+        require(valid, self, f'input_pca must be "auto", null or an integer ≥ 1, got {input_pca!r}')
         one_of(self, "spread", spread, ("mean", "rms"))
         one_of(self, "split", split, SPLITS)
         self.labeler = KMeans() if labeler is None else labeler

@@ -1,4 +1,4 @@
-"""The components of the core, registered like everyone else's."""
+"""Registration of the core's components, through the same hook as those of plugins."""
 
 from __future__ import annotations
 
@@ -7,43 +7,27 @@ from genmeasures.registry.specs import Register, hookimpl
 
 
 @hookimpl
-def genmeasures_register_extractors(register: Register) -> None:
-    register(extractors.ReceptiveField)
-    register(extractors.WholeTensor)
-
-
-@hookimpl
-def genmeasures_register_labelers(register: Register) -> None:
-    register(labelers.ClassLabel)
-    register(labelers.Downsampled)
-    register(labelers.Histogram)
-    register(labelers.KMeans)
-
-
-@hookimpl
-def genmeasures_register_measures(register: Register) -> None:
-    register(measures.DaviesBouldin)
-    register(measures.Roughness)
-    register(measures.Confidence)
-
-
-@hookimpl
-def genmeasures_register_aggregators(register: Register) -> None:
-    for aggregator in (
+def genmeasures_register(register: Register) -> None:
+    for component in (
+        extractors.ReceptiveField,
+        extractors.WholeTensor,
+        labelers.ClassLabel,
+        labelers.Downsampled,
+        labelers.Histogram,
+        labelers.KMeans,
+        measures.DaviesBouldin,
+        measures.Roughness,
+        measures.Confidence,
         aggregators.Frobenius,
         aggregators.Mean,
         aggregators.Max,
         aggregators.LastK,
         aggregators.Explicit,
         aggregators.SingleLayer,
+        tasks.DigitsCNN,
+        tasks.Checkpoints,
     ):
-        register(aggregator)
-
-
-@hookimpl
-def genmeasures_register_tasks(register: Register) -> None:
-    register(tasks.DigitsCNN)
-    register(tasks.Checkpoints)
+        register(component)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Finds plugins, and keeps what they register and what failed to load."""
+"""Discovery of plugins: what they register, and what failed to load."""
 
 from __future__ import annotations
 
@@ -11,37 +11,29 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import pluggy
 import yaml
 
 from genmeasures.errors import GenmeasuresError, OptionError, nearest, one_line
 from genmeasures.failures import origin
-from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, Task
+from genmeasures.interfaces import Component
 from genmeasures.registry import specs
+from genmeasures.registry.kinds import KINDS, kind_of
 
 log = logging.getLogger(__name__)
 
 STRICT = "GENMEASURES_STRICT_PLUGINS"
-"""Environment variable: where set (not to 0), a plugin that fails to load is an error."""
+"""Environment variable: if set, and not to 0, a plugin that fails to load is an error."""
 
 ALLOWED = "GENMEASURES_PLUGINS"
-"""Environment variable: where set, only the plugins that it names, separated by commas, are loaded."""
-
-_KINDS: dict[str, tuple[str, type[Component]]] = {
-    "extractor": ("genmeasures_register_extractors", Extractor),
-    "labeler": ("genmeasures_register_labelers", Labeler),
-    "measure": ("genmeasures_register_measures", Measure),
-    "aggregator": ("genmeasures_register_aggregators", Aggregator),
-    "task": ("genmeasures_register_tasks", Task),
-}
-_C = TypeVar("_C", bound=Component)
+"""Environment variable: if set, only the plugins that it names, separated by commas, are loaded."""
 
 
 @dataclass
 class PluginInfo:
-    """One plugin: where it comes from, what it provides, and why it is left out if it is."""
+    """A plugin: its distribution, its components, and the error with which it failed to load, if it did."""
 
     name: str
     distribution: str
@@ -52,24 +44,38 @@ class PluginInfo:
 
 
 class Registry:
-    """All components by kind ("extractor", "labeler", "measure", "aggregator", "task") and name."""
+    """All components by kind ("extractor", "labeler", "measure", "aggregator", "task") and name.
+
+    Example:
+        >>> registry().names("aggregator")
+        ['explicit', 'frobenius', 'last_k', 'max', 'mean', 'single']
+    """
 
     def __init__(self) -> None:
         self.plugins: list[PluginInfo] = []
-        self._classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in _KINDS}
+        self._classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
 
     def add(self, name: str, load: Callable[[], object], distribution: str, version: str) -> None:
-        """Load one plugin by itself: whatever it does wrong is kept in its info and stops no other."""
+        """Load a plugin. An error is recorded in its info and does not affect other plugins.
+
+        Args:
+            name: Name of its entry point.
+            load: Imports the module with its hooks.
+            distribution: Name of the distribution.
+            version: Version of the distribution.
+
+        Raises:
+            GenmeasuresError: If the plugin fails to load and GENMEASURES_STRICT_PLUGINS is set.
+        """
         info = PluginInfo(name, distribution, version)
         self.plugins.append(info)
-        classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in _KINDS}
+        classes: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
         try:
             manager = pluggy.PluginManager(specs.PROJECT)
             manager.add_hookspecs(specs)
             manager.register(load(), name)
-            manager.check_pending()
-            for kind, (hook, base) in _KINDS.items():
-                getattr(manager.hook, hook)(register=self._registrar(kind, base, classes[kind], info))
+            _check_hooks(manager)
+            manager.hook.genmeasures_register(register=self._registrar(classes, info))
             for packages in manager.hook.genmeasures_config_packages():
                 info.config_packages += [packages] if isinstance(packages, str) else list(packages)
             for package in info.config_packages:
@@ -87,56 +93,96 @@ class Registry:
         for kind, found in classes.items():
             self._classes[kind].update(found)
 
-    def _registrar(
-        self, kind: str, base: type[Component], found: dict[str, type[Component]], info: PluginInfo
-    ) -> Callable[[type[Any]], None]:
+    def _registrar(self, classes: dict[str, dict[str, type[Component]]], info: PluginInfo) -> specs.Register:
         def register(component: type[Any]) -> None:
-            if not (isinstance(component, type) and issubclass(component, base)):
-                raise GenmeasuresError(f"{component!r} is registered as {kind} but is no subclass of {base.__name__}")
+            kind = kind_of(component)
             name = getattr(component, "name", "")
             if not isinstance(name, str) or not name:
-                raise GenmeasuresError(f"{component.__name__} has no name")
-            if name in found or name in self._classes[kind]:
+                raise GenmeasuresError(f'{component.__name__} has no name: write name = "my_{kind}" in the class')
+            if name in classes[kind] or name in self._classes[kind]:
                 raise GenmeasuresError(f"the {kind} name {name!r} is already taken")
-            found[name] = component
+            classes[kind][name] = component
             info.components.append((kind, component))
 
         return register
 
     def names(self, kind: str) -> list[str]:
-        """The names of all components of a kind."""
+        """Return the names of all components of a kind, sorted."""
         return sorted(self._classes[kind])
 
     def get(self, kind: str, name: str) -> type[Component]:
-        """The class of a component. Raises OptionError with the nearest name for an unknown one."""
+        """Return the class of a component.
+
+        Raises:
+            OptionError: If the name is unknown, with the nearest name.
+        """
         if name not in self._classes[kind]:
             raise OptionError(self.missing(kind, name, self._classes[kind]))
         return self._classes[kind][name]
 
+    def find(self, name: str) -> tuple[str, str]:
+        """Return the kind and the name of a component that is given as NAME or KIND.NAME.
+
+        Raises:
+            OptionError: If there is no such component, or NAME is the name of several.
+
+        Example:
+            >>> registry().find("kmeans")
+            ('labeler', 'kmeans')
+            >>> registry().find("aggregator.mean")
+            ('aggregator', 'mean')
+        """
+        kind, dot, rest = name.partition(".")
+        if dot and kind in KINDS:
+            self.get(kind, rest)
+            return kind, rest
+        kinds = [kind for kind in KINDS if name in self._classes[kind]]
+        if not kinds:
+            known = [known for kind in KINDS for known in self.names(kind)]
+            raise OptionError(self.missing("component", name, known))
+        if len(kinds) > 1:
+            names = ", ".join(f"{kind}.{name}" for kind in kinds)
+            raise OptionError(f"{name!r} is the name of several components: write one of {names}")
+        return kinds[0], name
+
     def missing(self, kind: str, name: str, known: Iterable[str]) -> str:
-        """That a component is not there: the nearest of the known names, and plugins that could have brought it."""
-        said = f"there is no {kind} {name!r}{nearest(name, known)}"
+        """Return the message for an unknown component: the nearest known name, and plugins that failed to load."""
+        message = f"there is no {kind} {name!r}{nearest(name, known)}"
         for info in self.plugins:
             if info.error:
-                said += (
+                message += (
                     f"; the plugin {info.name} ({info.distribution} {info.version}), which may have it, failed to "
                     f"load: {one_line(info.error)}"
                 )
-        return said
+        return message
 
     def make(self, kind: str, name: str, options: dict[str, Any]) -> Component:
-        """A component with options. Raises OptionError for one that it does not have, and for one that is missing."""
+        """Return a component with options.
+
+        Raises:
+            OptionError: If an option is unknown, missing or out of range.
+
+        Example:
+            >>> registry().make("labeler", "kmeans", {"k": 8})
+            KMeans(k=8, restarts=10, repeats=1)
+        """
         return make(self.get(kind, name), options, f"the {kind} {name!r}")
 
     def config_packages(self) -> Sequence[str]:
-        """The packages with config groups, of all plugins that loaded."""
+        """Return the config packages of all plugins that loaded."""
         return [package for info in self.plugins for package in info.config_packages]
 
 
 def make(component: type[Component], options: dict[str, Any], called: str) -> Component:
-    """A component with options.
+    """Return a component with options.
 
-    Raises OptionError, calling it as told, for an option that it does not have, and for one that is missing.
+    Args:
+        component: Class of the component.
+        options: Options by name.
+        called: What an error calls the component.
+
+    Raises:
+        OptionError: If an option is unknown, missing or out of range.
     """
     known = component.option_names()
     for option in options:
@@ -149,8 +195,20 @@ def make(component: type[Component], options: dict[str, Any], called: str) -> Co
     return component(**options)
 
 
+def _check_hooks(manager: pluggy.PluginManager) -> None:
+    """Raise GenmeasuresError for an implementation of a hook that does not exist."""
+    known = [name for name in vars(specs) if name.startswith(f"{specs.PROJECT}_")]
+    for caller in vars(manager.hook).values():
+        name = getattr(caller, "name", "")
+        if name.startswith(f"{specs.PROJECT}_register") and name not in known:
+            raise GenmeasuresError(
+                f"unknown hook {name!r}: the hook is genmeasures_register(register), for components of every kind"
+            )
+    manager.check_pending()
+
+
 def _check_configs(package: str) -> None:
-    """Raise GenmeasuresError unless the package is there and all its YAML files can be read."""
+    """Raise GenmeasuresError unless the package exists and all its YAML files can be read."""
     try:
         folders = [importlib.resources.files(package)]
     except (ModuleNotFoundError, TypeError) as error:
@@ -175,11 +233,11 @@ def _builtin() -> ModuleType:
 
 @cache
 def registry() -> Registry:
-    """The components of the core and of all installed plugins (entry-point group ``genmeasures``)."""
-    made = Registry()
-    made.add("genmeasures", _builtin, "genmeasures", importlib.metadata.version("genmeasures"))
-    if made.plugins[0].error:
-        raise GenmeasuresError(f"the core of genmeasures does not load: {made.plugins[0].error}")
+    """Return the components of the core and of all installed plugins (entry-point group ``genmeasures``)."""
+    components = Registry()
+    components.add("genmeasures", _builtin, "genmeasures", importlib.metadata.version("genmeasures"))
+    if components.plugins[0].error:
+        raise GenmeasuresError(f"the core of genmeasures does not load: {components.plugins[0].error}")
     points = sorted(importlib.metadata.entry_points(group=specs.PROJECT), key=lambda point: point.name)
     allowed = os.environ.get(ALLOWED)
     names = None if allowed is None else [name.strip() for name in allowed.split(",") if name.strip()]
@@ -190,5 +248,5 @@ def registry() -> Registry:
     for point in points:
         if names is None or point.name in names:
             dist = point.dist
-            made.add(point.name, point.load, dist.name if dist else "?", dist.version if dist else "?")
-    return made
+            components.add(point.name, point.load, dist.name if dist else "?", dist.version if dist else "?")
+    return components

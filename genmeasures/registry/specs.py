@@ -1,7 +1,4 @@
-"""The hooks that a plugin may implement.
-
-``register`` is a function of one argument, a component class, whose ``name`` it is found by.
-"""
+"""Hooks that a plugin may implement."""
 
 from __future__ import annotations
 
@@ -18,30 +15,18 @@ Register = Callable[[type[Any]], None]
 
 
 @hookspec
-def genmeasures_register_extractors(register: Register) -> None:
-    """Register Extractor classes."""
+def genmeasures_register(register: Register) -> None:
+    """Register the component classes of the plugin.
 
-
-@hookspec
-def genmeasures_register_labelers(register: Register) -> None:
-    """Register Labeler classes."""
-
-
-@hookspec
-def genmeasures_register_measures(register: Register) -> None:
-    """Register Measure classes."""
-
-
-@hookspec
-def genmeasures_register_aggregators(register: Register) -> None:
-    """Register Aggregator classes."""
-
-
-@hookspec
-def genmeasures_register_tasks(register: Register) -> None:
-    """Register Task classes."""
+    Args:
+        register: takes one class, an extractor, labeler, measure, aggregator or task. Its base class tells the kind,
+            its ``name`` is the name that users type.
+    """
 
 
 @hookspec
 def genmeasures_config_packages() -> Sequence[str]:  # type: ignore[empty-body]
-    """Name the packages that hold the plugin's Hydra config groups, ``my_plugin.conf`` for one."""
+    """Name the packages with Hydra config groups of the plugin, such as ``my_plugin.conf``.
+
+    Optional: without a YAML file, the config of a component is derived from its constructor.
+    """

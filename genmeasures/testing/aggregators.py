@@ -1,4 +1,4 @@
-"""What aggregators must do: each model by itself, layers without a value or that a model lacks left out."""
+"""Checks of aggregators: models are independent, and layers without a value are left out."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ def _values() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def check_reduce(component: Aggregator) -> None:
-    """It gives one number and one count of layers a model, and does not write to its arguments."""
+    """It returns one number and one count of layers per model, and does not write to its arguments."""
     values, norms = _values()
     before, names = (values.copy(), norms.copy()), _NAMES.copy()
-    made = component.reduce(values, norms, names)
-    assert isinstance(made, tuple), f"it gives a {type(made).__name__}, (values, numbers of layers used) is expected"
-    assert len(made) == 2, f"it gives {len(made)} arrays, (values, numbers of layers used) are expected"
-    numbers, used = map(np.asarray, made)
-    assert numbers.shape == used.shape == (3,), f"shapes {numbers.shape} and {used.shape}, (3,) was due"
-    assert np.issubdtype(used.dtype, np.integer), f"counts of layers are {used.dtype}"
+    reduced = component.reduce(values, norms, names)
+    assert isinstance(reduced, tuple), f"expected (values, numbers of layers used), got a {type(reduced).__name__}"
+    assert len(reduced) == 2, f"expected (values, numbers of layers used), got {len(reduced)} arrays"
+    numbers, used = map(np.asarray, reduced)
+    assert numbers.shape == used.shape == (3,), (
+        f"expected two arrays of shape (3,), got {numbers.shape} and {used.shape}"
+    )
+    assert np.issubdtype(used.dtype, np.integer), f"expected integer counts of layers, got {used.dtype}"
     assert (values == before[0]).all(), "the values have changed"
     assert (norms == before[1]).all(), "the weight norms have changed"
     assert (names == _NAMES).all(), "the names of the layers have changed"
@@ -32,7 +34,7 @@ def check_reduce(component: Aggregator) -> None:
 
 
 def check_models_by_themselves(component: Aggregator) -> None:
-    """A model's number does not depend on the other models."""
+    """The number of a model does not depend on the other models."""
     values, norms = _values()
     together = component.reduce(values, norms, _NAMES)[0]
     for m in range(3):
@@ -43,16 +45,16 @@ def check_models_by_themselves(component: Aggregator) -> None:
 
 
 def check_missing_layers(component: Aggregator) -> None:
-    """Padding behind a model's layers changes nothing, and nothing measured gives NaN with no layer used."""
+    """Padding after the layers of a model changes nothing, and models without any value get NaN and 0 layers used."""
     values, norms = _values()
     plain = component.reduce(values, norms, _NAMES)
     padding = np.full((3, 2), np.nan)
     names = np.concatenate([_NAMES, np.full((3, 2), "", dtype=object)], 1)
     padded = component.reduce(np.concatenate([values, padding], 1), np.concatenate([norms, padding], 1), names)
-    assert np.allclose(padded[0], plain[0], equal_nan=True), f"{plain[0]} becomes {padded[0]} with layers it lacks"
+    assert np.allclose(padded[0], plain[0], equal_nan=True), f"{plain[0]} becomes {padded[0]} with padding"
     numbers, used = component.reduce(np.full_like(values, np.nan), norms, _NAMES)
-    assert np.isnan(numbers).all(), f"of layers without a value it makes {numbers}"
-    assert (used == 0).all(), f"of layers without a value it uses {used}"
+    assert np.isnan(numbers).all(), f"expected NaN for layers without a value, got {numbers}"
+    assert (used == 0).all(), f"expected 0 layers used where none has a value, got {used}"
 
 
 CHECKS = (check_reduce, check_models_by_themselves, check_missing_layers)

@@ -1,4 +1,4 @@
-"""What extractors must do: draw each vector once, as many as asked for, whatever the order of the data."""
+"""Checks of extractors: samples without duplicates, which do not depend on the order of the data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _vectors(sample: Sample, stop: int, start: int = 0) -> list[tuple[int, int, 
 
 
 def check_sample(component: Extractor) -> None:
-    """A sample lists each vector once, sorted by input, at positions that there are, with ranks 0 … n − 1."""
+    """A sample lists each vector once, sorted by input, at positions of the layer, with ranks 0 … n − 1."""
     sample = component.sample(_POSITIONS, _keys(20), 3)
     vectors = _vectors(sample, 20)
     assert len(vectors) == len(sample), f"{len(vectors)} vectors in a sample of length {len(sample)}"
@@ -39,7 +39,7 @@ def check_sample(component: Extractor) -> None:
     assert 0 <= min(positions) <= max(positions) < _POSITIONS, "a position lies outside the layer's output"
     assert sorted(ranks) == list(range(len(vectors))), "the ranks are not 0 … n − 1"
     halves = _vectors(sample, 9) + _vectors(sample, 20, 9)
-    assert halves == vectors, "the parts of a sample are not the whole"
+    assert halves == vectors, "the parts of a sample do not add up to the whole"
 
 
 def check_sample_order(component: Extractor) -> None:
@@ -78,8 +78,8 @@ def check_vectors(component: Extractor) -> None:
         ("vectors", vectors, component.vector_size(traced.layer)),
         ("patches", patches, component.patch_size(traced.layer)),
     ):
-        assert made.dtype == torch.float32, f"{what} are {made.dtype}"
-        assert tuple(made.shape) == (3, size), f"{what} are of shape {tuple(made.shape)}, (3, {size}) was due"
+        assert made.dtype == torch.float32, f"expected {what} of type float32, got {made.dtype}"
+        assert tuple(made.shape) == (3, size), f"expected {what} of shape (3, {size}), got {tuple(made.shape)}"
     for what, tensor, kept in zip(("input", "output"), given, before, strict=True):
         assert torch.equal(tensor, kept), f"it writes into the layer's {what}: copy it first"
 

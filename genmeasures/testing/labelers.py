@@ -1,4 +1,4 @@
-"""What labelers must do: integers, the same for the same seed, one for each vector."""
+"""Checks of labelers: integers, one per vector, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -45,13 +45,15 @@ def check_labels(component: Labeler) -> None:
     """Labels are int64, one for each vector, or for each position of each input."""
     if isinstance(component, FeatureLabeler):
         labels = _fitted(component, _points()).label(_points(31))
-        assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
+        assert labels.dtype == torch.int64, f"expected labels of type int64, got {labels.dtype}"
         assert tuple(labels.shape) == (31,), f"labels of 31 vectors are of shape {tuple(labels.shape)}"
     elif isinstance(component, TargetLabeler):
         for targets, labels in _labeled(component):
-            due = [(12, 1), (12, 16)] if targets.dim() > 2 else [(12, 1)]
-            assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
-            assert tuple(labels.shape) in due, f"labels are of shape {tuple(labels.shape)}, {due[-1]} was due"
+            expected = [(12, 1), (12, 16)] if targets.dim() > 2 else [(12, 1)]
+            assert labels.dtype == torch.int64, f"expected labels of type int64, got {labels.dtype}"
+            assert tuple(labels.shape) in expected, (
+                f"expected labels of shape {expected[-1]}, got {tuple(labels.shape)}"
+            )
     else:
         raise AssertionError("it is neither a TargetLabeler nor a FeatureLabeler")
 

@@ -1,4 +1,4 @@
-"""What measures must do: nothing that should not matter changes a value, and bad input gives a status."""
+"""Checks of measures: values that do not depend on what should not matter, and a status for bad input."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def check_variables(component: Measure) -> None:
     """It declares variables with a long name, expected signs of −1, 0 or 1 with their sources, units and bounds."""
     assert component.variables, "variables is empty"
     for variable in component.variables:
-        assert variable.name.isidentifier(), f"the variable {variable.name!r} is no identifier"
+        assert variable.name.isidentifier(), f"the variable {variable.name!r} is not an identifier"
         assert variable.long_name, f"{variable.name} has no long_name"
         for target in ("accuracy", "gap"):
             sign, source = (getattr(variable, f"expected_{target}{end}") for end in ("", "_source"))
-            assert sign in (-1, 0, 1), f"expected_{target} of {variable.name} is {sign!r}, not −1, 0 or 1"
+            assert sign in (-1, 0, 1), f"expected_{target} of {variable.name} must be −1, 0 or 1, got {sign!r}"
             assert bool(sign) == bool(source), (
                 f"expected_{target} of {variable.name} is {sign} and its source {source!r}: "
                 f"a sign needs a source in expected_{target}_source, and 0 has none"

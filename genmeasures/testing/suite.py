@@ -1,4 +1,4 @@
-"""Which checks a component has to pass, and how they are run."""
+"""Selection and execution of the checks of a component."""
 
 from __future__ import annotations
 
@@ -23,18 +23,29 @@ _CHECKS: tuple[tuple[type[Component], Sequence[Check]], ...] = (
 
 
 def checks_for(component: Component) -> list[Check]:
-    """The checks that a component has to pass, functions of the component.
+    """Return the checks that a component has to pass, functions of the component.
 
-    They raise AssertionError with what the component did, and :class:`unittest.SkipTest` with the reason
-    where they do not apply to it; pytest reports the first as failed, the second as skipped.
+    A check raises AssertionError with what the component did, and :class:`unittest.SkipTest` with the reason if it does
+    not apply. pytest reports the first as failed, the second as skipped.
+
+    Example:
+        >>> from genmeasures.aggregators import Mean
+        >>> [check.__name__ for check in checks_for(Mean())][-1]
+        'check_missing_layers'
     """
     return [check for base, checks in _CHECKS if isinstance(component, base) for check in checks]
 
 
 def parametrize_with_checks(given: Sequence[Component]) -> Any:
-    """Decorator for a test of (component, check): runs it with every check of every component. Needs pytest.
+    """Return a decorator that runs a test of (component, check) with every check of every component. Needs pytest.
 
-    A check that does not apply to a component is reported as skipped, with the reason.
+    A check that does not apply to a component is skipped, with the reason.
+
+    Example:
+        >>> from genmeasures.aggregators import Mean
+        >>> @parametrize_with_checks([Mean()])
+        ... def test_conforms(component, check):
+        ...     check(component)
     """
     import pytest
 
@@ -48,28 +59,28 @@ def parametrize_with_checks(given: Sequence[Component]) -> Any:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found."""
+    """Result of a check."""
 
     name: str
     asked: str
-    """What the check asks of a component, in a sentence."""
+    """What the check asks of a component, in one sentence."""
     status: Literal["passed", "failed", "skipped"]
     message: str
-    """What went wrong, or why the check does not apply; "" where it passed."""
+    """Why the check failed or does not apply; empty if it passed."""
 
 
 def run_checks(component: Component) -> Iterator[Checked]:
     """Run all checks of a component, one after another.
 
     Args:
-        component: an extractor, labeler, measure or aggregator.
+        component: Extractor, labeler, measure or aggregator.
 
     Yields:
-        What each check found; a failure of any kind is recorded, none is raised.
+        The result of each check. Failures of any kind are recorded and not raised.
 
     Example:
         >>> from genmeasures.aggregators import Mean
-        >>> [one.name for one in run_checks(Mean()) if one.status == "failed"]
+        >>> [check.name for check in run_checks(Mean()) if check.status == "failed"]
         []
     """
     for check in checks_for(component):
@@ -85,7 +96,7 @@ def run_checks(component: Component) -> Iterator[Checked]:
 
 
 def _told(error: Exception) -> str:
-    """What an error says; where it says nothing, the line that raised it."""
+    """The message of an error, or the line that raised it if it has no message."""
     text = str(error).strip()
     if not text:
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -94,5 +105,11 @@ def _told(error: Exception) -> str:
 
 
 def name_of(check: Check) -> str:
-    """A check's name without its prefix."""
+    """Return the name of a check without its prefix.
+
+    Example:
+        >>> def check_labels(component): ...
+        >>> name_of(check_labels)
+        'labels'
+    """
     return check.__name__.removeprefix("check_")

@@ -118,15 +118,15 @@ def test_options_survive_a_clone(aggregator: Aggregator) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LastK(0), "k=0 must be"),
-        (lambda: LastK(True), "k=True must be"),
+        (lambda: LastK(0), "k must be an integer ≥ 1, got 0"),
+        (lambda: LastK(True), "k must be an integer ≥ 1, got True"),
         (lambda: Explicit([]), "must be finite numbers"),
         (lambda: Explicit([1, NAN]), "must be finite numbers"),
-        (lambda: Explicit([0, 0]), "at least not 0"),
+        (lambda: Explicit([0, 0]), "at least one is not 0"),
         (lambda: Explicit("12"), "must be finite numbers"),
         (lambda: Explicit({"a": "x"}), "must be finite numbers"),
-        (lambda: SingleLayer(1.5), "must be a layer's name or its place"),
-        (lambda: SingleLayer(""), "must be a layer's name or its place"),
+        (lambda: SingleLayer(1.5), "must be a name or an index, an integer, got"),
+        (lambda: SingleLayer(""), "must be a name or an index, an integer, got"),
         (lambda: SingleLayer("d").reduce(VALUES, NORMS, NAMES), "no model has a layer 'd'.*known: a, b, c"),
         (lambda: SingleLayer(3).reduce(VALUES, NORMS, NAMES), r"no model has a layer 3 \(they have up to 3\)"),
         (lambda: SingleLayer(-4).reduce(VALUES, NORMS, NAMES), "no model has a layer -4"),
@@ -250,7 +250,7 @@ def test_a_failed_model_keeps_its_reason() -> None:
 
 
 def test_aggregating_twice_is_told() -> None:
-    with pytest.raises(ResultError, match="aggregated already, by Frobenius"):
+    with pytest.raises(ResultError, match="already aggregated, by Frobenius"):
         aggregate(aggregate(result(), Frobenius()), Mean())
 
 

@@ -164,14 +164,14 @@ def test_a_result_that_is_there_is_not_made_again(
         # What is only presentation does not make another result.
         status, out, _ = run("measure=[davies_bouldin]", "aggregator=mean", "figures=true", "against=scale")
     assert status == 0
-    assert f"The result is already there (force=true measures again): results/{path.name}" in out
+    assert f"The result exists already (force=true measures again): results/{path.name}" in out
     assert "Against scale, 3 models, Mean()" in out
     assert path.with_name(f"{path.stem}-mean.png").is_file()
     assert path.with_name(f"{path.stem}-mean-judged.csv").is_file()
     assert results(tmp_path) == [path]
     assert path.stat().st_mtime_ns == before
     _, out, _ = run("measure=[davies_bouldin]", "force=true")
-    assert "already there" not in out
+    assert "exists already" not in out
     assert results(tmp_path) == [path]
     assert path.stat().st_mtime_ns > before
 
@@ -241,7 +241,7 @@ def test_a_model_that_fails_is_named_and_the_others_are_measured(
     status, out, _ = run(task=str(broken))
     assert status == 0
     assert "failed" not in out
-    assert "already there" not in out
+    assert "exists already" not in out
     mended = load(results(tmp_path)[0])
     assert np.isfinite(mended["roughness"].values).all()
     np.testing.assert_array_equal(mended["roughness"].sel(model="net_0"), ds["roughness"].sel(model="net_0"))
@@ -252,12 +252,12 @@ ERRORS = {
     "measure=[roughness,confidnce]": "error: there is no measure 'confidnce' (did you mean 'confidence'? known: ",
     "measure=[]": "measure",
     "measure.roughness.spread=median": "measure.roughness: Roughness: spread='median' is unknown (did you mean 'mean'?",
-    "+measure.roughness.spred=rms": "measure.roughness.spred: there is no such option (did you mean 'spread'?",
+    "+measure.roughness.spred=rms": "measure.roughness.spred: unknown option (did you mean 'spread'?",
     "measure.roughness.labeler.k=1": "measure.roughness: KMeans: k must be an integer ≥ 2, not 1",
     "extractor.cap=0": "extractor: ReceptiveField: cap must be an integer ≥ 1 or null, not 0",
     "extractor=recptive_field": "receptive_field",
     "extractor._target_=genmeasures.extractors.Nothing": "extractor: genmeasures.extractors.Nothing",
-    "extractor._target_=genmeasures.labelers.ClassLabel": "extractor: genmeasures.labelers.ClassLabel is no Extractor",
+    "extractor._target_=genmeasures.labelers.ClassLabel": "ClassLabel is not a subclass of Extractor",
     "task.path=nowhere": "nowhere",
     "task.path=null": "path",
     "task.path=???": "task.path: a value is needed",

@@ -1,4 +1,4 @@
-"""Every recipe in conf/experiment composes with the packaged configuration."""
+"""Every recipe composes with the packaged configuration."""
 
 from pathlib import Path
 
@@ -7,21 +7,19 @@ from hydra import compose, initialize_config_module
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from genmeasures.cli.run import _SearchPath
+from genmeasures.cli.search_path import SearchPath
 from genmeasures.registry import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "genmeasures" / "conf"
-
-
-RECIPES = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("place", ["repository", "elsewhere"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_compose(recipe: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT if place == "repository" else tmp_path)
-    Plugins.instance().register(_SearchPath)
+    Plugins.instance().register(SearchPath)
     with initialize_config_module("genmeasures.conf", version_base="1.3"):
         config = compose("run", [f"experiment={recipe}"], return_hydra_config=True)
     assert config.measure
@@ -31,7 +29,7 @@ def test_a_recipe_of_the_users_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "quick.yaml").write_text("# @package _global_\nseed: 5\n")
-    Plugins.instance().register(_SearchPath)
+    Plugins.instance().register(SearchPath)
     with initialize_config_module("genmeasures.conf", version_base="1.3"):
         config = compose("run", ["experiment=quick"])
     assert config.seed == 5

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one line, an exit status, no traceback, and the same command goes on."""
+"""Ctrl-C and SIGTERM: one line, an exit status, no traceback, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_ctrl_c_and_going_on(tmp_path: Path, folders: Any) -> None:
     assert 1 <= kept < 4
     assert f"{kept} measured model" in told
     assert parts.name in told
-    assert "the same command goes on" in told
+    assert "the same command resumes" in told
 
     # Again, and terminated; then to the end.
     running = start(tmp_path)
@@ -69,7 +69,7 @@ def test_ctrl_c_and_going_on(tmp_path: Path, folders: Any) -> None:
     last_line(tmp_path, "terminated")
     running = start(tmp_path)
     assert running.wait(120) == 0
-    assert f"{kept} of 4 models taken from" in (tmp_path / "log.txt").read_text()
+    assert f"{kept} of 4 models reused from" in (tmp_path / "log.txt").read_text()
     (path,) = tmp_path.glob("results/*.nc")
     # The task's accuracies are made up, which a note says.
     assert is_measured(load(path)["model_status"].values).all()
@@ -83,7 +83,7 @@ def test_ctrl_c_in_a_multirun_of_processes(tmp_path: Path, folders: Any) -> None
     os.killpg(running.pid, signal.SIGINT)
     assert running.wait(60) == 130
     told = last_line(tmp_path, "interrupted")
-    assert "the same command goes on" in told
+    assert "the same command resumes" in told
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*.parts/*.nc")}
     time.sleep(1)  # workers that live on would keep more
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*.parts/*.nc")} == before

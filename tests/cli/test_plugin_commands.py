@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+import genmeasures
 from genmeasures.cli.main import main
 from genmeasures.errors import OptionError
 from genmeasures.registry import manager
@@ -21,14 +25,14 @@ def test_check_says_what_was_asked_and_found(capsys: pytest.CaptureFixture[str])
     assert main(["check", "frobenius"]) == 0
     out = capsys.readouterr().out
     assert "aggregator frobenius" in out
-    assert "✓ reduce: It gives one number and one count of layers a model" in " ".join(out.split())
+    assert "✓ reduce: It returns one number and one count of layers per model" in " ".join(out.split())
     assert out.splitlines()[-1] == "10 passed, 0 failed, 0 skipped"
 
 
 def test_check_says_what_does_not_apply(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "single", "layer=conv2"]) == 0
     out = capsys.readouterr().out
-    assert "– config: Where it is registered" in out
+    assert "– config: If it is registered" in out
     assert "      its config leaves options to the user" in out
     assert out.splitlines()[-1] == "9 passed, 0 failed, 1 skipped"
 
@@ -55,11 +59,14 @@ def test_check_takes_options(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["check", "roughnes"], "there is no component 'roughnes' (did you mean 'roughness'? known: "),
-        (["check", "last_k", "k"], "'k': options are given as OPTION=VALUE"),
+        (["check", "last_k", "k"], "'k': an option must be of the form OPTION=VALUE"),
         (["check", "last_k", "j=1"], "has no option 'j'"),
-        (["new-plugin", "2nd"], "'2nd' is no name for a measure"),
-        (["new-plugin", "class"], "'class' is no name for a measure"),
-        (["new-plugin", "roughness"], "there is a measure 'roughness' already"),
+        (["check", "digits_cnn"], "'digits_cnn' is a task: the conformance suite has checks for extractor, labeler, "),
+        (["plugins", "roughnes"], "there is no component 'roughnes' (did you mean 'roughness'? known: "),
+        (["plugins", "measure.kmeans"], "there is no measure 'kmeans' ("),
+        (["new-plugin", "2nd"], "'2nd' is not a valid name for a measure"),
+        (["new-plugin", "class"], "'class' is not a valid name for a measure"),
+        (["new-plugin", "roughness"], "the measure 'roughness' exists already"),
     ],
 )
 def test_errors_say_what_to_do(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,11 +211,47 @@ def test_a_new_plugin_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     run([*pip, "--target", str(installed), str(folder)], tmp_path, [])
     run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)], tmp_path, [installed, ROOT])
+    assert main(["check", str(folder / "genmeasures_dead_units.py")]) == 0  # before it is installed
+    capsys.readouterr()
     listing = "from genmeasures.cli.main import main; main(['plugins'])"
     plugins = run([sys.executable, "-c", listing], tmp_path, [installed, ROOT])
     assert "dead_units  genmeasures-dead-units 0.1.0\n  measure\n    dead_units(" in plugins
     assert main(["new-plugin", "dead_units", "--folder", str(tmp_path)]) == 1
-    assert "is already there" in capsys.readouterr().err
+    assert "exists already: choose another name, or another folder" in capsys.readouterr().err
+
+
+def test_a_new_plugin_is_three_short_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["new-plugin", "zeros", "--folder", str(tmp_path)]) == 0
+    files = sorted((tmp_path / "genmeasures-zeros").iterdir())
+    assert [path.name for path in files] == ["genmeasures_zeros.py", "pyproject.toml", "test_genmeasures_zeros.py"]
+    assert sum(bool(line.strip()) for path in files for line in path.read_text().splitlines()) <= 40
+    project = tomllib.loads(files[1].read_text())["project"]
+    assert project["entry-points"]["genmeasures"] == {"zeros": "genmeasures_zeros"}
+    (requirement,) = project["dependencies"]
+    assert genmeasures.__version__ in Requirement(requirement).specifier
+
+
+def test_a_component_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "measure.confidence"]) == 0
+    out = capsys.readouterr().out
+    version = genmeasures.__version__
+    assert out.startswith(f"measure confidence  genmeasures.measures.Confidence  (genmeasures {version})\n\nLargest ")
+    assert "\n  labeler: KMeans()\n      " in out
+    assert "\n  density: log\n      " in out
+    assert "Args:" not in out
+    assert main(["plugins", "explicit"]) == 0
+    assert "\n  weights: a value is needed\n" in capsys.readouterr().out
+
+
+def test_a_component_is_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "histogram", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["kind"], shown["name"], shown["class"]) == ("labeler", "histogram", "genmeasures.labelers.Histogram")
+    defaults = {option["name"]: option["default"] for option in shown["options"]}
+    assert defaults == {"bins": 10, "edges": "uniform"}
+    assert main(["plugins", "single", "--json"]) == 0
+    (layer,) = json.loads(capsys.readouterr().out)["options"]
+    assert (layer["name"], layer["required"], layer["default"]) == ("layer", True, None)
 
 
 def test_a_run_can_be_pinned_to_named_plugins(monkeypatch: pytest.MonkeyPatch) -> None:

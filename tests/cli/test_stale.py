@@ -80,7 +80,7 @@ def test_weights_models_and_accuracies_that_changed(
     _, said = run()
     before = result(tmp_path)
     assert len(MEASURED) == 4
-    assert "taken from" not in said
+    assert "reused from" not in said
     folders.write_weights(nets / "w1.pt", 11)
     folders.write_weights(nets / "new.pt", 12)
     manifest = folders.read_manifest(nets)
@@ -92,10 +92,8 @@ def test_weights_models_and_accuracies_that_changed(
     status, said = run()
     assert status == 0
     assert len(MEASURED) == 2
-    told = line(said, "2 of 4 models taken from results/nets-")
-    assert told.endswith(
-        "1 measured (weights changed): b; 1 measured (new): e; 1 left out (not in the task any more): d"
-    )
+    told = line(said, "2 of 4 models reused from results/nets-")
+    assert told.endswith("1 measured (weights changed): b; 1 measured (new): e; 1 left out (no longer in the task): d")
     after = result(tmp_path)
     assert after["model"].values.tolist() == ["a", "b", "c", "e"]
     assert after["test_accuracy"].values.tolist() == [0.5, 0.55, 0.11, 0.7]
@@ -106,7 +104,7 @@ def test_weights_models_and_accuracies_that_changed(
     assert after.attrs["task"] == "nets"
     assert after.attrs["task_id"] == before.attrs["task_id"]
     _, said = run()
-    assert "The result is already there" in said
+    assert "The result exists already" in said
     assert not MEASURED
 
 
@@ -145,7 +143,7 @@ def test_another_normalization(run: Callable[..., Any], nets: Path, tmp_path: Pa
     changed["y"][0] += 1
     np.savez(nets / "d.npz", **changed)
     assert "4 measured (data changed)" in run()[1]
-    assert "The result is already there" in run()[1]
+    assert "The result exists already" in run()[1]
 
 
 def test_a_link_that_leads_elsewhere(run: Callable[..., Any], nets: Path, tmp_path: Path, folders: Any) -> None:
@@ -157,7 +155,7 @@ def test_a_link_that_leads_elsewhere(run: Callable[..., Any], nets: Path, tmp_pa
     link.unlink()
     link.symlink_to(other)
     _, said = run(path="current")
-    assert "already there" not in said
+    assert "exists already" not in said
     assert len(MEASURED) == 2
     assert sorted(load(path).sizes["model"] for path in tmp_path.glob("results/*.nc")) == [2, 4]
 
@@ -169,8 +167,8 @@ def test_only_what_is_known_changed(run: Callable[..., Any], nets: Path, tmp_pat
     folders.write_manifest(nets, manifest)
     _, said = run()
     assert not MEASURED
-    assert "already there" not in said
-    assert line(said, "4 of 4 models taken from").endswith("hyperparameters, metrics and order are those of now")
+    assert "exists already" not in said
+    assert line(said, "4 of 4 models reused from").endswith("hyperparameters, metrics and order are updated")
     assert float(result(tmp_path)["test_accuracy"][0]) == 0.123
 
 
@@ -178,7 +176,7 @@ def test_settings_without_values(run: Callable[..., Any]) -> None:
     run()
     for overrides in (["batch_size=7"], ["device=cpu"], ["device=null"], ["aggregator=mean", "against=number"]):
         _, said = run(*overrides)
-        assert "The result is already there" in said, overrides
+        assert "The result exists already" in said, overrides
         assert not MEASURED
     run("force=true")
     assert len(MEASURED) == 4
@@ -197,7 +195,7 @@ def test_two_folders_called_the_same(
     assert found == [3, 4]
     monkeypatch.chdir(tmp_path)
     _, said = run(path="other/nets/../nets")
-    assert "The result is already there" in said
+    assert "The result exists already" in said
 
 
 @pytest.mark.parametrize("content", [b"", b"no result at all" * 100])
@@ -231,7 +229,7 @@ def test_a_result_that_cannot_be_written_is_shown(
     status, said = run()
     assert status == 0
     assert not MEASURED
-    assert line(said, "4 of 4 models taken from results/nets-")
+    assert line(said, "4 of 4 models reused from results/nets-")
     assert not list(tmp_path.glob("results/*.parts"))
 
 

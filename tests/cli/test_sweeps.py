@@ -58,7 +58,7 @@ def test_a_result_is_found_under_the_name_that_it_had(run: Callable[..., str], t
     (path,) = tmp_path.glob("results/*.nc")
     old = path.with_name(f"nets-{path.stem.rpartition('-')[2]}.nc")  # as versions before this one called it
     path.rename(old)
-    assert "The result is already there" in run("measure=[davies_bouldin]", "seed=0")
+    assert "The result exists already" in run("measure=[davies_bouldin]", "seed=0")
     assert list(tmp_path.glob("results/*.nc")) == [old]
 
 
@@ -121,7 +121,7 @@ def test_a_measure_in_several_settings(run: Callable[..., str], tmp_path: Path) 
     assert "k=8" in ds["rough8"].attrs["measure"]
     assert "rough8" in out
     assert path.with_suffix(".png").is_file()
-    assert "already there" not in run(*given[:2], "measure.rough8.labeler.k=4")
+    assert "exists already" not in run(*given[:2], "measure.rough8.labeler.k=4")
     assert len(list(tmp_path.glob("results/*.nc"))) == 2
     assert main(["collect", "results"]) == 0
     table = pd.read_csv(tmp_path / "results" / "collected" / "by_run.csv")

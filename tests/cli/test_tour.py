@@ -145,7 +145,7 @@ def test_claims_are_compared_anew_with_what_was_kept(tour: Tour) -> None:
     tour.manifest["models"]["net_3"]["test_accuracy"] = 0.11
     del tour.manifest["models"]["net_5"]["test_accuracy"]
     _, said = tour.run("measure=[roughness]")
-    assert lines(said, "2 of 2 models taken from")
+    assert lines(said, "2 of 2 models reused from")
     (line,) = lines(said, ", claimed 0.11")
     assert line.startswith("1 of 2 models (net_3): test accuracy is ")
     ds = tour.result()

@@ -183,19 +183,19 @@ def _counts(values: Any) -> Any:
     [
         (
             lambda values: values.mean(1),
-            "reduce gave an object of type ndarray, (values, numbers of layers used) is exp",
+            "reduce must return (values, numbers of layers used), got an object of type ndarray",
         ),
-        (lambda values: None, "reduce gave an object of type NoneType"),
-        (lambda values: (1, 2, 3), "reduce gave a tuple of 3"),
+        (lambda values: None, "numbers of layers used), got an object of type NoneType"),
+        (lambda values: (1, 2, 3), "numbers of layers used), got a tuple of 3"),
         (
             lambda values: (values, _counts(values)),
-            "reduce gave arrays of shape (2, 2) and (2,), (2,) is expected of both",
+            "reduce must return two arrays of shape (2,), a value and a number of layers per model, got (2, 2)",
         ),
-        (lambda values: (1.0, _counts(values)), "reduce gave arrays of shape () and (2,)"),
-        (lambda values: (values.mean(1), 2), "reduce gave arrays of shape (2,) and ()"),
+        (lambda values: (1.0, _counts(values)), "per model, got () and (2,)"),
+        (lambda values: (values.mean(1), 2), "per model, got (2,) and ()"),
         (
             lambda values: (values.mean(1), _counts(values) / 1),
-            "numbers of layers that are float64, integers are expected",
+            "reduce must return the numbers of layers as integers, got float64",
         ),
         (lambda values: 1 / 0, "ZeroDivisionError: division by zero (test_returned.py, line "),
         (lambda values: values.mean("layer"), "(test_returned.py, line "),

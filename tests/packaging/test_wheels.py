@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,43 +65,89 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return made
 
 
-def test_the_wheel_of_the_core_works_by_itself(tmp_path: Path) -> None:
-    """Installed into an environment of its own, which borrows what it depends on from the one that runs the tests."""
-    pip = [sys.executable, "-m", "pip"]
-    quiet = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"COLUMNS": "200", "GENMEASURES_PLUGINS": ""}  # the plugins here are not of that environment
+class Borrowing:
+    """A fresh virtual environment, which borrows dependencies from the one that runs the tests, and an empty folder."""
 
-    def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
+    def __init__(self, folder: Path) -> None:
+        self.work = folder / "empty"
+        self.work.mkdir()
+        venv.create(folder / "fresh", with_pip=False)
+        self.bin = folder / "fresh" / "bin"
+        self.packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder / "fresh")}))
+
+    def run(self, *command: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"COLUMNS": "200", "GENMEASURES_PLUGINS": ""}  # the plugins here are not of that environment
+        done = subprocess.run(command, cwd=self.work, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    run(*pip, "wheel", *quiet, "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT))
-    (wheel,) = tmp_path.glob("genmeasures-*.whl")
-    venv.create(tmp_path / "fresh", with_pip=False)
-    python = str(tmp_path / "fresh" / "bin" / "python")
-    run(*pip, "--python", python, "install", *quiet, str(wheel))
-    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(tmp_path / "fresh")}))
-    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    def install(self, wheel: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", "--quiet"]
+        self.run(*pip, "--no-deps", "--no-index", "--disable-pip-version-check", str(wheel))
+        (self.packages / "zz_borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
-    assert run(python, "-c", "import genmeasures; print(genmeasures.__file__)").startswith(str(packages))
-    command = str(tmp_path / "fresh" / "bin" / "genmeasures")
-    listed = [line for line in run(command, "plugins").splitlines() if line[0] != " "]
+    def genmeasures(self, *command: str) -> str:
+        return self.run(str(self.bin / "genmeasures"), *command)
+
+
+def wheel_of(source: Path, folder: Path) -> Path:
+    """The wheel of a source tree or archive."""
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", str(folder), str(source)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def built(target: str, folder: Path) -> Path:
+    """What hatchling builds of the repository: "sdist", or "wheel:editable" as pip does for an editable install."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    (archive,) = [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]
+    return archive
+
+
+def test_the_wheel_of_the_core_works_by_itself(tmp_path: Path) -> None:
+    fresh = Borrowing(tmp_path)
+    fresh.install(wheel_of(ROOT, tmp_path))
+    python = str(fresh.bin / "python")
+    assert fresh.run(python, "-c", "import genmeasures; print(genmeasures.__file__)").startswith(str(fresh.packages))
+    listed = [line for line in fresh.genmeasures("plugins").splitlines() if line[0] != " "]
     assert listed == ["genmeasures  genmeasures 0.1.0"]
-    out = run(command, "run", "task.limit=1", "task.cache=cache", "extractor.cap=200", "figures=true")
+    out = fresh.genmeasures("run", "task.limit=1", "task.cache=cache", "extractor.cap=200", "figures=true")
     assert "result: results/" in out
-    (path,) = (empty / "results").glob("*.nc")
+    (path,) = (fresh.work / "results").glob("*.nc")
     ds = xr.load_dataset(path, engine="h5netcdf")
     assert ds["model_status"].values.tolist() == ["ok"]
     assert ds["roughness"].notnull().all()
     assert path.with_suffix(".png").is_file()
-    assert "limit: 12" in run(command, "run", "experiment=quick", "--cfg", "job")  # a recipe that it brings along
-    assert run(python, "-m", "genmeasures", "--version") == "genmeasures 0.1.0\n"
-    run(command, "new-plugin", "my_measure")  # from a template that the wheel brings along
-    assert (empty / "genmeasures-my-measure" / "pyproject.toml").is_file()
+    assert "limit: 12" in fresh.genmeasures("run", "experiment=quick", "--cfg", "job")  # a recipe that it brings along
+    assert fresh.run(python, "-m", "genmeasures", "--version") == "genmeasures 0.1.0\n"
+    fresh.genmeasures("new-plugin", "my_measure")  # from a template that the wheel brings along
+    assert (fresh.work / "genmeasures-my-measure" / "pyproject.toml").is_file()
+
+
+def test_an_editable_install_offers_the_same_configs(tmp_path: Path) -> None:
+    fresh = Borrowing(tmp_path)
+    fresh.install(built("wheel:editable", tmp_path))
+    python = str(fresh.bin / "python")
+    assert fresh.run(python, "-c", "import genmeasures; print(genmeasures.__file__)").startswith(str(ROOT))
+    assert "limit: 12" in fresh.genmeasures("run", "experiment=quick", "--cfg", "job")
+    listing = "import importlib.resources as r; print(*sorted(p.name for p in r.files('genmeasures.conf').iterdir()))"
+    groups = [name for name in fresh.run(python, "-c", listing).split() if not name.startswith("__")]
+    assert groups == ["aggregator", "experiment", "extractor", "labeler", "measure", "run.yaml", "task"]
+    fresh.genmeasures("new-plugin", "my_measure")
+    assert (fresh.work / "genmeasures-my-measure" / "pyproject.toml").is_file()
+
+
+def test_the_sdist_has_all_that_the_wheel_needs(tmp_path: Path) -> None:
+    contents = []
+    for source in (ROOT, built("sdist", tmp_path / "sdist")):
+        (tmp_path / source.name).mkdir()
+        with zipfile.ZipFile(wheel_of(source, tmp_path / source.name)) as archive:
+            contents.append({name: archive.read(name) for name in archive.namelist() if "dist-info" not in name})
+    assert contents[0] == contents[1]
+    assert "genmeasures/conf/experiment/quick.yaml" in contents[1]
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Sparsity(FeatureMeasure):
         return self.zeros / self.total
 
 @hookimpl
-def genmeasures_register_measures(register):
+def genmeasures_register(register):
     register(Sparsity)
 '''
 BAD = {
@@ -65,54 +65,34 @@ BAD = {
         "unknown hook 'genmeasures_register_measure'",
     ),
     "extra_argument": (
-        "from genmeasures.plugin import hookimpl\n"
-        "@hookimpl\ndef genmeasures_register_measures(register, config):\n    pass\n",
+        "from genmeasures.plugin import hookimpl\n@hookimpl\ndef genmeasures_register(register, config):\n    pass\n",
         "config",
     ),
     "name_taken": (SPARSITY.replace('"sparsity"', '"roughness"'), "the measure name 'roughness' is already taken"),
     "twice": (SPARSITY + "    register(Sparsity)\n", "the measure name 'sparsity' is already taken"),
     "no_name": (SPARSITY.replace('    name = "sparsity"\n', ""), "Sparsity has no name"),
-    "wrong_kind": (
-        SPARSITY.replace("genmeasures_register_measures", "genmeasures_register_extractors"),
-        "is registered as extractor but is no subclass of Extractor",
+    "hook_of_earlier_versions": (
+        SPARSITY.replace("genmeasures_register", "genmeasures_register_measures"),
+        "unknown hook 'genmeasures_register_measures': the hook is genmeasures_register(register)",
     ),
-    "an_object": (SPARSITY.replace("register(Sparsity)", "register(Sparsity())"), "is no subclass of Measure"),
+    "no_kind": (
+        SPARSITY.replace("register(Sparsity)", "register(dict)"),
+        "dict cannot be registered: it must be a subclass of one of Extractor, Labeler, Measure, Aggregator, Task",
+    ),
+    "two_kinds": (
+        SPARSITY + "\n    from genmeasures.plugin import Task\n    register(type('Both', (Sparsity, Task), {}))\n",
+        "Both cannot be registered: it must be of one kind, got ['measure', 'task']",
+    ),
+    "an_object": (
+        SPARSITY.replace("register(Sparsity)", "register(Sparsity())"),
+        "Sparsity(threshold=0.0) cannot be registered: register(…) takes a class, got an object",
+    ),
     "no_comma": (
         SPARSITY.replace('(Variable("sparsity", "share of zero activations"),)', 'Variable("sparsity", "zeros")'),
         "ComponentError: Sparsity: variables is one Variable, not a tuple: write variables = (Variable(",
     ),
     "raises": (SPARSITY.replace("    register(Sparsity)\n", "    1 / 0\n"), "ZeroDivisionError"),
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A registry of its own for each test, without the plugins that happen to be installed."""
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
-    monkeypatch.delenv(STRICT, raising=False)
-    registry.cache_clear()
-    yield
-    registry.cache_clear()
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``install(name=source, …)``: modules that entry points of the group ``genmeasures`` point to."""
-    points: list[importlib.metadata.EntryPoint] = []
-
-    def entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
-        return points if group == "genmeasures" else []
-
-    def add(**sources: str) -> None:
-        for name, source in sources.items():
-            module = f"{tmp_path.name.replace('-', '_')}_{name}"
-            (tmp_path / f"{module}.py").write_text(source)
-            points.append(importlib.metadata.EntryPoint(name, module, "genmeasures"))
-        registry.cache_clear()
-
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    return add
 
 
 def test_the_core_registers_itself_through_the_hooks() -> None:

@@ -539,13 +539,13 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("no_label", NoMinusOne, r"targets torch\.int64 \(12, 1\): an input without a label is labeled 0, not −1"),
     ("no_label", Everywhere, "an input with labels is labeled -1"),
     ("run", FourColumns, "davies_bouldin: failed: RuntimeError: "),
-    ("reduce", OneArray, r"it gives a ndarray, \(values, numbers of layers used\) is expected"),
+    ("reduce", OneArray, r"expected \(values, numbers of layers used\), got a ndarray"),
     ("reduce", Renames, "the names of the layers have changed"),
     ("data_is_left_alone", WritesData, "targets have changed"),
     ("degenerate_data", Divides, "constant features: mean_feature: failed: ZeroDivisionError"),
     ("nan", NanIsZero, r"mean_feature is \[0\.\]"),
     ("file", NoText, r"mean_feature: units is \['a', 'b'\] in the file"),
-    ("labels", NoLabels, "labels are torch.bool"),
+    ("labels", NoLabels, "expected labels of type int64, got torch.bool"),
     ("labels", TakesNothing, "it takes neither classes, nor masks, nor continuous targets"),
     ("attributes", NoKind, "NoKind is a Labeler of no kind: subclass TargetLabeler or FeatureLabeler"),
     ("labels", NoKind, "it is neither a TargetLabeler nor a FeatureLabeler"),
@@ -556,11 +556,11 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("sample", OutOfOrder, "the vectors are not sorted by input"),
     ("sample_order", InOrder, "the sample depends on the order of the data"),
     ("fit_sample", TooMany, "fit_cap is 3, and 4 vectors are drawn to fit on"),
-    ("vectors", Half, "vectors are torch.float16"),
-    ("reduce", WrongShape, r"shapes \(3, 4\) and \(3,\), \(3,\) was due"),
+    ("vectors", Half, "expected vectors of type float32, got torch.float16"),
+    ("reduce", WrongShape, r"expected two arrays of shape \(3,\), got \(3, 4\) and \(3,\)"),
     ("reduce", Writes, "the values have changed"),
     ("models_by_themselves", Ranks, r"model 0: 0\.\d+ among others, 0\.0 alone"),
-    ("missing_layers", Zero, r"of layers without a value it makes \[0\. 0\. 0\.\]"),
+    ("missing_layers", Zero, r"expected NaN for layers without a value, got \[0\. 0\. 0\.\]"),
 ]
 IDS = [f"{name}-{broken.__name__}" for name, broken, _ in BROKEN]
 
@@ -618,12 +618,13 @@ def test_a_run_of_all_checks_reports_it(case: type[Component]) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "no config package has measure/configured.yaml"),
+        (None, "Configured is defined within a function"),
+        ("derived", ""),
         (
             "_target_: configured_here.Configured\nsize: 1\n",
-            r"configured\.yaml sets size, which the class has no options for",
+            r"the config of configured sets size, which the class has no options for",
         ),
-        ("_target_: configured_here.Configured\npower: 2\n", r"makes Configured\(power=2\), the defaults of the class"),
+        ("_target_: configured_here.Configured\npower: 2\n", r"makes Configured\(power=2\), expected the defaults"),
         (
             "_target_: configured_here.Configured\npower: 1\n",
             "the first line of configured.yaml must be '# @package meas",
@@ -632,7 +633,7 @@ def test_a_run_of_all_checks_reports_it(case: type[Component]) -> None:
             "# @package measure.configurd\n_target_: configured_here.Configured\npower: 1\n",
             "the first line of configured.yaml must be '# @package measure.configured'",
         ),
-        ("_target_: builtins.dict\npower: 1\n", r"configured\.yaml makes a dict"),
+        ("_target_: builtins.dict\npower: 1\n", r"the config of configured makes a dict"),
         ("_target_: configured_here.Configured\npower: ???\n", "skipped"),
         ("_target_: configured_here.Configured\npower: 1\n", ""),
     ],
@@ -653,7 +654,9 @@ def test_the_config_is_checked(
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    if config is not None:
+    if config == "derived":
+        Configured.__module__, Configured.__qualname__ = "configured_here", "Configured"
+    elif config is not None:
         first = "" if message.startswith("the first line") else "# @package measure.configured\n"
         (folder / "configured.yaml").write_text(first + config)
 

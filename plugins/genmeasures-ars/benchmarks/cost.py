@@ -17,7 +17,7 @@ import torch
 from genmeasures_ars import ascend, fitting_batch, strides, truncated
 from torch import Tensor, nn
 
-from genmeasures.tracing import TracedLayer, trace
+from genmeasures.plugin import TracedLayer, trace
 
 STEPS = 1500
 STEP_SIZE = 0.1

@@ -12,9 +12,7 @@ from genmeasures_unet import ResidualUNet
 from study import SIZE, data, digits
 from torch import Tensor, nn
 
-from genmeasures.plugin import Undefined
-from genmeasures.tasks.cnn import SmallCNN
-from genmeasures.tracing import trace
+from genmeasures.plugin import SmallCNN, Undefined, trace
 
 
 class _Block(nn.Module):

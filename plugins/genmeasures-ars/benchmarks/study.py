@@ -21,10 +21,7 @@ import torch
 from genmeasures_ars import ARS, accuracy_curve, kernel_order, largest_gap
 from torch import Tensor, nn
 
-from genmeasures.plugin import ModelData, Undefined
-from genmeasures.tasks.cnn import SmallCNN
-from genmeasures.tasks.digits import split_digits
-from genmeasures.tracing import trace
+from genmeasures.plugin import ModelData, SmallCNN, Undefined, split_digits, trace
 
 WIDTH, DEPTH, SIZE = 16, 4, 16
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genmeasures.plugin import DataError, Layer, ModelData
-from genmeasures.tracing import TracedLayer, trace
+from genmeasures.plugin import Layer, ModelData, TracedLayer, trace
+from genmeasures.testing import layers_of, model_data
 
 
 def small(norm: bool = False, seed: int = 0) -> nn.Sequential:
@@ -29,21 +28,7 @@ def images(count: int = 40, seed: int = 1) -> tuple[Tensor, Tensor]:
 
 def data(inputs: Tensor, targets: Tensor | None, seed: int = 0, batch: int = 16) -> ModelData:
     """Both splits are the same inputs."""
-
-    def batches(split: str):
-        if split not in ("train", "test"):
-            raise DataError(split)
-        for start in range(0, len(inputs), batch):
-            stop = start + batch
-            yield inputs[start:stop], None if targets is None else targets[start:stop]
-
-    return ModelData(
-        batches=batches,
-        sample=lambda split, count: (inputs[:count], None if targets is None else targets[:count]),
-        order=lambda split: np.arange(len(inputs)),
-        device=torch.device("cpu"),
-        generator=torch.Generator().manual_seed(seed),
-    )
+    return model_data(inputs, targets, batch_size=batch, seed=seed)
 
 
 def traced(model: nn.Module, example: Tensor) -> list[TracedLayer]:
@@ -51,4 +36,4 @@ def traced(model: nn.Module, example: Tensor) -> list[TracedLayer]:
 
 
 def layers(model: nn.Module, example: Tensor) -> list[Layer]:
-    return [one.layer for one in traced(model, example)]
+    return layers_of(model, example[:3])

@@ -10,13 +10,10 @@ import pytest
 import torch
 from ars_networks import data, images, layers, small
 from genmeasures_ars import ARS, ClassSelectivity, CumulativeAblation
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 import genmeasures
 from genmeasures.plugin import DataError, ModelError, ModelMeasure, OptionError, Undefined, Value
-from genmeasures.registry import Registry
 
 X, Y = images()
 ROUNDING = 1e-5
@@ -194,16 +191,20 @@ def test_other_options() -> None:
         CumulativeAblation("ars")
 
 
-def test_registered_with_configs_that_hold_the_defaults() -> None:
-    registry = Registry()
-    registry.add("ars", lambda: genmeasures_ars, "genmeasures-ars", "0.1.0")
-    assert not registry.plugins[0].error
-    assert registry.names("measure") == ["ars", "class_selectivity", "cumulative_ablation"]
-    folder = next(iter(genmeasures_ars.__path__))
-    for name in registry.names("measure"):
-        configured = instantiate(OmegaConf.load(f"{folder}/conf/measure/{name}.yaml"))
-        assert repr(configured) == repr(registry.make("measure", name, {}))
-        assert repr(configured.clone()) == repr(configured)
+def test_all_are_registered() -> None:
+    registered: list[type] = []
+    genmeasures_ars.genmeasures_register(registered.append)
+    assert registered == [ARS, ClassSelectivity, CumulativeAblation]
+
+
+def test_defaults() -> None:
+    """From them the Hydra configs are derived, which name result files."""
+    defaults = {"objective": "iam", "steps": 1500, "step_size": 0.1, "growth": 0.04, "starts": 16, "memory": 256}
+    assert ARS().options() == defaults
+    assert ARS(**defaults).clone().options() == defaults
+    assert ClassSelectivity().options() == {"split": "test"}
+    assert repr(CumulativeAblation()) == f"CumulativeAblation(score={ARS()!r}, split='test')"
+    assert repr(CumulativeAblation().clone()) == repr(CumulativeAblation())
 
 
 def test_the_status_tells_how_classes_were_read() -> None:

@@ -8,8 +8,23 @@ import numpy as np
 import pytest
 import torch
 from genmeasures_ars import ar, ars, rs
+from torch import nn
 
-from genmeasures.aggregators import Explicit
+import genmeasures
+from genmeasures.plugin import ModelMeasure, Variable
+
+
+class Given(ModelMeasure):
+    """Values that are given to it, one per layer."""
+
+    name = "given"
+    variables = (Variable("given", "given values"),)
+
+    def __init__(self, values: tuple[float, ...]) -> None:
+        self.values = values
+
+    def measure(self, model, layers, data):
+        return {"given": list(self.values)}
 
 
 def test_the_worked_case_of_the_paper() -> None:
@@ -22,10 +37,9 @@ def test_the_worked_case_of_the_paper() -> None:
 )
 def test_mars_is_the_sum_with_explicit_weights(layers: tuple[float, ...], mars: float) -> None:
     """Rows Good1 and Good4 of Table 2; the paper prints 0.3317 for the first."""
-    names = np.array([["a", "b", "c", "d"]], dtype=object)
-    value, used = Explicit([2, 2, 1, 1]).reduce(np.array([layers]), np.ones((1, 4)), names)
-    assert value[0] == pytest.approx(mars, abs=5e-5)
-    assert used[0] == 4
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    ds = genmeasures.measure([net], test=torch.zeros(4, 2), measures=[Given(layers)])
+    assert genmeasures.aggregate(ds, "explicit", weights=[2, 2, 1, 1]).given.item() == pytest.approx(mars, abs=5e-5)
 
 
 def test_limits() -> None:

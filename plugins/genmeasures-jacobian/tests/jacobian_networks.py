@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genmeasures.plugin import Layer, ModelData, trace
+from genmeasures.plugin import ModelData
+from genmeasures.testing import model_data
 
 
 def linear(weight: Tensor) -> nn.Module:
@@ -46,27 +44,7 @@ def images(count: int = 12, size: int = 6) -> Tensor:
 
 def data_of(inputs: Tensor, targets: Tensor | None = None, batch: int = 5, seed: int = 0) -> ModelData:
     """Test and training data alike; a sample is the last ones, backward."""
-
-    def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
-        parts = range(0, len(inputs), batch)
-        for i in parts:
-            yield inputs[i : i + batch], None if targets is None else targets[i : i + batch]
-
-    def sample(split: str, count: int | None) -> tuple[Tensor, Tensor | None]:
-        return inputs.flip(0)[:count], None if targets is None else targets.flip(0)[:count]
-
-    return ModelData(
-        batches=batches,
-        sample=sample,
-        order=lambda split: np.arange(len(inputs))[::-1],
-        device=torch.device("cpu"),
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
-def layers_of(model: nn.Module, example: Tensor, tap: str = "activation") -> Sequence[Layer]:
-    """The layers that the core would measure."""
-    return [one.layer for one in trace(model, example, tap).layers]
+    return model_data(inputs, targets, batch_size=batch, seed=seed, order=range(len(inputs))[::-1])
 
 
 def jacobians(model: nn.Module, inputs: Tensor, softmax: bool) -> Tensor:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import genmeasures_jacobian
 import numpy as np
 import pytest
 import torch
-import yaml
 from genmeasures_jacobian import JacobianNorm, LayerJacobian
 from genmeasures_jacobian.bounds import lower_bound, upper_bound
 from genmeasures_jacobian.layers import pull, push, traced_layers
-from jacobian_networks import convolutional, data_of, dense, images, jacobians, layers_of, linear
+from jacobian_networks import convolutional, data_of, dense, images, jacobians, linear
 from torch import Tensor, nn
 
 import genmeasures
 from genmeasures.plugin import ModelData, ModelError, OptionError, Undefined, Value
-from genmeasures.testing import parametrize_with_checks
+from genmeasures.testing import layers_of, parametrize_with_checks
 
 CLASSES = (torch.arange(12) % 5)[:, None]
 ROUNDING = 1e-5
@@ -194,9 +192,9 @@ def test_values_within_no_grad_and_inference_mode() -> None:
     ("targets", "reason"),
     [
         (None, "the data have none"),
-        (torch.zeros(12, 1), "not float32 targets"),
+        (torch.zeros(12, 1), "got float32 targets"),
         (torch.zeros(12, 2, dtype=torch.long), r"of shape \(2,\)"),
-        (torch.full((12, 1), 5), "classes from 0 to 4, targets are from 5 to 5"),
+        (torch.full((12, 1), 5), "classes from 0 to 4, got 5 to 5"),
     ],
 )
 def test_without_classes_the_bounds_alone_are_undefined(targets: Tensor | None, reason: str) -> None:
@@ -226,7 +224,7 @@ def test_inputs_without_a_label_have_no_row_of_their_class(method: str) -> None:
         alone = measured(model, data_of(inputs[known], some[known]), method=method)
         assert found["jacobian_norm_target"] == pytest.approx(alone["jacobian_norm_target"], rel=1e-5)
     none = measured(model, data_of(inputs, torch.full_like(CLASSES, -1)))["jacobian_norm_target"]
-    with pytest.raises(Undefined, match="labels, and no input has one"):
+    with pytest.raises(Undefined, match="labels, and no input has a label"):
         raise none
 
 
@@ -355,17 +353,31 @@ def test_layers_in_a_run() -> None:
     assert (ds.layer_jacobian_status == "ok").all()
 
 
-@pytest.mark.parametrize("measure", [JacobianNorm, LayerJacobian])
-def test_configs_hold_the_defaults(measure: type[JacobianNorm | LayerJacobian]) -> None:
-    path = resources.files("genmeasures_jacobian.conf") / "measure" / f"{measure.name}.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert config.pop("_target_") == f"genmeasures_jacobian.{measure.__name__}"
-    assert config == measure().options()
-    assert measure(**config).clone().options() == config
+@pytest.mark.parametrize(
+    ("measure", "defaults"),
+    [
+        (
+            JacobianNorm,
+            {
+                "output": "softmax",
+                "method": "auto",
+                "reduction": "sum",
+                "projections": 32,
+                "samples": 1000,
+                "split": "test",
+                "memory": 256,
+            },
+        ),
+        (LayerJacobian, {"projections": 16, "samples": 256, "split": "test", "memory": 256}),
+    ],
+)
+def test_defaults(measure: type[JacobianNorm | LayerJacobian], defaults: dict[str, Any]) -> None:
+    """From them the Hydra config is derived, which names result files."""
+    assert measure().options() == defaults
+    assert measure(**defaults).clone().options() == defaults
 
 
 def test_both_are_registered() -> None:
     registered: list[type] = []
-    genmeasures_jacobian.genmeasures_register_measures(registered.append)
+    genmeasures_jacobian.genmeasures_register(registered.append)
     assert registered == [JacobianNorm, LayerJacobian]
-    assert genmeasures_jacobian.genmeasures_config_packages() == ["genmeasures_jacobian.conf"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from genmeasures.plugin import ModelData
+from genmeasures.testing import model_data
 
 
 @pytest.fixture
@@ -43,18 +43,6 @@ def given(images: tuple[Tensor, Tensor]) -> Callable[..., ModelData]:
 
     def make(batch: int = 7, inputs: Tensor | None = None, targets: Tensor | None = images[1]) -> ModelData:
         all_inputs = images[0] if inputs is None else inputs
-
-        def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
-            for start in range(0, len(all_inputs), batch):
-                rows = slice(start, start + batch)
-                yield all_inputs[rows].clone(), None if targets is None else targets[rows, None].clone()
-
-        return ModelData(
-            batches=batches,
-            sample=lambda split, count: (all_inputs[:count], None if targets is None else targets[:count, None]),
-            order=lambda split: np.arange(len(all_inputs)),
-            device=torch.device("cpu"),
-            generator=torch.Generator().manual_seed(5),
-        )
+        return model_data(all_inputs, targets, batch_size=batch, seed=5)
 
     return make

@@ -12,7 +12,7 @@ from genmeasures_transitions.counting import codes
 from torch import Tensor, nn
 
 from genmeasures.plugin import Undefined
-from genmeasures.tracing import trace
+from genmeasures.testing import layers_of
 
 
 class Calls(nn.Module):
@@ -62,7 +62,7 @@ CODED: list[tuple[Callable[[Tensor], Tensor], tuple[float, ...]]] = [
 def test_activations_with_a_code(place: int) -> None:
     function, thresholds = CODED[place]
     model = Calls(function).eval()
-    layers = [traced.layer for traced in trace(model, torch.randn(3, 3), "activation").layers]
+    layers = layers_of(model, torch.randn(3, 3))
     (activation,) = find_activations(model, torch.randn(3, 3), layers)
     assert activation.thresholds == thresholds
     assert activation.shape == (4,)
@@ -158,7 +158,7 @@ class Block(nn.Module):
 
 def test_attribution_to_the_layer_that_an_activation_follows() -> None:
     model = Block().eval()
-    layers = [traced.layer for traced in trace(model, torch.randn(3, 3), "activation").layers]
+    layers = layers_of(model, torch.randn(3, 3))
     assert [layer.name for layer in layers] == ["one", "two", "one#2"]
     assert [found.layer for found in find_activations(model, torch.randn(3, 3), layers)] == [0, None, 2]
     assert [found.layer for found in find_activations(model, torch.randn(3, 3), layers[2:])] == [None, None, 0]
@@ -167,5 +167,5 @@ def test_attribution_to_the_layer_that_an_activation_follows() -> None:
 def test_a_second_activation_follows_no_layer() -> None:
     for inplace in (False, True):
         model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace), nn.Hardtanh(inplace=inplace))
-        layers = [traced.layer for traced in trace(model, torch.randn(3, 3), "activation").layers]
+        layers = layers_of(model, torch.randn(3, 3))
         assert [found.layer for found in find_activations(model, torch.randn(3, 3), layers)] == [0, None]

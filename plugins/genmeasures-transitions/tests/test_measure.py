@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from genmeasures_transitions import (
     TransitionCount,
     count_transitions,
     ellipse_through,
     find_activations,
-    genmeasures_config_packages,
-    genmeasures_register_measures,
+    genmeasures_register,
 )
 from genmeasures_transitions.drawing import draw_random, draw_triples
 from torch import Tensor, nn
 
-from genmeasures.plugin import Layer, ModelData, OptionError, Undefined
-from genmeasures.tracing import trace
+from genmeasures.plugin import ModelData, OptionError, Undefined
+from genmeasures.testing import layers_of
 
 Given = Callable[..., ModelData]
 FEW: dict[str, Any] = {"points": 60, "trajectories": 3, "curvature_points": 20}
-
-
-def layers_of(model: nn.Module, example: Tensor) -> list[Layer]:
-    return [traced.layer for traced in trace(model, example, "activation").layers]
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -139,8 +132,8 @@ def test_the_model_is_left_as_it_was(cnn: nn.Module, given: Given) -> None:
         ({}, torch.ones(9, 1, 8, 8), None, "constant"),
         ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.arange(6) // 2, "no class has three"),
         ({"classes": "different"}, torch.randn(6, 1, 8, 8), torch.arange(6) % 2, "as many, the training data have 2"),
-        ({"classes": "same"}, torch.randn(6, 1, 8, 8), None, "no classes"),
-        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.randn(6), "no classes"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), None, "classes are told apart by"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.randn(6), "classes are told apart by"),
         ({"trajectory": "random_ellipse"}, torch.ones(9, 1, 8, 8), None, "constant"),
         ({"trajectory": "translations"}, torch.ones(9, 1, 8, 8), None, "constant"),
         ({"trajectory": "translations"}, torch.randn(2, 1, 8, 8), None, "as many test inputs, there are 2"),
@@ -198,14 +191,18 @@ def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
 
 def test_the_hooks() -> None:
     registered: list[type[Any]] = []
-    genmeasures_register_measures(registered.append)
+    genmeasures_register(registered.append)
     assert registered == [TransitionCount]
-    assert genmeasures_config_packages() == ["genmeasures_transitions.conf"]
 
 
-def test_the_config_has_the_defaults() -> None:
-    text = files("genmeasures_transitions.conf").joinpath("measure/transition_count.yaml").read_text()
-    config = yaml.safe_load(text)
-    assert config.pop("_target_") == "genmeasures_transitions.TransitionCount"
-    assert config == TransitionCount().options()
-    assert TransitionCount(**config).clone().options() == config
+def test_defaults() -> None:
+    """From them the Hydra config is derived, which names result files."""
+    defaults = {
+        "trajectory": "training_ellipse",
+        "classes": "any",
+        "points": 4096,
+        "trajectories": 10,
+        "curvature_points": 1024,
+    }
+    assert TransitionCount().options() == defaults
+    assert TransitionCount(**defaults).clone().options() == defaults

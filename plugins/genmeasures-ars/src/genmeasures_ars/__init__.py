@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from genmeasures.plugin import hookimpl
+from genmeasures.plugin import Register, hookimpl
 from genmeasures_ars.ablation import accuracy_curve, kernel_order, largest_gap
 from genmeasures_ars.maximization import Ascent, ascend, begin_at, fitting_batch, strides
 from genmeasures_ars.measure import ARS, ClassSelectivity, CumulativeAblation, KernelMeasure
@@ -36,12 +33,7 @@ __all__ = [
 
 
 @hookimpl
-def genmeasures_register_measures(register: Callable[[type[Any]], None]) -> None:
+def genmeasures_register(register: Register) -> None:
     register(ARS)
     register(ClassSelectivity)
     register(CumulativeAblation)
-
-
-@hookimpl
-def genmeasures_config_packages() -> list[str]:
-    return ["genmeasures_ars.conf"]

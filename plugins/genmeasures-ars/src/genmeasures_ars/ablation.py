@@ -1,4 +1,4 @@
-"""Cumulative ablation: the accuracy as the kernels of a layer are silenced one after another.
+"""Cumulative ablation: accuracy as the kernels of a layer are silenced one after another.
 
 Source: "Exploring the generalizability of CNNs via activated representational substitution", 3.2.
 """
@@ -12,22 +12,29 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from genmeasures.plugin import DataError, OptionError, Undefined
-from genmeasures.tracing import TracedLayer, tapped
+from genmeasures.plugin import DataError, OptionError, TracedLayer, Undefined, tapped
 from genmeasures_ars.selectivity import classes_of
 
 ORDERS = ("ascending", "descending", "random")
 
 
 def kernel_order(scores: ArrayLike, order: str, generator: torch.Generator | None = None) -> NDArray[np.int64]:
-    """int64 (I,): the kernels in "ascending", "descending" or "random" order of their scores (I,).
+    """Return the kernels, int64 (I,), ordered by their scores.
 
-    Of kernels with one score the first comes first in ascending order; those without (NaN) come
-    after all others. Descending is ascending reversed. "random" draws from the generator and raises
-    OptionError without one.
+    Args:
+        scores: Scores (I,). In ascending order, ties keep the order of the kernels, and NaN comes last.
+        order: ``"ascending"``, ``"descending"`` (ascending reversed) or ``"random"``.
+        generator: Random numbers of the random order.
+
+    Raises:
+        OptionError: If the order is unknown, or random without a generator.
+
+    Example:
+        >>> kernel_order([0.3, float("nan"), 0.1], "ascending")
+        array([2, 0, 1])
     """
     if order not in ORDERS:
-        raise OptionError(f"order={order!r} is unknown: it must be one of {', '.join(ORDERS)}")
+        raise OptionError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     values = np.asarray(scores, dtype=np.float64)
     if order == "random":
         if generator is None:
@@ -44,13 +51,32 @@ def accuracy_curve(
     orders: Sequence[ArrayLike],
     batches: Iterable[tuple[Tensor, Tensor | None]],
 ) -> NDArray[np.float64]:
-    """float64 (len(orders), I + 1): the accuracy with the first 0, 1, …, I kernels of each order silenced.
+    """Return the accuracies with the first 0, 1, …, I kernels of each order silenced.
 
-    The layer's output is zeroed where the next layer receives it, after normalization and activation.
-    orders: permutations of the layer's I kernels. batches: (inputs (B, …), classes int64 (B, 1)), gone
-    through once; inputs of the class −1, which have no label, do not count. Raises DataError where
-    there are no classes, or the model gives no (B, classes) scores, and Undefined where there are no
-    inputs with a label.
+    The output of the layer is set to zero where the next layer receives it, after normalization and activation.
+
+    Args:
+        model: Classifier in evaluation mode.
+        layer: Convolution whose kernels are silenced.
+        orders: Permutations of the I kernels of the layer.
+        batches: Batches (inputs (B, …), classes int64 (B, 1)), read once. Inputs without a label (class −1) do not
+            count.
+
+    Returns:
+        float64 (len(orders), I + 1).
+
+    Raises:
+        DataError: If there are no classes, or the output of the model is not (B, classes).
+        Undefined: If no input has a label.
+
+    Example:
+        >>> from genmeasures.plugin import trace
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten())  # scores x and −x for the input x
+        >>> net[0].weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+        >>> x = torch.tensor([1.0, -1.0, 2.0]).view(3, 1, 1, 1)
+        >>> layer = trace(net, x, "activation").layers[0]
+        >>> accuracy_curve(net, layer, [[0, 1]], [(x, torch.tensor([[0], [1], [0]]))]).shape
+        (1, 3)
     """
     right = np.zeros((len(orders), layer.layer.channels + 1))
     total = 0
@@ -59,8 +85,8 @@ def accuracy_curve(
 
     def silence(_: TracedLayer, given: Tensor, output: Tensor) -> None:
         if output.requires_grad:
-            raise Undefined("the model takes gradients within its forward pass: no kernel can be silenced")
-        output[:, silenced] = 0  # in place: what follows in the model reads this very tensor
+            raise Undefined("the model computes gradients within its forward pass: its kernels cannot be silenced")
+        output[:, silenced] = 0  # in place, since the rest of the model reads this tensor
 
     head = model.register_forward_hook(lambda _module, _args, output: kept.append(output))
     permutations = [torch.from_numpy(np.array(order, dtype=np.int64)) for order in orders]
@@ -77,7 +103,7 @@ def accuracy_curve(
                             tap.run(inputs)
                             hits = float((_predicted(kept.pop(), len(inputs)) == classes).sum())
                         else:
-                            hits = whole  # nothing is silenced yet, whatever the order
+                            hits = whole  # no kernel is silenced, in any order
                         whole = hits if whole is None else whole
                         row[count] += hits
     finally:
@@ -88,9 +114,13 @@ def accuracy_curve(
 
 
 def largest_gap(ascending: ArrayLike, descending: ArrayLike) -> float:
-    """max_k (descending_k − ascending_k) of two accuracy curves (I + 1,), each from 0 kernels silenced to all.
+    """Return max_k (descending_k − ascending_k) of two accuracy curves (I + 1,), from 0 to all kernels silenced.
 
-    Positive where kernels of low score matter more. It is at least 0, for the curves meet at both ends.
+    It is positive where kernels of low score matter more, and at least 0, since the curves meet at both ends.
+
+    Example:
+        >>> largest_gap([1.0, 0.25, 0.0], [1.0, 0.75, 0.0])
+        0.5
     """
     return float(np.max(np.asarray(descending, dtype=np.float64) - np.asarray(ascending, dtype=np.float64)))
 
@@ -98,7 +128,7 @@ def largest_gap(ascending: ArrayLike, descending: ArrayLike) -> float:
 def _predicted(output: object, batch: int) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != batch:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise DataError(f"cumulative ablation needs a classifier with outputs (batch, classes), not {shape}")
+        raise DataError(f"cumulative ablation needs a classifier with outputs (batch, classes), got {shape}")
     if not bool(torch.isfinite(output).all()):
         raise Undefined("NaN or infinite outputs")
     return output.argmax(1)

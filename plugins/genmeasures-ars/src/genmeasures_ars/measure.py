@@ -1,10 +1,10 @@
-"""The measures: what genmeasures calls, layer by layer."""
+"""ARS, class selectivity and cumulative ablation as measures of genmeasures."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,58 +12,75 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genmeasures.plugin import (
+    SPLITS,
     Layer,
     ModelData,
     ModelMeasure,
+    Split,
+    TracedLayer,
     Undefined,
     Value,
     Variable,
     is_count,
     one_of,
     require,
+    tapped,
 )
-from genmeasures.tracing import TracedLayer, tapped
 from genmeasures_ars.ablation import ORDERS, accuracy_curve, kernel_order, largest_gap
 from genmeasures_ars.maximization import OBJECTIVES, ascend, begin_at, fitting_batch, strides
 from genmeasures_ars.network import convolutions, example_of, truncated
 from genmeasures_ars.scores import ar, ars, rs
 from genmeasures_ars.selectivity import ClassMeans, class_selectivity, classes_of
 
-Split: TypeAlias = Literal["train", "test"]
 Kernels: TypeAlias = NDArray[np.float64]
 """float64 (I,): a value for each kernel of a layer, NaN for one without."""
 
 _ARS_PAPER = "Exploring the generalizability of CNNs via activated representational substitution, "
 _MORCOS = "Morcos et al. 2018"
 _PER_KERNEL = ("layer", "kernel")
-_SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class KernelMeasure(ModelMeasure):
-    """A measure with a value for each kernel of a convolution, by which kernels can be ordered."""
+    """Measure with one value per kernel of a convolution, by which kernels can be ordered."""
 
     @abc.abstractmethod
     def kernel_scores(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> list[Kernels | Undefined]:
-        """For each layer its kernels' values, or the reason why there are none."""
+        """Return the values of the kernels of each layer, or the reason why there are none."""
 
 
 class ARS(KernelMeasure):
-    """Activated representational substitution of every kernel: how easily others replace what it stands for.
+    """Activated representational substitution (ARS): how easily other kernels replace a kernel.
 
-    For kernel i of a convolution, an input is made from noise that maximizes h_i ("am") or
-    h_i − (1/I) Σ_{j≠i} h_j ("iam"), h the mean of a kernel's activation map. RS is the share of kernels
-    that exceed i on it, AR the share of entries > 0 in the map of i, ARS = (2/π)·atan(RS/AR), and 1
-    where AR = 0 and RS > 0. Where both are 0 no kernel responds: such a kernel has RS and AR, but no
-    ARS, and the layer's mean is over the others and says so. A layer whose kernels respond to no
-    noise at all, and a linear layer, have a status and no value. No data are read but the shape of an
-    input.
+    For kernel i of a convolution with I kernels, gradient ascent from noise finds an input that maximizes h_i (``am``)
+    or h_i − (1/I) Σ_{j≠i} h_j (``iam``), where h is the mean of a kernel's activation map. On this input, RS is the
+    fraction of kernels whose mean exceeds that of i, AR is the fraction of entries > 0 in the map of i, and
+    ARS = (2/π)·atan(RS/AR), which is 1 where AR = 0 and RS > 0. If no kernel responds (RS = AR = 0), the kernel has no
+    ARS; the mean over the layer leaves it out, with a note. Linear layers, and layers whose kernels do not respond to
+    any noise input, have no value. The data are not read, only the shape of an input.
 
-    objective: "iam" or "am". steps: of gradient ascent, by which the way is measured. step_size: root
-    mean square of an input's change in one step, where that of the noise is 1. growth: the way is gone
-    in strides of this share of what lies behind, one step at least: 0.04 makes 130 strides of 1500
-    steps, 0 takes them one by one. starts: noise inputs, the same for all layers and kernels; a kernel
-    begins at the first that it responds to. memory: MiB that the kernels optimized side by side may
-    take; values depend on it by rounding alone.
+    Source: "Exploring the generalizability of CNNs via activated representational substitution", equations 1 to 5.
+
+    Args:
+        objective: ``"iam"``, which suppresses the other kernels, or ``"am"``.
+        steps: Number of steps of gradient ascent, the length of the path.
+        step_size: Root mean square of the change of an input in one step; that of the noise is 1.
+        growth: Length of a stride as a fraction of the path before it, at least one step. 0.04 takes 130 strides for
+            1500 steps; 0 takes each step.
+        starts: Number of noise inputs, of which each kernel starts at the first that it responds to. They are the same
+            for all layers and kernels.
+        memory: MiB for the kernels that are optimized side by side. Values depend on it by rounding alone.
+
+    Raises:
+        OptionError: If an option is out of range.
+
+    Example:
+        >>> import genmeasures
+        >>> net = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.ReLU())
+        >>> with torch.no_grad():  # three equal kernels: none exceeds another
+        ...     _ = net[0].weight.fill_(1.0)
+        >>> ds = genmeasures.measure([net], test=torch.rand(4, 1, 5, 5), measures=[ARS(steps=5)])
+        >>> ds.rs.item(), ds.ars.item()
+        (0.0, 0.0)
     """
 
     name = "ars"
@@ -94,12 +111,12 @@ class ARS(KernelMeasure):
         memory: int = 256,
     ) -> None:
         one_of(self, "objective", objective, OBJECTIVES)
-        require(is_count(steps), self, f"steps={steps!r} must be an integer from 1")
+        require(is_count(steps), self, f"steps must be an integer ≥ 1, got {steps!r}")
         sound = _is_number(step_size) and 0 < step_size < float("inf")
-        require(sound, self, f"step_size={step_size!r} must be a number above 0")
-        require(_is_number(growth) and 0 <= growth <= 1, self, f"growth={growth!r} must be a number from 0 to 1")
-        require(is_count(starts), self, f"starts={starts!r} must be an integer from 1")
-        require(is_count(memory), self, f"memory={memory!r} must be an integer of MiB from 1")
+        require(sound, self, f"step_size must be a number > 0, got {step_size!r}")
+        require(_is_number(growth) and 0 <= growth <= 1, self, f"growth must be a number from 0 to 1, got {growth!r}")
+        require(is_count(starts), self, f"starts must be an integer ≥ 1, got {starts!r}")
+        require(is_count(memory), self, f"memory must be an integer ≥ 1 (MiB), got {memory!r}")
         self.objective = objective
         self.steps = steps
         self.step_size = step_size
@@ -110,12 +127,12 @@ class ARS(KernelMeasure):
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
         """See :meth:`ModelMeasure.measure`."""
         parts = self._parts(model, layers, data)
-        made: dict[str, Any] = {}
-        for place, name in enumerate(("rs", "ar", "ars")):
-            values = [part if isinstance(part, Undefined) else part[place] for part in parts]
-            made[f"{name}_kernel"] = values
-            made[name] = [layer_mean(one) for one in values]
-        return made
+        values: dict[str, Any] = {}
+        for index, name in enumerate(("rs", "ar", "ars")):
+            kernels = [part if isinstance(part, Undefined) else part[index] for part in parts]
+            values[f"{name}_kernel"] = kernels
+            values[name] = [layer_mean(layer) for layer in kernels]
+        return values
 
     def kernel_scores(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> list[Kernels | Undefined]:
         """ARS of each kernel."""
@@ -129,8 +146,8 @@ class ARS(KernelMeasure):
         size, generator = (self.starts, *example.shape[1:]), data.generator
         noise = torch.randn(size, generator=generator, dtype=torch.float32, device=generator.device).to(example)
         return [
-            one if isinstance(one, Undefined) else self._layer(model, one, noise)
-            for one in convolutions(model, layers, example)
+            layer if isinstance(layer, Undefined) else self._layer(model, layer, noise)
+            for layer in convolutions(model, layers, example)
         ]
 
     def _layer(
@@ -146,21 +163,37 @@ class ARS(KernelMeasure):
             kernels = torch.arange(layer.layer.channels, device=noise.device)
             batch = fitting_batch(run, noise[:1], list(model.parameters()), self.memory * 2**20)
             for chunk in kernels.split(batch):
-                made = ascend(run, noise[begin[chunk]], chunk, self.objective, lengths)
-                substitution.append(rs(made.means, chunk))
-                response.append(np.where(np.isfinite(made.objective.cpu().numpy()), ar(made.maps), np.nan))
-        one, other = np.concatenate(substitution), np.concatenate(response)
-        return one, other, ars(one, other)
+                ascent = ascend(run, noise[begin[chunk]], chunk, self.objective, lengths)
+                substitution.append(rs(ascent.means, chunk))
+                response.append(np.where(np.isfinite(ascent.objective.cpu().numpy()), ar(ascent.maps), np.nan))
+        substitutions, responses = np.concatenate(substitution), np.concatenate(response)
+        return substitutions, responses, ars(substitutions, responses)
 
 
 class ClassSelectivity(KernelMeasure):
-    """Class selectivity of every kernel, (μ_max − μ_−max)/(μ_max + μ_−max) of its class-conditional mean activation.
+    """Class selectivity of kernels, (μ_max − μ_−max)/(μ_max + μ_−max) of class-conditional mean activations.
 
-    μ_max is the mean of the class to which the kernel responds most, μ_−max that over the other
-    classes. A kernel that is silent for all classes has none, nor one with a negative mean, and the
-    layer's mean is over the others and says so. Linear layers have a status and no value.
+    μ_max is the mean of the class to which the kernel responds most, μ_−max the mean over the other classes. A kernel
+    that is silent for all classes, or has a negative mean, has no value; the mean over the layer leaves it out, with a
+    note. Linear layers have no value. The targets must be one class per input.
 
-    split: whose class means. Needs one class an input.
+    Source: Morcos et al. 2018, "On the importance of single directions for generalization".
+
+    Args:
+        split: Split of the class means, ``"train"`` or ``"test"``.
+
+    Raises:
+        OptionError: If ``split`` is neither.
+
+    Example:
+        >>> import genmeasures
+        >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())
+        >>> net[0].weight.data.fill_(1.0)
+        tensor([[[[1.]]]])
+        >>> x = torch.tensor([3.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)  # class means 3 and 1
+        >>> ds = genmeasures.measure([net], test=(x, torch.tensor([0, 1])), measures=[ClassSelectivity()])
+        >>> ds.class_selectivity.item()
+        0.5
     """
 
     name = "class_selectivity"
@@ -170,7 +203,7 @@ class ClassSelectivity(KernelMeasure):
     )
 
     def __init__(self, split: Split = "test") -> None:
-        one_of(self, "split", split, _SPLITS)
+        one_of(self, "split", split, SPLITS)
         self.split = split
 
     def from_targets(self) -> Collection[str]:
@@ -181,7 +214,7 @@ class ClassSelectivity(KernelMeasure):
         """See :meth:`ModelMeasure.measure`."""
         values = self.kernel_scores(model, layers, data)
         return {
-            "class_selectivity": [layer_mean(one) for one in values],
+            "class_selectivity": [layer_mean(layer) for layer in values],
             "class_selectivity_kernel": values,
         }
 
@@ -189,8 +222,8 @@ class ClassSelectivity(KernelMeasure):
         """Class selectivity of each kernel."""
         example: Tensor = next(iter(data.batches(self.split)))[0]
         traced = convolutions(model, layers, example[:3])
-        chosen = [one for one in traced if not isinstance(one, Undefined)]
-        means = {one.layer.name: ClassMeans() for one in chosen}
+        chosen = [layer for layer in traced if not isinstance(layer, Undefined)]
+        means = {layer.layer.name: ClassMeans() for layer in chosen}
         classes = torch.empty(0)
 
         def receive(layer: TracedLayer, given: Tensor, output: Tensor) -> None:
@@ -202,22 +235,38 @@ class ClassSelectivity(KernelMeasure):
                     classes = classes_of(targets, self.name)
                     tap.run(inputs)
         return [
-            one if isinstance(one, Undefined) else class_selectivity(means[one.layer.name].result()) for one in traced
+            layer if isinstance(layer, Undefined) else class_selectivity(means[layer.layer.name].result())
+            for layer in traced
         ]
 
 
 class CumulativeAblation(ModelMeasure):
-    """Accuracy as a layer's kernels are silenced one after another, in the order of a score of each kernel.
+    """Accuracy as the kernels of a layer are silenced one after another, ordered by a score.
 
-    Three orders: ascending, descending and random. ``cumulative_ablation`` is the largest gap by
-    which the accuracy in descending order lies above that in ascending order: positive where kernels
-    of low score matter more. ``ablation_ascending``, ``…_descending`` and ``…_random`` hold, at
-    kernel k − 1, the accuracy with k kernels silenced; ``ablation_none`` is that of the whole model.
-    Kernels without a score count as those of the highest. Linear layers have a status and no value.
+    The orders are ascending, descending and random. ``cumulative_ablation`` is the largest gap by which the accuracy in
+    descending order exceeds that in ascending order: positive where kernels of low score matter more.
+    ``ablation_ascending``, ``ablation_descending`` and ``ablation_random`` hold, at kernel k − 1, the accuracy with k
+    kernels silenced; ``ablation_none`` is the accuracy of the whole model. Kernels without a score count as highest.
+    Linear layers have no value. The targets must be one class per input. A layer of I kernels takes about 3·I forward
+    passes of the split.
 
-    score: what orders the kernels, ARS() or ClassSelectivity(), None for ARS(). split: whose
-    accuracy. Needs one class an input, and takes some 3 I forward passes of the split a layer of I
-    kernels.
+    Source: "Exploring the generalizability of CNNs via activated representational substitution", section 3.2.
+
+    Args:
+        score: Measure that orders the kernels, ``ARS()`` or ``ClassSelectivity()``; None is ``ARS()``.
+        split: Split of the accuracy, ``"train"`` or ``"test"``.
+
+    Raises:
+        OptionError: If an option is not one of these values.
+
+    Example:
+        >>> import genmeasures
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> x = torch.rand(8, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+        >>> measure = CumulativeAblation(ClassSelectivity())
+        >>> ds = genmeasures.measure([net], test=(x, torch.arange(8) % 2), measures=[measure])
+        >>> ds.ablation_ascending.dims
+        ('model', 'layer', 'kernel')
     """
 
     name = "cumulative_ablation"
@@ -241,8 +290,8 @@ class CumulativeAblation(ModelMeasure):
 
     def __init__(self, score: KernelMeasure | None = None, split: Split = "test") -> None:
         valid = score is None or isinstance(score, KernelMeasure)
-        require(valid, self, f"score must be ARS(), ClassSelectivity() or another KernelMeasure, not {score!r}")
-        one_of(self, "split", split, _SPLITS)
+        require(valid, self, f"score must be ARS(), ClassSelectivity() or another KernelMeasure, got {score!r}")
+        one_of(self, "split", split, SPLITS)
         self.score = ARS() if score is None else score
         self.split = split
 
@@ -254,20 +303,20 @@ class CumulativeAblation(ModelMeasure):
         """See :meth:`ModelMeasure.measure`."""
         scores = self.score.kernel_scores(model, layers, data)
         example: Tensor = next(iter(data.batches(self.split)))[0]
-        made: dict[str, list[Any]] = {variable.name: [] for variable in self.variables if variable.dims}
+        columns: dict[str, list[Any]] = {variable.name: [] for variable in self.variables if variable.dims}
         whole = float("nan")
         for values, traced in zip(scores, convolutions(model, layers, example[:3]), strict=True):
             if isinstance(values, Undefined) or isinstance(traced, Undefined):
-                for column in made.values():
+                for column in columns.values():
                     column.append(values if isinstance(values, Undefined) else traced)
                 continue
             orders = [kernel_order(values, order, data.generator) for order in ORDERS]
             curves = accuracy_curve(model, traced, orders, data.batches(self.split))
             whole = float(curves[0, 0])
-            made["cumulative_ablation"].append(largest_gap(curves[0], curves[1]))
+            columns["cumulative_ablation"].append(largest_gap(curves[0], curves[1]))
             for order, curve in zip(ORDERS, curves, strict=True):
-                made[f"ablation_{order}"].append(curve[1:])
-        return {**made, "ablation_none": whole}
+                columns[f"ablation_{order}"].append(curve[1:])
+        return {**columns, "ablation_none": whole}
 
 
 def _is_number(value: object) -> bool:
@@ -275,12 +324,17 @@ def _is_number(value: object) -> bool:
 
 
 def layer_mean(values: Kernels | Undefined) -> float | Value | Undefined:
-    """Mean over the kernels that have a value, with a remark of how many have none."""
+    """Return the mean over the kernels that have a value, with a note on how many have none.
+
+    Example:
+        >>> layer_mean(np.array([0.2, 0.4, np.nan])).note
+        '1 of 3 kernels have no value and are left out'
+    """
     if isinstance(values, Undefined):
         return values
-    found = values[np.isfinite(values)]
-    if not len(found):
+    finite = values[np.isfinite(values)]
+    if not len(finite):
         return Undefined(f"none of {len(values)} kernels has a value")
-    missing = len(values) - len(found)
-    mean = float(found.mean())
+    missing = len(values) - len(finite)
+    mean = float(finite.mean())
     return Value(mean, f"{missing} of {len(values)} kernels have no value and are left out") if missing else mean

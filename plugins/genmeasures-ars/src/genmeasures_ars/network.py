@@ -1,16 +1,24 @@
-"""A network up to one layer, and which of its layers have kernels with activation maps."""
+"""Networks truncated after a layer, and the convolutions of a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
-from genmeasures.plugin import DataError, Layer, ModelData, ModelError, Undefined
-from genmeasures.tracing import TracedLayer, tapped, trace
+from genmeasures.plugin import (
+    DataError,
+    Layer,
+    ModelData,
+    ModelError,
+    Split,
+    TracedLayer,
+    Undefined,
+    tapped,
+    traced_layers,
+)
 
 Truncated: TypeAlias = Callable[[Tensor], Tensor]
 """Takes inputs (B, …) to the activation maps (B, I, *spatial) of a layer, with the graph if gradients are on."""
@@ -21,25 +29,35 @@ _EXAMPLES = 3
 
 @contextmanager
 def truncated(model: nn.Module, layer: TracedLayer) -> Iterator[Truncated]:
-    """The network up to a layer: what lies behind its activation is not run."""
-    made: list[Tensor] = []
+    """Run the network up to the activation of a layer, and not beyond.
+
+    Example:
+        >>> from genmeasures.plugin import trace
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4))
+        >>> with truncated(net, trace(net, torch.zeros(2, 1, 5, 5), "activation").layers[0]) as run:
+        ...     run(torch.zeros(3, 1, 5, 5)).shape
+        torch.Size([3, 2, 3, 3])
+    """
+    outputs: list[Tensor] = []
 
     def keep(_: TracedLayer, given: Tensor, output: Tensor) -> None:
-        made.append(output)
+        outputs.append(output)
 
     with tapped(model, [layer], keep, stop=True) as tap:
 
         def run(inputs: Tensor) -> Tensor:
             tap.run(inputs)
-            return made.pop()
+            return outputs.pop()
 
         yield run
 
 
 def example_of(data: ModelData) -> Tensor:
-    """The first few inputs (≤ 3, …) of the test data, or of the training data where there are none.
+    """Return the first inputs (≤ 3, …) of the test data, or of the training data if there are no test data.
 
-    Raises DataError for inputs that have no gradient.
+    Raises:
+        DataError: If the inputs have no gradient.
     """
     try:
         inputs = _first(data, "test")
@@ -50,24 +68,22 @@ def example_of(data: ModelData) -> Tensor:
     return inputs[:_EXAMPLES]
 
 
-def _first(data: ModelData, split: Literal["train", "test"]) -> Tensor:
+def _first(data: ModelData, split: Split) -> Tensor:
     inputs: Tensor = next(iter(data.batches(split)))[0]
     return inputs
 
 
 def convolutions(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> list[TracedLayer | Undefined]:
-    """The traced layer of each of ``layers``, its output read after the activation; Undefined for a linear layer.
+    """Return the traced layer for each of ``layers``, or Undefined for a linear layer.
 
-    AR counts what an activation lets through, so that it is read behind it also where the run reads
-    bare outputs. Raises ModelError where the model no longer runs a layer.
+    AR counts what the activation passes: outputs are read after the activation even if the run reads linear outputs.
+
+    Raises:
+        ModelError: If the model does not run one of the layers.
     """
-    with torch.no_grad():
-        known = {one.layer.name: one for one in trace(model, example, "activation").layers}
-    found: list[TracedLayer | Undefined] = []
-    for layer in layers:
-        if layer.name not in known:
-            raise ModelError(f"the model has no layer {layer.name!r}")
-        one = known[layer.name]
-        linear = isinstance(one.module, nn.Linear)
-        found.append(Undefined("a linear layer has no kernels with activation maps") if linear else one)
-    return found
+    return [
+        Undefined("a linear layer has no kernels with activation maps")
+        if isinstance(traced.module, nn.Linear)
+        else traced
+        for traced in traced_layers(model, layers, example, "activation")
+    ]

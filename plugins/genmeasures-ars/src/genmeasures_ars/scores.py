@@ -1,4 +1,4 @@
-"""Representational substitution, activated response, and the two in one number: pure functions.
+"""Representational substitution (RS), activated response (AR) and their combination (ARS), as pure functions.
 
 Source: "Exploring the generalizability of CNNs via activated representational substitution", 2.2 and 2.3.
 """
@@ -12,28 +12,45 @@ from torch import Tensor
 
 
 def rs(means: Tensor, kernels: Tensor) -> NDArray[np.float64]:
-    """RS, float64 (n,): share of a layer's I kernels whose mean activation exceeds that of the kernel (eq. 3).
+    """Return RS, the fraction of the I kernels of a layer whose mean activation exceeds that of the kernel (eq. 3).
 
-    means (n, I): mean activation of every kernel of the layer for n inputs; kernels int64 (n,): the
-    kernel for which each input was made. Only strictly larger means count, so kernels that are all
-    silent do not exceed each other. The divisor is I, the kernel itself included, as printed; so
-    RS < 1. NaN where a mean in the row is.
+    Only strictly larger means count, so that silent kernels do not exceed each other. The divisor is I, including the
+    kernel itself, as in the paper; thus RS < 1.
+
+    Args:
+        means: Mean activations (n, I) of every kernel of the layer for n inputs.
+        kernels: int64 (n,): the kernel of each input.
+
+    Returns:
+        float64 (n,), NaN for a row with a mean that is not finite.
+
+    Example:
+        >>> rs(torch.tensor([[1.0, 2.0, 3.0, 0.5]]), torch.tensor([0]))
+        array([0.5])
     """
     count = (means > means.gather(1, kernels[:, None])).sum(1).double() / means.shape[1]
     return _array(count.masked_fill(~torch.isfinite(means).all(1), torch.nan))
 
 
 def ar(maps: Tensor) -> NDArray[np.float64]:
-    """AR, float64 (n,): share of entries > 0 in each of n activation maps (n, *spatial) (eq. 4)."""
+    """Return AR, float64 (n,): the fraction of entries > 0 in each of n activation maps (n, *spatial) (eq. 4).
+
+    Example:
+        >>> ar(torch.tensor([[[1.0, 0.0], [2.0, -1.0]]]))
+        array([0.5])
+    """
     return _array((maps.flatten(1) > 0).double().mean(1))
 
 
 def ars(rs: ArrayLike, ar: ArrayLike) -> NDArray[np.float64]:
-    """ARS = (2/π)·atan(RS/AR), float64 in the shape of both (eq. 5).
+    """Return ARS = (2/π)·atan(RS/AR), float64 in the common shape of both (eq. 5).
 
-    Where AR = 0 and RS > 0 it is 1, the limit. Where both are 0 it is NaN: no kernel responds to the
-    input, so that it tells neither of a feature that none replaces (0) nor of one that was not
-    learned (1).
+    It is 1, the limit, where AR = 0 and RS > 0. It is NaN where both are 0: no kernel responds to the input, which
+    indicates neither a feature that no kernel replaces (0) nor one that was not learned (1).
+
+    Example:
+        >>> ars([0.5, 0.3, 0.0], [0.5, 0.0, 0.0])
+        array([0.5, 1. , nan])
     """
     substitution, response = np.asarray(rs, dtype=np.float64), np.asarray(ar, dtype=np.float64)
     # atan2 gives the limit at AR = 0, and 0 where both are 0.

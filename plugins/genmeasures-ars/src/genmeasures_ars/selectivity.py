@@ -10,20 +10,32 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from genmeasures.plugin import DataError, Undefined
+from genmeasures.plugin import DataError, Undefined, class_problem
 
 
 def class_selectivity(class_means: ArrayLike) -> NDArray[np.float64]:
-    """(μ_max − μ_−max)/(μ_max + μ_−max) of I kernels, float64 (I,), from class-conditional means (C, I).
+    """Return the class selectivity (μ_max − μ_−max)/(μ_max + μ_−max) of I kernels.
 
-    μ_max is the largest mean of a class, μ_−max the mean over the other classes. 0 is a kernel to
-    which all classes are alike, 1 one that responds to a single class. NaN for a kernel that responds
-    to no class, and for one with a negative mean, for which the ratio has no bounds. Raises Undefined
-    for fewer than two classes.
+    μ_max is the largest mean of a class, μ_−max the mean over the other classes. The selectivity is 0 for a kernel with
+    equal means, and 1 for a kernel that responds to a single class.
+
+    Args:
+        class_means: Class-conditional means (C, I).
+
+    Returns:
+        float64 (I,), NaN for a kernel that does not respond to any class, or has a negative mean, for which the ratio
+        is not bounded.
+
+    Raises:
+        Undefined: If there are fewer than two classes.
+
+    Example:
+        >>> class_selectivity([[3.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+        array([0.5, 0. , nan])
     """
     means = np.asarray(class_means, dtype=np.float64)
     if len(means) < 2:
-        raise Undefined(f"class selectivity compares classes, and there is {len(means)}")
+        raise Undefined(f"class selectivity needs at least two classes, got {len(means)}")
     largest = means.max(axis=0)
     others = (means.sum(axis=0) - largest) / (len(means) - 1)
     defined = (means >= 0).all(axis=0) & (largest > 0)
@@ -33,14 +45,22 @@ def class_selectivity(class_means: ArrayLike) -> NDArray[np.float64]:
 
 
 class ClassMeans:
-    """Mean activation of each kernel for each class, batch by batch."""
+    """Mean activation of each kernel for each class, accumulated batch by batch.
+
+    Example:
+        >>> means = ClassMeans()
+        >>> means.add(torch.tensor([[[3.0, 1.0]], [[5.0, 5.0]]]), torch.tensor([0, 1]))
+        >>> means.result()
+        array([[2.],
+               [5.]])
+    """
 
     def __init__(self) -> None:
         self._sums: dict[int, Tensor] = {}
         self._counts: dict[int, int] = {}
 
     def add(self, maps: Tensor, classes: Tensor) -> None:
-        """See activation maps (B, I, *spatial) of inputs of the given classes int64 (B,); −1 is no class."""
+        """Add activation maps (B, I, *spatial) of inputs of the classes int64 (B,); −1 means no label."""
         means = maps.double().flatten(2).mean(2)
         for label in classes[classes >= 0].unique().tolist():
             chosen = classes == label
@@ -48,7 +68,11 @@ class ClassMeans:
             self._counts[label] = self._counts.get(label, 0) + int(chosen.sum())
 
     def result(self) -> NDArray[np.float64]:
-        """float64 (C, I): the means, in the order of the classes. Raises Undefined where nothing was seen."""
+        """Return the means, float64 (C, I), in the order of the classes.
+
+        Raises:
+            Undefined: If no input has a label.
+        """
         if not self._sums:
             raise Undefined("there are no inputs with a label")
         rows = [self._sums[label] / self._counts[label] for label in sorted(self._sums)]
@@ -57,13 +81,16 @@ class ClassMeans:
 
 
 def classes_of(targets: Tensor | None, what: str) -> Tensor:
-    """int64 (B,) from the targets of a batch, −1 for an input without a label.
+    """Return the classes int64 (B,) of the targets of a batch, −1 for an input without a label.
 
-    Raises DataError naming ``what`` unless they are one class an input.
+    Raises:
+        DataError: If the targets are not one class per input; the message names ``what``.
+
+    Example:
+        >>> classes_of(torch.tensor([[2], [0]]), "my_measure")
+        tensor([2, 0])
     """
-    if targets is None:
-        raise DataError(f"{what} needs classes, and the data have no targets")
-    if targets.is_floating_point() or targets.shape[1:] != (1,):
-        kind = str(targets.dtype).removeprefix("torch.")
-        raise DataError(f"{what} needs one class an input, not {kind} targets of shape {tuple(targets.shape[1:])}")
+    problem = class_problem(targets)
+    if targets is None or problem:
+        raise DataError(f"{what} needs {problem}")
     return targets[:, 0]

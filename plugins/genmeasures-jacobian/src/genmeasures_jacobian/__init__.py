@@ -26,13 +26,7 @@ __all__ = [
 
 
 @hookimpl
-def genmeasures_register_measures(register: Register) -> None:
+def genmeasures_register(register: Register) -> None:
     """Register the measures."""
     register(JacobianNorm)
     register(LayerJacobian)
-
-
-@hookimpl
-def genmeasures_config_packages() -> list[str]:
-    """Name the package of the configs."""
-    return ["genmeasures_jacobian.conf"]

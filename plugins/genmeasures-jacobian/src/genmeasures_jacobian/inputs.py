@@ -1,21 +1,26 @@
-"""Which inputs a measure reads, and how many at once: nothing of it depends on how the data come in batches."""
+"""Selection of inputs and size of batches, neither of which depends on the batches of the data."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genmeasures.plugin import ModelData, ModelMeasure, Undefined, is_count, one_of, require
-
-log = logging.getLogger(__name__)
-
-Split: TypeAlias = Literal["train", "test"]
+from genmeasures.plugin import (
+    SPLITS,
+    ModelData,
+    ModelMeasure,
+    Split,
+    Undefined,
+    graph_memory,
+    is_count,
+    one_of,
+    require,
+)
 
 _ROWS = {"cpu": 64}
 _ROWS_ELSEWHERE = 512
@@ -24,11 +29,11 @@ _ROWS_ELSEWHERE = 512
 
 def check_sampling(measure: ModelMeasure, projections: object, samples: object, split: object, memory: object) -> None:
     """Raise OptionError for one of these options that is out of range."""
-    require(is_count(projections, 2), measure, f"projections must be an integer ≥ 2, not {projections!r}")
-    message = f"samples must be an integer ≥ 1, or None for all inputs, not {samples!r}"
+    require(is_count(projections, 2), measure, f"projections must be an integer ≥ 2, got {projections!r}")
+    message = f"samples must be an integer ≥ 1, or None for all inputs, got {samples!r}"
     require(samples is None or is_count(samples), measure, message)
-    one_of(measure, "split", split, ("train", "test"))
-    require(is_count(memory), measure, f"memory must be an integer of MiB ≥ 1, not {memory!r}")
+    one_of(measure, "split", split, SPLITS)
+    require(is_count(memory), measure, f"memory must be an integer ≥ 1 (MiB), got {memory!r}")
 
 
 def check_finite(values: Tensor) -> None:
@@ -66,25 +71,11 @@ def fitting_rows(model: nn.Module, run: Callable[[Tensor], Any], example: Tensor
 
     run: what is to be run with the model. example (B, …): a few inputs.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), hooks:
-            run(example.detach().clone().requires_grad_())
-    except RuntimeError as error:
-        # torch.func within a model takes no such hooks. What else is wrong goes wrong again.
-        log.debug("the memory of the graph is not known", exc_info=error)
+    graph = graph_memory(run, example, (*model.parameters(), *model.buffers()))
+    if graph is None:
         return 1
     # Beside the graph: three gradients by the input in float64.
-    needed = sum(kept.values()) / len(example) + 24 * example[0].numel()
+    needed = graph[0] / len(example) + 24 * example[0].numel()
     return int(min(max(memory * 2**20 // needed, 1), _ROWS.get(example.device.type, _ROWS_ELSEWHERE)))
 
 

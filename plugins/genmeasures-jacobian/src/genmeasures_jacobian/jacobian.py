@@ -7,9 +7,7 @@ the model's parameters; the softmax, and all sums, are float64.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,7 +15,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
-from genmeasures.plugin import ModelError, Undefined
+from genmeasures.plugin import ModelError, Undefined, eager
 from genmeasures_jacobian.projections import signs
 from genmeasures_jacobian.softmax import Softmax
 
@@ -46,8 +44,7 @@ def runner(model: nn.Module) -> Run:
     """
 
     def run(inputs: Tensor) -> Tensor:
-        # The compiler is slow to import, and a compiled model cannot exist where it never was.
-        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+        with eager():
             # A copy, for a model may overwrite its input, which a leaf of the graph does not allow.
             output = model(inputs.clone())
         if not isinstance(output, Tensor) or not output.is_floating_point():

@@ -1,4 +1,4 @@
-"""The measure: the norm of the Jacobian of each layer's output by the input."""
+"""Norm of the Jacobian of the output of each layer, as a measure of genmeasures."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from genmeasures.plugin import (
     ModelData,
     ModelError,
     ModelMeasure,
+    Split,
     TracedLayer,
     Undefined,
     Variable,
     tapped,
-    trace,
+    traced_layers,
 )
 from genmeasures_jacobian.inputs import (
-    Split,
     check_finite,
     check_sampling,
     choose,
@@ -43,14 +43,31 @@ _REFERENCES = "after Novak et al. 2018, Sensitivity and Generalization in Neural
 
 
 class LayerJacobian(ModelMeasure):
-    """E_x ‖∂x_ℓ/∂x‖_F of each layer's output x_ℓ, read where the run reads it, over all its elements.
+    """Mean Frobenius norm of the Jacobian of the output of each layer, E_x ‖∂x_ℓ/∂x‖_F over all its elements.
 
-    Estimated as the root of E‖J w‖², w random signs in input space (Hutchinson 1990): one forward-mode
-    pass gives one projection for all layers at once. A model with a function that has no forward
-    derivative is projected from the layers' side instead, by one backward pass a layer.
-    projections: of each input. samples: how many inputs of ``split`` at most, None takes
-    all. memory: MiB that a batch may take, about. The standard error is that of the estimate; it tells
-    nothing of the spread over inputs.
+    The output is read where the run reads it. The norm is estimated as the root of E‖J w‖² for random signs w in input
+    space (Hutchinson 1990): one forward-mode pass gives one projection for all layers. For a model with a function
+    without forward derivative, the outputs of the layers are projected instead, by one backward pass per layer. The
+    standard error is that of the estimate and does not include the spread over inputs.
+
+    Source: after Novak et al. 2018, "Sensitivity and Generalization in Neural Networks".
+
+    Args:
+        projections: Number of random projections of each input.
+        samples: Maximum number of inputs; None takes all.
+        split: Split of the inputs, ``"train"`` or ``"test"``.
+        memory: Approximate MiB for a batch.
+
+    Raises:
+        OptionError: If an option is out of range.
+
+    Example:
+        >>> import genmeasures
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> net.weight.data = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+        >>> ds = genmeasures.measure([net], test=torch.rand(8, 2), measures=[LayerJacobian()])
+        >>> round(ds.layer_jacobian.item(), 4)
+        5.0
     """
 
     name = "layer_jacobian"
@@ -80,9 +97,11 @@ class LayerJacobian(ModelMeasure):
         self.memory = memory
 
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
-        """layer_jacobian and layer_jacobian_error, one float or Undefined a layer.
+        """See :meth:`ModelMeasure.measure`.
 
-        Raises Undefined for inputs without a gradient, ModelError where the model no longer runs a layer.
+        Raises:
+            Undefined: If the inputs have no gradient.
+            ModelError: If the model does not run one of the layers.
         """
         base = seed_base(data.generator)
         chosen, _ = choose(data, self.split, self.samples)
@@ -110,7 +129,7 @@ class LayerJacobian(ModelMeasure):
         for layer in squares.unbind(1):
             try:
                 if layer.isnan().all():
-                    raise Undefined("the layer's output has no gradient by the input")
+                    raise Undefined("the output of the layer has no gradient with respect to the input")
                 norm, deviation = norms(layer)
                 check_finite(norm)
                 values.append(float(norm.mean()))
@@ -119,22 +138,6 @@ class LayerJacobian(ModelMeasure):
                 values.append(reason)
                 errors.append(reason)
         return {"layer_jacobian": values, "layer_jacobian_error": errors}
-
-
-def traced_layers(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> list[TracedLayer]:
-    """How to find the layers in a forward pass, each read where ``Layer.tap`` says.
-
-    Raises ModelError where the model runs no such layer.
-    """
-    for tap in ("activation", "linear"):
-        known = {one.layer.name: one for one in trace(model, example, tap).layers}
-        missing = [layer.name for layer in layers if layer.name not in known]
-        if missing:
-            raise ModelError(f"the model has no layer {missing[0]!r}")
-        found = [known[layer.name] for layer in layers]
-        if [one.layer.tap for one in found] == [layer.tap for layer in layers]:
-            return found
-    raise ModelError("the model's layers are not followed by what they were followed by before")
 
 
 def push(

@@ -1,4 +1,4 @@
-"""The measure: the norm of the input-output Jacobian, and what the cross-entropy says of it."""
+"""Norm of the input-output Jacobian, with bounds from the cross-entropy, as a measure of genmeasures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genmeasures.plugin import Layer, ModelData, ModelMeasure, Undefined, Value, Variable, one_of
+from genmeasures.plugin import (
+    Layer,
+    ModelData,
+    ModelMeasure,
+    Split,
+    Undefined,
+    Value,
+    Variable,
+    class_problem,
+    one_of,
+)
 from genmeasures_jacobian.bounds import approximation, lower_bound, upper_bound
 from genmeasures_jacobian.inputs import (
-    Split,
     check_finite,
     check_sampling,
     choose,
@@ -32,7 +41,7 @@ log = logging.getLogger(__name__)
 _REFERENCES = "Novak et al. 2018, Sensitivity and Generalization in Neural Networks"
 
 EXACT = 128
-"""Of more outputs and inputs than this, ``method="auto"`` estimates."""
+"""Outputs and inputs with more elements than this are estimated by ``method="auto"``."""
 
 _FROM_TARGETS = (
     "jacobian_norm_target",
@@ -48,25 +57,41 @@ def _auxiliary(name: str, long_name: str, dims: tuple[str, ...] = ()) -> Variabl
 
 
 class JacobianNorm(ModelMeasure):
-    """E_x ‖J(x)‖_F, with J(x) = ∂ softmax(f(x))/∂x.
+    """Mean Frobenius norm of the input-output Jacobian, E_x ‖J(x)‖_F with J(x) = ∂ softmax(f(x))/∂x.
 
-    output: J of the "softmax", or of the "logits" f themselves, which the authors found to say little.
-    method: "exact", by backward passes, one an output, or forward-mode differentiation, one pass an
-    element of the input, whichever are fewer; "hutchinson" estimates the norm from ``projections``
-    random projections of each input; "auto" does so where outputs and inputs are both more than 128.
-    reduction: a dense output (B, C, *S) has a softmax over C at each of P positions; ‖J‖_F² is the
-    "sum" over them, which makes it the norm of the Jacobian of the whole output, or their "mean",
-    which makes outputs of different size comparable: √P times smaller. samples: how many inputs of
-    ``split`` at most, None takes all. memory: MiB that a batch may take, about.
+    The model has the following values: the norm; its standard error from the projections, 0 where the norm is exact (it
+    does not include the spread over inputs); the mean norm ‖J_y‖₂ of the row of the true class; M, the mean square norm
+    of the gradient of one logit over inputs and logits; and the means over inputs of the cross-entropy bounds and
+    approximation. The lower bound holds for ‖J_y‖₂ and ‖J‖_F, the upper bound for ‖J_y‖₂ alone, and the approximation
+    is one of ‖J‖_F; they assume that the gradients of the logits are orthogonal and of equal norm. Each input has its
+    norm, its cross-entropy and its index in the split, in the order of ``ModelData.sample``, which is the same for all
+    models. What needs true classes is undefined without them, for dense outputs and for logits; inputs without a label
+    are left out of it.
 
-    Variables, a value a model: the norm; its standard error from the projections (0 where it is
-    exact; it tells nothing of the spread over inputs); the mean norm ‖J_y‖₂ of the true class's row;
-    M, the mean square norm of one logit's gradient over inputs and logits; and the means over inputs
-    of the cross-entropy bounds and approximation. The lower bound is one of ‖J_y‖₂ and of ‖J‖_F, the
-    upper one of ‖J_y‖₂ alone, the approximation is of ‖J‖_F; they rest on the gradients of logits
-    being orthogonal and of the same norm. Values an input: its norm, its cross-entropy and its index
-    in the split, in the order of ``ModelData.sample``, the same for all models. What needs true classes is undefined
-    without them, for dense outputs and for logits; where some inputs have no label, it is of the others.
+    Source: Novak et al. 2018, "Sensitivity and Generalization in Neural Networks".
+
+    Args:
+        output: ``"softmax"``, or ``"logits"``, whose Jacobian norm correlates less with generalization in the paper.
+        method: ``"auto"``, ``"exact"`` or ``"hutchinson"``. ``"exact"`` takes one backward pass per output or one
+            forward-mode pass per element of the input, whichever is fewer; ``"hutchinson"`` estimates the norm from
+            random projections; ``"auto"`` estimates where outputs and inputs both have more than 128 elements.
+        reduction: ``"sum"`` or ``"mean"`` of ‖J‖_F² over the P positions of a dense output (B, C, *S). The sum is the
+            norm of the Jacobian of the whole output; the mean, smaller by √P, compares outputs of different sizes.
+        projections: Number of random projections of each input in an estimate.
+        samples: Maximum number of inputs; None takes all.
+        split: Split of the inputs, ``"train"`` or ``"test"``.
+        memory: Approximate MiB for a batch.
+
+    Raises:
+        OptionError: If an option is out of range.
+
+    Example:
+        >>> import genmeasures
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> net.weight.data = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+        >>> ds = genmeasures.measure([net], test=torch.rand(8, 2), measures=[JacobianNorm(output="logits")])
+        >>> round(ds.jacobian_norm.item(), 4)
+        5.0
     """
 
     name = "jacobian_norm"
@@ -122,14 +147,15 @@ class JacobianNorm(ModelMeasure):
         self.memory = memory
 
     def from_targets(self) -> Collection[str]:
-        """What needs the true classes."""
+        """Variables that need the true classes."""
         return _FROM_TARGETS
 
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
-        """Values by the names of ``variables``; those an input are float64 (N,), N the inputs drawn.
+        """See :meth:`ModelMeasure.measure`. Values per input are float64 (N,) for N sampled inputs.
 
-        A value is an Undefined where it cannot be had. Raises Undefined where none can, ModelError
-        for an output that is not one tensor.
+        Raises:
+            Undefined: If no value can be computed.
+            ModelError: If the output is not one tensor.
         """
         base = seed_base(data.generator)
         inputs, targets = choose(data, self.split, self.samples)
@@ -138,7 +164,7 @@ class JacobianNorm(ModelMeasure):
             logits = outputs(run, inputs[:2])
             _, channels, positions = logits.shape
             if self.output == "softmax" and channels == 1:
-                raise Undefined("the softmax of a single output is constant: give output=logits")
+                raise Undefined("the softmax of a single output is constant: set output=logits")
             reason = self._no_classes(targets, channels, positions)
             classes = None if reason or targets is None else targets[:, 0]
             # An input without a label, −1, is given a class here, and what comes of it is left out below.
@@ -149,22 +175,22 @@ class JacobianNorm(ModelMeasure):
         values, errors = (squares[0].sqrt(), torch.zeros(1, device="cpu")) if len(squares) == 1 else norms(squares)
         check_finite(values)
         sure = self.output == "softmax" and all(_are_probabilities(part.output) for part in parts)
-        note = "softmax was applied to the model's outputs, which are probabilities already" if sure else ""
-        made: dict[str, Any] = {
+        note = "softmax was applied to outputs that are already probabilities" if sure else ""
+        values_by_name: dict[str, Any] = {
             "jacobian_norm": Value(float(values.mean()), note),
             "jacobian_norm_error": float(errors.double().square().sum().sqrt()) / len(values),
             "jacobian_norm_sample": values.numpy(),
             "jacobian_norm_sample_index": data.order(self.split)[: len(values)].astype(np.float64),
         }
         if classes is None:
-            names = [variable.name for variable in self.variables if variable.name not in made]
-            return {**made, **dict.fromkeys(names, Undefined(f"the cross-entropy bounds need {reason}"))}
-        return {**made, **_bounds(parts, classes, channels)}
+            names = [variable.name for variable in self.variables if variable.name not in values_by_name]
+            return {**values_by_name, **dict.fromkeys(names, Undefined(f"the cross-entropy bounds need {reason}"))}
+        return {**values_by_name, **_bounds(parts, classes, channels)}
 
     def _squares(
         self, model: nn.Module, run: Run, inputs: Tensor, classes: Tensor | None, count: int, base: int
     ) -> list[Squares]:
-        """Of all inputs (N, …), batch by batch; ``count``: elements of one output."""
+        """Square norms of all inputs (N, …), batch by batch; ``count`` is the number of elements of one output."""
         softmax = self.output == "softmax"
         size = inputs[0].numel()
         exact = self.method == "exact" or (self.method == "auto" and min(count, size) <= EXACT)
@@ -190,26 +216,24 @@ class JacobianNorm(ModelMeasure):
         return parts
 
     def _no_classes(self, targets: Tensor | None, channels: int, positions: int) -> str:
-        """What the cross-entropy bounds need and do not have, if so."""
+        """What the cross-entropy bounds need and do not have, or an empty string."""
         if self.output != "softmax":
             return "output=softmax"
         if positions > 1:
-            return "one output position an input, not dense outputs"
-        if targets is None:
-            return "targets, and the data have none"
-        if targets.is_floating_point() or targets.shape[1:] != (1,):
-            kind = str(targets.dtype).removeprefix("torch.")
-            return f"one class an input, not {kind} targets of shape {tuple(targets.shape[1:])}"
+            return "one output position per input, got dense outputs"
+        problem = class_problem(targets)
+        if targets is None or problem:
+            return problem
         labels = targets[targets >= 0]
         if not len(labels):
-            return "labels, and no input has one"
+            return "labels, and no input has a label"
         if int(labels.max()) >= channels:
-            return f"classes from 0 to {channels - 1}, targets are from {int(labels.min())} to {int(labels.max())}"
+            return f"classes from 0 to {channels - 1}, got {int(labels.min())} to {int(labels.max())}"
         return ""
 
 
 def _bounds(parts: Sequence[Squares], classes: Tensor, channels: int) -> dict[str, Any]:
-    """What needs the true classes int64 (N,) of all inputs, −1 where there is no label."""
+    """Values that need the true classes, int64 (N,), −1 where there is no label."""
     own = torch.cat([part.target for part in parts if part.target is not None]).cpu()
     gradients = torch.cat([part.logits for part in parts if part.logits is not None], 1).cpu()
     logits = torch.cat([part.output for part in parts]).cpu()
@@ -228,5 +252,5 @@ def _bounds(parts: Sequence[Squares], classes: Tensor, channels: int) -> dict[st
 
 
 def _are_probabilities(output: Tensor) -> bool:
-    """Whether outputs (B, C, P) are none negative, and sum to 1 over the channels."""
+    """Whether outputs (B, C, P) are nonnegative and sum to 1 over the channels."""
     return bool((output >= 0).all()) and bool(((output.double().sum(1) - 1).abs() < 1e-4).all())

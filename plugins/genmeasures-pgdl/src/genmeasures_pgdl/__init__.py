@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 @hookimpl
-def genmeasures_register_tasks(register: Register) -> None:
+def genmeasures_register(register: Register) -> None:
     register(PGDL)
 
 

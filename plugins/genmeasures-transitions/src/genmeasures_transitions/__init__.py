@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from genmeasures.plugin import hookimpl
+from genmeasures.plugin import Register, hookimpl
 from genmeasures_transitions.codes import Activation, find_activations
 from genmeasures_transitions.counting import batch_size, count_transitions, curvature
 from genmeasures_transitions.measure import TransitionCount
@@ -30,12 +27,6 @@ __all__ = [
 
 
 @hookimpl
-def genmeasures_register_measures(register: Callable[[type[Any]], None]) -> None:
+def genmeasures_register(register: Register) -> None:
     """Register the measure."""
     register(TransitionCount)
-
-
-@hookimpl
-def genmeasures_config_packages() -> Sequence[str]:
-    """Name the package of the configs."""
-    return ["genmeasures_transitions.conf"]

@@ -7,9 +7,8 @@ number of (unit, threshold) pairs on which "exceeds" differs, and booleans are a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genmeasures.plugin import Layer, ModelError, Undefined
+from genmeasures.plugin import Layer, ModelError, Undefined, eager
 
 Function: TypeAlias = Callable[..., Any]
 Receiver: TypeAlias = Callable[[int, Tensor], None]
@@ -98,8 +97,7 @@ class Activation:
 
 def run(model: nn.Module, inputs: Tensor) -> Any:
     """The model's output. A compiled model is run uncompiled: otherwise it calls no functions that could be seen."""
-    # The compiler is slow to import, and a compiled model cannot exist where it never was.
-    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+    with eager():
         return model(inputs)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from genmeasures.plugin import ModelData, Undefined
-
-Split: TypeAlias = Literal["train", "test"]
+from genmeasures.plugin import ModelData, Split, Undefined, class_problem
 
 
 def inputs_at(data: ModelData, split: Split, indices: Sequence[int]) -> list[Tensor]:
@@ -79,8 +76,11 @@ def _triple(label: Tensor, sizes: Tensor, classes: str, generator: torch.Generat
 
 
 def _labels(targets: Tensor | None) -> Tensor:
-    if targets is None or targets.is_floating_point() or targets[:1].numel() != 1:
-        raise Undefined("the training targets are no classes, one an input: take classes=any")
+    if targets is not None and targets[:1].numel() == 1:
+        targets = targets.reshape(-1, 1)  # masks of a single pixel are classes, too
+    problem = class_problem(targets)
+    if targets is None or problem:
+        raise Undefined(f"classes are told apart by {problem}: choose classes=any")
     return targets.reshape(-1).cpu()
 
 

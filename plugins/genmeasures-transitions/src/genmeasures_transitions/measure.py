@@ -1,4 +1,4 @@
-"""The measure: transitions and curvature, averaged over trajectories."""
+"""Transitions and curvature, averaged over trajectories, as a measure of genmeasures."""
 
 from __future__ import annotations
 
@@ -28,18 +28,36 @@ _REFERENCES = "Novak et al. 2018, Sensitivity and Generalization in Neural Netwo
 
 
 class TransitionCount(ModelMeasure):
-    """t(x) = Σ_i ‖c(z_i) − c(z_{(i+1) mod k})‖₁ over k points of a closed trajectory, and the curvature along it.
+    """Transitions of activation codes, and curvature of the output, along closed trajectories in input space.
 
-    c is the activation code of every unit. trajectory: the ellipse through three training inputs
-    ("training_ellipse"), through three normal inputs with the mean and standard deviation of the
-    training data ("random_ellipse"), or the polyline through the horizontal translations of a test
-    image ("translations"). classes: of the three training inputs, "same", "different" or "any".
-    points: k. trajectories: how many are averaged. curvature_points: points of the curvature, each of
-    which takes as long as three to twelve points of the count; 0 leaves the curvature out.
+    t = Σ_i ‖c(z_i) − c(z_{(i+1) mod k})‖₁ for k points z_i of a trajectory, where c is the activation code of every
+    unit. A model with an activation without a code, such as a sigmoid, has no value, and neither have layers that are
+    not directly followed by an activation. Activations that do not directly follow a layer, such as those after a sum,
+    count in the total alone.
 
-    A model with an activation without a code, such as a sigmoid, has no value; nor have layers that
-    no activation follows directly. Activations that follow none, after a sum for one, count in the
-    total alone.
+    Source: Novak et al. 2018, "Sensitivity and Generalization in Neural Networks".
+
+    Args:
+        trajectory: ``"training_ellipse"``, ``"random_ellipse"`` or ``"translations"``. These are the ellipse through
+            three training inputs, the ellipse through three normal inputs with the mean and standard deviation of the
+            training data, and the polyline through the horizontal translations of a test image.
+        classes: Classes of the three training inputs of an ellipse, ``"same"``, ``"different"`` or ``"any"``.
+        points: Number k of equidistant points on each trajectory.
+        trajectories: Number of trajectories that are averaged.
+        curvature_points: Number of equidistant points of the curvature; 0 leaves the curvature out. Each takes as long
+            as three to twelve points of the count.
+
+    Raises:
+        OptionError: If an option is out of range.
+
+    Example:
+        >>> import genmeasures, torch
+        >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> x = torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
+        >>> measure = TransitionCount(points=64, trajectories=2, curvature_points=8)
+        >>> ds = genmeasures.measure([net], x, x, measures=[measure])
+        >>> ds.transition_count.item() % 1 in (0, 0.5)  # the mean of two counts
+        True
     """
 
     name = "transition_count"
@@ -69,11 +87,11 @@ class TransitionCount(ModelMeasure):
             ("points", points, 3),
             ("trajectories", trajectories, 1),
         ):
-            require(is_count(value, least), self, f"{option} must be an integer ≥ {least}, not {value!r}")
+            require(is_count(value, least), self, f"{option} must be an integer ≥ {least}, got {value!r}")
         valid = is_count(curvature_points, 3) or (is_count(curvature_points, 0) and curvature_points == 0)
-        require(valid, self, f"curvature_points must be 0 or an integer ≥ 3, not {curvature_points!r}")
+        require(valid, self, f"curvature_points must be 0 or an integer ≥ 3, got {curvature_points!r}")
         if classes != "any" and trajectory != "training_ellipse":
-            raise OptionError(f"TransitionCount: classes={classes!r} goes with trajectory='training_ellipse' alone")
+            raise OptionError(f"TransitionCount: classes={classes!r} applies to trajectory='training_ellipse' alone")
         self.trajectory = trajectory
         self.classes = classes
         self.points = points
@@ -81,15 +99,15 @@ class TransitionCount(ModelMeasure):
         self.curvature_points = curvature_points
 
     def from_targets(self) -> Collection[str]:
-        """All variables, where classes are told apart."""
+        """All variables, unless classes is "any"."""
         return () if self.classes == "any" else [variable.name for variable in self.variables]
 
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
-        """transition_count and path_curvature float, transition_count_layer one a layer, …_trajectory float64 (T,).
+        """See :meth:`ModelMeasure.measure`. A curvature that cannot be computed is Undefined; the counts remain.
 
-        Raises Undefined if the data have no such trajectories, one of them is constant, or the model
-        has an activation without a code or none with one. A curvature that cannot be had, or was not
-        asked for, is an Undefined, and the counts stand.
+        Raises:
+            Undefined: If the data have no such trajectories, one of them is constant, or the model has an activation
+                without a code or no activation with a code.
         """
         paths = self._paths(data)
         example = paths[0].points(0, 3, self.points)

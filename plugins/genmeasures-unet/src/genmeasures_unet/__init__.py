@@ -10,7 +10,7 @@ __all__ = ["ResidualUNet", "UNetDenoising", "UNetSegmentation"]
 
 
 @hookimpl
-def genmeasures_register_tasks(register: Register) -> None:
+def genmeasures_register(register: Register) -> None:
     """Register the tasks."""
     register(UNetSegmentation)
     register(UNetDenoising)

@@ -1,1 +1,0 @@
-"""The packaged Hydra config groups (``pkg://genmeasures_ars.conf``): one YAML for each measure."""

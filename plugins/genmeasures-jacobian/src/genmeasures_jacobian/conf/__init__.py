@@ -1,1 +1,0 @@
-"""The Hydra config groups of this plugin."""
