@@ -22,7 +22,7 @@ from genmeasures.judging import (
     worst_sign_error,
     write_predictions,
 )
-from genmeasures.judging.resampling import widening
+from genmeasures.judging.bootstrap import widening
 
 CMI = Path(__file__).parents[1] / "data" / "cmi_task2"
 
@@ -144,8 +144,8 @@ def test_psi_of_few_pairs_says_of_how_many(table: Path) -> None:
     ds = ds.drop_vars("depth").assign_attrs(hparams='["width", "norm"]').isel(model=[0, 2, 4, 6])
     row = judge(ds, resamples=40).set_index("measure").loc["good"]
     assert row["grid_status"] == (
-        "undefined: some values of hyperparameters leave no uncertainty about the order of the gaps: the score is "
-        "0/0; ψ of 4 pairs of models in 4 groups: no interval from fewer than 8 groups or models"
+        "undefined: some values of hyperparameters determine the order of the gaps: the score is "
+        "0/0; no interval of ψ: 4 pairs of models in 4 groups, at least 8 groups and 8 models are needed"
     )
 
 
