@@ -281,9 +281,9 @@ def test_unusable_targets_are_named() -> None:
         judge(ds, "layer")
     with pytest.raises(DataError, match=r"'mine' must .* 30 models, got the shape \(4,\)"):
         judge(ds, {"mine": [1, 2, 3, 4]})
-    with pytest.raises(OptionError, match="confidence must .* got 95"):
+    with pytest.raises(OptionError, match=r"confidence must .* got 95"):
         judge(ds, confidence=95)
-    with pytest.raises(OptionError, match="resamples must .* got 0"):
+    with pytest.raises(OptionError, match=r"resamples must .* got 0"):
         judge(ds, resamples=0)
 
 
@@ -312,5 +312,5 @@ def test_a_large_study_takes_seconds() -> None:
 
 
 def test_only_results_are_judged() -> None:
-    with pytest.raises(OptionError, match="an xarray Dataset.* got DataFrame"):
+    with pytest.raises(OptionError, match=r"an xarray Dataset.* got DataFrame"):
         judge(pd.DataFrame({"m": [1.0, 2.0, 3.0]}))  # type: ignore[arg-type]

@@ -428,10 +428,10 @@ def test_a_table_that_is_far_from_a_grid() -> None:
 def test_option_errors() -> None:
     with pytest.raises(OptionError, match="did you mean 'symmetric'"):
         pgdl_score(FOUR, FOUR, HALVES, "symetric")
-    with pytest.raises(OptionError, match="size must .* got 3"):
+    with pytest.raises(OptionError, match=r"size must .* got 3"):
         conditional_mutual_information(FOUR, FOUR, HALVES, 3)
     for call in (sign_errors, worst_sign_error):
-        with pytest.raises(OptionError, match="test_size must .* got 0"):
+        with pytest.raises(OptionError, match=r"test_size must .* got 0"):
             call(FOUR, FOUR, HALVES, 0)
 
 
