@@ -17,8 +17,7 @@ from genmeasures.judging.grid import grid_scores
 from genmeasures.judging.ranks import Floats
 from genmeasures.judging.regression import rank_of, residuals
 from genmeasures.judging.resampling import Draws
-from genmeasures.judging.targets import GAP
-from genmeasures.results.schema import judged_variables
+from genmeasures.results.schema import GAP, judged_variables
 
 _ROWS = 128
 """Number of measures that are resampled at once."""

@@ -16,8 +16,7 @@ import xarray as xr
 
 from genmeasures.errors import OptionError, ResultError, nearest
 from genmeasures.files import write_atomically
-from genmeasures.judging.targets import GAP
-from genmeasures.results.schema import STATUS, measure_variables
+from genmeasures.results.schema import GAP, STATUS, measure_variables
 
 
 def write_predictions(ds: xr.Dataset, measure: str, path: str | os.PathLike[str]) -> None:

@@ -16,7 +16,8 @@ from genmeasures.judging.coefficients import NUMBERS
 from genmeasures.judging.comparison import Comparison, comparisons, correlation_columns, grid_columns
 from genmeasures.judging.grid import GRID
 from genmeasures.judging.resampling import draw, group_codes
-from genmeasures.judging.targets import GAP, read_covariates, read_groups, read_hparams, read_targets
+from genmeasures.judging.targets import read_covariates, read_groups, read_hparams, read_targets
+from genmeasures.results.schema import GAP
 
 
 def judge(

@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from genmeasures.errors import DataError, OptionError, ResultError, nearest
 from genmeasures.judging.ranks import Floats
 from genmeasures.judging.resampling import dummies
-from genmeasures.results.schema import hparams_of
-
-GAP = "generalization_gap"
+from genmeasures.results.schema import GAP, hparams_of
 
 
 def read_targets(ds: xr.Dataset, against: str | Sequence[str] | Mapping[str, ArrayLike] | None) -> dict[str, Floats]:

@@ -195,8 +195,8 @@ def test_the_accessor_sums_up_a_result() -> None:
         "m1: 15 values, 1 undefined (auxiliary)",
     ]
     ds["layer_name"].values[0, 3] = ""
-    assert "3 to 4 layers a model" in str(ds.genmeasures)
-    assert "no result of genmeasures" in str(xr.Dataset().genmeasures)
+    assert "3 to 4 layers per model" in str(ds.genmeasures)
+    assert "not a result of genmeasures" in str(xr.Dataset().genmeasures)
 
 
 def test_expected_signs_and_what_the_data_say() -> None:
