@@ -39,9 +39,7 @@ def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> Non
         for variable in measure.written():
             for name in (variable.name, variable.name + STATUS, variable.name + LAYERS_USED):
                 if name.removesuffix(STATUS) != name and name == variable.name:
-                    raise OptionError(
-                        f"{measure.described()}: a variable cannot end in {STATUS!r}, got {name!r}"
-                    )
+                    raise OptionError(f"{measure.described()}: a variable cannot end in {STATUS!r}, got {name!r}")
                 if name in reserved:
                     raise OptionError(
                         f"{measure.described()}: a variable cannot be called {name!r}, the name of a coordinate of "
