@@ -169,8 +169,8 @@ def _remarks(rows: pd.DataFrame) -> list[str]:
         lines.append(f"scores on the grid: not negated, as no expected sign with the gap is stated ({names})")
     if (rows["expected"] != 0).any():
         lines.append(
-            "expected: the sign that the source of the measure states, and whether Spearman's coefficient has it: yes or "
-            "no where it differs significantly from 0, else open"
+            "expected: the sign that the source of the measure states, and whether Spearman's coefficient has it: yes "
+            "or no where it differs significantly from 0, else open"
         )
     return lines
 
