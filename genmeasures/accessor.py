@@ -1,4 +1,4 @@
-"""What ``print(ds.genmeasures)`` says of a result; registered when the module is imported."""
+"""Accessor of xarray datasets: ``print(ds.genmeasures)`` summarizes a result."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from genmeasures.results.summary import model_notes, models_that_failed, skipped
 
 @xr.register_dataset_accessor("genmeasures")  # type: ignore[no-untyped-call]
 class Summary:
-    """A summary of a result: ``print(ds.genmeasures)``.
+    """Summary of a result: ``print(ds.genmeasures)``.
 
-    Models that were measured and that failed, with the reasons; layers, and those that were skipped, by reason;
-    of each measure how many values there are, and how many are undefined or failed.
+    The summary counts the models that were measured and that failed, with the reasons; the layers, and those that
+    were skipped, with the reasons; and for each measure its values, and those that are undefined or failed.
 
     Args:
-        ds: a result, with layers or aggregated.
+        ds: A result, aggregated or not.
 
     Example:
         >>> import genmeasures
@@ -36,7 +36,7 @@ class Summary:
     def __repr__(self) -> str:
         ds = self._ds
         if "model_status" not in ds.coords:
-            return "no result of genmeasures: there is no coordinate model_status"
+            return "not a result of genmeasures: there is no coordinate model_status"
         ok = int(is_measured(ds["model_status"].values).sum())
         lines = [f"{_count(ds.sizes['model'], 'model')}: {ok} ok", *models_that_failed(ds), *model_notes(ds)]
         if "layer_name" in ds.coords:
@@ -45,19 +45,19 @@ class Summary:
             if len(measured) and measured.min() == measured.max():
                 lines.append(f"{_count(int(measured[0]), 'layer')}, in every model")
             elif len(measured):
-                lines.append(f"{measured.min()} to {measured.max()} layers a model")
+                lines.append(f"{measured.min()} to {measured.max()} layers per model")
         if "skipped_layers" in ds.coords:
             lines += skipped(ds)
         for name in measure_variables(ds):
             status = ds[name + STATUS].values.astype(str)
             values = int(np.isfinite(ds[name].values).sum())
             counts = [f"{values} values"]
-            for what, shown_as in (("undefined", "undefined"), ("failed", "failed"), ("note: ", "with a note")):
-                number = int(np.char.startswith(status, what).sum())
-                counts += [f"{number} {shown_as}"] if number else []
+            for prefix, label in (("undefined", "undefined"), ("failed", "failed"), ("note: ", "with a note")):
+                number = int(np.char.startswith(status, prefix).sum())
+                counts += [f"{number} {label}"] if number else []
             lines.append(f"{name}: {', '.join(counts)}{' (auxiliary)' if ds[name].attrs.get('auxiliary') else ''}")
         return "\n".join(map(shown, lines))
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What is checked of a run's settings before anything is read: names of measures, and chosen layers."""
+"""Checks of the settings of a run before models and data are read."""
 
 from __future__ import annotations
 
@@ -8,32 +8,47 @@ from torch import nn
 
 from genmeasures.errors import OptionError
 from genmeasures.interfaces import SPLITS, Measure, TaskModel, is_count
-from genmeasures.results.build import model_dataset
+from genmeasures.results.model_dataset import model_dataset
 from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS, measured_accuracy, measured_labels
 
 
 def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> None:
-    """Raise OptionError where two variables of a result would have the same name, or one that results need."""
-    needed = {*map(str, model_dataset(TaskModel("", nn.Module), "", ()).variables), *RESERVED, "generalization_gap"}
+    """Check that the variables of a result have distinct names that are not reserved.
+
+    Args:
+        measures: Measures of the run.
+        models: Models of the run, whose hyperparameters and metrics are reserved names.
+
+    Raises:
+        OptionError: Two variables have the same name, or a name is reserved.
+
+    Example:
+        >>> from genmeasures.measures import Roughness
+        >>> check_names([Roughness(), Roughness()], [])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: duplicate variable 'roughness' of ...
+    """
+    reserved = {*map(str, model_dataset(TaskModel("", nn.Module), "", ()).variables), *RESERVED, "generalization_gap"}
     for split in SPLITS:
-        needed |= {f"{split}_accuracy", measured_accuracy(split), measured_labels(split)}
+        reserved |= {f"{split}_accuracy", measured_accuracy(split), measured_labels(split)}
     for model in models:
-        needed |= {*model.hparams, *model.metrics}
+        reserved |= {*model.hparams, *model.metrics}
     owners: dict[str, Measure] = {}
     for measure in measures:
         for variable in measure.written():
             for name in (variable.name, variable.name + STATUS, variable.name + LAYERS_USED):
                 if name.removesuffix(STATUS) != name and name == variable.name:
-                    raise OptionError(f"{measure.described()}: a variable cannot end in {STATUS!r}: {name!r}")
-                if name in needed:
+                    raise OptionError(f"{measure.described()}: a variable cannot end in {STATUS!r}, got {name!r}")
+                if name in reserved:
                     raise OptionError(
                         f"{measure.described()}: a variable cannot be called {name!r}, the name of a coordinate of "
                         f"results: {_REMEDY}"
                     )
                 if name in owners:
                     raise OptionError(
-                        f"two measures write the variable {name!r}, {owners[name].described()} and "
-                        f"{measure.described()}: {_REMEDY}"
+                        f"duplicate variable {name!r} of {owners[name].described()} and {measure.described()}: "
+                        f"{_REMEDY}"
                     )
                 owners[name] = measure
 
@@ -45,22 +60,46 @@ _REMEDY = (
 
 
 def check_seed(seed: object) -> None:
-    """Raise OptionError unless a seed is an integer of at least 0."""
+    """Check that a seed is a non-negative integer.
+
+    Args:
+        seed: The seed.
+
+    Raises:
+        OptionError: It is not.
+
+    Example:
+        >>> check_seed(-1)
+        Traceback (most recent call last):
+        genmeasures.errors.OptionError: seed must be an integer ≥ 0, got -1
+    """
     if not is_count(seed, 0):
-        raise OptionError(f"seed must be an integer ≥ 0, not {seed!r}")
+        raise OptionError(f"seed must be an integer ≥ 0, got {seed!r}")
 
 
 def check_layers(layers: Sequence[str | int] | None) -> None:
-    """Raise OptionError unless layers are a list of names and integers, or None."""
+    """Check that layers are None, or a list of names and indices.
+
+    Args:
+        layers: Names or indices of layers; None for all layers.
+
+    Raises:
+        OptionError: They are not.
+
+    Example:
+        >>> check_layers("conv1")
+        Traceback (most recent call last):
+        genmeasures.errors.OptionError: layers must be a list of names or indices, such as ['conv1'], got 'conv1'
+    """
     if layers is None:
         return
     if isinstance(layers, str | int) or not isinstance(layers, Sequence):
-        raise OptionError(f"layers must be a list of names or places, layers=[{layers}], not {layers!r}")
+        raise OptionError(f"layers must be a list of names or indices, such as {[layers]!r}, got {layers!r}")
     if not layers:
         raise OptionError("layers is an empty list: leave it out to measure all layers")
-    for one in layers:
-        if not isinstance(one, str | int) or isinstance(one, bool):
-            raise OptionError(f"layers must be names or places (0 is the first, -1 the last), not {one!r}")
+    for layer in layers:
+        if not isinstance(layer, str | int) or isinstance(layer, bool):
+            raise OptionError(f"layers must be names or indices (0 is the first, -1 the last), got {layer!r}")
 
 
 __all__ = ["check_layers", "check_names", "check_seed"]

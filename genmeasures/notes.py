@@ -1,4 +1,4 @@
-"""Remarks on a model that arise while it is built: they belong into its status, and are never lost."""
+"""Remarks on a model from its construction, for its status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,19 @@ _collected: ContextVar[list[str] | None] = ContextVar("genmeasures_notes", defau
 
 
 def remark(text: str) -> None:
-    """Make a remark on the model that is being built: a run puts it into the status, else it is a warning."""
+    """Remark on the model that is being built.
+
+    During a run the remark becomes part of the status of the model; otherwise it is a warning.
+
+    Args:
+        text: The remark.
+
+    Example:
+        >>> with remarks() as notes:
+        ...     remark("the last layer has no bias")
+        >>> notes
+        ['the last layer has no bias']
+    """
     notes = _collected.get()
     if notes is None:
         warnings.warn(text, GenmeasuresWarning, stacklevel=3)
@@ -23,7 +35,10 @@ def remark(text: str) -> None:
 
 @contextmanager
 def remarks() -> Iterator[list[str]]:
-    """Collect the remarks that are made inside.
+    """Context manager that collects the remarks made inside.
+
+    Yields:
+        List of remarks, which grows as they are made.
 
     Example:
         >>> with remarks() as notes:

@@ -116,7 +116,7 @@ def test_model_measures_too(nets: dict[str, nn.Module], data: Any) -> None:
 @pytest.mark.parametrize(
     ("measures", "said"),
     [
-        ([Roughness(), Roughness(KMeans(k=8))], "two measures write the variable 'roughness', Roughness(labeler="),
+        ([Roughness(), Roughness(KMeans(k=8))], "duplicate variable 'roughness' of Roughness(labeler="),
         ({"roughness": Roughness(), "a": "roughness", "roughness_status": "confidence"}, "'roughness_status'"),
         ({"test_accuracy": Roughness()}, "a variable cannot be called 'test_accuracy'"),
         ({"a_status": Roughness()}, "a variable cannot end in '_status'"),

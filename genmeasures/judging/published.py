@@ -1,4 +1,4 @@
-"""Scores of the competition as they were published, to be shown beside one's own."""
+"""Published scores of the PGDL competition, for comparison."""
 
 from __future__ import annotations
 
@@ -18,23 +18,31 @@ _PUBLISHED: dict[str, tuple[float, ...]] = {
     "Jacobian norm (baseline)": (0.94, 3.15, 1.09, 7.30),
     "sharpness (baseline)": (0.0, 0.0, 0.85, 0.79),
 }
-"""100 × the official score on tasks 1, 2, 4, 5, 6, 7, 8 and 9; of baselines on the first four."""
+"""100 × the official score on tasks 1, 2, 4, 5, 6, 7, 8 and 9; baselines have only the first four."""
 
 _OFFICIAL = re.compile(r"task(1_v4|2_v1|[456789])")
 
 
 def published_scores(tasks: Sequence[str]) -> pd.DataFrame:
-    """float64 (methods, tasks): 100 × the official score as published, NaN for a task that is not an official one.
+    """Published scores of the competition on some of its tasks.
 
-    tasks: names of folders; official ones are task1_v4, task2_v1, task4 … task9. Methods without a
-    score on any of them are left out.
+    Args:
+        tasks: Names of task folders. The official ones are task1_v4, task2_v1 and task4 to task9.
+
+    Returns:
+        float64 (methods, tasks), 100 × the official score; NaN for a task that is not an official one. Methods
+        without a score on any of the tasks are left out.
+
+    Example:
+        >>> published_scores(["task4"]).loc["mixup margin, as published", "task4"].item()
+        43.22
     """
     columns = {}
     for name in tasks:
         match = _OFFICIAL.fullmatch(name)
-        place = _TASKS.index(int(match[1].partition("_")[0])) if match else None
+        index = _TASKS.index(int(match[1].partition("_")[0])) if match else None
         columns[name] = [
-            scores[place] if place is not None and place < len(scores) else np.nan for scores in _PUBLISHED.values()
+            scores[index] if index is not None and index < len(scores) else np.nan for scores in _PUBLISHED.values()
         ]
     frame = pd.DataFrame(columns, index=pd.Index([f"{name}, as published" for name in _PUBLISHED], name="measure"))
     return frame.astype("float64").dropna(how="all")

@@ -1,4 +1,4 @@
-"""What a person reads of a result: tables, what failed, and figures."""
+"""Reports on results: tables, failures and figures."""
 
 from genmeasures.report.console import Column, make_console, print_json, print_line, print_table
 from genmeasures.report.figures import plot_measures

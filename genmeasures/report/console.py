@@ -1,4 +1,4 @@
-"""The console that commands print to, and tables that are right at any width."""
+"""Console output of commands, and tables that fit any width."""
 
 from __future__ import annotations
 
@@ -18,44 +18,76 @@ from rich.text import Text
 from genmeasures.errors import shown
 
 _WIDEST = 10_000
-"""Characters of a line that nobody limits: rich knows no other way to say so."""
+"""Width of an unlimited console; rich needs a number."""
 _NAMES = (40, 24, 16, 12)
-"""Widths at which names are folded, one after another, before a column is left out."""
+"""Widths at which names are folded, in this order, before a column is left out."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its header and its cells as text, "\\n" where a cell may take two lines."""
+    """A column of a table, with its header and its cells; "\\n" marks where a cell may be split into two lines."""
 
     name: str
     cells: Sequence[str]
     names: bool = False
-    """Whether the cells are names, which may be folded. Numbers are never folded nor cut."""
+    """Whether the cells are names, which may be folded; numbers are never folded or truncated."""
     leave: int = 0
-    """Where there is no room, columns with the highest number are left out first; those with 0 stay."""
+    """Priority for leaving out the column in a narrow console, highest first; 0 is never left out."""
 
     @property
     def texts(self) -> list[str]:
-        """The cells, escaped: their lines are kept, but for those of names."""
+        """The cells, escaped; line breaks are kept except in names."""
         return [shown(cell) if self.names else "\n".join(map(shown, cell.split("\n"))) for cell in self.cells]
 
 
 def make_console(quiet: bool = False) -> Console:
-    """A console as wide as the terminal, or as ``COLUMNS`` says; what goes elsewhere has lines of any length."""
+    """Console of the width of the terminal or of ``COLUMNS``; of unlimited width if the output is redirected.
+
+    Args:
+        quiet: Whether to print nothing.
+
+    Returns:
+        The console.
+
+    Example:
+        >>> make_console(quiet=True).quiet
+        True
+    """
     free = not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdigit()
     return Console(width=_WIDEST if free else None, quiet=quiet)
 
 
 def print_json(content: object) -> None:
-    """Print JSON to standard output, for machines. Numbers that are no numbers must be None."""
-    # In ASCII: names can hold characters that the output's encoding lacks.
+    """Print JSON to standard output.
+
+    Args:
+        content: Content of JSON types; NaN and infinity must be None.
+
+    Raises:
+        ValueError: The content contains NaN or infinity.
+
+    Example:
+        >>> print_json({"models": 3})
+        {
+          "models": 3
+        }
+    """
+    # ASCII only: names can contain characters that the encoding of the output lacks.
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def print_line(console: Console, line: str, style: str = "", wrap: bool = False) -> None:
-    """Print one line as it stands, whatever names are in it: no markup, no emoji, control characters escaped.
+    """Print one line literally: without markup or emoji, and with control characters escaped.
 
-    wrap: break it between words where the console ends.
+    Args:
+        console: The console.
+        line: The line.
+        style: Style of rich, such as "bold".
+        wrap: Whether to wrap the line between words at the width of the console.
+
+    Example:
+        >>> print_line(Console(), "[bold] is not markup")
+        [bold] is not markup
     """
     console.print(Text(shown(line), style=style), soft_wrap=not wrap)
 
@@ -63,8 +95,16 @@ def print_line(console: Console, line: str, style: str = "", wrap: bool = False)
 def print_table(console: Console, title: str, columns: Sequence[Column]) -> None:
     """Print a table that fits the console.
 
-    Where it does not, intervals go on lines of their own, then names are folded at underscores, dots and
-    the like, then columns are left out, and a line under the table names them.
+    If necessary, intervals move to a second line, then names are folded at underscores, dots and similar characters,
+    then columns are left out and named under the table.
+
+    Args:
+        console: The console.
+        title: Title above the table.
+        columns: The columns.
+
+    Example:
+        >>> print_table(Console(quiet=True), "Runs", [Column("run", ["a", "b"], names=True)])
     """
     kept = list(columns)
     left_out: list[str] = []
@@ -76,7 +116,7 @@ def print_table(console: Console, title: str, columns: Sequence[Column]) -> None
                     return _print(console, table, title, left_out)
         dropped = max(kept, key=lambda column: column.leave)
         if dropped.leave == 0:
-            # Not even the names fit: the terminal breaks the lines, and nothing is lost.
+            # Not even the names fit: let the terminal wrap the lines, so that nothing is lost.
             console = Console(file=console.file, width=_WIDEST, quiet=console.quiet)
             return _print(console, table, title, left_out)
         kept.remove(dropped)
@@ -109,7 +149,14 @@ def _table(title: str, columns: Sequence[Column], names: int | None, split: bool
 
 
 def fold(text: str, width: int) -> str:
-    """Break a text into lines of at most ``width``, after underscores, dots, dashes, slashes, commas and spaces.
+    """Break a text into lines after underscores, dots, dashes, slashes, commas and spaces.
+
+    Args:
+        text: The text.
+        width: Maximum number of characters per line.
+
+    Returns:
+        The text with line breaks.
 
     Example:
         >>> fold("confidence_unweighted", 12)

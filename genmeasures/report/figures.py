@@ -1,4 +1,4 @@
-"""One image of a result: measures against accuracy, and measures along the layers."""
+"""Figure of a result: measures against accuracy, and measures along the layers."""
 
 from __future__ import annotations
 
@@ -22,38 +22,42 @@ from scipy.stats import pearsonr
 from genmeasures.errors import ResultError, shown
 from genmeasures.files import write_atomically
 from genmeasures.judging.correlation import is_constant, pearson
-from genmeasures.results.schema import judged_variables
+from genmeasures.results.schema import GAP, judged_variables
 
-_GAP = "generalization_gap"
 _NEUTRAL = (0.55, 0.55, 0.55, 1.0)
 _OUTLIERS = 0.02
+"""Fraction of values at either end that may lie outside of the axes."""
 _LEVEL = 0.05
-"""Of the p-value below which a sign counts as found."""
-"""Share of values at either end that may be left outside of the axes."""
+"""Significance level of a sign."""
 _COLUMNS = 5
-"""Measures side by side, at most."""
+"""Maximum number of measures side by side."""
 
 
 def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[str]) -> None:
-    """Write one PNG with two or three panels for every measure of a result; auxiliary ones have none.
+    """Write a PNG with two or three panels for each measure of a result, except auxiliary ones.
 
-    Above: the aggregated measure (x) against the test metric (y), a point a model, with Pearson's
-    correlation and the sign that is expected of it. Below it, where the generalization gap is known, the
-    measure against the gap. Last: the measure along the layers, a line a model. Models are colored
-    by the test metric, gray where it is not known. Few far outliers are left outside of the axes
-    and counted in a note.
+    Top: the aggregated measure (x) against the test metric (y), one point per model, with Pearson's correlation
+    and its expected sign. Middle, where the generalization gap is known: the measure against the gap. Bottom: the
+    measure along the layers, one line per model. Models are colored by the test metric, gray where it is unknown.
+    A few distant outliers may lie outside of the axes; their number is stated.
 
     Args:
-        ds: a result with dims (model, layer).
-        aggregated: the same result aggregated to (model,).
-        path: where the PNG is written; the folder must exist.
+        ds: A result with the dimensions (model, layer).
+        aggregated: The same result, aggregated to (model,).
+        path: Path of the PNG; the folder must exist.
 
     Raises:
-        ResultError: there is no measure to draw, or the file cannot be written.
+        ResultError: There is no measure to plot, or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> ds = xr.Dataset({"m": ("model", [0.1, 0.2]), "m_status": ("model", ["ok", "ok"])})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_measures(ds, ds, f"{folder}/figure.png")
     """
     names = [name for name in judged_variables(aggregated) if name in ds]
     if not names:
-        raise ResultError(f"nothing to draw in {fspath(path)}: the result has no measure variable")
+        raise ResultError(f"cannot plot {fspath(path)}: the result has no measure variable")
     metric = str(ds.attrs.get("metric", "accuracy"))
     label = _plain(f"test {'IoU' if metric == 'iou' else metric}")
     models = ds.sizes["model"]
@@ -62,7 +66,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     colors = np.array([shades.to_rgba(v) if np.isfinite(v) else _NEUTRAL for v in known]).reshape(models, 4)
 
     targets = [("accuracy", label, known)]
-    gap = ds[_GAP].values.astype(np.float64) if _GAP in ds.coords else np.full(models, np.nan)
+    gap = ds[GAP].values.astype(np.float64) if GAP in ds.coords else np.full(models, np.nan)
     if np.isfinite(gap).any():
         targets.append(("gap", "generalization gap", gap))
     columns = min(len(names), _COLUMNS)
@@ -71,14 +75,14 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     figure = Figure(figsize=(3.5 * columns + 1.1, 3.4 * panels * bands), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(panels * bands, columns, squeeze=False)
-    for place in range(bands * columns):
-        band, column = divmod(place, columns)
+    for index in range(bands * columns):
+        band, column = divmod(index, columns)
         own = axes[panels * band : panels * (band + 1), column]
-        if place >= len(names):
+        if index >= len(names):
             for ax in own:
                 ax.remove()
             continue
-        name = names[place]
+        name = names[index]
         title = textwrap.fill(_plain(str(ds[name].attrs.get("long_name", name))), 32)
         unit = _plain(str(ds[name].attrs.get("units", "1")))
         quantity = title if unit in ("", "1") else f"{title} [{unit}]"
@@ -92,7 +96,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
             _lines(own[-1], ds[name].transpose("model", "layer"), colors)
             own[-1].set_ylabel(quantity)
         else:
-            _note(own[-1], "one value a model")
+            _note(own[-1], "one value per model")
     if np.isfinite(known).any():
         figure.colorbar(shades, ax=figure.axes, label=label, aspect=40 * bands, pad=0.015)
     try:
@@ -104,12 +108,12 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
 
 
 def _plain(text: str) -> str:
-    """A text in which matplotlib finds no formula."""
+    """A text in which matplotlib finds no math."""
     return shown(text).replace("$", r"\$")
 
 
 def _shades(known: NDArray[np.float64]) -> ScalarMappable:
-    """The color scale over the known values; one that is the same for all models lies in its middle."""
+    """Color scale over the known values; equal values lie in its middle."""
     finite = known[np.isfinite(known)]
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     if is_constant(np.array([low, high])):
@@ -137,7 +141,7 @@ def _scatter(
     outside = _limit(ax.set_xlim, x)
     counted = f"n = {len(x)}{f', {outside} outside' if outside else ''}"
     sign = {1: ", expected > 0", -1: ", expected < 0"}.get(expected, "")
-    # Red where the data have the other sign, and not by chance.
+    # Red where the correlation has the opposite sign and is significant.
     against = expected and coefficient * expected < 0 and float(pearsonr(x, y).pvalue) < _LEVEL
     color = "firebrick" if against else "black"
     ax.set_title(f"Pearson {shown} ({counted}){sign}", fontsize=10 if not sign else 9, color=color)
@@ -151,7 +155,7 @@ def _lines(ax: Axes, values: xr.DataArray, colors: NDArray[np.float64]) -> None:
         return
     few = len(numbers) <= 10
     for line, color in zip(numbers, colors, strict=True):
-        # The dot shows a layer between two without a value, where no line can be drawn.
+        # Markers show layers between two missing values, where there is no line.
         ax.plot(
             values["layer"].values, line, color=color, linewidth=1.4 if few else 0.7, alpha=0.9 if few else 0.5,
             marker="o", markersize=3.0 if few else 1.4, markeredgewidth=0,
@@ -165,7 +169,7 @@ def _lines(ax: Axes, values: xr.DataArray, colors: NDArray[np.float64]) -> None:
 
 
 def _limit(set_limits: Callable[[float, float], object], values: NDArray[np.float64]) -> int:
-    """Keep few far values from squeezing the rest together; returns how many lie outside of the limits."""
+    """Limit the axis if a few distant values would dominate it; returns how many lie outside of the limits."""
     low, high = np.quantile(values, [_OUTLIERS, 1 - _OUTLIERS], method="nearest")
     reach = 1.5 * (high - low)
     if reach <= 0 or (values.min() >= low - reach and values.max() <= high + reach):
@@ -177,7 +181,7 @@ def _limit(set_limits: Callable[[float, float], object], values: NDArray[np.floa
 
 
 def _note(ax: Axes, text: str) -> None:
-    """A panel that holds a remark instead of a drawing."""
+    """Fill a panel with a text instead of a plot."""
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.4")
     ax.set_xticks([])
     ax.set_yticks([])

@@ -1,4 +1,4 @@
-"""Tables of the runs of a sweep: which there are, and what each measure tells in each."""
+"""Tables of the runs of a sweep: an index, and the correlations of each measure in each run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,27 @@ _SCORES = ("pearson", "spearman", "kendall", "pgdl")
 
 @dataclass(frozen=True)
 class JudgedRun:
-    """A run with its settings by name, and what :func:`genmeasures.judge` found."""
+    """A run of a sweep with its judgment."""
 
     settings: Mapping[str, str]
+    """Settings by name, from :func:`genmeasures.results.run_settings`."""
     models: int
+    """Number of models."""
     judged: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Table of :func:`genmeasures.judge`."""
 
 
 def render_index(index: pd.DataFrame, console: Console) -> None:
-    """Print which runs there are: ``run``, ``task``, ``models``, the settings in which they differ, and ``file``."""
-    leave = {"models": 1, "task": 2, "file": 3}  # a file has its run in its name
+    """Print the index of the runs of a sweep.
+
+    Args:
+        index: Columns ``run``, ``task``, ``models``, the settings in which runs differ, and ``file``.
+        console: The console.
+
+    Example:
+        >>> render_index(pd.DataFrame({"run": ["1"], "models": [3]}), Console(quiet=True))
+    """
+    leave = {"models": 1, "task": 2, "file": 3}  # the name of a file contains its run
     columns = [
         Column(str(name), index[name].astype(str).tolist(), name not in ("models", "file"), leave.get(str(name), 0))
         for name in index.columns
@@ -35,13 +46,25 @@ def render_index(index: pd.DataFrame, console: Console) -> None:
 
 
 def by_run(runs: Sequence[JudgedRun]) -> pd.DataFrame:
-    """What each measure tells in each run, with mean and spread over the runs that differ in their seed alone.
+    """Mean correlations and scores over the runs that differ only in their seed.
+
+    Args:
+        runs: The judged runs of a sweep.
 
     Returns:
-        One row for each run, target and measure: the settings in which the runs differ, "" where a run does not
-        have one; ``seeds``, how many runs the row is of; ``models``; ``against``; ``measure``; then the means of
-        ``pearson``, ``spearman``, ``kendall`` and ``pgdl``, each with ``_sd``, the standard deviation over seeds
-        (n − 1 in its denominator, NaN of one), and ``_n``, the number of seeds that have it.
+        One row for each combination of settings, target and measure: the settings in which the runs differ, "" where
+        a run lacks one; ``seeds``, the number of runs; ``models``; ``against``; ``measure``; the means of
+        ``pearson``, ``spearman``, ``kendall`` and ``pgdl``, each with ``_sd``, the sample standard deviation over
+        seeds (denominator n − 1, NaN for one seed), and ``_n``, the number of seeds with a value.
+
+    Example:
+        >>> judged = {"against": ["gap"], "measure": ["m"], "spearman": [0.5], "kendall": [0.4], "pgdl": [3.0]}
+        >>> runs = [
+        ...     JudgedRun({"seed": str(seed)}, 8, pd.DataFrame({**judged, "pearson": [r]}))
+        ...     for seed, r in enumerate((0.5, 0.7))
+        ... ]
+        >>> by_run(runs)[["seeds", "pearson", "pearson_sd"]].round(2).values.tolist()
+        [[2.0, 0.6, 0.14]]
     """
     names = [name for name in differing([run.settings for run in runs]) if name != SEED]
     groups: dict[tuple[str, ...], list[JudgedRun]] = {}
@@ -49,23 +72,23 @@ def by_run(runs: Sequence[JudgedRun]) -> pd.DataFrame:
         groups.setdefault(tuple(run.settings.get(name, "") for name in names), []).append(run)
     rows = []
     for values, members in groups.items():
-        judged = [one.judged.assign(seed=one.settings.get(SEED, "")) for one in members if len(one.judged)]
+        judged = [run.judged.assign(seed=run.settings.get(SEED, "")) for run in members if len(run.judged)]
         if not judged:
             continue
-        whole = pd.concat(judged, ignore_index=True)
-        models = sorted({one.models for one in members})
-        for (against, measure), found in whole.groupby(["against", "measure"], sort=False):
-            # Runs may share a seed, and differ in the measures that they have.
-            found = found.groupby(found["seed"], sort=False)[list(_SCORES)].mean()
+        table = pd.concat(judged, ignore_index=True)
+        models = sorted({run.models for run in members})
+        for (against, measure), rows_of_measure in table.groupby(["against", "measure"], sort=False):
+            # Runs may share a seed and have different measures.
+            by_seed = rows_of_measure.groupby(rows_of_measure["seed"], sort=False)[list(_SCORES)].mean()
             row = {
                 **dict(zip(names, values, strict=True)),
-                "seeds": len({one.settings.get(SEED) for one in members}),
+                "seeds": len({run.settings.get(SEED) for run in members}),
                 "models": "–".join(map(str, dict.fromkeys((models[0], models[-1])))),
                 "against": against,
                 "measure": measure,
             }
             for score in _SCORES:
-                finite = found[score].to_numpy(dtype=np.float64)
+                finite = by_seed[score].to_numpy(dtype=np.float64)
                 finite = finite[np.isfinite(finite)]
                 row[score] = float(finite.mean()) if len(finite) else np.nan
                 row[f"{score}_sd"] = float(finite.std(ddof=1)) if len(finite) > 1 else np.nan
@@ -75,7 +98,16 @@ def by_run(runs: Sequence[JudgedRun]) -> pd.DataFrame:
 
 
 def render_by_run(table: pd.DataFrame, aggregator: str, console: Console) -> None:
-    """Print what :func:`by_run` found: a table for each target, a row for each run, a column for each measure."""
+    """Print the table of :func:`by_run`: one table per target, one row per run, one column per measure.
+
+    Args:
+        table: From :func:`by_run`.
+        aggregator: Name of the aggregator, for the title.
+        console: The console.
+
+    Example:
+        >>> render_by_run(by_run([]), "Frobenius()", Console(quiet=True))
+    """
     if table.empty:
         return
     settings = list(table.columns[: list(table.columns).index("seeds")])
@@ -86,24 +118,24 @@ def render_by_run(table: pd.DataFrame, aggregator: str, console: Console) -> Non
         cells: dict[tuple[object, ...], dict[str, str]] = {key: {} for key in keys}
         for _, row in rows.iterrows():
             cells[tuple(row[[*settings, "seeds", "models"]])][str(row["measure"])] = _cell(row)
-        columns = [Column(name, [str(key[place]) for key in keys], names=True) for place, name in enumerate(settings)]
+        columns = [Column(name, [str(key[index]) for key in keys], names=True) for index, name in enumerate(settings)]
         if several or not settings:
             columns.append(Column("seeds", [str(key[-2]) for key in keys]))
         columns.append(Column("models", [str(key[-1]) for key in keys], leave=len(measures) + 1))
         columns += [
-            # Where there is no room the last measures are left out first.
-            Column(name, [cells[key].get(name, "") for key in keys], leave=place)
-            for place, name in enumerate(measures)
+            # In a narrow console, the last measures are left out first.
+            Column(name, [cells[key].get(name, "") for key in keys], leave=index)
+            for index, name in enumerate(measures)
         ]
         spread = ", mean ± standard deviation over seeds" if several else ""
         print_table(console, f"Pearson's correlation with {against}, {aggregator}{spread}", columns)
 
 
 def _cell(row: pd.Series[float]) -> str:
-    """``0.71 ± 0.05``, with the number of seeds where not all have a value; a dash where none has."""
+    """``0.71 ± 0.05``, with the number of seeds if some have no value; a dash if none has one."""
     if not row["pearson_n"]:
         return "–"
-    said = f"{round(row['pearson'], 2) + 0.0:.2f}"
+    text = f"{round(row['pearson'], 2) + 0.0:.2f}"
     if row["pearson_n"] > 1:
-        said += f"\n± {row['pearson_sd']:.2f}"
-    return said if row["pearson_n"] == row["seeds"] else f"{said} ({row['pearson_n']})"
+        text += f"\n± {row['pearson_sd']:.2f}"
+    return text if row["pearson_n"] == row["seeds"] else f"{text} ({row['pearson_n']})"

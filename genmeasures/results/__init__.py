@@ -2,8 +2,9 @@
 
 import genmeasures.accessor  # noqa: F401 (registers ds.genmeasures)
 from genmeasures.results.accuracy import with_accuracies
-from genmeasures.results.build import combine, model_dataset
 from genmeasures.results.collect import Collected, collect
+from genmeasures.results.combine import combine
+from genmeasures.results.model_dataset import model_dataset
 from genmeasures.results.runs import differing, run_settings
 from genmeasures.results.schema import STATUS, is_merged, judged_variables, measure_variables, settings_of
 from genmeasures.results.store import SCHEMA_VERSION, load, save, writable

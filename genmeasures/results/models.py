@@ -1,4 +1,4 @@
-"""Which model of one result file is the same as one of another."""
+"""Identity of models across result files."""
 
 from __future__ import annotations
 
@@ -24,57 +24,57 @@ from genmeasures.results.schema import (
 )
 
 _ROUNDING = 1e-5
-"""Relative difference of values that another processor or batch size may make: features are float32."""
+"""Relative difference of values between processors or batch sizes: features are float32."""
 _OF_A_RUN = RESERVED | MEASURED | {"model", "model_status", "skipped_layers"}
 
 
 @dataclass(frozen=True, eq=False)
 class ModelResults:
-    """A model of a result file, and what says who it is."""
+    """A model of a result file, with what identifies it."""
 
     path: Path
     ds: xr.Dataset
-    """The whole file."""
-    place: int
-    """Index of the model in it."""
+    """The dataset of the file."""
+    index: int
+    """Index of the model in the dataset."""
     name: str
-    """In its task, whatever merged files call it."""
+    """Name in its task, whatever its name in a merged file."""
     task: str
     """Label of the task."""
     task_id: str
-    """Identity of the task; "" where it is not known."""
+    """Identity of the task; "" where unknown."""
     content: str
-    """Hash of what the model is; "" where it is not known."""
+    """Hash of the model; "" where unknown."""
     measured: bool
-    """Whether the model did not fail."""
+    """Whether the model was measured without failing."""
 
     def is_same(self, other: ModelResults) -> bool:
-        """Whether both are results of one model, measured once or twice."""
+        """Whether both are results of the same model."""
         identified = bool(self.task_id and other.task_id)
         task = self.task_id == other.task_id if identified else self.task == other.task
         if not task or self.name != other.name:
             return False
         if self.content and other.content:
             return self.content == other.content
-        # What is not known can only be compared. A model that failed often has no content, and no values.
+        # Without hashes, only values can be compared. A model that failed often has neither a hash nor values.
         if not (self.measured and other.measured):
-            return identified or self._is_known_as(other)
+            return identified or self._has_same_metadata(other)
         return self.has_values_of(other)
 
     def has_values_of(self, other: ModelResults) -> bool:
-        """Whether both have equal values, but for rounding, and are known to be alike."""
-        return self._is_known_as(other) and self._has_equal_layers(other)
+        """Whether both have equal metadata and values, up to rounding."""
+        return self._has_same_metadata(other) and self._has_equal_layers(other)
 
-    def _is_known_as(self, other: ModelResults) -> bool:
+    def _has_same_metadata(self, other: ModelResults) -> bool:
         """Whether hyperparameters and metrics are equal."""
-        mine, theirs = self._known, other._known
+        mine, theirs = self._metadata, other._metadata
         return mine.keys() == theirs.keys() and all(_is_equal(mine[name], theirs[name]) for name in mine)
 
     @cached_property
-    def _known(self) -> dict[str, str | float]:
+    def _metadata(self) -> dict[str, str | float]:
         """Hyperparameters and metrics that the model has."""
         values = {
-            str(name): coord.values[self.place]
+            str(name): coord.values[self.index]
             for name, coord in self.ds.coords.items()
             if coord.dims == ("model",) and name not in _OF_A_RUN
         }
@@ -89,14 +89,14 @@ class ModelResults:
 
     @cached_property
     def _layers(self) -> dict[str, Any]:
-        """Values of the measures and weight norms, of the layers that the model has."""
-        one = self.ds.isel(model=self.place)
-        names = one["layer_name"].values.astype(str) if "layer_name" in one else np.array([], dtype=str)
-        found: dict[str, Any] = {"layer_name": names[names != ""]}
+        """Values of the measures, and weight norms, of the layers of the model."""
+        model = self.ds.isel(model=self.index)
+        names = model["layer_name"].values.astype(str) if "layer_name" in model else np.array([], dtype=str)
+        layers: dict[str, Any] = {"layer_name": names[names != ""]}
         for name in [*measure_variables(self.ds), "weight_norm"]:
-            if name in one:
-                found[name] = one[name].values[names != ""] if one[name].dims else one[name].values
-        return found
+            if name in model:
+                layers[name] = model[name].values[names != ""] if model[name].dims else model[name].values
+        return layers
 
 
 def _equal(mine: Any, theirs: Any) -> bool:
@@ -106,7 +106,7 @@ def _equal(mine: Any, theirs: Any) -> bool:
 
 
 def _is_equal(mine: str | float, theirs: str | float) -> bool:
-    """Whether two hyperparameters are equal; a number is a text where another model of its file has a text."""
+    """Whether two hyperparameters are equal; numbers are texts in files in which another model has a text."""
     if isinstance(mine, str) == isinstance(theirs, str):
         return mine == theirs
     return _number(mine) == _number(theirs)
@@ -124,11 +124,24 @@ def _short(identity: str) -> str:
 
 
 def models_of(path: Path, ds: xr.Dataset) -> list[ModelResults]:
-    """The models of a result file, merged or not."""
+    """The models of a result file, merged or not.
+
+    Args:
+        path: Path of the file.
+        ds: Its dataset.
+
+    Returns:
+        One entry per model, in the order of the dataset.
+
+    Example:
+        >>> [model] = models_of(Path("a.nc"), xr.Dataset(coords={"model": ["net"]}, attrs={"task": "digits"}))
+        >>> model.task, model.name
+        ('digits', 'net')
+    """
     count = ds.sizes["model"]
 
-    def texts(name: str, otherwise: Sequence[str]) -> list[str]:
-        return [str(value) for value in ds[name].values] if name in ds.coords else list(otherwise)
+    def texts(name: str, default: Sequence[str]) -> list[str]:
+        return [str(value) for value in ds[name].values] if name in ds.coords else list(default)
 
     names = texts(MODEL_NAME, texts("model", []))
     tasks = texts(MODEL_TASK, [str(ds.attrs.get("task", ""))] * count)
@@ -136,32 +149,43 @@ def models_of(path: Path, ds: xr.Dataset) -> list[ModelResults]:
     contents = texts(MODEL_CONTENT, [""] * count)
     measured = [not status.startswith("failed") for status in texts("model_status", ["ok"] * count)]
     return [
-        ModelResults(path, ds, place, *of)
-        for place, of in enumerate(zip(names, tasks, ids, contents, measured, strict=True))
+        ModelResults(path, ds, index, *identity)
+        for index, identity in enumerate(zip(names, tasks, ids, contents, measured, strict=True))
     ]
 
 
 def distinct_names(models: Sequence[ModelResults]) -> list[str]:
-    """A name for each of some models that are all different, none of them twice.
+    """Distinct names of distinct models.
 
-    Models of several tasks have the label of the task before their name. Where that does not tell
-    them apart, a short hash of their content follows, else of their task's identity, else a number.
+    Models of several tasks have the label of their task as prefix. Models with equal names have a short hash of
+    their content as suffix, else a hash of the identity of their task, else a number.
+
+    Args:
+        models: Models, no two of which are the same.
+
+    Returns:
+        One name per model.
+
+    Example:
+        >>> models = [ModelResults(Path(), xr.Dataset(), 0, "net", task, "", "", True) for task in ("a", "b")]
+        >>> distinct_names(models)
+        ['a/net', 'b/net']
     """
     several = len({model.task for model in models}) > 1
     names = [f"{model.task}/{model.name}" if several else model.name for model in models]
     for name, count in Counter(names).items():
-        places = [place for place, other in enumerate(names) if other == name] if count > 1 else []
-        alike = [models[place] for place in places]
-        marks = [str(number) for number in range(1, len(alike) + 1)]
-        for known in ([model.content for model in alike], [model.task_id for model in alike]):
-            if all(known) and len(set(known)) == len(known):
-                marks = [_short(identity) for identity in known]
+        indices = [index for index, other in enumerate(names) if other == name] if count > 1 else []
+        namesakes = [models[index] for index in indices]
+        suffixes = [str(number) for number in range(1, len(namesakes) + 1)]
+        for identities in ([model.content for model in namesakes], [model.task_id for model in namesakes]):
+            if all(identities) and len(set(identities)) == len(identities):
+                suffixes = [_short(identity) for identity in identities]
                 break
-        for place, mark in zip(places, marks, strict=True):
-            names[place] = f"{name} [{mark}]"
-    made: list[str] = []
+        for index, suffix in zip(indices, suffixes, strict=True):
+            names[index] = f"{name} [{suffix}]"
+    distinct: list[str] = []
     for name in names:
-        while name in made:  # a model may be called like another with its mark
+        while name in distinct:  # a model may have the name of another one with its suffix
             name += "'"
-        made.append(name)
-    return made
+        distinct.append(name)
+    return distinct

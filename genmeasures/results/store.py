@@ -1,9 +1,8 @@
-"""Result files: netCDF 4 in front of a checksum, written beside their place and moved into it.
+"""Result files: netCDF 4 followed by a checksum, written atomically.
 
-HDF5 has no checksum of its own for what we store, and a damaged file can crash it. So the bytes of the
-netCDF file are followed by one line with their digest, which HDF5 does not read, and they are checked
-before HDF5 sees them. HDF5 also ends the process when a disk is full while it writes: it writes to
-memory here.
+HDF5 has no checksum for the data stored here, and a damaged file can crash it. Therefore one line with the digest of
+the netCDF bytes follows them, which HDF5 ignores, and the digest is verified before HDF5 reads the file. HDF5 also
+aborts the process when the disk becomes full during a write: here it writes to memory.
 """
 
 from __future__ import annotations
@@ -31,7 +30,23 @@ _CHECKSUM_LENGTH = len(_CHECKSUM) - len(b"%s") + 64
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made if it is not there. Raises ResultError if nothing can be written in it."""
+    """Create a folder if necessary, and check that files can be written in it.
+
+    Args:
+        folder: Path of the folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        ResultError: The folder cannot be created or written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     writable(Path(folder, "results")).is_dir()
+        True
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -41,20 +56,20 @@ def writable(folder: Path) -> Path:
 
 
 def save(ds: xr.Dataset, path: str | Path) -> Path:
-    """Write a result as netCDF 4, so that the file is either whole or not there.
+    """Write a result as netCDF 4, atomically: the file is either complete or absent.
 
-    Names and texts may hold any character. Any netCDF reader opens the file, but :func:`load` takes it only
-    as it was written here: a checksum follows the data.
+    Names and texts may contain any character. Any netCDF reader can open the file, but :func:`load` requires the
+    checksum that follows the data.
 
     Args:
-        ds: a result; text, numbers or booleans.
-        path: the file; folders that are missing are made.
+        ds: A result, with variables of texts, numbers or bools.
+        path: Path of the file; missing folders are created.
 
     Returns:
         The path.
 
     Raises:
-        ResultError: it cannot be written, for want of space for one, or holds a value that netCDF cannot hold.
+        ResultError: The file cannot be written, for example on a full disk, or netCDF cannot store a value.
 
     Example:
         >>> import tempfile
@@ -67,7 +82,7 @@ def save(ds: xr.Dataset, path: str | Path) -> Path:
     path = Path(path)
     try:
         content = bytes(encoded(ds).to_netcdf(engine="h5netcdf"))
-    except Exception as error:  # whatever xarray, h5netcdf and h5py say of a value that has no place in a file
+    except Exception as error:  # xarray, h5netcdf and h5py raise errors of many types for values that they cannot store
         raise ResultError(f"cannot write the result {path}: {type(error).__name__}: {error}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,33 +98,40 @@ def load(path: str | Path) -> xr.Dataset:
     """Read a result file.
 
     Args:
-        path: a file that :func:`save` wrote.
+        path: A file that :func:`save` wrote.
 
     Returns:
-        The dataset that was saved; texts are of dtype object.
+        The saved dataset; texts have dtype object.
 
     Raises:
-        ResultError: the file, which is named, is not there, cannot be read, is damaged, was changed or
-            written by another program, or is of another schema.
+        ResultError: The file, which is named, does not exist, cannot be read, is damaged, was changed or written by
+            another program, or has another schema version.
+
+    Example:
+        >>> import tempfile
+        >>> ds = xr.Dataset(coords={"model": ["net"]}, attrs={"schema_version": SCHEMA_VERSION})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load(save(ds, Path(folder, "result.nc"))).model.item()
+        'net'
     """
     path = Path(path)
     content = _verified(path)
     try:
-        # Units such as "seconds" are those of measures: nothing is a time.
+        # Units such as "seconds" are units of measures, not times to decode.
         with xr.open_dataset(io.BytesIO(content), engine="h5netcdf", decode_times=False) as opened:
             ds = decoded(opened.load())
-    except Exception as error:  # a file with a right checksum that is no result can fail in any way
+    except Exception as error:  # a file with a valid checksum that is not a result can raise errors of any type
         raise ResultError(f"cannot read the result {path}: {type(error).__name__}: {error}") from error
     version = ds.attrs.get("schema_version")
     if not np.isscalar(version) or version != SCHEMA_VERSION:
         raise ResultError(
-            f"{path} is no result of this version of genmeasures (schema {version}, expected {SCHEMA_VERSION}): "
-            "measure again"
+            f"{path} must be a result with schema version {SCHEMA_VERSION}, got {version}: measure again with this "
+            "version of genmeasures"
         )
     try:
         check(ds)
     except ResultError as error:
-        raise ResultError(f"{path} is no result: {error}") from error
+        raise ResultError(f"{path} is not a result: {error}") from error
     for name in ds.variables:
         if ds[name].dtype.kind in "UST":
             ds[name] = ds[name].astype(object)
@@ -117,19 +139,19 @@ def load(path: str | Path) -> xr.Dataset:
 
 
 def _verified(path: Path) -> bytes:
-    """The bytes of the netCDF file, once its checksum is found to be right."""
+    """The bytes of the netCDF file, after its checksum is verified."""
     if not path.is_file():
         raise ResultError(f"there is no result file {path}")
     try:
         with path.open("rb") as file:
-            # A file of another program may be far too large to be read: its end tells.
+            # A file of another program may be too large to read: check the last line first.
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - _CHECKSUM_LENGTH))
             line = _CHECKSUM_LINE.fullmatch(file.read())
             if line is None:
                 raise ResultError(
-                    f"cannot read the result {path}: it has no checksum, so it is not whole, or was written by "
-                    "another program or by a version of genmeasures before results had one (schema 1): measure again"
+                    f"cannot read the result {path}: it has no checksum, so it is incomplete, or was written by "
+                    "another program or an old version of genmeasures (schema version 1): measure again"
                 )
             file.seek(0)
             content = file.read()

@@ -283,7 +283,7 @@ def test_a_wrong_normalization_is_warned_of(digits_net: nn.Module, digits: Any) 
         "1 of 1 models (net): train accuracy",
         "1 of 1 models (net): test accuracy",
     ]
-    assert f"claimed {claims['test_accuracy']:.4g}: other data, normalization" in told[1]
+    assert f"claimed {claims['test_accuracy']:.4g}: check data, normalization" in told[1]
     assert str(ds["model_status"].values[0]).startswith("note: train accuracy is 0.")
     assert float(ds["test_accuracy"][0]) == claims["test_accuracy"]
     assert np.isfinite(genmeasures.aggregate(ds)["roughness"].values).all()

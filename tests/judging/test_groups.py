@@ -16,7 +16,7 @@ from sklearn.linear_model import LinearRegression
 
 from genmeasures.errors import DataError, OptionError
 from genmeasures.judging import bca_interval, dummies, judge, partial_pearson, partial_spearman, pearson
-from genmeasures.judging.resampling import widening
+from genmeasures.judging.bootstrap import widening
 
 
 def correlated(seed: int, n: int) -> tuple[Any, Any, Any]:
@@ -150,7 +150,7 @@ def test_p_values_given_something_are_those_of_permuted_residuals() -> None:
     (row,) = judge(ds, given="z").itertuples()
     assert row.pearson_p == pytest.approx(expected, abs=1e-12)
     assert (
-        row.status == "note: 6 models: no interval from fewer than 8 beyond the 1 degrees of freedom of what is given"
+        row.status == "note: no intervals: 6 models, at least 9 (8 + 1 degrees of freedom of the covariates) are needed"
     )
 
 
@@ -158,10 +158,10 @@ def test_what_is_given_may_leave_nothing() -> None:
     ds = trainings(runs=2, epochs=3)
     exact = ds.assign(clock=ds["log_epoch"] * 2 + 1)
     status = judge(exact, given="log_epoch").set_index("measure")["status"]
-    assert status["clock"] == "undefined: what is given explains clock wholly"
+    assert status["clock"] == "undefined: the covariates explain clock completely"
     names = {name: np.random.default_rng(k).normal(size=6) for k, name in enumerate("abcd")}
     status = judge(ds, given=names)["status"][0]
-    assert status == "undefined: 6 models and 4 degrees of freedom of what is given leave none to correlate"
+    assert status == "undefined: 6 models are too few for the 4 degrees of freedom of the covariates"
     ds["log_epoch"].values[2] = np.nan
     row = judge(ds, given="log_epoch").iloc[0]
     assert (row["n"], row["excluded_models"]) == (5, "run0_epoch3")
@@ -202,7 +202,7 @@ def test_groups_change_places_as_a_whole() -> None:
         assert judged.loc[name, "pearson_p"] * 24 == pytest.approx(round(judged.loc[name, "pearson_p"] * 24))
     assert judge(ds).set_index("measure").loc["clock", "pearson_p"] < 0.01
     assert judged.loc["clock", "pearson_p"] > 0.05
-    assert judged["status"].unique().tolist() == ["note: 4 groups: no interval from fewer than 8"]
+    assert judged["status"].unique().tolist() == ["note: no intervals: 4 groups, at least 8 are needed"]
 
 
 def test_groups_of_different_size_have_no_p_value() -> None:
@@ -210,7 +210,7 @@ def test_groups_of_different_size_have_no_p_value() -> None:
     judged = judge(ds, groups="training", resamples=50)
     assert judged["pearson_p"].isna().all()
     assert judged["pearson_low"].notna().all()
-    assert judged["status"][0] == "note: no p-values: groups of different size cannot change places"
+    assert judged["status"][0] == "note: no p-values: groups of different sizes are not exchangeable"
     # A model without a value changes the size of its group.
     ds = trainings()
     ds["clock"].values[3] = np.nan
@@ -225,9 +225,9 @@ def test_groups_and_given_that_cannot_be_used() -> None:
         judge(ds, groups="trainin")
     with pytest.raises(OptionError, match=r"no coordinate 'logepoch' along model.*did you mean 'log_epoch'"):
         judge(ds, given=["logepoch"])
-    with pytest.raises(DataError, match="puts all models into one group"):
+    with pytest.raises(DataError, match="at least 2 distinct labels"):
         judge(ds, groups=np.zeros(60))
-    with pytest.raises(DataError, match=r"groups has the shape \(3,\); one label for each of 60 models"):
+    with pytest.raises(DataError, match=r"'groups' must have one value for each of 60 models, got the shape \(3,\)"):
         judge(ds, groups=[1, 2, 3])
-    with pytest.raises(DataError, match=r"'a' has the shape \(2,\); one value for each of 60 models"):
+    with pytest.raises(DataError, match=r"'a' must have one value for each of 60 models, got the shape \(2,\)"):
         judge(ds, given={"a": [1.0, 2.0]})

@@ -22,7 +22,7 @@ from genmeasures.judging import (
     worst_sign_error,
     write_predictions,
 )
-from genmeasures.judging.resampling import widening
+from genmeasures.judging.bootstrap import widening
 
 CMI = Path(__file__).parents[1] / "data" / "cmi_task2"
 
@@ -144,8 +144,8 @@ def test_psi_of_few_pairs_says_of_how_many(table: Path) -> None:
     ds = ds.drop_vars("depth").assign_attrs(hparams='["width", "norm"]').isel(model=[0, 2, 4, 6])
     row = judge(ds, resamples=40).set_index("measure").loc["good"]
     assert row["grid_status"] == (
-        "undefined: some values of hyperparameters leave no uncertainty about the order of the gaps: the score is "
-        "0/0; ψ of 4 pairs of models in 4 groups: no interval from fewer than 8 groups or models"
+        "undefined: some values of hyperparameters determine the order of the gaps: the score is "
+        "0/0; no interval of ψ: 4 pairs of models in 4 groups, at least 8 groups and 8 models are needed"
     )
 
 
@@ -170,8 +170,8 @@ def test_without_hyper_parameters_there_are_no_scores(table: Path) -> None:
         (lambda t: t.drop(columns="model"), r"mine\.csv has no column 'model'"),
         (lambda t: t.drop(columns="gap"), "has no column 'gap'"),
         (lambda t: t.rename(columns={"norm": "norn"}), "no column 'norm' .did you mean 'norn'"),
-        (lambda t: t.assign(good="x"), "the column 'good' holds something that is no number"),
-        (lambda t: pd.concat([t, t.head(1)]), "model 'model_0' is there twice"),
+        (lambda t: t.assign(good="x"), "the column 'good' must be numeric"),
+        (lambda t: pd.concat([t, t.head(1)]), "duplicate model 'model_0'"),
     ],
 )
 def test_tables_that_cannot_be_read(table: Path, change: object, message: str) -> None:
@@ -227,10 +227,10 @@ def test_the_scores_of_task_2_are_the_official_ones() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("model,a,gap,m\nx,1,2,0.1,0.5\ny,2,2,0.3,0.7\n", "its rows have more cells than its header"),
+        ("model,a,gap,m\nx,1,2,0.1,0.5\ny,2,2,0.3,0.7\n", "rows have more cells than the header"),
         ("model,a,gap,m\n", "has no rows"),
-        ("model,a,gap,generalization_gap\nx,1,2,3\n", "cannot be called 'generalization_gap'"),
-        ("model,a,gap,m,m_status\nx,1,2,3,4\n", "cannot be called 'm_status'"),
+        ("model,a,gap,generalization_gap\nx,1,2,3\n", "'generalization_gap' is reserved"),
+        ("model,a,gap,m,m_status\nx,1,2,3,4\n", "'m_status' is reserved"),
     ],
 )
 def test_tables_that_would_mislead(tmp_path: Path, content: str, message: str) -> None:
@@ -249,8 +249,8 @@ def test_names_stay_names(tmp_path: Path) -> None:
 
 def test_a_number_that_no_float_holds(tmp_path: Path) -> None:
     (tmp_path / "a.predict").write_text('{"model_1": 1' + "0" * 400 + "}")
-    with pytest.raises(ResultError, match="not a number"):
+    with pytest.raises(ResultError, match="must have a number"):
         read_predictions(tmp_path / "a.predict")
     (tmp_path / "a.predict").write_text('{"m": 1, "m": 2}')
-    with pytest.raises(ResultError, match="twice"):
+    with pytest.raises(ResultError, match="duplicate model 'm'"):
         read_predictions(tmp_path / "a.predict")

@@ -12,8 +12,11 @@ import scipy.stats
 import xarray as xr
 
 from genmeasures.judging import bca_interval, judge, resample_counts
-from genmeasures.judging.correlation import STATISTICS, Floats
-from genmeasures.judging.resampling import correlation_p_values, left_out_counts, p_value, permutations, widening
+from genmeasures.judging.bootstrap import widening
+from genmeasures.judging.correlation import STATISTICS
+from genmeasures.judging.permutation import correlation_p_values, p_value, permutations
+from genmeasures.judging.ranks import Floats
+from genmeasures.judging.resampling import left_out_counts
 
 REFERENCE = {"pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr, "kendall": scipy.stats.kendalltau}
 
@@ -122,27 +125,27 @@ def test_p_values_are_never_zero() -> None:
 def test_p_values_are_uniform_where_there_is_nothing() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(400, 10)), rng.normal(size=10)
-    orders, every = permutations(10, 499, rng) or (None, None)
+    orders, exhaustive = permutations(10, 499, rng) or (None, None)
     assert orders is not None
-    assert every is False
-    for p in correlation_p_values(x, y[None], orders, every).values():
+    assert exhaustive is False
+    for p in correlation_p_values(x, y[None], orders, exhaustive).values():
         below = float(np.mean(p <= 0.1))
         assert below == pytest.approx(0.1, abs=3 * math.sqrt(0.09 / 400))
 
 
 def test_permutations() -> None:
     rng = np.random.default_rng(0)
-    orders, every = permutations(5, 10, rng) or (None, None)
+    orders, exhaustive = permutations(5, 10, rng) or (None, None)
     assert orders is not None
-    assert every is True
+    assert exhaustive is True
     assert len({tuple(order) for order in orders.tolist()}) == 120
-    orders, every = permutations(9, 10, rng) or (None, None)
+    orders, exhaustive = permutations(9, 10, rng) or (None, None)
     assert orders is not None
-    assert every is False
+    assert exhaustive is False
     assert orders.shape == (10, 9)
     assert (np.sort(orders, axis=1) == np.arange(9)).all()
     groups = np.array([1, 0, 1, 0, 2, 2])
-    orders, every = permutations(6, 10, rng, groups) or (None, None)
+    orders, exhaustive = permutations(6, 10, rng, groups) or (None, None)
     assert orders is not None
     assert len(orders) == 6
     # The first of one group with the first of another, the second with the second.
@@ -152,9 +155,9 @@ def test_permutations() -> None:
 
 def test_p_values_count_ties_and_the_observed_order() -> None:
     null = np.array([0.5, 0.5 + 1e-14, 0.2, 0.9])
-    assert float(p_value(np.array(0.5), null, every=True)) == 3 / 4
-    assert float(p_value(np.array(0.5), null, every=False)) == 4 / 5
-    assert np.isnan(p_value(np.array(np.nan), null, every=False))
+    assert float(p_value(np.array(0.5), null, exhaustive=True)) == 3 / 4
+    assert float(p_value(np.array(0.5), null, exhaustive=False)) == 4 / 5
+    assert np.isnan(p_value(np.array(np.nan), null, exhaustive=False))
 
 
 def test_few_models_have_p_values_and_no_interval() -> None:
@@ -162,7 +165,7 @@ def test_few_models_have_p_values_and_no_interval() -> None:
     assert row["pearson"] > 0.99
     assert np.isnan(row["pearson_low"])
     assert row["pearson_p"] == pytest.approx(2 / 24)
-    assert row["status"] == "note: 4 models: no interval from fewer than 8"
+    assert row["status"] == "note: no intervals: 4 models, at least 8 are needed"
 
 
 def test_what_all_resamples_share_is_no_certainty() -> None:
@@ -170,7 +173,7 @@ def test_what_all_resamples_share_is_no_certainty() -> None:
     row = judged(x, np.exp(x))
     assert row["spearman"] == row["kendall"] == 1
     assert np.isnan(row["spearman_low"])
-    assert row["status"] == "note: no interval of spearman and kendall: it is the same in all resamples"
+    assert row["status"] == "note: no interval of spearman and kendall: equal in all resamples"
     assert row["pearson_low"] < row["pearson"] < row["pearson_high"]
 
 

@@ -83,7 +83,7 @@ def test_table_shows_every_figure(judged: pd.DataFrame) -> None:
         "roughness -0.71 [-0.80, -0.58] 0.50 [0.40, 0.60] 0.00 [-0.20, 0.20] 128"
     ]
     assert "undefined: too | few (db)" in text
-    assert "left out, without a value: m1, m2, … (db)" in text
+    assert "excluded, without a value: m1, m2, … (db)" in text
     assert "undefined" not in rendered(judged.iloc[:1])
 
 
@@ -195,8 +195,8 @@ def test_the_accessor_sums_up_a_result() -> None:
         "m1: 15 values, 1 undefined (auxiliary)",
     ]
     ds["layer_name"].values[0, 3] = ""
-    assert "3 to 4 layers a model" in str(ds.genmeasures)
-    assert "no result of genmeasures" in str(xr.Dataset().genmeasures)
+    assert "3 to 4 layers per model" in str(ds.genmeasures)
+    assert "not a result of genmeasures" in str(xr.Dataset().genmeasures)
 
 
 def test_expected_signs_and_what_the_data_say() -> None:
@@ -219,7 +219,7 @@ def test_expected_signs_and_what_the_data_say() -> None:
     assert "− yes" in text
     assert "+ no" in text
     assert "− open" in text
-    assert "expected: the sign that the measure's source states" in text
+    assert "expected: the sign that the source of the measure states" in text
 
 
 def test_a_damaged_model_of_a_grid_is_told() -> None:
@@ -233,9 +233,9 @@ def test_a_damaged_model_of_a_grid_is_told() -> None:
     judged = judge(aggregate(ds, Mean()), "generalization_gap")
     text = rendered(judged)
     assert "PGDL" in text
-    assert "left out, without a value: model5 (m0)" in text
+    assert "excluded, without a value: model5 (m0)" in text
     assert "scores on the grid: undefined: the grid of hyperparameters is not complete: 1 of 16" in text
-    assert "scores on the grid: of the values as they are, since no sign with the gap is stated (m0, m1)" in text
+    assert "scores on the grid: not negated, as no expected sign with the gap is stated (m0, m1)" in text
     # All models of the grid but one measure's: its row has a dash.
     (row,) = (line.split() for line in text.splitlines() if line.split()[:1] == ["m0"])
     assert "–" in row

@@ -62,7 +62,7 @@ def test_the_finest_claim_tells_how_all_are_rounded() -> None:
 def test_claims_in_percent_and_by_other_names(name: str) -> None:
     assert disagrees([0.975, 0.8], labels=10**6, **{name: [97.5, 97.5]}) == [False, True]
     (line,) = model_notes(with_accuracies(result([0.8], labels=100, **{name: [97.5]})))
-    assert line.startswith("1 of 1 models (net0): test accuracy is 80 on 100 labels, claimed 97.5: other data, normal")
+    assert line.startswith("1 of 1 models (net0): test accuracy is 80 on 100 labels, claimed 97.5: check data, normal")
 
 
 @pytest.mark.parametrize("name", ["val_accuracy", "acc", "train_accuracy", "test_iou", "test_loss"])
@@ -103,7 +103,7 @@ def test_nothing_is_filled_in_where_another_metric_counts_or_the_name_is_taken()
 def test_an_accuracy_below_a_blind_guess_is_none() -> None:
     ds = with_accuracies(result([0.01, 0.08, 0.5], labels=1000))
     np.testing.assert_array_equal(ds["test_accuracy"], [np.nan, 0.08, 0.5])
-    assert "0.01 on 1000 labels, below a blind guess" in str(ds["model_status"].values[0])
+    assert "0.01 on 1000 labels, below chance level" in str(ds["model_status"].values[0])
     assert ds["model_status"].values.tolist()[1:] == ["ok", "ok"]
 
 

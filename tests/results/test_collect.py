@@ -130,7 +130,7 @@ def test_measures_with_another_unit_are_not_mixed(one: Make, write: Make, whole:
     assert merged["model"].values.tolist() == ["a"]
     assert merged["toy"].attrs["expected_accuracy"] == -1
     (problem,) = found.problems
-    assert problem.startswith(f"{runs / 'b.nc'}: toy has other expected_accuracy than in {runs / 'a.nc'}")
+    assert problem.startswith(f"{runs / 'b.nc'}: toy differs in expected_accuracy from {runs / 'a.nc'}")
 
 
 # Which models are the same -----------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_contents_that_are_not_known_are_compared_by_values(one: Make, write: Ma
     ds, found = merge()
     assert ds["model"].values.tolist() == [f"net [{number}]" for number in range(1, 6)]
     (third, seventh) = found.remarks
-    assert third == f"{runs / '3.nc'}: model net already measured the same way in {runs / '1.nc'}; left out"
+    assert third == f"{runs / '3.nc'}: model net already measured with the same settings in {runs / '1.nc'}; left out"
     assert seventh.startswith(f"{runs / '7.nc'}: model net already measured")
 
 
@@ -217,7 +217,7 @@ def test_equal_models_with_other_values_are_told(one: Make, write: Make, runs: P
     assert ds["toy"].values.tolist() == [[1.0, 2.0]]
     assert found.remarks == []
     assert len(found.problems) == 2
-    assert all("with other values; left out" in problem for problem in found.problems)
+    assert all("with different values; left out" in problem for problem in found.problems)
 
 
 @pytest.mark.parametrize("first", ["failed", "measured"])
@@ -332,7 +332,7 @@ def test_a_merged_file_of_others_is_left_out_and_named(one: Make, write: Make, r
     (ds,) = found.files.values()
     assert ds["model"].values.tolist() == ["there"]
     (remark,) = found.remarks
-    assert remark.startswith(f"{old}: a merged file, left out, with 1 model (gone) of which there is no other result")
+    assert remark.startswith(f"{old}: a merged file, left out, with 1 model (gone) without another result")
 
 
 def test_a_merged_file_that_alone_holds_a_model_is_not_overwritten(one: Make, write: Make, runs: Path) -> None:

@@ -130,7 +130,7 @@ def test_dimensions_and_coordinates(measured: xr.Dataset) -> None:
     np.testing.assert_array_equal(measured["vectors_train"].values[0], [500, 500, 80, 80])
     np.testing.assert_array_equal(measured["vectors_test"].values[2], [NAN] * 4)
     assert measured["model_status"].values[[0, 3]].tolist() == ["ok"] * 2
-    assert " on 80 labels, claimed 0.95: other data, " in measured["model_status"].values[1]  # untrained
+    assert " on 80 labels, claimed 0.95: check data, " in measured["model_status"].values[1]  # untrained
     assert "fc2.weight" in measured["model_status"].values[2]
 
 
@@ -222,7 +222,7 @@ def test_skipped_layers_say_why(digits: Any) -> None:
     "name", ["model", "layer", "channels", "toy", "toy_status", "generalization_gap", "weight_norm"]
 )
 def test_a_hyper_parameter_of_a_name_that_is_taken(name: str) -> None:
-    with pytest.raises(ResultError, match=f"model a: a hyperparameter or metric cannot be called '{name}'"):
+    with pytest.raises(ResultError, match=f"model a: '{name}' is a reserved name"):
         one("a", hparams={name: 1})
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from genmeasures.judging.correlation import basis_of, is_constant
+from genmeasures.judging.correlation import is_constant
+from genmeasures.judging.regression import basis_of
 
 Floats: TypeAlias = NDArray[np.float64]
 
