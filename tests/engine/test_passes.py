@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.engine import layer as layer_module
+from genmeasures.engine import fits as fits_module
+from genmeasures.engine.layer import LayerState
 from genmeasures.extractors import ReceptiveField, WholeTensor
 from genmeasures.interfaces import Extractor, FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
 from genmeasures.labelers import KMeans
@@ -178,9 +179,9 @@ def test_little_memory_costs_passes_and_changes_no_value(
 ) -> None:
     """With none at all: a pass for each layer to be fitted, and a second one over the test data."""
     _, expected = calls()
-    monkeypatch.setattr("genmeasures.engine.passes._KEPT_BYTES", memory)
-    monkeypatch.setattr("genmeasures.engine.passes._RECORDED_BYTES", memory)
-    monkeypatch.setattr("genmeasures.engine.passes._CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.cache", memory)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.record", memory)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.chunk", 10_000)
     found, ds = calls()
     assert len(found) <= len(passes(4, 2))
     if memory == 0:
@@ -242,12 +243,12 @@ def test_a_projection_that_serves_two_layers_changes_no_value(digits: Any, monke
     (x, y), (x_test, y_test) = digits
     data = (x[:TRAIN], y[:TRAIN]), (x_test[:TEST], y_test[:TEST])
     fits: list[int] = []
-    fit = layer_module.fit_pca
-    monkeypatch.setattr(layer_module, "fit_pca", lambda *given: (fits.append(1), fit(*given))[1])
+    fit = fits_module.fit_pca
+    monkeypatch.setattr(fits_module, "fit_pca", lambda *given: (fits.append(1), fit(*given))[1])
     shared = genmeasures.measure([net], *data, measures=["roughness"], extractor=WholeTensor())
     # Four layers; the first has patches of its own, as has that behind the flattening.
     assert len(fits) == 6
-    monkeypatch.setattr(layer_module.LayerRun, "shares_patches", lambda *_: False)
+    monkeypatch.setattr(LayerState, "shares_patches", lambda *_: False)
     alone = genmeasures.measure([net], *data, measures=["roughness"], extractor=WholeTensor())
     assert len(fits) == 6 + 8
     np.testing.assert_allclose(shared["roughness"].values, alone["roughness"].values, rtol=1e-6)
@@ -267,7 +268,7 @@ def test_projections_are_shared_only_where_they_are_the_same(
     data = (x[:TRAIN], y[:TRAIN]), (x_test[:TEST], y_test[:TEST])
     roughness = Roughness(KMeans(k=2), input_pca=10)
     shared = genmeasures.measure([net], *data, measures=[roughness], extractor=extractor)
-    monkeypatch.setattr(layer_module.LayerRun, "shares_patches", lambda *_: False)
+    monkeypatch.setattr(LayerState, "shares_patches", lambda *_: False)
     alone = genmeasures.measure([net], *data, measures=[roughness], extractor=extractor)
     np.testing.assert_array_equal(shared["roughness_status"].values, alone["roughness_status"].values)
     assert not any(status.startswith("failed") for status in alone["roughness_status"].values.flat)

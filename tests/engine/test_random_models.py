@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.engine.running import Outcome, noted
+from genmeasures.engine.outcome import Outcome, noted
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import ModelData, ModelMeasure, Variable
 from genmeasures.tasks.unet.network import ResidualUNet

@@ -1,22 +1,26 @@
-"""Runs inputs through a model tile by tile, so that no activation of a whole input is ever in memory."""
+"""Tiles of the inputs of a model, and statistics of its normalizations over whole inputs."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from genmeasures.engine.norms import Moments, NormCall, Norms, moments
-from genmeasures.engine.survey import Survey
-from genmeasures.engine.tiles import Site, Tile, spans, tiles
+from genmeasures.engine.tiling.normalization import Moments, NormCall, Norms, moments
+from genmeasures.engine.tiling.survey import Survey
+from genmeasures.engine.tiling.tiles import Site, Tile, spans, tiles
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import Split
 from genmeasures.tracing import OTHER_LAYERS, TracedLayer, forward
 
 
-class _Measured(BaseException):
-    """Ends a forward pass of which no more is needed; no model's own handling of errors catches it."""
+class _Seen(BaseException):
+    """Ends a forward pass with the moments of a tile; no model's own handling of errors catches it."""
+
+    def __init__(self, part: Moments) -> None:
+        self.part = part
 
 
 class Tiling:
@@ -66,28 +70,21 @@ class Tiling:
         return known[:needed]
 
     def _measured(self, inputs: Tensor, known: Sequence[Moments]) -> Moments:
+        """The statistics of the first normalization that is not known yet, merged over the tiles."""
         site = self._norms[len(known)]
-        found: Moments | None = None
-        tile: Tile
-
-        def collect(call: NormCall) -> Moments:
-            core = site.local(tile, call.input.shape[2:])
-            part = moments(call.input[(slice(None), slice(None), *core)], call.groups)
-            nonlocal found
-            found = part if found is None else found.merged(part)
-            raise _Measured
-
+        merged: Moments | None = None
         for tile in self._tiles([site]):
             if not site.is_in(tile):
                 continue
             try:
-                with Norms(known, unknown=collect):
+                with Norms(known, unknown=functools.partial(_end, site, tile)):
                     forward(self._model, self.cut(inputs, tile))
-            except _Measured:
+            except _Seen as seen:
+                merged = seen.part if merged is None else merged.merged(seen.part)
                 continue
             raise ModelError(OTHER_LAYERS)
-        assert found is not None
-        return found
+        assert merged is not None
+        return merged
 
     def _tiles(self, sites: Sequence[Site]) -> Iterator[Tile]:
         return tiles(
@@ -103,3 +100,9 @@ class Tiling:
                 for axis, size in enumerate(self._size)
             ]
         )
+
+
+def _end(site: Site, tile: Tile, call: NormCall) -> Moments:
+    """Raise :class:`_Seen` with the moments of a normalization's input in the tile's core."""
+    core = site.local(tile, call.input.shape[2:])
+    raise _Seen(moments(call.input[(slice(None), slice(None), *core)], call.groups))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from genmeasures.data import DataSource, TargetInfo
 from genmeasures.engine.accuracy import classes_of
+from genmeasures.engine.consumer import FITTED_FIELDS
 from genmeasures.engine.returned import checked_sample
-from genmeasures.engine.running import FITTED_FIELDS
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import DataError
 from genmeasures.interfaces import (

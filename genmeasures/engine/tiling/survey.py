@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genmeasures.engine.norms import Moments, Norms
-from genmeasures.engine.tiles import Site, round_up
+from genmeasures.engine.tiling.normalization import Moments, Norms
+from genmeasures.engine.tiling.tiles import Site, round_up
 from genmeasures.errors import ModelError
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 from genmeasures.tracing.dtypes import rounding
@@ -136,10 +136,10 @@ class _Surveyor:
         shapes, sizes = Shapes(), dict[int, tuple[int, ...]]()
         norms_before = [0] * len(self._layers)
 
-        def see(site: int, values: Tensor, norms: Norms) -> None:
+        def see(site: int, values: Tensor, norms: int) -> None:
             sizes[site] = tuple(values.shape[2:])
             if site < len(self._layers):
-                norms_before[site] = norms.count
+                norms_before[site] = norms
 
         with torch.no_grad(), shapes:
             self._run(self._sketch.model, self._copies, self._sketch.input((1, self._example.shape[1], *spatial)), see)
@@ -197,18 +197,18 @@ class _Surveyor:
         model: nn.Module,
         layers: Sequence[TracedLayer],
         inputs: Tensor,
-        see: Callable[[int, Tensor, Norms], None],
+        see: Callable[[int, Tensor, int], None],
         known: Sequence[Moments] = (),
     ) -> list[Moments]:
         """One forward pass as far as the last layer: ``see`` is given every site with its values (1, C, *S).
 
         Normalizations get the statistics ``known``, or those of the inputs; returns them.
         """
-        norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, norms))
+        norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, number + 1))
         places = {id(layer): place for place, layer in enumerate(layers)}
 
         def receive(layer: TracedLayer, given: Tensor, output: Tensor) -> None:
-            see(places[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms)
+            see(places[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms.count)
 
         taps = tapped(model, layers, receive, stop=True, whole=False)
         with torch.no_grad(), taps as tap, norms:
@@ -276,7 +276,7 @@ class _Surveyor:
         """The normalizations' statistics, and for each site where along the axis it is NaN: bool (size,)."""
         made: dict[int, Tensor] = {}
 
-        def see(site: int, values: Tensor, norms: Norms) -> None:
+        def see(site: int, values: Tensor, norms: int) -> None:
             made[site] = torch.isnan(values).movedim(axis + 2, 0).flatten(1).any(1).cpu()
 
         with _local_kernels():
@@ -342,7 +342,7 @@ class _Surveyor:
         """Of each site the values at some ranges of positions, for a part of the input that begins at ``start``."""
         made: dict[int, list[Tensor]] = {}
 
-        def see(site: int, values: Tensor, norms: Norms) -> None:
+        def see(site: int, values: Tensor, norms: int) -> None:
             origin = int(start / strides[site])
             made[site] = [
                 values[(slice(None),) * (axis + 2) + (slice(max(0, low - origin), max(0, high - origin)),)].clone()
