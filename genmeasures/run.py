@@ -23,7 +23,16 @@ from torch import nn
 from genmeasures.checks import check_layers, check_names, check_seed
 from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
-from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
+from genmeasures.engine import (
+    DEFAULT_GIB,
+    Memory,
+    ModelResult,
+    PreparedData,
+    Progress,
+    measure_model,
+    prepare_data,
+    prepare_measures,
+)
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, one_line, shown
 from genmeasures.failures import status_of, traceback_of
 from genmeasures.files import remove_stale_temporaries
@@ -103,6 +112,7 @@ class Run:
         keep: Path | None,
         tile: int | Sequence[int] | None = None,
         ignore_index: float | None = None,
+        memory: float = DEFAULT_GIB,
     ) -> None:
         if not models:
             raise ModelError("there are no models to measure")
@@ -124,7 +134,7 @@ class Run:
             sizes = [tile] if isinstance(tile, int) else tile
             if not isinstance(sizes, Sequence) or not sizes or not all(map(is_count, sizes)):
                 raise OptionError(f"tile must be an integer ≥ 1, a list of them or null, not {tile!r}")
-            if extractor.label_size((2,)) != (2,):
+            if extractor.whole_output:
                 raise OptionError(
                     f"tile: {extractor.name} makes vectors of a layer's whole output, which tiles never hold; "
                     "choose the extractor receptive_field, or leave tile out"
@@ -142,6 +152,7 @@ class Run:
         self._read = batch_size if tile is None else 1
         self._tile = tile if tile is None or isinstance(tile, int) else list(tile)
         self._ignore_index = ignore_index
+        self._memory = Memory(memory)
         self._test = None if test is None else DataSource(test, "test", self._read, ignore_index)
         self._prepared: dict[int | None, _Prepared] = {}
         self._kept = Kept(self._keep, None)
@@ -248,7 +259,9 @@ class Run:
         why = self._kept.why(task_model.name, key)
         tile = self._tile_of(data)
         facts = _facts(task_model)
-        result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch, tile, facts)
+        result: ModelResult = measure_model(
+            model, data, measures, device, self._layers, on_batch, tile, facts, self._memory
+        )
         key = key.of_values(result.by_batch, result.reproducible)
         bare = model_dataset(TaskModel(task_model.name, task_model.build), result, measures)
         values = keyed(bare, key).assign_attrs(seconds=time.perf_counter() - began)
@@ -302,7 +315,8 @@ class Run:
             facts = _facts(task_model)
             known.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
         digest = hashlib.blake2b(repr([found.weights, found.code, prepared.content, *known]).encode(), digest_size=12)
-        batches = (self._read, self._tile)
+        # The budget decides how many inputs run together.
+        batches = (self._read, self._tile, *([] if self._memory == Memory() else [self._memory.gib]))
         return ModelKey.of(found.weights, found.code, prepared.content, digest.hexdigest(), batches)
 
     def _unknown(self, problem: str) -> ModelKey:
@@ -404,7 +418,10 @@ class Run:
             "versions": json.dumps(versions()),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "settings": yaml.safe_dump(settings, sort_keys=False),
-            "config": yaml.safe_dump({**settings, "batch_size": self._batch_size, "tile": self._tile}, sort_keys=False),
+            "config": yaml.safe_dump(
+                {**settings, "batch_size": self._batch_size, "tile": self._tile, "memory": self._memory.gib},
+                sort_keys=False,
+            ),
         }
 
 

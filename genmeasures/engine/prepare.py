@@ -85,7 +85,7 @@ class PreparedData:
 
 def _is_fitted(labeler: Labeler | None) -> bool:
     """Whether a labeler is fitted on targets before it labels any."""
-    return isinstance(labeler, TargetLabeler) and type(labeler).fit is not TargetLabeler.fit
+    return isinstance(labeler, TargetLabeler) and labeler.needs_fit
 
 
 def _reads_fit(measure: FeatureMeasure) -> bool:
@@ -174,7 +174,7 @@ def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataS
         )
     _, targets = next(iter(source))
     assert targets is not None
-    if type(labeler).fit is TargetLabeler.fit:
+    if not labeler.needs_fit:
         try:
             labeler.label(targets[:1], (1,) * max(0, targets.dim() - 2))
         except DataError as error:

@@ -75,9 +75,6 @@ class ReceptiveField(Extractor):
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
         return read.receptive_fields(rows, positions)
 
-    def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        return spatial
-
 
 def _choose(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64], share: int) -> NDArray[np.int64]:
     """For each input its count of positions, ``share`` or one more, ascending and none twice.

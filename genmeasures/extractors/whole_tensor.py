@@ -21,6 +21,7 @@ class WholeTensor(Extractor):
     """
 
     name = "whole_tensor"
+    whole_output = True
     projects_patches = True
 
     def __init__(
@@ -55,6 +56,3 @@ class WholeTensor(Extractor):
 
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
         return read.whole(rows)
-
-    def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        return ()

@@ -31,6 +31,7 @@ class Histogram(TargetLabeler):
     """
 
     name = "histogram"
+    needs_fit = True
 
     def __init__(self, bins: int = 10, edges: str = "uniform") -> None:
         require(is_count(bins, 2), self, f"bins must be an integer ≥ 2, not {bins!r}")
