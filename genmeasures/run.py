@@ -24,7 +24,7 @@ from genmeasures.checks import check_layers, check_names, check_seed
 from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
 from genmeasures.engine import (
-    DEFAULT_GIB,
+    DEFAULT_MEMORY,
     Memory,
     ModelResult,
     PreparedData,
@@ -112,7 +112,7 @@ class Run:
         keep: Path | None,
         tile: int | Sequence[int] | None = None,
         ignore_index: float | None = None,
-        memory: float = DEFAULT_GIB,
+        memory: float = DEFAULT_MEMORY,
     ) -> None:
         if not models:
             raise ModelError("there are no models to measure")
@@ -316,7 +316,7 @@ class Run:
             known.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
         digest = hashlib.blake2b(repr([found.weights, found.code, prepared.content, *known]).encode(), digest_size=12)
         # The budget decides how many inputs run together.
-        batches = (self._read, self._tile, *([] if self._memory == Memory() else [self._memory.gib]))
+        batches = (self._read, self._tile, *([] if self._memory == Memory() else [self._memory.mib]))
         return ModelKey.of(found.weights, found.code, prepared.content, digest.hexdigest(), batches)
 
     def _unknown(self, problem: str) -> ModelKey:
@@ -419,7 +419,7 @@ class Run:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "settings": yaml.safe_dump(settings, sort_keys=False),
             "config": yaml.safe_dump(
-                {**settings, "batch_size": self._batch_size, "tile": self._tile, "memory": self._memory.gib},
+                {**settings, "batch_size": self._batch_size, "tile": self._tile, "memory": self._memory.mib},
                 sort_keys=False,
             ),
         }

@@ -2,13 +2,13 @@
 
 from genmeasures.engine.accuracy import Correct
 from genmeasures.engine.forward import Progress
-from genmeasures.engine.memory import DEFAULT_GIB, Memory
+from genmeasures.engine.memory import DEFAULT_MEMORY, Memory
 from genmeasures.engine.model import ModelResult, measure_model
 from genmeasures.engine.outcome import Outcome
 from genmeasures.engine.prepare import PreparedData, prepare_data, prepare_measures
 
 __all__ = [
-    "DEFAULT_GIB",
+    "DEFAULT_MEMORY",
     "Correct",
     "Memory",
     "ModelResult",

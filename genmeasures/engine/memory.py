@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from genmeasures.errors import OptionError
 
-DEFAULT_GIB = 2.125
-"""Default of the setting ``memory``."""
+DEFAULT_MEMORY = 2176
+"""Default of the setting ``memory``, in MiB."""
 
 _PARTS = 17
 """Equal parts of the budget: 9 for training samples, 6 for the cache, 2 for activations."""
@@ -24,28 +24,28 @@ class Memory:
     for their next pass, and batches are split.
 
     Args:
-        gib: the budget in GiB.
+        mib: the budget in MiB.
 
     Raises:
         OptionError: the budget is not a positive number.
 
     Example:
-        >>> memory = Memory(2.125)
+        >>> memory = Memory(2176)
         >>> [size // 2**20 for size in (memory.record, memory.cache, memory.activations)]  # MiB
         [1152, 768, 256]
     """
 
-    gib: float = DEFAULT_GIB
+    mib: float = DEFAULT_MEMORY
 
     def __post_init__(self) -> None:
-        number = isinstance(self.gib, int | float) and not isinstance(self.gib, bool)
-        if not number or not 0 < self.gib < math.inf:
-            raise OptionError(f"memory must be a number of GiB > 0, got {self.gib!r}")
+        number = isinstance(self.mib, int | float) and not isinstance(self.mib, bool)
+        if not number or not 0 < self.mib < math.inf:
+            raise OptionError(f"memory must be a number of MiB > 0, got {self.mib!r}")
 
     @property
     def total(self) -> int:
         """The budget in bytes."""
-        return int(self.gib * 2**30)
+        return int(self.mib * 2**20)
 
     @property
     def record(self) -> int:
