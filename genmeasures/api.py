@@ -53,8 +53,8 @@ def measure(
 
     Models are left exactly as they were. Values depend neither on the batch size, nor on the order of the data, nor on
     contexts of the caller: autocast and inference mode are left while measuring, and a model that is to run in autocast
-    enters it in its own ``forward``. Floating-point inputs are read as float32 and come to each model in the type of its
-    parameters (of the first layer that runs, if they differ); integers stay as they are. Features are float32.
+    enters it in its own ``forward``. Floating-point inputs are read as float32 and come to each model in the type of
+    its parameters (of the first layer that runs, if they differ); integers stay as they are. Features are float32.
 
     Args:
         models: a dict of names to modules, a list of modules (named ``model_0``, …), or a task, which brings its own
@@ -86,8 +86,8 @@ def measure(
             budget costs passes over the data, and changes values no more than another batch size does.
         progress: whether to show a progress bar on standard error; None shows it on a terminal and in notebooks, in the
             main thread of the main process. The logger ``genmeasures.run`` has one line per model at level INFO.
-        errors: "status" turns an exception of a measure or of a model into a status, and the others go on; its traceback
-            goes to the logger ``genmeasures`` at level DEBUG. "raise" raises it for a debugger; the environment variable
+        errors: "status" turns an exception of a measure or of a model into a status, and the others go on; its
+            traceback goes to the logger ``genmeasures`` at level DEBUG. "raise" raises it; the environment variable
             ``GENMEASURES_DEBUG=1`` does so for the whole process. A layer without a value
             (:class:`~genmeasures.plugin.Undefined`) is not an error.
 
@@ -251,7 +251,7 @@ def _component(kind: str, component: str | _C, base: type[_C], **options: Any) -
         cls: Any = component
         if isinstance(cls, type) and issubclass(cls, base):
             raise OptionError(f"{kind}: expected an object, got the class {cls.__name__}: write {cls.__name__}(…)")
-        raise OptionError(f"{kind}: expected a name or a {base.__name__}, got {type(component).__name__}")
+        raise OptionError(f"{kind}: expected a name or an object of {base.__name__}, got {type(component).__name__}")
     if options:
         raise OptionError(f"{kind}: options ({', '.join(options)}) need the name of a {kind}, got an object")
     return component

@@ -101,6 +101,7 @@ class FaultyLabeler(FeatureLabeler):
 
 class FaultyTargets(TargetLabeler):
     name = "faulty_targets"
+    needs_fit = True
 
     def __init__(self, error: Exception) -> None:
         self.error = error

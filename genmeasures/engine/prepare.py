@@ -1,4 +1,4 @@
-"""What is settled before the first model: checked data, fitted target labelers, complete measures."""
+"""Preparation of a run: checked data, fitted target labelers, complete measures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from genmeasures.labelers import ClassLabel, Downsampled, Histogram
 log = logging.getLogger(__name__)
 
 FITTED_ON_TEST = "fitted on the test sample, since there are no training data"
-"""The note of values for which a projection, a labeler or the measure itself was fitted on test data."""
+"""Note of values for which a projection, a labeler or the measure itself was fitted on test data."""
 
 
 @dataclass
@@ -44,30 +44,30 @@ class PreparedData:
     extractor: Extractor
     seed: int
     lacking: Mapping[str, str] = field(default_factory=dict)
-    """By representation of a measure that lacks data or labels: which."""
+    """By representation of a measure that lacks data or labels: what it lacks."""
     classes: int = 0
-    """The number of classes by the largest label; 0 where no targets are class numbers."""
+    """The number of classes by the largest label; 0 if no targets are class numbers."""
     _samples: dict[tuple[SampleName, int], Sample] = field(default_factory=dict)
 
-    def split_of(self, over: SampleName) -> Split:
-        """The split that a pass reads."""
-        return split_of(over, self.sources)
+    def split_of(self, sample: SampleName) -> Split:
+        """The split of a sample."""
+        return split_of(sample, self.sources)
 
-    def sample(self, over: SampleName, positions: int) -> Sample:
-        """The sample of a layer with P positions: the same for all such layers and models."""
-        key = (over, positions)
+    def sample(self, name: SampleName, positions: int) -> Sample:
+        """The sample of layers with P positions, the same for all of them and all models."""
+        key = (name, positions)
         if key not in self._samples:
-            split = self.split_of(over)
+            split = self.split_of(name)
             salt = generator_for(self.seed, "sample", split, positions).initial_seed()
-            drawn = self.extractor.sample(positions, self.sources[split].scan().keys, salt, over == "fit")
-            made = checked_sample(self.extractor, drawn)
-            if over == "fit" and len(made) == len(self.sample(split, positions)):
-                made = self.sample(split, positions)  # one object says that one record serves both
-            self._samples[key] = made
+            drawn = self.extractor.sample(positions, self.sources[split].scan().keys, salt, name == "fit")
+            sample = checked_sample(self.extractor, drawn)
+            if name == "fit" and len(sample) == len(self.sample(split, positions)):
+                sample = self.sample(split, positions)  # the same object: one record serves both
+            self._samples[key] = sample
         return self._samples[key]
 
     def note(self, measure: FeatureMeasure) -> str:
-        """What the status of a measure's values says of the data: on what it was fitted, and how targets were read."""
+        """Note of a measure's values on the data: on which split it was fitted, and how targets were read."""
         labeler = measure.labeler
         fitted = FITTED_ON_TEST if self.split_of("fit") == "test" and _reads_fit(measure) else ""
         if not isinstance(labeler, TargetLabeler):
@@ -78,7 +78,7 @@ class PreparedData:
         return "; ".join(filter(None, (fitted, self.target_note(splits))))
 
     def target_note(self, splits: Collection[Split]) -> str:
-        """What the status of a value says of how the targets of these splits were read."""
+        """Note of a value on how the targets of these splits were read."""
         notes = [note for split, source in self.sources.items() if split in splits for note in source.notes]
         return "; ".join(dict.fromkeys(notes))
 
@@ -98,7 +98,12 @@ def _reads_fit(measure: FeatureMeasure) -> bool:
 
 
 def labeler_for(targets: TargetInfo) -> TargetLabeler:
-    """The labeler that fits a kind of targets."""
+    """The default labeler for a kind of targets.
+
+    Example:
+        >>> labeler_for(TargetInfo("integer", 1, ()))
+        ClassLabel()
+    """
     if targets.kind == "continuous":
         return Histogram()
     return Downsampled() if targets.spatial else ClassLabel()

@@ -448,6 +448,8 @@ def test_truth_values_are_masks() -> None:
 
 
 class Seen(TargetLabeler):
+    needs_fit = True
+
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 

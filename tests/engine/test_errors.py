@@ -478,8 +478,8 @@ def test_random_augmentation_is_noticed(net: nn.Module, measured: Callable[..., 
         ({"measures": "davis_bouldin"}, "did you mean 'davies_bouldin'"),
         ({"extractor": "receptivefield"}, "did you mean 'receptive_field'"),
         ({"layers": ["conv3"]}, r"there is no layer 'conv3' to measure \(did you mean 'conv[12]'"),
-        ({"measures": [DaviesBouldin]}, r"measure: DaviesBouldin is a class, an object of it is expected"),
-        ({"extractor": Roughness()}, "extractor: a name or Extractor is expected, not Roughness"),
+        ({"measures": [DaviesBouldin]}, r"measure: expected an object, got the class DaviesBouldin"),
+        ({"extractor": Roughness()}, "extractor: expected a name or an object of Extractor, got Roughness"),
         ({"measures": []}, "no measures"),
         ({"measures": ["roughness", Roughness(spread="rms")]}, "two measures write the variable 'roughness'"),
         ({"batch_size": 0}, "batch_size must be an integer ≥ 1, not 0"),
@@ -654,20 +654,20 @@ def returning(value: Any) -> Measure:
 @pytest.mark.parametrize(
     ("value", "status"),
     [
-        (float("inf"), "undefined: the measure gave inf"),
-        (float("-inf"), "undefined: the measure gave -inf"),
-        (float("nan"), "undefined: the measure gave nan"),
-        (torch.tensor(float("inf")), "undefined: the measure gave inf"),
-        (Value(float("inf"), "a remark"), "undefined: the measure gave inf"),
+        (float("inf"), "undefined: the measure returned inf"),
+        (float("-inf"), "undefined: the measure returned -inf"),
+        (float("nan"), "undefined: the measure returned nan"),
+        (torch.tensor(float("inf")), "undefined: the measure returned inf"),
+        (Value(float("inf"), "a remark"), "undefined: the measure returned inf"),
         (Undefined("for a reason"), "undefined: for a reason"),
         (DataError("for a reason"), "failed: for a reason"),
-        (None, "failed: the measure gave None, a number is expected"),
-        ("much", "failed: the measure gave an object of type str, a number is expected"),
-        ({"other": 1.0}, "failed: compute gave a value for 'other', which is none of the variables"),
-        (np.ones(2), "failed: the measure gave a NumPy array of shape (2,), a number is expected"),
-        (Value([1.0]), "failed: the measure gave an object of type list, a number is expected"),  # type: ignore[arg-type]
-        ({}, "failed: compute gave no value for returning"),
-        (torch.zeros(2), "failed: the measure gave an object of type Tensor, a number is expected"),
+        (None, "failed: the measure returned None, expected a number"),
+        ("much", "failed: the measure returned an object of type str, expected a number"),
+        ({"other": 1.0}, "failed: compute returned a value for 'other', which is not a variable of the measure"),
+        (np.ones(2), "failed: the measure returned a NumPy array of shape (2,), expected a number"),
+        (Value([1.0]), "failed: the measure returned an object of type list, expected a number"),  # type: ignore[arg-type]
+        ({}, "failed: compute returned no value for returning"),
+        (torch.zeros(2), "failed: the measure returned an object of type Tensor, expected a number"),
         (MemoryError("gone"), "failed: resources: MemoryError: gone"),
     ],
     ids=repr,
@@ -829,7 +829,7 @@ def test_a_model_measure(net: nn.Module, measured: Callable[..., xr.Dataset], di
         ("too few", "failed: spectral has 3 values, 4 were expected, one per layer"),
         (
             "missing",
-            "failed: measure gave no value for product; where there is none, give Undefined('why') in its place",
+            "failed: measure returned no value for product; return Undefined('why') where there is none",
         ),
         ("other split", "undefined: spectral needs train data, and none are given"),
     ],
@@ -850,8 +850,8 @@ def test_a_model_measure_that_fails(
 def test_a_model_measure_with_infinite_values(net: nn.Module, measured: Callable[..., xr.Dataset]) -> None:
     ds = measured({"net": net}, measures=[Spectral("infinite")])
     np.testing.assert_array_equal(np.isnan(ds["spectral"].values[0]), [False, False, True, False])
-    assert ds["spectral_status"].values[0, 2] == "undefined: the measure gave inf"
-    assert ds["product_status"].values[0] == "undefined: the measure gave inf"
+    assert ds["spectral_status"].values[0, 2] == "undefined: the measure returned inf"
+    assert ds["product_status"].values[0] == "undefined: the measure returned inf"
     assert ds["correct_status"].values[0] == "ok"
 
 

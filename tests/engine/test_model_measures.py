@@ -260,11 +260,11 @@ def test_a_layer_of_another_run_has_no_module() -> None:
         (lambda model, layers, data: data.wieght(layers[0]), "did you mean 'weight'? known: batches, "),
         (lambda model, layers, data: layers[0].weight, "did you mean 'weight_norm'? known: channels, "),
         (lambda model, layers, data: data.facts, "failed: data.facts was not declared"),
-        (lambda model, layers, data: 1.0, "failed: measure gave an object of type float, a dict of values is expected"),
-        (lambda model, layers, data: None, "failed: measure gave None, a dict of values is expected: {'misreads': …}"),
+        (lambda model, layers, data: 1.0, "failed: measure returned an object of type float, expected a dict of "),
+        (lambda model, layers, data: None, "failed: measure returned None, expected a dict of values: {'misreads': …}"),
         (
             lambda model, layers, data: {"misreads": 1.0},
-            "misreads is of type float, a sequence of 2 values is expected",
+            "misreads is of type float, expected a sequence of 2 values",
         ),
         (lambda model, layers, data: {"misread": [1.0] * 2}, "none of the variables (did you mean 'misreads'?"),
     ],
@@ -388,16 +388,16 @@ def test_a_variable_with_the_name_of_a_coordinate_is_refused_before_any_model_ru
 @pytest.mark.parametrize(
     ("dims", "value", "message"),
     [
-        ((), np.ones(3), "failed: the measure gave a NumPy array of shape (3,), a number is expected"),
-        (("layer",), [np.ones(3)] * 2, "failed: the measure gave a NumPy array of shape (3,), a number is expected"),
+        ((), np.ones(3), "failed: the measure returned a NumPy array of shape (3,), expected a number"),
+        (("layer",), [np.ones(3)] * 2, "failed: the measure returned a NumPy array of shape (3,), expected a number"),
         (
             ("sample",),
             [1.0, 2.0],
-            "failed: the measure gave an object of type list, a NumPy array (n,), for the dimension",
+            "failed: the measure returned an object of type list, expected a NumPy array (n,) for the dimension",
         ),
-        (("layer", "sample"), [1.0, 2.0], "failed: the measure gave an object of type float, a NumPy array (n,), for"),
-        (("layer",), {"0": 1.0}, "failed: shaped is of type dict, a sequence of 2 values is expected, one per layer"),
-        (("layer",), "ok", "failed: shaped is of type str, a sequence of 2 values is expected, one per layer"),
+        (("layer", "sample"), [1.0, 2.0], "failed: the measure returned an object of type float, expected a NumPy array (n,) for"),
+        (("layer",), {"0": 1.0}, "failed: shaped is of type dict, expected a sequence of 2 values, one per layer"),
+        (("layer",), "ok", "failed: shaped is of type str, expected a sequence of 2 values, one per layer"),
     ],
 )
 def test_a_value_of_another_shape_than_declared(dims: Any, value: Any, message: str) -> None:

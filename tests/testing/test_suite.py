@@ -510,7 +510,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("copy_and_pickle", LosesOnCopy, r"the copy is LosesOnCopy\(power=2\), the original LosesOnCopy\(power=1\)"),
     ("variables", Nameless, "mean_feature has no long_name"),
     ("values", Fails, "mean_feature: failed: RuntimeError: broken"),
-    ("values", Endless, "mean_feature has no value: undefined: the measure gave nan"),
+    ("values", Endless, "mean_feature has no value: undefined: the measure returned nan"),
     ("bounds", OutOfBounds, r"mean_feature is 0\.6\d+, declared between -3 and -2"),
     ("batch_size", MeanOfBatches, r"mean_feature is 0\.6\d+ and, in sevens, 0\.6"),
     ("order", Last, r"mean_feature is 0\.\d+ and, with the samples in another order, 0\."),

@@ -1,4 +1,4 @@
-"""How a model's layers lie on its input, and how far they see: what tiles must know, measured and then tried out."""
+"""Survey of a model for tiles: strides and receptive fields of its layers, determined and then verified."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genmeasures.tracing.sketch import Shapes, Sketch
 from genmeasures.tracing.trace import tensors_in
 
 _GROWTH = math.factorial(8)
-"""Elements by which an axis is made longer to see strides: a multiple of all that are usual."""
+"""Elements by which an axis is lengthened to determine strides: a multiple of all usual ones."""
 
 _CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -35,21 +35,21 @@ _CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset(
 
 @dataclass(frozen=True)
 class Survey:
-    """What tiles of a model must know; one entry an axis in ``steps`` and ``cores``."""
+    """Strides and halos of a model's layers; ``steps``, ``cores`` and ``least`` have one entry per axis."""
 
     sites: tuple[Site, ...]
-    """First of the layers, in running order, then of the normalizations."""
+    """Those of the layers, then those of the normalizations, each in the order of the forward pass."""
     norms_before: tuple[int, ...]
-    """Of each layer: the normalizations that have run when its output is read."""
+    """Per layer: the number of normalizations that have run when its output is read."""
     steps: tuple[int, ...]
     """Tiles begin at multiples of these."""
     cores: tuple[int, ...]
     least: tuple[int, ...]
-    """Sizes of the smallest tiles that the model takes."""
+    """Size of the smallest tile that the model takes."""
 
 
 def sketched_trace(model: nn.Module, sketch: Sketch, shape: tuple[int, ...], tap: str) -> Trace:
-    """The trace of the model for inputs (B, …) of that shape, none of which is made."""
+    """The trace of the model for inputs of the shape (B, …), without any computation."""
     made = trace(sketch.model, sketch.input(shape), tap)
     layers = tuple(replace(layer, module=sketch.original(layer.module, model)) for layer in made.layers)
     return Trace(layers, made.skipped)
@@ -64,10 +64,22 @@ def survey(
     device: torch.device,
     layout: torch.memory_format,
 ) -> Survey | None:
-    """Survey the layers of a model for cores of size ``tile``; None where a core is the whole input.
+    """Survey the layers of a model.
 
-    example: one whole input (1, C, *S), float32. Raises ModelError naming the first layer that cannot
-    be measured by tiles.
+    Args:
+        model: the model.
+        sketch: its copy without memory.
+        layers: the layers to measure.
+        example: one whole input (1, C, *S), float32.
+        tile: size of a core, per axis.
+        device: that of the model.
+        layout: memory format of the inputs.
+
+    Returns:
+        The survey; None if a core would be the whole input.
+
+    Raises:
+        ModelError: a layer cannot be measured by tiles; the message names the first one.
     """
     originals = {id(sketch.original(module, model)): module for module in sketch.model.modules()}
     copies = [replace(layer, module=originals[id(layer.module)]) for layer in layers]
@@ -148,7 +160,7 @@ class _Surveyor:
     def _strides(
         self, axis: int, sizes: Sequence[tuple[int, ...]], made: Sequence[tuple[int, ...]]
     ) -> tuple[list[Fraction], int]:
-        """Elements of the input from one position of each site to the next along an axis, and a multiple of all."""
+        """The stride of each site along an axis in elements of the input, and a common multiple of all strides."""
         longer = [size + _GROWTH * (axis == other) for other, size in enumerate(self._size)]
         try:
             grown_sizes, grown, _ = self._shapes(longer)
@@ -173,7 +185,7 @@ class _Surveyor:
     def _accepted(self, axis: int, length: int, steps: Sequence[int], thin: int = 1) -> list[int]:
         """Sizes that the model takes, at least ``length`` along an axis and ``thin`` steps along the others.
 
-        They leave the remainders that those of the whole leave when divided by the steps.
+        Modulo the steps they equal the sizes of the whole.
         """
         least = [length if a == axis else thin * step for a, step in enumerate(steps)]
         while True:
@@ -200,9 +212,10 @@ class _Surveyor:
         see: Callable[[int, Tensor, int], None],
         known: Sequence[Moments] = (),
     ) -> list[Moments]:
-        """One forward pass as far as the last layer: ``see`` is given every site with its values (1, C, *S).
+        """One forward pass as far as the last layer; returns the statistics of the normalizations.
 
-        Normalizations get the statistics ``known``, or those of the inputs; returns them.
+        Normalizations get the statistics ``known``, or those of the inputs. ``see`` is called with each site, its
+        values (1, C, *S) and the number of normalizations so far.
         """
         norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, number + 1))
         places = {id(layer): place for place, layer in enumerate(layers)}
@@ -216,9 +229,9 @@ class _Surveyor:
         return norms.known
 
     def _noise(self, spatial: Sequence[int]) -> Tensor:
-        """An input (1, C, *spatial) of noise with the channels' mean and deviation in the example: no two places alike.
+        """Noise (1, C, *spatial) with the mean and deviation of each channel of the example.
 
-        A channel that is constant there gets the deviation 1, or nothing could be told from it.
+        A channel that is constant in the example gets the deviation 1, so that it shows what reads it.
         """
         values = self._example.flatten(2).double()
         deviation, mean = torch.std_mean(values, 2, correction=0, keepdim=True)
@@ -273,7 +286,7 @@ class _Surveyor:
             length *= 2
 
     def _nan(self, inputs: Tensor, axis: int, known: Sequence[Moments]) -> tuple[list[Moments], list[Tensor]]:
-        """The normalizations' statistics, and for each site where along the axis it is NaN: bool (size,)."""
+        """The statistics of the normalizations, and for each site where along the axis it is NaN, bool (size,)."""
         made: dict[int, Tensor] = {}
 
         def see(site: int, values: Tensor, norms: int) -> None:
@@ -297,15 +310,18 @@ class _Surveyor:
         wrong = self._wrong(axis, steps, strides, wider, thin)
         if wrong is None:
             return wider
-        raise _refusal(self._name(wrong), "has other values in a tile than in the whole, so that its place matters")
+        raise _refusal(
+            self._name(wrong),
+            "has other values in a tile than in the whole input: it depends on the position in the input",
+        )
 
     def _wrong(
         self, axis: int, steps: Sequence[int], strides: Sequence[Fraction], reach: Sequence[tuple[int, int]], thin: int
     ) -> int | None:
-        """The first site whose values in a tile at the start, in the midst or at the end are not those of the whole.
+        """The first site with other values in a tile at the start, in the middle or at the end than in the whole.
 
-        Looked at where a site just sees enough: one step before the right end of what it may use, and one behind
-        the left.
+        They are compared where a site just reads enough: one step before the right end of what is valid, and one step
+        after the left end.
         """
         step = steps[axis]
         most, last = (max(side) for side in zip(*reach, strict=True))
@@ -339,7 +355,7 @@ class _Surveyor:
         strides: Sequence[Fraction],
         known: Sequence[Moments],
     ) -> tuple[list[Moments], list[list[Tensor]]]:
-        """Of each site the values at some ranges of positions, for a part of the input that begins at ``start``."""
+        """For each site, values at ranges of positions, for a part of the input that begins at ``start``."""
         made: dict[int, list[Tensor]] = {}
 
         def see(site: int, values: Tensor, norms: int) -> None:
@@ -354,7 +370,7 @@ class _Surveyor:
 
 
 class _Reads(TorchFunctionMode):
-    """Sees whether any convolution reads nothing of its input, but padding: the input is too thin for its kernel."""
+    """Detects a convolution that reads only padding: the input is too thin for its kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,7 +388,7 @@ class _Reads(TorchFunctionMode):
 
 @contextmanager
 def _local_kernels() -> Iterator[None]:
-    """Without kernels that spread a NaN over outputs that do not read it (FFT, Winograd)."""
+    """Without kernels that spread NaN over outputs that do not read it (FFT, Winograd)."""
     with torch.backends.cudnn.flags(enabled=False):
         yield
 

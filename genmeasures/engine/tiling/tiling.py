@@ -24,47 +24,56 @@ class _Seen(BaseException):
 
 
 class Tiling:
-    """The tiles of one model's inputs."""
+    """The tiles of the inputs of one model.
+
+    Args:
+        model: the model.
+        surveyed: the survey of its layers.
+        layers: the surveyed layers.
+        size: spatial size of an input.
+        device: that of the model.
+        layout: memory format of the tiles.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        found: Survey,
+        surveyed: Survey,
         layers: Sequence[TracedLayer],
         size: tuple[int, ...],
         device: torch.device,
         layout: torch.memory_format,
     ) -> None:
         self._model = model
-        self._found = found
-        self._places = {layer.layer.index: place for place, layer in enumerate(layers)}
-        self._norms = found.sites[len(layers) :]
+        self._survey = surveyed
+        self._indices = {layer.layer.index: index for index, layer in enumerate(layers)}
+        self._norms = surveyed.sites[len(layers) :]
         self._size = size
         self._device = device
         self._layout = layout
         self._known: dict[tuple[Split, int], list[Moments]] = {}
-        """By split and input: the statistics of its normalizations, in running order."""
+        """By split and input: the statistics of its normalizations, in the order of the forward pass."""
 
     def site(self, layer: TracedLayer) -> Site:
-        """Where the layer's output lies on the input."""
-        return self._found.sites[self._places[layer.layer.index]]
+        """How the output of a layer lies on the input."""
+        return self._survey.sites[self._indices[layer.layer.index]]
 
     def tiles(self, layers: Sequence[TracedLayer]) -> Iterator[Tile]:
-        """Tiles in whose cores all of these layers are right."""
+        """Tiles in whose cores all of these layers have their values in the whole input."""
         return self._tiles([self.site(layer) for layer in layers])
 
     def cut(self, inputs: Tensor, tile: Tile) -> Tensor:
-        """What a tile reads of inputs (1, C, *S), on the device."""
+        """The part of inputs (1, C, *S) that a tile reads, on the device."""
         part = inputs[(slice(None), slice(None), *(slice(span.start, span.stop) for span in tile))]
         return part.to(self._device).contiguous(memory_format=self._layout)
 
     def norms(self, split: Split, index: int, inputs: Tensor, layers: Sequence[TracedLayer]) -> list[Moments]:
-        """Statistics of all normalizations that run before the last of these layers, for one whole input (1, C, *S).
+        """Statistics of all normalizations before the last of these layers, over a whole input (1, C, *S).
 
-        One pass over the tiles for each, the ones before it being known; kept for later passes.
+        Each takes one pass over the tiles, given those before it; they are kept for later passes.
         """
         known = self._known.setdefault((split, index), [])
-        needed = max((self._found.norms_before[self._places[layer.layer.index]] for layer in layers), default=0)
+        needed = max((self._survey.norms_before[self._indices[layer.layer.index]] for layer in layers), default=0)
         while len(known) < needed:
             known.append(self._measured(inputs, known))
         return known[:needed]
@@ -91,11 +100,11 @@ class Tiling:
             [
                 spans(
                     size,
-                    self._found.cores[axis],
-                    self._found.steps[axis],
+                    self._survey.cores[axis],
+                    self._survey.steps[axis],
                     max(site.before[axis] for site in sites),
                     max(site.after[axis] for site in sites),
-                    self._found.least[axis],
+                    self._survey.least[axis],
                 )
                 for axis, size in enumerate(self._size)
             ]
