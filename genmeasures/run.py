@@ -1,4 +1,4 @@
-"""A run: every model of a task measured in turn, each kept as soon as it is there."""
+"""A run: the models of a task measured one after the other, each stored as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ _PACKAGES = ("genmeasures", "torch", "numpy", "scipy", "scikit-learn", "xarray",
 
 @dataclass
 class _Prepared:
-    """What is settled for all models with the same training data."""
+    """What all models with the same training data share."""
 
     train: Any
-    """Keeps the object alive whose id stands for it."""
+    """Keeps the object alive whose id identifies it."""
     data: PreparedData
     measures: list[Measure]
     content: str
@@ -83,18 +83,43 @@ class _Prepared:
     """Hash of the components and their options."""
     distributions: frozenset[str] = frozenset()
     problem: str = ""
-    """Why there is no such hash."""
+    """Why there is no hash."""
 
 
 class Run:
-    """The settings of a run, and the models measured with them.
+    """Models, data and settings of a run.
 
-    models: in the order of the result. train, test: anything that
-    :class:`~genmeasures.data.DataSource` takes, or None; a model's own ``train`` takes the place
-    of ``train``. device: None measures each model where it is. keep: a folder that keeps each
-    model's result as soon as it is there, and from which a later run takes it where all that its
-    values depend on is the same. tile: size of the tiles by which inputs are run, of all spatial axes
-    or of each; None runs them whole. ignore_index: the target that means "no label".
+    Args:
+        models: in the order of the result.
+        train: training data, anything that :class:`~genmeasures.data.DataSource` takes, or None. If a model has
+            ``train`` of its own, it replaces these.
+        test: test data, likewise.
+        measures: the measures.
+        extractor: the extractor.
+        layers: names or indices of the layers to measure, None for all.
+        seed: of every random choice.
+        device: None measures each model where it is.
+        batch_size: inputs per batch.
+        keep: a folder that stores the result of each model as soon as it is measured; a later run reuses it if all that
+            its values depend on is the same. None stores nothing.
+        tile: size of the tiles by which inputs run, of all spatial axes or of each; None runs whole inputs.
+        ignore_index: the target that means "no label".
+        memory: MiB for activations and for what is kept between passes.
+
+    Raises:
+        OptionError: a setting is invalid.
+        ModelError: there are no models, or names are duplicate.
+
+    Example:
+        >>> from genmeasures.extractors import ReceptiveField
+        >>> from genmeasures.measures import Roughness
+        >>> data = torch.arange(40.0).sin().reshape(20, 2)
+        >>> run = Run(
+        ...     [TaskModel("net", lambda: nn.Linear(2, 4))], data, data, [Roughness()], ReceptiveField(),
+        ...     layers=None, seed=0, device="cpu", batch_size=10, keep=None,
+        ... )
+        >>> run.measure({}).roughness_status.values.tolist()
+        [['ok']]
     """
 
     def __init__(
@@ -119,24 +144,24 @@ class Run:
         for component in (extractor, *measures):
             check_attributes(component)
         names = [model.name for model in models]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ModelError(f"models with the same name: {shown(', '.join(twice))}")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ModelError(f"duplicate model names: {shown(', '.join(duplicates))}")
         if not measures:
             raise OptionError("there are no measures to compute")
         check_names(measures, models)
         check_layers(layers)
         if not is_count(batch_size):
-            raise OptionError(f"batch_size must be an integer ≥ 1, not {batch_size!r}")
+            raise OptionError(f"batch_size must be an integer ≥ 1, got {batch_size!r}")
         check_seed(seed)
         check_ignore_index(ignore_index)
         if tile is not None:
             sizes = [tile] if isinstance(tile, int) else tile
             if not isinstance(sizes, Sequence) or not sizes or not all(map(is_count, sizes)):
-                raise OptionError(f"tile must be an integer ≥ 1, a list of them or null, not {tile!r}")
+                raise OptionError(f"tile must be an integer ≥ 1, a list of integers ≥ 1 or null, got {tile!r}")
             if extractor.whole_output:
                 raise OptionError(
-                    f"tile: {extractor.name} makes vectors of a layer's whole output, which tiles never hold; "
+                    f"tile: {extractor.name} makes vectors of the whole output of a layer, which tiles never hold; "
                     "choose the extractor receptive_field, or leave tile out"
                 )
         self._models = models
@@ -148,7 +173,7 @@ class Run:
         self._batch_size = batch_size
         self._keep = None if keep is None else writable(keep)
         self._train = train
-        # By tiles inputs are run one by one: no more of them need to be in memory.
+        # By tiles inputs run one by one: no more of them need to be in memory.
         self._read = batch_size if tile is None else 1
         self._tile = tile if tile is None or isinstance(tile, int) else list(tile)
         self._ignore_index = ignore_index
@@ -159,11 +184,11 @@ class Run:
         self._problems: set[str] = set()
         self._lacks: set[str] = set()
         self._failures: dict[str, list[str]] = {}
-        """Models that failed, by kind of failure."""
+        """Names of models that failed, by kind of failure."""
 
     @property
     def account(self) -> Account:
-        """Which models were measured, and which taken from what was kept, so far."""
+        """Which models have been measured so far, and which have been reused."""
         return self._kept.account
 
     @settled()
@@ -174,12 +199,21 @@ class Run:
         on_batch: Progress | None = None,
         earlier: xr.Dataset | None = None,
     ) -> xr.Dataset:
-        """Measure all models; ``on_model`` is called with a name, its number and their count as each begins.
+        """Measure all models.
 
-        attrs: attributes of the result; ``task`` and ``task_id`` where the models are those of a task. earlier:
-        an earlier result; of a model whose values depend on nothing that has changed, they are taken from it.
+        A model that cannot be measured is logged and recorded.
 
-        A model that cannot be measured is logged and recorded; if none can, its error is raised.
+        Args:
+            attrs: attributes of the result; ``task`` and ``task_id`` for the models of a task.
+            on_model: called with the name of a model, its index and the number of models when it begins.
+            on_batch: called with the split, the number of inputs that are through, and their count.
+            earlier: an earlier result, whose values are reused for models if nothing that they depend on has changed.
+
+        Returns:
+            The dataset, as of :func:`genmeasures.measure`.
+
+        Raises:
+            GenmeasuresError: no model can be measured.
         """
         datasets: list[xr.Dataset] = []
         errors: list[GenmeasuresError] = []
@@ -198,7 +232,7 @@ class Run:
             began = time.perf_counter()
             try:
                 datasets.append(self._measure_one(model, on_batch))
-            except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
+            except Exception as caught:  # whatever stops one model, the others go on
                 trace = traceback_of(caught)
                 status = status_of(caught, f"model {model.name}").partition(": ")[2]
                 named = status.startswith((f"model {model.name}: ", f"model {model.name!r}: "))
@@ -206,7 +240,7 @@ class Run:
                 self._report(message, model.name)
                 kind = type(caught) if isinstance(caught, GenmeasuresError) else ModelError
                 errors.append(kind(message))
-                if trace:  # the only thing left of it, should no other model be measured
+                if trace:  # the only trace of it if no other model can be measured
                     errors[-1].add_note(trace)
                 datasets.append(keyed(model_dataset(model, status, self._measures), ModelKey()))
                 self.account.failed.append(model.name)
@@ -227,7 +261,7 @@ class Run:
         return type(errors[0])(f"none of {len(errors)} models could be measured, {why}; {errors[0]}")
 
     def _report(self, message: str, name: str) -> None:
-        """Log why a model failed: at once for the first of a kind, the others are counted."""
+        """Log why a model failed: at once for the first failure of a kind, the others are counted."""
         alike = self._failures.setdefault(kind_of(message, name), [])
         alike.append(name)
         log.log(logging.DEBUG if len(alike) > 1 else logging.WARNING, "%s", one_line(message))
@@ -248,9 +282,11 @@ class Run:
         except GenmeasuresError:
             raise
         except Exception as error:  # a task's own code can fail in any way
-            raise ModelError(f"it cannot be built: {type(error).__name__}: {error}") from error
+            raise ModelError(f"building it failed: {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
-            raise ModelError(f"a model is a torch.nn.Module, not {type(model).__name__}{not_a_module(model)}")
+            raise ModelError(
+                f"expected a torch.nn.Module, got an object of type {type(model).__name__}{not_a_module(model)}"
+            )
         device = self._device or next((p.device for p in model.parameters()), torch.device("cpu"))
         key = self._key(model, task_model, prepared, device)
         kept = self._kept.take(task_model, key, measures)
@@ -276,32 +312,32 @@ class Run:
         return _remarked(made, "ok", notes)
 
     def _log(self, name: str, seconds: float, ds: xr.Dataset) -> None:
-        """One line a model, at level INFO."""
+        """Log one line per model, at level INFO."""
         status = str(ds["model_status"].values[0]).partition(":")[0]
-        taken = " (taken from what was kept)" if name in self.account.taken else ""
+        taken = " (reused)" if name in self.account.taken else ""
         log.info("model %s: %s%s, %.2f s, layers: %d", shown(name), status, taken, seconds, ds.sizes["layer"])
 
     def _report_unkept(self) -> None:
         unkept = self.account.unkept
         if unkept:
             log.warning(
-                "the results of %d of %d models could not be kept in %s; they are in this run's result alone: %s",
+                "the results of %d of %d models could not be stored in %s, and are in the result of this run alone: %s",
                 len(unkept), len(self._models), self._keep, one_line(next(iter(unkept.values()))),
             )  # fmt: skip
 
     def _key(self, model: nn.Module, task_model: TaskModel, prepared: _Prepared, device: torch.device) -> ModelKey:
-        """All that the model's values depend on; not batches and tiles, nor what is only known of the model."""
+        """Key of all that the values of a model depend on, without batches, tiles, hyperparameters and metrics."""
         try:
             found = model_identity(model)
         except Unidentified as error:
             return self._unknown(str(error))
         if prepared.problem:
             return self._unknown(prepared.problem)
-        # Model measures do not run by tiles: they have values without them, and a failure with them.
+        # Model measures do not run by tiles: with tiles they fail.
         tiled = self._tile is not None and any(isinstance(measure, ModelMeasure) for measure in self._measures)
         versions = versions_identity(found.distributions | prepared.distributions)
         layers = None if self._layers is None else sorted(set(self._layers), key=repr)
-        # What the model itself creates is of the default type.
+        # The model creates tensors of the default type.
         known: list[object] = [
             prepared.settings,
             versions,
@@ -322,7 +358,7 @@ class Run:
     def _unknown(self, problem: str) -> ModelKey:
         if self._keep is not None and problem not in self._problems:
             self._problems.add(problem)
-            log.warning("nothing is kept: %s", one_line(problem))
+            log.warning("nothing is stored: %s", one_line(problem))
         return ModelKey(problem=problem)
 
     def _prepare(self, model: TaskModel) -> _Prepared:
@@ -347,7 +383,7 @@ class Run:
         except DataError as error:
             if sources:
                 raise
-            raise DataError(f"there are no data: give train, test or both ({error})") from error
+            raise DataError(f"there are no data: pass train, test or both ({error})") from error
         for measure in measures:
             lacks = lacking.get(repr(measure))
             if lacks and (said := f"{measure.name} has no values: it {lacks}") not in self._lacks:
@@ -364,18 +400,18 @@ class Run:
         return read_alike(sources)
 
     def _settings(self, measures: Sequence[Measure]) -> tuple[str, frozenset[str]]:
-        """Hash of the components with their options and the versions of their plugins, and their distributions."""
+        """Identity of the components with their options and versions of their plugins, and their distributions."""
         components: list[Component] = [self._extractor, *measures]
         labelers = [m.labeler for m in measures if isinstance(m, FeatureMeasure) and m.labeler is not None]
         kinds = {kind for one in (*components, *labelers) for kind in type(one).__mro__}
         plugins = [plugin for plugin in registry().plugins if any(kind in kinds for _, kind in plugin.components)]
         found, distributions = component_identity(components)
-        # The core's own version counts for every model.
+        # The version of the core is part of the key of every model.
         known = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
         return repr([found, known, [measure.described() for measure in measures]]), distributions
 
     def _task(self, attrs: Mapping[str, Any]) -> dict[str, str]:
-        """What results call the task, and the identity that collected results go by."""
+        """Name of the task in results, and the identity by which results are collected."""
         identity = attrs.get("task_id")
         if not identity or has_address(str(identity)):
             prepared = self._prepared.get(None)
@@ -435,7 +471,7 @@ def versions() -> dict[str, str]:
 
 
 def _remarked(ds: xr.Dataset, status: str, notes: Sequence[str]) -> xr.Dataset:
-    """The dataset of one model with what its status says."""
+    """The dataset of one model with notes in its status."""
     for note in dict.fromkeys(notes):
         status = with_note(status, note.replace("; ", ", "))
     return ds.assign_coords(model_status=("model", np.array([status], dtype=object)))

@@ -237,7 +237,7 @@ def test_what_has_no_hash_is_not_kept_and_named_once(
             ds = measured(models)
         assert RUNS
         (said,) = [record.getMessage() for record in caplog.records if record.name == "genmeasures.run"]
-        assert said.startswith("nothing is kept: attribute 'lock' of a Net")
+        assert said.startswith("nothing is stored: attribute 'lock' of a Net")
     assert ds["model_key"].values.tolist() == ["", ""]
     assert (ds["model_status"] == "ok").all()
     assert not list((tmp_path / "kept").iterdir())
@@ -353,7 +353,7 @@ def test_a_disk_that_fills_up_is_told_once(
         ds = measured({f"n{seed}": Net(seed) for seed in range(4)})
     assert np.isfinite(ds["davies_bouldin"]).all()
     (said,) = [record.getMessage() for record in caplog.records]
-    assert "3 of 4 models could not be kept" in said
+    assert "3 of 4 models could not be stored" in said
     assert "No space left" in said
     monkeypatch.setattr("genmeasures.kept.save", save)
     measured({f"n{seed}": Net(seed) for seed in range(4)})

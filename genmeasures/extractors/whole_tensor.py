@@ -1,4 +1,4 @@
-"""One vector an input: the layer's whole output, flattened."""
+"""One vector per input: the whole output of the layer, flattened."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ from genmeasures.interfaces import Extractor, Layer, PatchReader, PatchSet, Samp
 
 
 class WholeTensor(Extractor):
-    """The flattened tensor x_ℓ of each input; its "patch" is the layer's whole input tensor.
+    """The flattened output x_ℓ of each input; its patch is the whole input of the layer.
 
-    Both in the order (*spatial, channels). The "original PCA method" of Rajagopal et al. 2021, Table 1.
+    Both are in the order (*spatial, channels). This is the "original PCA method" of Rajagopal et al. 2021, Table 1.
 
-    cap: inputs sampled; None takes all. fit_cap: those that fits see, where ``cap`` is larger.
-    components: d of the PCA. tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
+    Args:
+        cap: inputs sampled; None takes all.
+        components: d, number of components of the PCA.
+        tap: as in :class:`~genmeasures.extractors.ReceptiveField`.
+        fit_cap: inputs that fits see, if ``cap`` is larger.
+
+    Raises:
+        OptionError: an option is invalid.
+
+    Example:
+        >>> len(WholeTensor(cap=2).sample(4, np.arange(3, dtype=np.uint64), seed=0))
+        2
     """
 
     name = "whole_tensor"
@@ -27,9 +37,9 @@ class WholeTensor(Extractor):
     def __init__(
         self, cap: int | None = 80_000, components: int = 10, tap: str = "activation", fit_cap: int = 80_000
     ) -> None:
-        require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, not {cap!r}")
-        require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, not {fit_cap!r}")
-        require(is_count(components), self, f"components must be an integer ≥ 1, not {components!r}")
+        require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, got {cap!r}")
+        require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, got {fit_cap!r}")
+        require(is_count(components), self, f"components must be an integer ≥ 1, got {components!r}")
         one_of(self, "tap", tap, ("activation", "linear"))
         self.cap = cap
         self.components = components

@@ -318,7 +318,7 @@ def test_lazy_models_say_what_to_do(measured: Callable[..., xr.Dataset]) -> None
 
 def test_models_of_one_name(net: nn.Module) -> None:
     models = [TaskModel("twice", lambda: net), TaskModel("twice", lambda: net)]
-    with pytest.raises(ModelError, match="same name: twice"):
+    with pytest.raises(ModelError, match="duplicate model names: twice"):
         Run(models, None, None, [], SMALL, layers=None, seed=0, device=None, batch_size=1, keep=None)
 
 
@@ -482,8 +482,8 @@ def test_random_augmentation_is_noticed(net: nn.Module, measured: Callable[..., 
         ({"extractor": Roughness()}, "extractor: expected a name or an object of Extractor, got Roughness"),
         ({"measures": []}, "no measures"),
         ({"measures": ["roughness", Roughness(spread="rms")]}, "two measures write the variable 'roughness'"),
-        ({"batch_size": 0}, "batch_size must be an integer ≥ 1, not 0"),
-        ({"batch_size": 2.5}, "batch_size must be an integer ≥ 1, not 2.5"),
+        ({"batch_size": 0}, "batch_size must be an integer ≥ 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer ≥ 1, got 2.5"),
         ({"device": "cudda"}, "device='cudda' cannot be used"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used"),
         ({"seed": "x"}, "seed"),
@@ -505,7 +505,7 @@ def test_a_layer_that_only_some_models_have(net: nn.Module, measured: Callable[.
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: KMeans(k=1), "KMeans: k must be an integer ≥ 2, not 1"),
+        (lambda: KMeans(k=1), "KMeans: k must be an integer ≥ 2, got 1"),
         (lambda: KMeans(k=2.5), "KMeans: k must"),
         (lambda: KMeans(k=True), "KMeans: k must"),
         (lambda: KMeans(restarts=0), "KMeans: restarts must"),

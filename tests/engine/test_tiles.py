@@ -621,7 +621,7 @@ def test_numbers_that_are_none() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"tile": 0}, "tile must be an integer ≥ 1, a list of them or null, not 0"),
+        ({"tile": 0}, "tile must be an integer ≥ 1, a list of integers ≥ 1 or null, got 0"),
         ({"tile": True}, "tile must be an integer"),
         ({"tile": 2.5}, "tile must be an integer"),
         ({"tile": "many"}, "tile must be an integer"),
