@@ -25,7 +25,10 @@ def defined(base: type = FeatureMeasure, **attributes: Any) -> type[Any]:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        (GOOD, r'Mine: variables must be a tuple, got one Variable: write variables = \(Variable\("name", .*with a comma'),
+        (
+            GOOD,
+            r'Mine: variables must be a tuple, got one Variable: write variables = \(Variable\("name", .*with a comma',
+        ),
         ([GOOD], r"Mine: variables must be a tuple, got a list: write variables = \(Variable\("),
         ("mine", "Mine: variables must be a tuple, got a str"),
         ({"mine": GOOD}, "Mine: variables must be a tuple, got a dict"),
@@ -72,7 +75,10 @@ def test_a_pass_of_what_there_is_not(given: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        (Pass("test", "vectors"), r"passes must be a tuple, got one Pass: write passes = \(Pass\(\"test\", .* with a comma"),
+        (
+            Pass("test", "vectors"),
+            r"passes must be a tuple, got one Pass: write passes = \(Pass\(\"test\", .* with a comma",
+        ),
         ([Pass("test", "vectors")], "passes must be a tuple, got a list"),
         ("test", "passes must be a tuple, got a str"),
         (("test", "vectors"), r"passes\[0\] must be a Pass, got 'test': write Pass\(\"test\", \"vectors\"\)"),
@@ -188,3 +194,20 @@ def test_a_class_in_the_place_of_an_object() -> None:
         GenmeasuresError, match=r"measure: DaviesBouldin is a class, an object of it .*: DaviesBouldin\(…\)"
     ):
         genmeasures.measure([torch.nn.Linear(2, 2)], torch.zeros(4, 2), measures=[DaviesBouldin])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("method", ["observe", "fit"])
+def test_a_target_labeler_that_is_fitted_declares_it(method: str) -> None:
+    """Else nothing would call what it has written."""
+    attributes = {"name": "mine", method: lambda self, given: None}
+    with pytest.raises(ComponentError, match="Mine has observe or fit, which nothing calls: write needs_fit = True"):
+        type("Mine", (TargetLabeler,), attributes)
+    type("Mine", (TargetLabeler,), {**attributes, "needs_fit": True})
+
+
+def test_labels_have_the_size_of_what_a_vector_is_made_from() -> None:
+    class Whole(ReceptiveField):
+        whole_output = True
+
+    assert ReceptiveField().label_size((3, 5)) == (3, 5)
+    assert Whole().label_size((3, 5)) == ()

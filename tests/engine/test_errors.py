@@ -347,7 +347,7 @@ Y = np.arange(20) % 4
         (torch.utils.data.TensorDataset(torch.zeros(0, 1, 8, 8), torch.zeros(0)), "train data: the data set is empty"),
         ((X, Y[:19]), "train data: 19 targets for 20 inputs"),
         ((X, 3), "train data: a single target for 20 inputs"),
-        ((X, np.array(["cat"] * 20)), "train data: the targets are no array of numbers"),
+        ((X, np.array(["cat"] * 20)), "train data: the targets must be an array of numbers"),
         ((X, np.where(Y == 3, -1, Y)), r"train data: the label of sample 3 is negative \(-1\)"),
         ((X, np.where(Y == 3, np.nan, Y).astype(np.float32)), "train data: the target of sample 3 is NaN"),
         ((X, np.zeros((20, 5), np.int64)), "train data"),

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import genmeasures
 from genmeasures.engine import fits as fits_module
 from genmeasures.engine.layer import LayerState
+from genmeasures.engine.memory import Memory
+from genmeasures.errors import OptionError
 from genmeasures.extractors import ReceptiveField, WholeTensor
 from genmeasures.interfaces import Extractor, FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
 from genmeasures.labelers import KMeans
@@ -188,6 +190,49 @@ def test_little_memory_costs_passes_and_changes_no_value(
         assert sorted(found) == passes(4, 2)
     for name in ("davies_bouldin", "roughness", "confidence"):
         np.testing.assert_allclose(ds[name].values, expected[name].values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("extractor", [ReceptiveField(), WholeTensor()], ids=repr)
+def test_a_small_budget_costs_passes_and_changes_no_value(
+    calls: Callable[..., tuple[list[int], Any]], extractor: Extractor
+) -> None:
+    """As little as 64 KiB: batches are split, layers are recorded one by one, and nothing is cached."""
+    every, expected = calls(extractor=extractor)
+    found, ds = calls(extractor=extractor, memory=1 / 16)
+    assert len(found) > 2 * len(every)
+    assert max(found) < BATCH
+    for name in ("davies_bouldin", "roughness", "confidence"):
+        np.testing.assert_allclose(ds[name].values, expected[name].values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [0, -1, True, "much", float("nan"), float("inf")])
+def test_a_budget_is_a_positive_number(digits_net: nn.Module, memory: Any) -> None:
+    with pytest.raises(OptionError, match=r"memory must be a number of MiB > 0, got "):
+        genmeasures.measure([digits_net], torch.zeros(4, 1, 8, 8), memory=memory)
+
+
+def test_the_default_budget_is_divided_as_documented() -> None:
+    memory = Memory()
+    sizes = (memory.record, memory.cache, memory.activations, memory.chunk, 4 * memory.large_input)
+    assert [size / 2**20 for size in sizes] == [1152, 768, 256, 8, 1]
+
+
+@pytest.mark.parametrize(
+    "passes_",
+    [
+        [Pass("test", "projected"), Pass("test", "projected", "labels")],
+        [Pass("test", "projected"), Pass("test", "patch_set"), Pass("test", "projected", "labels")],
+        [Pass("test", "vectors", "labels"), Pass("test", "patches"), Pass("test", "projected", "labels")],
+    ],
+)
+@pytest.mark.parametrize("labeler", [KMeans(), None], ids=repr)
+def test_a_later_pass_may_read_more_than_those_before_it(
+    calls: Callable[..., tuple[list[int], Any]], passes_: list[Pass], labeler: Any
+) -> None:
+    """A field or labels that only a later pass reads are cached for it, or the model runs again."""
+    measure = reader("r", *passes_, labeler_=labeler)
+    _, ds = calls(measure)
+    check_readers(ds, (measure,))
 
 
 def test_whole_tensors_project_patches_in_the_pass_that_is_there(calls: Callable[..., tuple[list[int], Any]]) -> None:
