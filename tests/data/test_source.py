@@ -650,9 +650,7 @@ class Broken(Pairs):
 def test_an_error_of_the_data_set_says_where(workers: int) -> None:
     loader = DataLoader(Broken(INPUTS), 3, num_workers=workers)
     what = "no image 7" if workers == 0 else "at all"
-    with pytest.raises(
-        DataError, match=f"train data: the batch that begins with sample 6 cannot be read: .*{what}"
-    ) as caught:
+    with pytest.raises(DataError, match=f"the batch that begins with sample 6 cannot be read: .*{what}") as caught:
         source(loader).scan()
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
@@ -779,9 +777,7 @@ def test_a_data_set_that_stops_early_is_not_taken_for_a_shorter_one() -> None:
     data = Pulls()
     for _ in range(9):
         next(data.rest)
-    refused(
-        data, "the batch that begins with sample 10 cannot be read: StopIteration; .*the same each time they are read"
-    )
+    refused(data, "the batch that begins with sample 10 cannot be read: StopIteration; .*the same each time")
 
 
 def test_iterators_are_refused_with_the_reason() -> None:

@@ -398,7 +398,7 @@ def test_a_variable_with_the_name_of_a_coordinate_is_refused_before_any_model_ru
         (
             ("layer", "sample"),
             [1.0, 2.0],
-            "failed: the measure returned an object of type float, expected a NumPy array (n,) for",
+            "failed: the measure returned an object of type float, expected a NumPy array (n,)",
         ),
         (("layer",), {"0": 1.0}, "failed: shaped is of type dict, expected a sequence of 2 values, one per layer"),
         (("layer",), "ok", "failed: shaped is of type str, expected a sequence of 2 values, one per layer"),
