@@ -301,15 +301,15 @@ class Run:
         key = key.of_values(result.by_batch, result.reproducible)
         bare = model_dataset(TaskModel(task_model.name, task_model.build), result, measures)
         values = keyed(bare, key).assign_attrs(seconds=time.perf_counter() - began)
-        made = keyed(model_dataset(task_model, result, measures), key).assign_attrs(values.attrs)
+        dataset = keyed(model_dataset(task_model, result, measures), key).assign_attrs(values.attrs)
         self.account.measured[task_model.name] = why
-        if short := shortage(made):
+        if short := shortage(dataset):
             # The values that are there are right, but the model is not done: the next run tries again.
             log.warning("model %s: %s", shown(task_model.name), one_line(short))
-            made["model_status"] = ("model", np.array([short], dtype=object))
-            return keyed(made, ModelKey(key.content))
+            dataset["model_status"] = ("model", np.array([short], dtype=object))
+            return keyed(dataset, ModelKey(key.content))
         self._kept.keep(task_model, values, key)
-        return _remarked(made, "ok", notes)
+        return _remarked(dataset, "ok", notes)
 
     def _log(self, name: str, seconds: float, ds: xr.Dataset) -> None:
         """Log one line per model, at level INFO."""
@@ -328,14 +328,14 @@ class Run:
     def _key(self, model: nn.Module, task_model: TaskModel, prepared: _Prepared, device: torch.device) -> ModelKey:
         """Key of all that the values of a model depend on, without batches, tiles, hyperparameters and metrics."""
         try:
-            found = model_identity(model)
+            identity = model_identity(model)
         except Unidentified as error:
             return self._unknown(str(error))
         if prepared.problem:
             return self._unknown(prepared.problem)
         # Model measures do not run by tiles: with tiles they fail.
         tiled = self._tile is not None and any(isinstance(measure, ModelMeasure) for measure in self._measures)
-        versions = versions_identity(found.distributions | prepared.distributions)
+        versions = versions_identity(identity.distributions | prepared.distributions)
         layers = None if self._layers is None else sorted(set(self._layers), key=repr)
         # The model creates tensors of the default type.
         known: list[object] = [
@@ -350,10 +350,12 @@ class Run:
         if any(isinstance(measure, ModelMeasure) and measure.reads_facts for measure in self._measures):
             facts = _facts(task_model)
             known.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
-        digest = hashlib.blake2b(repr([found.weights, found.code, prepared.content, *known]).encode(), digest_size=12)
+        digest = hashlib.blake2b(
+            repr([identity.weights, identity.code, prepared.content, *known]).encode(), digest_size=12
+        )
         # The budget decides how many inputs run together.
         batches = (self._read, self._tile, *([] if self._memory == Memory() else [self._memory.mib]))
-        return ModelKey.of(found.weights, found.code, prepared.content, digest.hexdigest(), batches)
+        return ModelKey.of(identity.weights, identity.code, prepared.content, digest.hexdigest(), batches)
 
     def _unknown(self, problem: str) -> ModelKey:
         if self._keep is not None and problem not in self._problems:
@@ -369,12 +371,12 @@ class Run:
             measures, lacking = self._measures_for(sources)
             data = prepare_data(sources, measures, self._extractor, self._seed, lacking)
             self._tile_of(data)
-            made = _Prepared(train, data, measures, data_identity(sources))
+            fresh = _Prepared(train, data, measures, data_identity(sources))
             try:
-                made.settings, made.distributions = self._settings(measures)
+                fresh.settings, fresh.distributions = self._settings(measures)
             except Unidentified as error:
-                made.problem = str(error)
-            self._prepared[key] = made
+                fresh.problem = str(error)
+            self._prepared[key] = fresh
         return self._prepared[key]
 
     def _measures_for(self, sources: Mapping[Split, DataSource]) -> tuple[list[Measure], dict[str, str]]:
@@ -386,9 +388,9 @@ class Run:
             raise DataError(f"there are no data: pass train, test or both ({error})") from error
         for measure in measures:
             lacks = lacking.get(repr(measure))
-            if lacks and (said := f"{measure.name} has no values: it {lacks}") not in self._lacks:
-                self._lacks.add(said)
-                log.warning("%s", said)
+            if lacks and (message := f"{measure.name} has no values: it {lacks}") not in self._lacks:
+                self._lacks.add(message)
+                log.warning("%s", message)
         return measures, lacking
 
     def _sources(self, train: Any) -> dict[Split, DataSource]:
@@ -405,10 +407,10 @@ class Run:
         labelers = [m.labeler for m in measures if isinstance(m, FeatureMeasure) and m.labeler is not None]
         kinds = {kind for one in (*components, *labelers) for kind in type(one).__mro__}
         plugins = [plugin for plugin in registry().plugins if any(kind in kinds for _, kind in plugin.components)]
-        found, distributions = component_identity(components)
+        identity, distributions = component_identity(components)
         # The version of the core is part of the key of every model.
         known = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
-        return repr([found, known, [measure.described() for measure in measures]]), distributions
+        return repr([identity, known, [measure.described() for measure in measures]]), distributions
 
     def _task(self, attrs: Mapping[str, Any]) -> dict[str, str]:
         """Name of the task in results, and the identity by which results are collected."""
@@ -481,8 +483,8 @@ def _device(device: str | torch.device | None) -> torch.device | None:
     if device is None:
         return None
     try:
-        made = torch.device(device)
-        torch.empty(0, device=made)
+        available = torch.device(device)
+        torch.empty(0, device=available)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise OptionError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return made
+    return available

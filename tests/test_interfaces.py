@@ -191,7 +191,7 @@ def test_passes_without_property() -> None:
 
 def test_a_class_in_the_place_of_an_object() -> None:
     with pytest.raises(
-        GenmeasuresError, match=r"measure: DaviesBouldin is a class, an object of it .*: DaviesBouldin\(…\)"
+        GenmeasuresError, match=r"measure: expected an object, got the class DaviesBouldin: write DaviesBouldin\(…\)"
     ):
         genmeasures.measure([torch.nn.Linear(2, 2)], torch.zeros(4, 2), measures=[DaviesBouldin])  # type: ignore[list-item]
 

@@ -83,9 +83,7 @@ def test_a_labeler_of_no_kind(net: nn.Module) -> None:
     class NoKind(Labeler):
         name = "no_kind"
 
-    with pytest.raises(
-        ComponentError, match="NoKind is a Labeler of no kind: subclass TargetLabeler or FeatureLabeler"
-    ):
+    with pytest.raises(ComponentError, match="NoKind is neither a TargetLabeler nor a FeatureLabeler: subclass one"):
         genmeasures.measure([net], (X, Y), X, measures=[DaviesBouldin(labeler=NoKind())])
 
 

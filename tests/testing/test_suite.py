@@ -547,7 +547,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("file", NoText, r"mean_feature: units is \['a', 'b'\] in the file"),
     ("labels", NoLabels, "labels are torch.bool"),
     ("labels", TakesNothing, "it takes neither classes, nor masks, nor continuous targets"),
-    ("attributes", NoKind, "NoKind is a Labeler of no kind: subclass TargetLabeler or FeatureLabeler"),
+    ("attributes", NoKind, "NoKind is neither a TargetLabeler nor a FeatureLabeler: subclass one"),
     ("labels", NoKind, "it is neither a TargetLabeler nor a FeatureLabeler"),
     ("label_batches", ByBatch, "labels differ in batches of 7"),
     ("label_seed", ByChance, "two fits with one seed give different labels"),

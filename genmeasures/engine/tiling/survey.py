@@ -50,9 +50,9 @@ class Survey:
 
 def sketched_trace(model: nn.Module, sketch: Sketch, shape: tuple[int, ...], tap: str) -> Trace:
     """The trace of the model for inputs of the shape (B, …), without any computation."""
-    made = trace(sketch.model, sketch.input(shape), tap)
-    layers = tuple(replace(layer, module=sketch.original(layer.module, model)) for layer in made.layers)
-    return Trace(layers, made.skipped)
+    traced = trace(sketch.model, sketch.input(shape), tap)
+    layers = tuple(replace(layer, module=sketch.original(layer.module, model)) for layer in traced.layers)
+    return Trace(layers, traced.skipped)
 
 
 def survey(
@@ -107,14 +107,14 @@ class _Surveyor:
         self._layout = layout
 
     def survey(self, tile: Sequence[int]) -> Survey | None:
-        sizes, made, norms_before = self._shapes(self._size)
+        sizes, shapes, norms_before = self._shapes(self._size)
         count = len(self._size)
         strides = [[Fraction(1)] * count for _ in sizes]
         before, after = ([[0] * count for _ in sizes] for _ in range(2))
         steps, cores = [1] * count, list(self._size)
         tiled = [axis for axis in range(count) if tile[axis] < self._size[axis]]
         for axis in tiled:
-            along, steps[axis] = self._strides(axis, sizes, made)
+            along, steps[axis] = self._strides(axis, sizes, shapes)
             for site, stride in enumerate(along):
                 strides[site][axis] = stride
         least = self._accepted(0, steps[0], steps)
@@ -158,7 +158,7 @@ class _Surveyor:
         return [sizes[site] for site in range(len(sizes))], shapes.made, tuple(norms_before)
 
     def _strides(
-        self, axis: int, sizes: Sequence[tuple[int, ...]], made: Sequence[tuple[int, ...]]
+        self, axis: int, sizes: Sequence[tuple[int, ...]], shapes: Sequence[tuple[int, ...]]
     ) -> tuple[list[Fraction], int]:
         """The stride of each site along an axis in elements of the input, and a common multiple of all strides."""
         longer = [size + _GROWTH * (axis == other) for other, size in enumerate(self._size)]
@@ -166,7 +166,7 @@ class _Surveyor:
             grown_sizes, grown, _ = self._shapes(longer)
         except ModelError as error:
             raise _refusal(self._sketch.last, "takes inputs of one size only") from error
-        if len(sizes) != len(grown_sizes) or [len(shape) for shape in made] != [len(shape) for shape in grown]:
+        if len(sizes) != len(grown_sizes) or [len(shape) for shape in shapes] != [len(shape) for shape in grown]:
             raise _refusal(self._name(0), "and what follows it depend on the size of the input")
         strides = []
         for site, (size, grown_size) in enumerate(zip(sizes, grown_sizes, strict=True)):
@@ -176,7 +176,7 @@ class _Surveyor:
             strides.append(Fraction(_GROWTH, more[axis]))
         steps = [
             Fraction(_GROWTH, abs(b - a)).numerator
-            for one, other in zip(made, grown, strict=True)
+            for one, other in zip(shapes, grown, strict=True)
             for a, b in zip(one, other, strict=True)
             if a != b
         ]
@@ -189,18 +189,18 @@ class _Surveyor:
         """
         least = [length if a == axis else thin * step for a, step in enumerate(steps)]
         while True:
-            made = [
+            sizes = [
                 size % step + round_up(max(0, smallest - size % step), step)
                 for size, smallest, step in zip(self._size, least, steps, strict=True)
             ]
-            made = [size if a == axis else min(size, self._size[a]) for a, size in enumerate(made)]
+            sizes = [size if a == axis else min(size, self._size[a]) for a, size in enumerate(sizes)]
             try:
-                self._shapes(made)
-                return made
+                self._shapes(sizes)
+                return sizes
             except ModelError:
-                if all(size >= whole for size, whole in zip(made, self._size, strict=True)):
+                if all(size >= whole for size, whole in zip(sizes, self._size, strict=True)):
                     raise
-                least = [2 * size for size in made]
+                least = [2 * size for size in sizes]
 
     # Runs on small inputs ---------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class _Surveyor:
         norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, number + 1))
         places = {id(layer): place for place, layer in enumerate(layers)}
 
-        def receive(layer: TracedLayer, given: Tensor, output: Tensor) -> None:
+        def receive(layer: TracedLayer, layer_input: Tensor, output: Tensor) -> None:
             see(places[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms.count)
 
         taps = tapped(model, layers, receive, stop=True, whole=False)
@@ -238,17 +238,17 @@ class _Surveyor:
         size = (*values.shape[:2], math.prod(spatial))
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
-        made = mean.cpu() + torch.where(deviation > 0, deviation, 1.0).cpu() * drawn
-        shaped: Tensor = made.to(self._example.dtype).unflatten(2, tuple(spatial))
+        noise = mean.cpu() + torch.where(deviation > 0, deviation, 1.0).cpu() * drawn
+        shaped: Tensor = noise.to(self._example.dtype).unflatten(2, tuple(spatial))
         return shaped.to(self._device).contiguous(memory_format=self._layout)
 
     def _reach(self, axis: int, steps: Sequence[int], strides: Sequence[Fraction]) -> tuple[list[tuple[int, int]], int]:
         """Elements before and after the core that each site reads along an axis, and steps that the others must have.
 
-        NaN goes through everything that reads it: an input that is NaN from a multiple of the step on shows the
-        last position that does not depend on what lies behind. Tiles end at such multiples alone, so that no
-        other phase needs to be seen. On either side there is as much as the whole axis, so that nothing that a
-        dilated kernel reads within it is missed.
+        NaN propagates through everything that reads it: an input that is NaN from a multiple of the step on shows the
+        last position that does not depend on what follows. Tiles end at such multiples alone, so that other phases do
+        not matter. On either side there is as much as the whole axis, so that no element that a dilated kernel reads is
+        missed.
         """
         step, whole = steps[axis], self._size[axis]
         length, limit = 2 * round_up(whole, step), 4 * round_up(whole, step)
@@ -271,30 +271,30 @@ class _Surveyor:
             if reads.nothing and others:
                 thin *= 2
                 continue
-            made: list[tuple[int, int]] = []
+            reach: list[tuple[int, int]] = []
             for by_start, by_end, stride in zip(by_starts, by_ends, strides, strict=True):
                 first = int(by_end.int().argmax()) if bool(by_end.any()) else len(by_end)
                 last = len(by_start) - 1 - int(by_start.flip(0).int().argmax()) if bool(by_start.any()) else -1
                 if first == 0 or last == len(by_start) - 1:
                     break
                 lead, lag = (last + 1) * stride - cut, cut - first * stride
-                made.append((round_up(max(0, math.ceil(lead)), step), round_up(max(0, math.ceil(lag)), step)))
-            if len(made) == len(strides):
-                return made, thin
+                reach.append((round_up(max(0, math.ceil(lead)), step), round_up(max(0, math.ceil(lag)), step)))
+            if len(reach) == len(strides):
+                return reach, thin
             if length >= limit:
-                raise _refusal(self._name(len(made)), "depends on the input at any distance")
+                raise _refusal(self._name(len(reach)), "depends on the input at any distance")
             length *= 2
 
     def _nan(self, inputs: Tensor, axis: int, known: Sequence[Moments]) -> tuple[list[Moments], list[Tensor]]:
         """The statistics of the normalizations, and for each site where along the axis it is NaN, bool (size,)."""
-        made: dict[int, Tensor] = {}
+        missing: dict[int, Tensor] = {}
 
         def see(site: int, values: Tensor, norms: int) -> None:
-            made[site] = torch.isnan(values).movedim(axis + 2, 0).flatten(1).any(1).cpu()
+            missing[site] = torch.isnan(values).movedim(axis + 2, 0).flatten(1).any(1).cpu()
 
         with _local_kernels():
-            found = self._run(self._model, self._layers, inputs, see, known)
-        return found, [made[site] for site in range(len(made))]
+            statistics = self._run(self._model, self._layers, inputs, see, known)
+        return statistics, [missing[site] for site in range(len(missing))]
 
     def _tried(
         self, axis: int, steps: Sequence[int], strides: Sequence[Fraction], reach: list[tuple[int, int]], thin: int
@@ -335,8 +335,8 @@ class _Surveyor:
         known, whole = self._blocks(inputs, axis, [right, left], 0, strides, ())
         for start, stop_at, places in ((0, stop, [right]), (step, stop, [right, left]), (step, end, [left])):
             part = inputs.narrow(axis + 2, start, stop_at - start).contiguous(memory_format=self._layout)
-            _, made = self._blocks(part, axis, places, start, strides, known)
-            for site, blocks in enumerate(made):
+            _, by_site = self._blocks(part, axis, places, start, strides, known)
+            for site, blocks in enumerate(by_site):
                 due = whole[site] if len(places) == 2 else whole[site][:1] if places[0] is right else whole[site][1:]
                 for one, other in zip(blocks, due, strict=True):
                     if one.shape != other.shape:
@@ -356,17 +356,17 @@ class _Surveyor:
         known: Sequence[Moments],
     ) -> tuple[list[Moments], list[list[Tensor]]]:
         """For each site, values at ranges of positions, for a part of the input that begins at ``start``."""
-        made: dict[int, list[Tensor]] = {}
+        by_site: dict[int, list[Tensor]] = {}
 
         def see(site: int, values: Tensor, norms: int) -> None:
             origin = int(start / strides[site])
-            made[site] = [
+            by_site[site] = [
                 values[(slice(None),) * (axis + 2) + (slice(max(0, low - origin), max(0, high - origin)),)].clone()
                 for low, high in (place[site] for place in places)
             ]
 
-        found = self._run(self._model, self._layers, inputs, see, known)
-        return found, [made[site] for site in range(len(made))]
+        statistics = self._run(self._model, self._layers, inputs, see, known)
+        return statistics, [by_site[site] for site in range(len(by_site))]
 
 
 class _Reads(TorchFunctionMode):
@@ -381,8 +381,8 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:
-            given = next(tensors_in([*args, *(kwargs or {}).values()]))
-            self.nothing |= bool(torch.isnan(given).any()) and not bool(torch.isnan(result).any())
+            read = next(tensors_in([*args, *(kwargs or {}).values()]))
+            self.nothing |= bool(torch.isnan(read).any()) and not bool(torch.isnan(result).any())
         return result
 
 
