@@ -556,9 +556,9 @@ def test_another_number_of_targets_than_inputs_is_refused(targets: Tensor, count
         ((INPUTS, np.array(["a"] * N)), "the targets must be an array of numbers, got array of <U1"),
         ((INPUTS, np.array([None] * N)), "the targets must be an array of numbers, got array of object"),
         (([[1.0, 2.0], [3.0]],), "the inputs must be an array of numbers, got list"),
-        (TensorDataset(INPUTS, LABELS, LABELS), "a batch has 3 parts"),
-        (Pairs([()] * N), "a batch has 0 parts"),
-        (Pairs([{"x": 1.0}] * N), "an input is of type dict"),
+        (TensorDataset(INPUTS, LABELS, LABELS), "got 3 parts"),
+        (Pairs([()] * N), "got 0 parts"),
+        (Pairs([{"x": 1.0}] * N), "an input must be a tensor, got an object of type dict"),
         (Pairs(INPUTS, ["cat"] * N), "a target must be "),
     ],
 )
@@ -769,7 +769,7 @@ class Generated(IterableDataset[Any]):
 def test_data_that_can_be_read_once_say_so(make: Callable[[], Any], read_again: Callable[[DataSource], Any]) -> None:
     one = source(make())
     assert len(one.scan()) == N
-    with pytest.raises(DataError, match=r"train data: .*must be readable more than once"):
+    with pytest.raises(DataError, match=r"train data: .*must be the same each time"):
         read_again(one)
 
 
@@ -782,7 +782,7 @@ def test_a_data_set_that_stops_early_is_not_taken_for_a_shorter_one() -> None:
 
 def test_iterators_are_refused_with_the_reason() -> None:
     for data in ((x for x in INPUTS), iter(DataLoader(TensorDataset(INPUTS)))):
-        refused(data, "must be readable more than once")
+        refused(data, "must be the same each time")
 
 
 def _pairs(count: int, kind: Callable[[Any, Any], Any]) -> list[Any]:

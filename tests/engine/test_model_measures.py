@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.engine import model as model_module
+from genmeasures.engine import model_measures as model_module
 from genmeasures.errors import OptionError
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, ModelMeasure, Pass, Task, TaskModel, Variable
 from genmeasures.labelers import KMeans
@@ -247,7 +247,7 @@ def test_a_layer_of_another_run_has_no_module() -> None:
             return {"other": float(data.weight(dataclasses.replace(layers[0], name="conv9")).sum())}
 
     status = genmeasures.measure([make_net()], X, measures=[Other()])["other_status"].values[0]
-    assert status == "failed: the layer 'conv9' is none of this run (known: 0, 4)"
+    assert status == "failed: the layer 'conv9' is not measured in this run (known: 0, 4)"
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_layer_of_another_run_has_no_module() -> None:
             lambda model, layers, data: {"misreads": 1.0},
             "misreads is of type float, expected a sequence of 2 values",
         ),
-        (lambda model, layers, data: {"misread": [1.0] * 2}, "none of the variables (did you mean 'misreads'?"),
+        (lambda model, layers, data: {"misread": [1.0] * 2}, "not a variable of the measure (did you mean 'misreads'?"),
     ],
 )
 def test_a_misreading_says_what_there_is(read: Any, status: str) -> None:
@@ -351,11 +351,11 @@ def test_what_a_field_is_made_of_need_not_be_declared() -> None:
     [
         (
             lambda batch, measure: batch.labels(KMeans(3)),
-            "failed: batch.labels(KMeans(k=3, restarts=10, repeats=1)): there are labels",
+            "failed: batch.labels(KMeans(k=3, restarts=10, repeats=1)): a measure can read labels",
         ),
         (
             lambda batch, measure: batch.labels(None),
-            "failed: batch.labels(None): there are labels of the measure's own",
+            "failed: batch.labels(None): a measure can read labels of its own",
         ),
         (lambda batch, measure: batch.vector, "'vector' (did you mean 'vectors'? known: labeled, labels, layer, "),
         (lambda batch, measure: batch.layer.size, "(did you mean 'patch_size'? known: channels, "),
