@@ -132,6 +132,8 @@ def test_values_that_depend_on_the_batches_are_taken_for_the_same_ones(
     again = measured({"net": kind()}, batch_size=30)
     assert not RUNS
     np.testing.assert_array_equal(again["davies_bouldin"], first["davies_bouldin"])
+    measured({"net": kind()}, batch_size=30, memory=1)  # the budget decides how many inputs run together
+    assert RUNS
     other = measured({"net": kind()}, batch_size=20)
     assert RUNS
     assert (other["davies_bouldin"] != first["davies_bouldin"]).any()

@@ -184,7 +184,7 @@ def test_results_are_named_by_what_their_values_depend_on(checkpoints: Path) -> 
         plain = name()
         assert name() == plain
         without_values = ("output=elsewhere", "force=true", "figures=false", "against=scale", "aggregator=max")
-        for same in (*without_values, "batch_size=7", "tile=4", "device=cpu", "device='cpu:0'"):
+        for same in (*without_values, "batch_size=7", "tile=4", "memory=500", "device=cpu", "device='cpu:0'"):
             assert name(same) == plain
         others = [
             "seed=1", "extractor=whole_tensor", "extractor.cap=7", "measure=[roughness]", "layers=[conv]",
