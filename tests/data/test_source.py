@@ -233,7 +233,7 @@ def test_a_model_is_given_plain_tensors() -> None:
 
 def test_places_without_a_number_are_refused() -> None:
     hidden = np.ma.array(LABELS.numpy(), mask=LABELS.numpy() == 2)
-    refused((INPUTS, hidden), "a masked array has places without a number.*ignore_index")
+    refused((INPUTS, hidden), "a masked array has missing elements.*ignore_index")
     refused((np.ma.array(INPUTS.numpy(), mask=INPUTS.numpy() > 0), LABELS), "a masked array has places")
     refused(Pairs([np.ma.array(x.numpy(), mask=x.numpy() > 0) for x in INPUTS], LABELS), "a masked array has places")
     refused((INPUTS, pd.Series(LABELS, dtype="Int64").where(LABELS.numpy() > 1)), "the target of sample 0 is NaN")
