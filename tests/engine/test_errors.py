@@ -826,7 +826,7 @@ def test_a_model_measure(net: nn.Module, measured: Callable[..., xr.Dataset], di
     ("fault", "status"),
     [
         ("raise", "failed: ZeroDivisionError: by my own fault"),
-        ("too few", "failed: spectral has 3 values, 4 were expected, one per layer"),
+        ("too few", "failed: spectral has 3 values, expected 4, one per layer"),
         (
             "missing",
             "failed: measure returned no value for product; return Undefined('why') where there is none",
