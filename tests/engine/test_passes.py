@@ -221,7 +221,7 @@ def test_the_default_budget_is_divided_as_documented() -> None:
     "passes_",
     [
         [Pass("test", "projected"), Pass("test", "projected", "labels")],
-        [Pass("test", "projected"), Pass("test", "patch_set"), Pass("test", "projected", "labels")],
+        [Pass("test", "projected"), Pass("test", "patches"), Pass("test", "projected", "labels")],
         [Pass("test", "vectors", "labels"), Pass("test", "patches"), Pass("test", "projected", "labels")],
     ],
 )
