@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from genmeasures.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from genmeasures.api import aggregate, judge, load_task, measure
 
-__version__ = "0.1.0"
 __all__ = ["aggregate", "judge", "load_task", "measure"]
 _PACKAGES = ("aggregators", "extractors", "judging", "labelers", "measures", "plugin", "report", "results", "testing")
 """What the documentation names after ``import genmeasures``."""

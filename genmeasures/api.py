@@ -14,6 +14,7 @@ import xarray as xr
 from torch import nn
 
 from genmeasures.aggregators.aggregate import aggregate as _aggregate
+from genmeasures.engine import DEFAULT_MEMORY
 from genmeasures.errors import GenmeasuresWarning, ModelError, OptionError, nearest
 from genmeasures.failures import raising
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
@@ -44,62 +45,80 @@ def measure(
     keep: str | Path | None = None,
     tile: int | Sequence[int] | None = None,
     ignore_index: float | None = None,
+    memory: float = DEFAULT_MEMORY,
     progress: bool | None = None,
     errors: Literal["status", "raise"] = "status",
 ) -> xr.Dataset:
     """Measure trained networks layer by layer.
 
-    models: a dict of names to modules, a list of modules (named model_0, …), or a task, which
-    brings its own data. In place of a module a function may stand that takes nothing and returns one; it is
-    called when its turn comes, so that one model at a time is in memory.
-    train, test: a torch Dataset, a DataLoader, a tuple of arrays (inputs (N, C, …) channels first,
-    targets) or a list of pairs (input, target). Targets may be left out, and so may either split, or both for
-    measures of weights alone. Without training data, what is fitted on them is fitted on the test
-    data, with a note in the status; a measure that needs what is not there has no value, with the reason.
-    measures, extractor: names or objects. A dict of measures, ``{"roughness_k8": Roughness(KMeans(k=8)), …}``,
-    gives them the names that their variables have in the result, so that one measure can be there in several
-    settings. layers: names of the layers to measure, or integers for their places in running order, -1 for the
-    last; None for all.
-    device: "cpu", "cuda", …, None to leave each model where it is. keep: a folder that keeps
-    every model's result as soon as it is there, for a run that is broken off and made again. What is
-    kept is taken only where everything that the values depend on is the same: weights, buffers, the
-    code of the model and its attributes, data, components with their options, layers, seed, versions
-    and the kind of device. Of a model that refers to something without contents to compare, a lock or
-    an open file, nothing is kept, and a warning names it.
-    tile: runs inputs by tiles of this size, of all spatial axes or of each, where their activations
-    would not fit into memory; what a tile reads beside it is found and added, and no value changes.
-    ignore_index: the target that means "no label", such as 255; pixels, or inputs, that have it are
-    left out where labels are read. None takes the task's. How targets are read, and which notes
-    the statuses have of it: :func:`genmeasures.data.targets.settle`.
-    progress: whether a bar on standard error shows the model and the pass over the data; None shows it on a
-    terminal and in a notebook, but not from other threads or processes than the main ones. The logger
-    ``genmeasures.run`` has a line for each model, at level INFO.
+    Models are left exactly as they were. Values depend neither on the batch size, nor on the order of the data, nor on
+    contexts of the caller: autocast and inference mode are left while measuring, and a model that is to run in autocast
+    enters it in its own ``forward``. Floating-point inputs are read as float32 and come to each model in the type of
+    its parameters (of the first layer that runs, if they differ); integers stay as they are. Features are float32.
 
-    errors: "status" (default): an exception of a measure, or of a model, becomes a status, and the others go on; its
-    traceback goes to the log ``genmeasures`` at debug level. "raise": it is raised, with its traceback, for a debugger
-    or ``%debug`` to look at; a layer without a value (:class:`~genmeasures.plugin.Undefined`) is no error. The
-    environment variable ``GENMEASURES_DEBUG=1`` does the same for a whole process, and for the command line.
+    Args:
+        models: a dict of names to modules, a list of modules (named ``model_0``, …), or a task, which brings its own
+            data. A function without arguments that returns a module can stand in for a module; it is called when its
+            turn comes, so that one model at a time is in memory.
+        train: training data: a torch Dataset, a DataLoader, a tuple of arrays (inputs (N, C, …) with channels first,
+            targets), or a list of pairs (input, target). Targets can be left out. Without training data, what is fitted
+            on them is fitted on the test data, with a note in the status.
+        test: test data, in the same forms. Measures of weights alone need neither; a measure without the data that it
+            needs has no value, with the reason in its status.
+        measures: names or objects. A dict, ``{"roughness_k8": Roughness(KMeans(k=8)), …}``, renames the variables of
+            each measure, so that a run can have one measure in several settings.
+        extractor: name or object: "receptive_field" for one vector per pixel, "whole_tensor" for one per input.
+        layers: names of the layers to measure, or indices in the order of the forward pass, −1 for the last; None
+            measures all.
+        seed: of every random choice.
+        device: "cpu", "cuda", …; None leaves each model where it is.
+        batch_size: inputs per batch.
+        keep: a folder that stores the result of each model as soon as it is measured, so that an interrupted run
+            resumes. A stored result is reused only if all that its values depend on is the same: weights, buffers, the
+            code of the model and its attributes, data, components with their options, layers, seed, versions and the
+            kind of device. For a model that refers to something without comparable contents, a lock or an open file,
+            nothing is stored, and a warning names it.
+        tile: size of tiles, of all spatial axes or of each, by which inputs run whose activations do not fit into
+            memory. The halo that the layers read besides is determined and added, and no value changes.
+        ignore_index: the target that means "no label", such as 255; such pixels or inputs are left out where labels are
+            read. None takes that of the task. :func:`genmeasures.data.targets.settle` describes how targets are read.
+        memory: MiB for activations and for what is kept between passes, besides the model and the data. A smaller
+            budget costs passes over the data, and changes values no more than another batch size does.
+        progress: whether to show a progress bar on standard error; None shows it on a terminal and in notebooks, in the
+            main thread of the main process. The logger ``genmeasures.run`` has one line per model at level INFO.
+        errors: "status" turns an exception of a measure or of a model into a status, and the others go on; its
+            traceback goes to the logger ``genmeasures`` at level DEBUG. "raise" raises it; the environment variable
+            ``GENMEASURES_DEBUG=1`` does so for the whole process. A layer without a value
+            (:class:`~genmeasures.plugin.Undefined`) is not an error.
 
-    Floating-point inputs are read as float32 and come to each model in the type of its parameters (of
-    the first layer that runs, where these differ); integers stay as they are. Features are float32.
+    Returns:
+        A Dataset with the dimensions ``model`` and ``layer``. Each variable has a ``<name>_status`` beside it. A model
+        that cannot be measured has NaN, with the reason in ``model_status``; layers with weights that are not measured
+        are in ``skipped_layers``, with the reason. If a model is random in evaluation mode, or its features depend on
+        the other inputs of the batch, the status of its values says so; it is seeded by ``seed``, and the global
+        generators do not move.
 
-    Models are left exactly as they were found. Values do not depend on the contexts of the caller:
-    autocast and inference mode are left while measuring, and a model that is to run in autocast enters
-    it in its own ``forward``.
+        If targets are classes and the model has one output per class, ``measured_train_accuracy`` and
+        ``measured_test_accuracy`` are counted during the passes, with the number of labels. They fill in
+        ``train_accuracy`` and ``test_accuracy`` of models that have none. If they differ from those of a model by more
+        than their rounding plus three standard errors, ``model_status`` and a
+        :class:`~genmeasures.errors.GenmeasuresWarning` say so.
 
-    Returns a Dataset with dims model and layer; each variable has a ``<name>_status`` beside it.
-    A model that cannot be measured has NaN, and the reason in ``model_status``. Layers with weights
-    that are not measured are in ``skipped_layers``, with the reason. Where a model is random in
-    evaluation mode, or its features depend on the other inputs of the batch, the status of its values
-    says so; what is random is seeded by ``seed``, and the global generators are not moved.
+    Raises:
+        OptionError: an option is invalid, or a name is unknown.
+        DataError: the data cannot be read, or are not what they were at the first reading.
+        ModelError: no model can be measured.
 
-    Where targets are classes and outputs one score for each, the passes count right predictions at no
-    cost: ``measured_train_accuracy`` and ``measured_test_accuracy``, with the number of labels. Where a model has no
-    ``test_accuracy`` (``train_accuracy``) of its own, this is it. Where it has, and the two differ by more than the
-    rounding of the given one and three standard errors, ``model_status`` says so, with a
-    :class:`~genmeasures.errors.GenmeasuresWarning`.
-
-    Raises OptionError, DataError, or ModelError if no model can be measured.
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> inputs, classes = torch.randn(60, 4), torch.arange(60) % 3
+        >>> ds = measure({"net": net}, (inputs[:40], classes[:40]), (inputs[40:], classes[40:]))
+        >>> dict(ds.sizes)
+        {'model': 1, 'layer': 2}
+        >>> ds.roughness_status.values.tolist()
+        [['ok', 'ok']]
     """
     if errors not in ("status", "raise"):
         raise OptionError(f"errors={errors!r} is unknown{nearest(str(errors), ('status', 'raise'))}")
@@ -107,7 +126,9 @@ def measure(
     if isinstance(models, Task):
         task_models = models.models()
         attrs = {"task": models.label, "metric": models.metric}
-        if train is None and test is None and models.identity is not None:  # else the content of the data says it
+        if (
+            train is None and test is None and models.identity is not None
+        ):  # else the content of the data identifies them
             attrs["task_id"] = models.identity
         train = models.data("train") if train is None else train
         test = models.data("test") if test is None else test
@@ -127,6 +148,7 @@ def measure(
         keep=None if keep is None else Path(keep),
         tile=tile,
         ignore_index=ignore_index,
+        memory=memory,
     )
     with progress_bars(progress) as (on_model, on_batch), raising(errors == "raise"):
         ds = run.measure(attrs, on_model, on_batch)
@@ -136,25 +158,53 @@ def measure(
 
 
 def aggregate(ds: xr.Dataset, aggregator: str | Aggregator = "frobenius", **options: Any) -> xr.Dataset:
-    """Reduce the layers of every measure to one number a model.
+    """Reduce the layers of every measure to one number per model.
 
-    aggregator: "frobenius" (default), "mean", "max", "last_k", "explicit", "single", or an object;
-    options: those of the named one, ``aggregate(ds, "last_k", k=3)``.
+    Args:
+        ds: a result of :func:`measure`.
+        aggregator: "frobenius" (mean over the layers, weighted by the norms of their weights), "mean", "max", "last_k",
+            "explicit", "single", or an object.
+        options: those of a named aggregator.
+
+    Returns:
+        A Dataset with the dimension ``model``.
+
+    Raises:
+        OptionError: the aggregator or an option is unknown.
+
+    Example:
+        >>> import torch
+        >>> inputs = torch.arange(40.0).sin().reshape(20, 2)
+        >>> ds = measure([torch.nn.Linear(2, 4)], inputs, inputs, measures=["roughness"])
+        >>> dict(aggregate(ds, "last_k", k=1).sizes)
+        {'model': 1}
     """
     return _aggregate(ds, _component("aggregator", aggregator, Aggregator, **options))
 
 
 def load_task(name: str, **options: Any) -> Task:
-    """A task by name, ``load_task("checkpoints", path="nets/")``. Raises OptionError for unknown names and options."""
+    """Load a set of trained models with their data.
+
+    Args:
+        name: of the task.
+        options: of the task.
+
+    Raises:
+        OptionError: the name or an option is unknown.
+
+    Example:
+        >>> load_task("digits_cnn", limit=8).label
+        'digits_cnn'
+    """
     return _component("task", name, Task, **options)
 
 
 def _named(models: Any) -> list[TaskModel]:
     if isinstance(models, nn.Module):
-        raise ModelError("models is one module: give a list of models, [model], or a dict of names and models")
+        raise ModelError("models is one module: pass a list of models, [model], or a dict of names and models")
     if not isinstance(models, Iterable) or isinstance(models, str):
         kind = type(models).__name__
-        raise ModelError(f"models is of type {kind}, a list or dict of modules is expected{not_a_module(models)}")
+        raise ModelError(f"models is of type {kind}, expected a list or dict of modules{not_a_module(models)}")
     if isinstance(models, Mapping):
         named = [(str(name), model) for name, model in models.items()]
     else:
@@ -163,7 +213,7 @@ def _named(models: Any) -> list[TaskModel]:
         if not isinstance(model, nn.Module) and not _is_builder(model):
             kind = type(model).__name__
             raise ModelError(
-                f"{name} is of type {kind}, a torch.nn.Module is expected, or a function without arguments that "
+                f"{name} is of type {kind}, expected a torch.nn.Module or a function without arguments that "
                 f"returns one{not_a_module(model)}"
             )
     return [
@@ -187,20 +237,21 @@ def _itself(model: nn.Module) -> nn.Module:
     return model
 
 
-def _measures(given: Any) -> list[Measure]:
-    if isinstance(given, Mapping):
-        return [_component("measure", one, Measure).called(name) for name, one in given.items()]
-    return [_component("measure", one, Measure) for one in ([given] if isinstance(given, str | Measure) else given)]
+def _measures(measures: Any) -> list[Measure]:
+    if isinstance(measures, Mapping):
+        return [_component("measure", measure, Measure).called(name) for name, measure in measures.items()]
+    listed = [measures] if isinstance(measures, str | Measure) else measures
+    return [_component("measure", measure, Measure) for measure in listed]
 
 
-def _component(kind: str, given: str | _C, base: type[_C], **options: Any) -> _C:
-    if isinstance(given, str):
-        return cast(_C, registry().make(kind, given, options))
-    if not isinstance(given, base):
-        cls: Any = given
+def _component(kind: str, component: str | _C, base: type[_C], **options: Any) -> _C:
+    if isinstance(component, str):
+        return cast(_C, registry().make(kind, component, options))
+    if not isinstance(component, base):
+        cls: Any = component
         if isinstance(cls, type) and issubclass(cls, base):
-            raise OptionError(f"{kind}: {cls.__name__} is a class, an object of it is expected: {cls.__name__}(…)")
-        raise OptionError(f"{kind}: a name or {base.__name__} is expected, not {type(given).__name__}")
+            raise OptionError(f"{kind}: expected an object, got the class {cls.__name__}: write {cls.__name__}(…)")
+        raise OptionError(f"{kind}: expected a name or an object of {base.__name__}, got {type(component).__name__}")
     if options:
-        raise OptionError(f"options ({', '.join(options)}) go with the name of a {kind}, not with an object")
-    return given
+        raise OptionError(f"{kind}: options ({', '.join(options)}) need the name of a {kind}, got an object")
+    return component

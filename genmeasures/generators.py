@@ -1,4 +1,4 @@
-"""Generators of random numbers of torch, NumPy and Python, read and set in one way."""
+"""One interface to the random generators of torch, NumPy and Python."""
 
 from __future__ import annotations
 
@@ -13,24 +13,29 @@ import torch
 
 @dataclass(frozen=True)
 class Generator:
-    """A generator of any library: ``set`` takes back the state that ``get`` gave."""
+    """A generator of any library: ``get`` returns its state, and ``set`` restores it.
+
+    Example:
+        >>> generator = generator_of(random.Random(0))
+        >>> generator.seed(1)
+    """
 
     get: Callable[[], Any]
     set: Callable[[Any], Any]
     seed: Callable[[int], Any]
-    """Takes a number from 0 to 2⁶³ − 1."""
+    """Seeds it with an integer from 0 to 2⁶³ − 1."""
 
 
 def generator_of(value: object) -> Generator | None:
     """A generator object as a :class:`Generator`; None for anything else.
 
     Example:
-        >>> drawn = np.random.default_rng(0)
-        >>> generator = generator_of(drawn)
+        >>> rng = np.random.default_rng(0)
+        >>> generator = generator_of(rng)
         >>> state = generator.get()
-        >>> first = drawn.random()
+        >>> first = rng.random()
         >>> generator.set(state)
-        >>> bool(drawn.random() == first)
+        >>> bool(rng.random() == first)
         True
     """
     if isinstance(value, torch.Generator):
@@ -50,7 +55,12 @@ def generator_of(value: object) -> Generator | None:
 
 
 def global_generators() -> list[Generator]:
-    """torch's generator of the CPU, and the global ones of Python and NumPy."""
+    """The global generators: that of torch on the CPU, that of Python and that of NumPy.
+
+    Example:
+        >>> len(global_generators())
+        3
+    """
     get, put, seed = np.random.get_state, np.random.set_state, np.random.seed
     numpys = Generator(get, put, lambda value: seed(value % 2**32))
     torchs = generator_of(torch.default_generator)

@@ -1,9 +1,9 @@
-"""The interfaces that plugins implement, and the few types that pass between them.
+"""Interfaces that plugins implement, and the types that pass between them.
 
 ``Task ─► models + data ─► Extractor ─► Labeler ─► Measure ─► Dataset(model, layer) ─► Aggregator``
 
 Shapes: B inputs in a batch, n vectors (sampled pixels, or whole inputs), k channels, d PCA
-components, D the length of a flattened patch, P positions of a layer (product of its spatial size).
+components, D elements of a flattened patch, P positions of a layer (product of its spatial size).
 Features are float32, statistics float64, labels int64.
 """
 
@@ -33,47 +33,107 @@ Split: TypeAlias = Literal["train", "test"]
 Field: TypeAlias = Literal["vectors", "projected", "patches", "patch_set", "projected_patches", "labels"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 SampleName: TypeAlias = Literal["fit", "train", "test"]
-"""What a pass goes over: a split's sample, or the part of the training sample that things are fitted on."""
+"""Samples that a pass is over: that of a split, or the part of the training sample that fits see."""
 
 
-def split_of(sample: SampleName, given: Collection[Split] = SPLITS) -> Split:
-    """The split that a pass reads: things are fitted on the test sample where test data alone are given."""
+def split_of(sample: SampleName, available: Collection[Split] = SPLITS) -> Split:
+    """The split that a pass reads: without training data, fits see the test data.
+
+    Args:
+        sample: name of the sample.
+        available: splits that the run has data of.
+
+    Example:
+        >>> split_of("fit"), split_of("fit", ["test"])
+        ('train', 'test')
+    """
     if sample == "fit":
-        return "test" if "test" in given and "train" not in given else "train"
+        return "test" if "test" in available and "train" not in available else "train"
     return sample
 
 
 def require(condition: bool, component: object, message: str) -> None:
-    """Raise :class:`OptionError` naming the component unless the condition holds."""
+    """Check an option of a component.
+
+    Args:
+        condition: whether the option is valid.
+        component: the component, usually ``self`` in ``__init__``.
+        message: what is wrong, after the name of the component.
+
+    Raises:
+        OptionError: the condition is false.
+
+    Example:
+        >>> class Toy: ...
+        >>> require(False, Toy(), "k must be an integer ≥ 2, got 1")
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: Toy: k must be an integer ≥ 2, got 1
+    """
     if not condition:
         raise OptionError(f"{type(component).__name__}: {message}")
 
 
 def one_of(component: object, option: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise :class:`OptionError` unless the option's value is one of the allowed ones."""
+    """Check an option that takes one of a few values.
+
+    Args:
+        component: the component, usually ``self`` in ``__init__``.
+        option: name of the option.
+        value: its value.
+        allowed: the valid values.
+
+    Raises:
+        OptionError: the value is not one of them.
+
+    Example:
+        >>> class Toy: ...
+        >>> one_of(Toy(), "init", "randon", ("random", "k-means++"))
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: Toy: init='randon' is unknown (did you mean 'random'? known: k-means++, random)
+    """
     if value not in allowed:
         names = [str(a) for a in allowed]
         raise OptionError(f"{type(component).__name__}: {option}={value!r} is unknown{nearest(str(value), names)}")
 
 
 def is_count(value: object, least: int = 1) -> bool:
-    """Whether an option's value is an integer of at least ``least`` (a bool is not)."""
+    """Whether the value of an option is an integer ≥ ``least``; a bool is not.
+
+    Example:
+        >>> is_count(3), is_count(0), is_count(True), is_count(2.0)
+        (True, False, False, False)
+    """
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 class Component:
-    """What extractors, labelers, measures, aggregators and tasks have in common.
+    """Base class of extractors, labelers, measures, aggregators and tasks.
 
-    ``__init__`` only stores its arguments, under their own names, and checks them; so a component
-    can be shown, compared and copied from its options alone.
+    ``__init__`` only checks its arguments and stores them under their own names, as in scikit-learn, so that a
+    component can be shown, compared and copied by its options alone.
+
+    Example:
+        >>> class Scale(Component):
+        ...     name = "scale"
+        ...
+        ...     def __init__(self, factor: float = 1.0) -> None:
+        ...         require(factor > 0, self, f"factor must be > 0, got {factor!r}")
+        ...         self.factor = factor
+        >>> Scale(factor=2.0)
+        Scale(factor=2.0)
+        >>> Scale(2.0).options()
+        {'factor': 2.0}
     """
 
     name: ClassVar[str]
+    """Name of the component in the registry, on the command line and in results."""
     _option_names: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def option_names(cls) -> list[str]:
-        """Names of the arguments of ``__init__``."""
+        """Names of the options, which are the arguments of ``__init__``."""
         return list(cls._option_names)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -82,9 +142,10 @@ class Component:
         cls._option_names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
     def options(self) -> dict[str, Any]:
-        """The arguments this component was made with, by name.
+        """The options of this component, by name.
 
-        Raises ComponentError for one that ``__init__`` did not keep.
+        Raises:
+            ComponentError: ``__init__`` does not store one of its arguments.
         """
         for name in self.option_names():
             if not hasattr(self, name):
@@ -98,7 +159,7 @@ class Component:
         return f"{type(self).__name__}({options})"
 
     def clone(self) -> Self:
-        """A component with the same options and no state."""
+        """A new component with the same options and no state."""
         return type(self)(
             **{k: v.clone() if isinstance(v, Component) else copy.copy(v) for k, v in self.options().items()}
         )
@@ -108,13 +169,19 @@ _ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda value: isinstance(value, str) and bool(value), 'name = "my_component" in the class'),
     "variables": (lambda value: True, 'variables = (Variable("name", "what it is"),) in the class'),
     "components": (lambda value: is_count(value), "self.components = 10 in __init__, the number of PCA components"),
-    "fit_cap": (lambda value: is_count(value), "self.fit_cap = 80_000 in __init__, how many vectors fits see at most"),
+    "fit_cap": (
+        lambda value: is_count(value),
+        "self.fit_cap = 80_000 in __init__, the number of vectors that fits see at most",
+    ),
     "tap": (lambda value: value in ("activation", "linear"), 'self.tap = "activation" (or "linear") in __init__'),
 }
 
 
 def check_attributes(component: Component) -> None:
-    """Raise ComponentError for an attribute that a component of its kind must have and has not, or not of use.
+    """Check that a component has the attributes that its kind needs.
+
+    Raises:
+        ComponentError: an attribute is missing or invalid, or this is not a component.
 
     Example:
         >>> class Nameless(ModelMeasure):
@@ -127,13 +194,13 @@ def check_attributes(component: Component) -> None:
             ...
         genmeasures.errors.ComponentError: Nameless has no name: write name = "my_component" in the class
     """
-    given: object = component  # authors pass names and classes too
-    if not isinstance(given, Component):
-        hint = f": {given.__name__}(…)" if isinstance(given, type) else ""
-        raise ComponentError(f"an object of a component is expected, not {given!r}{hint}")
+    value: object = component  # authors pass names and classes too
+    if not isinstance(value, Component):
+        hint = f": {value.__name__}(…)" if isinstance(value, type) else ""
+        raise ComponentError(f"expected an object of a component, got {value!r}{hint}")
     cls = type(component).__name__
     if isinstance(component, Labeler) and not isinstance(component, TargetLabeler | FeatureLabeler):
-        raise ComponentError(f"{cls} is a Labeler of no kind: subclass TargetLabeler or FeatureLabeler")
+        raise ComponentError(f"{cls} is neither a TargetLabeler nor a FeatureLabeler: subclass one of them")
     needed = {Measure: ("name", "variables"), Extractor: ("name", "components", "tap", "fit_cap")}
     for attribute in next((names for base, names in needed.items() if isinstance(component, base)), ("name",)):
         fits, written = _ATTRIBUTES[attribute]
@@ -144,63 +211,74 @@ def check_attributes(component: Component) -> None:
 
 
 class PatchSet(abc.ABC):
-    """The patches of n vectors, each of length D: summed by cluster and compared with centroids.
+    """The patches of n vectors, each of length D: they can be summed by cluster and compared with centroids.
 
-    None of this needs them unfolded where it is cheaper to do without.
+    Neither unfolds them where that is cheaper, by convolutions for example.
     """
 
     @abc.abstractmethod
     def unfold(self) -> Tensor:
-        """float32 (n, D): all patches, in the order (*kernel, channels)."""
+        """float32 (n, D): all patches, each in the order (*kernel, channels)."""
 
     @abc.abstractmethod
     def select(self, rows: Tensor) -> PatchSet:
-        """The patches at these places, int64 (m,), ascending."""
+        """The patches at the indices ``rows``, int64 (m,), ascending."""
 
     @abc.abstractmethod
     def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
-        """float64 (k, D): sums of the patches by label int64 (n,) in 0 … k − 1."""
+        """float64 (k, D): the sum of the patches of each label, for labels int64 (n,) in 0 … k − 1."""
 
     @abc.abstractmethod
     def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:
-        """float64 (n,): squared distance of each patch to the centroid of its label, of float64 (k, D)."""
+        """float64 (n,): the squared distance of each patch to the centroid of its label, centroids float64 (k, D)."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What is known of one measured layer of one model before any feature is computed."""
+    """One measured layer of a model, as it is known before any feature is computed.
+
+    Example:
+        >>> Layer(0, "conv", "Conv2d", 8, (4, 4), 27, 108, 1.0, "Conv2d > relu").positions
+        16
+    """
 
     index: int
-    """Place among the measured layers, in the order of the forward pass."""
+    """Index among the measured layers, in the order of the forward pass."""
     name: str
-    """Dotted module name; ``#2`` is appended for the second call of a shared module, and so on."""
+    """Dotted name of the module, with ``#2`` for the second call of a shared module, and so on."""
     kind: str
-    """Class name of the module, ``Conv2d`` for one."""
+    """Class name of the module, such as ``Conv2d``."""
     channels: int
-    """k: length of one pixel of the layer's output."""
+    """k: number of channels of the output."""
     spatial: tuple[int, ...]
-    """Spatial size of the output; ``()`` for a linear layer on flat input."""
+    """Spatial size of the output, ``()`` for a linear layer on flat inputs."""
     patch_size: int
     """D: length of the flattened receptive field of one output pixel."""
     input_size: int
-    """Length of the flattened input of the layer, of one input."""
+    """Elements of what the layer reads for one input."""
     weight_norm: float
     """Frobenius norm of the layer's weight."""
     tap: str
-    """Where the output is read: the layer itself, or what follows it (``Conv2d > batch_norm > relu``)."""
+    """Where the output is read: after the layer, or after what follows it (``Conv2d > batch_norm > relu``)."""
 
     @property
     def positions(self) -> int:
-        """P: number of output pixels for one input."""
+        """P: number of pixels of the output for one input."""
         return int(np.prod(self.spatial, dtype=np.int64))
 
 
 class FeatureBatch:
-    """Some vectors of one layer's sample, with everything that can be asked of them.
+    """Some vectors of a layer's sample, with their fields.
 
-    Fields are computed when first asked for, and only once for all consumers. Tensors lie on the
-    run's device and belong to the engine: read them, never write, and copy what you keep: the model
-    may write over them later.
+    A field is computed when it is first read, once for all measures. Tensors are on the device of the run and belong to
+    the engine: do not write to them, and copy what you keep, since the model may overwrite them later.
+
+    Example:
+        >>> layer = Layer(0, "conv", "Conv2d", 2, (1, 1), 9, 9, 1.0, "Conv2d")
+        >>> fields = {"vectors": lambda batch: torch.ones(3, 2)}
+        >>> batch = FeatureBatch(layer, "test", torch.arange(3), fields, lambda labeler, batch: torch.zeros(3))
+        >>> len(batch), batch.vectors.shape
+        (3, torch.Size([3, 2]))
     """
 
     def __init__(
@@ -214,10 +292,10 @@ class FeatureBatch:
         self.layer = layer
         self.split: Split = split
         self.rank = rank
-        """int64 (n,): each vector's place in the sample, whatever the order of the data."""
+        """int64 (n,): rank of each vector in the sample, which does not depend on the order of the data."""
         self._fields = fields
         self._labels = labels
-        self._made: dict[Field, Any] = {}
+        self._computed: dict[Field, Any] = {}
         self._labeled: dict[str, Tensor] = {}
         self._restricted: dict[str, FeatureBatch | None] = {}
         self._reader: tuple[frozenset[Field], Labeler | None] | None = None
@@ -226,9 +304,9 @@ class FeatureBatch:
         return len(self.rank)
 
     @contextlib.contextmanager
-    def read_by(self, measure: FeatureMeasure, one: Pass) -> Iterator[None]:
-        """While a measure reads the batch: it has what the pass declares, whatever other measures have computed."""
-        self._reader = (one.fields, measure.labeler)
+    def read_by(self, measure: FeatureMeasure, current: Pass) -> Iterator[None]:
+        """Restrict the batch to what a pass declares, whatever other measures have computed."""
+        self._reader = (current.fields, measure.labeler)
         try:
             yield
         finally:
@@ -238,54 +316,56 @@ class FeatureBatch:
         reader = self._reader
         if (reader is not None and name not in reader[0]) or name not in self._fields:
             raise GenmeasuresError(f"the field {name!r} was not declared for this pass: add it to Pass(...)")
-        if name not in self._made:
-            self._reader = None  # what a field is made of need not be declared
+        if name not in self._computed:
+            self._reader = None  # a field may be computed from others that are not declared
             try:
-                self._made[name] = self._fields[name](self)  # not a closure over it: a cycle would outlive its use
+                self._computed[name] = self._fields[name](
+                    self
+                )  # not a closure over the batch: a cycle would outlive its use
             finally:
                 self._reader = reader
-        return self._made[name]
+        return self._computed[name]
 
     @property
     def vectors(self) -> Tensor:
-        """float32 (n, k): output pixels x_ℓ[:, p], or whole flattened outputs."""
-        made: Tensor = self._get("vectors")
-        return made
+        """float32 (n, k): pixels x_ℓ[:, p] of the output, or whole flattened outputs."""
+        values: Tensor = self._get("vectors")
+        return values
 
     @property
     def projected(self) -> Tensor:
-        """float64 (n, d): the vectors under the PCA fitted on the training sample."""
-        made: Tensor = self._get("projected")
-        return made
+        """float64 (n, d): the vectors projected by the PCA of the training sample."""
+        values: Tensor = self._get("projected")
+        return values
 
     @property
     def patches(self) -> Tensor:
-        """float32 (n, D): what the layer read to make each vector, in the order (*kernel, channels)."""
-        made: Tensor = self._get("patches")
-        return made
+        """float32 (n, D): what the layer reads for each vector, in the order (*kernel, channels)."""
+        values: Tensor = self._get("patches")
+        return values
 
     @property
     def patch_set(self) -> PatchSet:
-        """The same patches, to be summed and compared without being unfolded."""
-        made: PatchSet = self._get("patch_set")
-        return made
+        """The patches as a set that is summed and compared without being unfolded."""
+        patches: PatchSet = self._get("patch_set")
+        return patches
 
     @property
     def projected_patches(self) -> Tensor:
-        """float64 (n, ·): patches under the PCA of the training patches, as many components as any measure reads."""
-        made: Tensor = self._get("projected_patches")
-        return made
+        """float64 (n, ·): the patches projected by their PCA, as many components as any measure reads."""
+        values: Tensor = self._get("projected_patches")
+        return values
 
     def labels(self, labeler: Labeler) -> Tensor:
-        """int64 (n,): the labeler's label of each vector; a measure gives its own, ``batch.labels(self.labeler)``."""
+        """int64 (n,): the label of each vector; a measure passes its own labeler, ``batch.labels(self.labeler)``."""
         key, reader = repr(labeler), self._reader
         if reader is not None:
             if "labels" not in reader[0]:
                 raise GenmeasuresError("the field 'labels' was not declared for this pass: add it to Pass(...)")
             if key != repr(reader[1]):
                 raise GenmeasuresError(
-                    f"batch.labels({key}): there are labels of the measure's own labeler, {reader[1]!r}, and of no "
-                    "other: write batch.labels(self.labeler), and set self.labeler in __init__ to choose it"
+                    f"batch.labels({key}): a measure can read labels of its own labeler alone, {reader[1]!r}: write "
+                    "batch.labels(self.labeler), and set self.labeler in __init__ to choose the labeler"
                 )
         if key not in self._labeled:
             self._reader = None
@@ -296,25 +376,25 @@ class FeatureBatch:
         return self._labeled[key]
 
     def labeled(self, labeler: Labeler) -> FeatureBatch:
-        """The vectors that have a label: the batch itself where all have.
+        """The vectors that have a label; the batch itself if all have.
 
-        The engine gives measures nothing else in a pass that reads labels of targets.
+        This is what a measure gets in a pass that reads labels of targets.
         """
         key = repr(labeler)
         if key not in self._restricted:
             has_label = self.labels(labeler) >= 0
-            # None stands for the batch itself, which would be a cycle and outlive its use.
+            # None stands for the batch itself: a reference to it would be a cycle and outlive its use.
             self._restricted[key] = None if bool(has_label.all()) else self._part(has_label.nonzero()[:, 0])
-        made = self._restricted[key]
-        return self if made is None else made
+        restricted = self._restricted[key]
+        return self if restricted is None else restricted
 
     def _part(self, rows: Tensor) -> FeatureBatch:
-        """The batch of these of the vectors, int64 (m,), which computes nothing that this one has computed."""
+        """The batch of the vectors at ``rows``, int64 (m,); it takes its fields from this one."""
         whole = weakref.ref(self)
 
         def select(name: Field, _: FeatureBatch) -> Tensor | PatchSet:
-            made: Tensor | PatchSet = _alive(whole)._get(name)
-            return made.select(rows) if isinstance(made, PatchSet) else made[rows]
+            values: Tensor | PatchSet = _alive(whole)._get(name)
+            return values.select(rows) if isinstance(values, PatchSet) else values[rows]
 
         def labels(labeler: Labeler, _: FeatureBatch) -> Tensor:
             return _alive(whole).labels(labeler)[rows]
@@ -324,14 +404,14 @@ class FeatureBatch:
 
 
 def _alive(batch: weakref.ref[FeatureBatch]) -> FeatureBatch:
-    made = batch()
-    if made is None:
-        raise GenmeasuresError("a batch of features is read after its use: copy what you keep of it")
-    return made
+    whole = batch()
+    if whole is None:
+        raise GenmeasuresError("a batch of features is read after update has returned: copy what you keep of it")
+    return whole
 
 
 class Sample(abc.ABC):
-    """Which vectors of a split stand for a layer, sorted by input; made by an extractor."""
+    """The vectors of a layer that are sampled from a split, sorted by input; drawn by an extractor."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -339,150 +419,254 @@ class Sample(abc.ABC):
 
     @abc.abstractmethod
     def part(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Of the inputs start … stop − 1, for each vector: input, ascending; position; rank.
+        """The vectors of the inputs ``start`` … ``stop − 1``.
 
-        position: flattened position in the layer's output, 0 for whole tensors. rank: place in an
-        order of all vectors that depends on the inputs' contents, not on their order.
+        Returns:
+            Three arrays int64 (n,): the index of the input, ascending; the flattened position in the output of the
+            layer, 0 for whole tensors; the rank, 0 … n − 1, in an order of all vectors that depends on the contents of
+            the inputs, not on their order.
         """
 
 
 class Extractor(Component, abc.ABC):
-    """Turns a layer's input and output tensors into vectors (n, k) and patches (n, D)."""
+    """Turns the input and output of a layer into vectors (n, k) and patches (n, D).
+
+    Example:
+        One vector per input, the mean over its pixels, and no more than the first 100 inputs by content:
+
+        >>> from genmeasures.plugin import Drawn, Extractor, mix, places
+        >>> class MeanPixel(Extractor):
+        ...     name = "mean_pixel"
+        ...     whole_output = True
+        ...
+        ...     def __init__(self, components: int = 10) -> None:
+        ...         self.components, self.tap, self.fit_cap = components, "activation", 100
+        ...
+        ...     def sample(self, positions, keys, seed, fit=False):
+        ...         inputs = np.sort(np.argsort(mix(keys))[:100])
+        ...         return Drawn(inputs, np.zeros(len(inputs), dtype=np.int64), places(keys[inputs]))
+        ...
+        ...     def vector_size(self, layer):
+        ...         return layer.channels
+        ...
+        ...     def patch_size(self, layer):
+        ...         return layer.input_size
+        ...
+        ...     def vectors(self, output, rows, positions):
+        ...         return output.mean(2)[rows].float()
+        ...
+        ...     def patches(self, read, rows, positions):
+        ...         return read.whole(rows)
+        >>> MeanPixel().vectors(torch.ones(2, 3, 4), torch.tensor([1]), torch.tensor([0]))
+        tensor([[1., 1., 1.]])
+    """
 
     components: int
     """d: number of PCA components of ``projected``."""
     tap: str
-    """Where a layer's output is read: after what directly follows it ("activation"), or bare ("linear")."""
-    projects_patches: ClassVar[bool] = False
-    """Whether a patch is so long that roughness reduces it by PCA unless told otherwise."""
-
+    """Where the output of a layer is read: "activation", after what directly follows the layer, or "linear", before."""
     fit_cap: int
-    """Vectors a layer that projections, labelers and mixtures are fitted on, at most."""
+    """Number of vectors per layer that projections, labelers and mixtures are fitted on, at most."""
+    whole_output: ClassVar[bool] = False
+    """Whether a vector is made from the whole output of a layer: then an input has one label, and tiles are ruled out.
+    """
+    projects_patches: ClassVar[bool] = False
+    """Whether patches are so long that ``Roughness`` reduces them by PCA by default."""
 
     @abc.abstractmethod
     def sample(self, positions: int, keys: NDArray[np.uint64], seed: int, fit: bool = False) -> Sample:
-        """Draw the vectors of a layer with P positions; keys (N,) uint64 stand for the inputs' contents.
+        """Draw the vectors of a layer.
 
-        ``fit``: no more than ``fit_cap``. Where the cap is no larger, the sample is the same either way.
+        Args:
+            positions: P, the number of positions of the layer.
+            keys: uint64 (N,), a hash of the contents of each input. A sample that depends on them alone does not
+                depend on the order of the data.
+            seed: of this sample.
+            fit: whether the sample is for fits, and of ``fit_cap`` vectors at most. If the cap of other samples is no
+                larger, both are the same.
         """
 
     @abc.abstractmethod
     def vector_size(self, layer: Layer) -> int:
-        """Length of one vector."""
+        """k: length of a vector of the layer."""
 
     @abc.abstractmethod
     def patch_size(self, layer: Layer) -> int:
-        """Length of one patch."""
+        """D: length of a patch of the layer."""
 
     @abc.abstractmethod
     def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """float32 (n, ·) from the output (B, k, P), for vectors ``rows`` (n,) of the batch at ``positions`` (n,)."""
+        """The vectors of a batch.
+
+        Args:
+            output: (B, k, P), the output of the layer.
+            rows: int64 (n,), the row in the batch of each vector.
+            positions: int64 (n,), the flattened position of each vector.
+
+        Returns:
+            float32 (n, ``vector_size``).
+        """
 
     @abc.abstractmethod
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
-        """What the layer read to make these vectors."""
+        """What the layer reads for these vectors, n patches of length ``patch_size``; arguments as of ``vectors``."""
 
-    @abc.abstractmethod
     def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """The spatial size at which dense targets label this extractor's vectors."""
+        """The spatial size at which dense targets label the vectors of a layer of spatial size ``spatial``."""
+        return () if self.whole_output else spatial
 
 
 class PatchReader(abc.ABC):
-    """A layer's input tensor, with the geometry by which the layer reads it."""
+    """Reads patches from the input of a layer."""
 
     @abc.abstractmethod
     def receptive_fields(self, rows: Tensor, positions: Tensor) -> PatchSet:
-        """Receptive fields of output positions (n,) of the inputs ``rows`` (n,), ascending, of the batch."""
+        """The receptive fields of output positions.
+
+        Args:
+            rows: int64 (n,), rows of the batch, ascending.
+            positions: int64 (n,), flattened positions in the output.
+        """
 
     @abc.abstractmethod
     def whole(self, rows: Tensor) -> PatchSet:
-        """Everything the layer read for the inputs ``rows`` (n,), flattened."""
+        """All that the layer reads for the inputs at ``rows``, int64 (n,), flattened."""
 
 
 class Labeler(Component, abc.ABC):
-    """Gives every vector an integer. Subclass :class:`TargetLabeler` or :class:`FeatureLabeler`."""
+    """Gives every vector an integer label. Subclass :class:`TargetLabeler` or :class:`FeatureLabeler`."""
 
 
 class TargetLabeler(Labeler):
-    """Labels from the targets alone. Targets come as (B, C, *S): S = () for one target an input.
+    """Labels from the targets alone.
 
-    Where the data have no label, class numbers are −1 and continuous targets NaN, in all channels.
-    A vector without a label gets −1: measures that read these labels do not see it.
+    Targets are (B, C, *S), with S = () for one target per input. Without a label, class numbers are −1 and continuous
+    targets NaN, in all channels. A vector without a label gets −1, and measures that read these labels do not see it.
+
+    Example:
+        >>> from genmeasures.plugin import TargetLabeler
+        >>> class Parity(TargetLabeler):
+        ...     name = "parity"
+        ...
+        ...     def label(self, targets, spatial):
+        ...         return torch.where(targets < 0, -1, targets % 2)
+        >>> Parity().label(torch.tensor([[4], [7], [-1]]), ()).tolist()
+        [[0], [1], [-1]]
     """
 
+    needs_fit: ClassVar[bool] = False
+    """Whether the labeler sees the training targets before it labels any: by ``observe``, and ``fit`` at their end."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise ComponentError if ``observe`` or ``fit`` is written, but never called."""
+        super().__init_subclass__(**kwargs)
+        if not cls.needs_fit and (cls.fit is not TargetLabeler.fit or cls.observe is not TargetLabeler.observe):
+            raise ComponentError(f"{cls.__name__} has observe or fit, which nothing calls: write needs_fit = True")
+
     def observe(self, targets: Tensor) -> None:
-        """See a batch of training targets, before any model runs."""
+        """See a batch (B, C, *S) of the training targets, before any model runs."""
 
     def fit(self, generator: torch.Generator) -> None:
-        """End of the training targets: settle what depends on them."""
+        """Fit on the training targets that have been observed."""
 
     @abc.abstractmethod
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
-        """int64 (B, P): labels at every position of a layer of that spatial size ((B, 1) where all are alike).
+        """The labels of some inputs.
 
-        −1 stands for a position without any label.
+        Args:
+            targets: (B, C, *S).
+            spatial: spatial size of the layer.
+
+        Returns:
+            int64 (B, P) for the P positions of the layer, −1 for a position without a label, or (B, 1) if all
+            positions of an input have the same label.
         """
 
 
 class FeatureLabeler(Labeler):
-    """Labels from the features; one instance a layer, fitted on its projected training sample."""
+    """Labels from the features. Every layer has a labeler of its own, fitted on its projected training sample.
+
+    Example:
+        >>> from genmeasures.plugin import FeatureLabeler
+        >>> class Sign(FeatureLabeler):
+        ...     name = "sign"
+        ...
+        ...     def fit(self, projected, generator):
+        ...         self._mean = projected[:, 0].mean()
+        ...
+        ...     def label(self, projected):
+        ...         return (projected[:, 0] > self._mean).long()
+        >>> labeler, projected = Sign(), torch.tensor([[0.0], [4.0]])
+        >>> labeler.fit(projected, torch.Generator())
+        >>> labeler.label(projected)
+        tensor([0, 1])
+    """
 
     @abc.abstractmethod
     def fit(self, projected: Tensor, generator: torch.Generator) -> None:
-        """See all projected training vectors, float64 (n, d), in canonical order."""
+        """Fit on all projected training vectors, float64 (n, d), in the order of their ranks."""
 
     @abc.abstractmethod
     def label(self, projected: Tensor) -> Tensor:
-        """int64 (n,) for projected vectors float64 (n, d)."""
+        """int64 (n,): the labels of projected vectors float64 (n, d)."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable that a measure writes: its name and what the result says of it."""
+    """A variable of the result that a measure writes, with its metadata.
+
+    Example:
+        >>> Variable("sharpness", "largest eigenvalue of the Hessian", expected_gap=1, bounds=(0, math.inf)).dims
+        ('layer',)
+
+    Raises:
+        ComponentError: a field has a value of a wrong type, as if arguments were swapped.
+    """
 
     name: str
     long_name: str
     expected_accuracy: int = 0
     """Expected sign of the correlation with test accuracy (or the task's other test metric) over trained networks:
-    +1, −1, or 0 where no source states one."""
+    +1, −1, or 0 if no source states one."""
     expected_gap: int = 0
-    """Expected sign of the correlation with the generalization gap (train − test), stated apart: what grows with
-    training goes with both in the same way."""
+    """Expected sign of the correlation with the generalization gap (train − test). It is stated separately: what grows
+    during training correlates with both in the same way."""
     expected_accuracy_source: str = ""
-    """Who states ``expected_accuracy``, and where."""
+    """Reference for ``expected_accuracy``."""
     expected_gap_source: str = ""
-    """Who states ``expected_gap``, and where."""
+    """Reference for ``expected_gap``."""
     units: str = "1"
     references: str = ""
     bounds: tuple[float, float] = (-math.inf, math.inf)
-    """Between which every value lies, these included."""
+    """Smallest and largest possible value."""
     scale_invariant: bool = False
-    """Whether features that are all multiplied by one positive number have the same value."""
+    """Whether the value stays the same if all features are multiplied by one positive number."""
     dims: tuple[str, ...] = ("layer",)
-    """``("layer",)`` for a value a layer, ``()`` for a value a model. Of a model measure, one more dimension may
-    follow, ``("layer", "kernel")`` or ``("sample",)``: for looking at, not aggregated nor judged."""
+    """``("layer",)`` for one value per layer, ``()`` for one per model. A model measure may have one more dimension,
+    ``("layer", "kernel")`` or ``("sample",)``; such a variable is stored, and neither aggregated nor judged."""
     auxiliary: bool = False
-    """Whether it only explains another variable (a standard error, a bound, a count, a target): it is stored, and
-    neither judged nor plotted nor scored."""
+    """Whether it only explains another variable (a standard error, a bound, a count, a target); such a variable is
+    stored, and neither judged nor plotted nor scored."""
 
     def __post_init__(self) -> None:
-        """Raise ComponentError for what cannot be such a thing, as where an argument stands in the place of another."""
+        """Check the types."""
         written = f"Variable({self.name!r}, …)"
         for what in ("name", "long_name", "expected_accuracy_source", "expected_gap_source", "references"):
             if not isinstance(getattr(self, what), str):
-                raise ComponentError(f"{written}: {what} is {getattr(self, what)!r}, a text is expected")
+                raise ComponentError(f"{written}: {what} must be a string, got {getattr(self, what)!r}")
         if not self.name:
-            raise ComponentError(f"{written}: a name is expected")
+            raise ComponentError(f"{written}: name must not be empty")
         for what in ("expected_accuracy", "expected_gap"):
             if getattr(self, what) not in (-1, 0, 1):
                 raise ComponentError(
-                    f"{written}: {what} is {getattr(self, what)!r}, not −1, 0 or 1: its source goes into {what}_source="
+                    f"{written}: {what} must be −1, 0 or 1, got {getattr(self, what)!r}: "
+                    f"a reference goes into {what}_source="
                 )
         numbers = isinstance(self.bounds, tuple) and all(isinstance(bound, int | float) for bound in self.bounds)
         if not numbers or len(self.bounds) != 2:
-            raise ComponentError(f"{written}: bounds is {self.bounds!r}, a pair of numbers is expected: bounds=(0, 1)")
+            raise ComponentError(f"{written}: bounds must be a pair of numbers, bounds=(0, 1), got {self.bounds!r}")
         if not isinstance(self.dims, tuple) or not all(isinstance(dim, str) for dim in self.dims):
-            raise ComponentError(f'{written}: dims is {self.dims!r}, a tuple of names is expected: dims=("layer",)')
+            raise ComponentError(f'{written}: dims must be a tuple of names, dims=("layer",), got {self.dims!r}')
         for dim in self.dims:
             if dim != "layer" and difflib.get_close_matches(dim, ["layer"], cutoff=0.8):
                 raise ComponentError(f"{written}: dims is {self.dims!r}: did you mean 'layer'?")
@@ -490,7 +674,12 @@ class Variable:
 
 @dataclass(frozen=True)
 class Value:
-    """A value with a remark that a reader of the result must know."""
+    """A value with a note for the reader of the result, which its status shows.
+
+    Example:
+        >>> Value(0.5, "few vectors")
+        Value(value=0.5, note='few vectors')
+    """
 
     value: float
     note: str = ""
@@ -502,12 +691,15 @@ ModelValue: TypeAlias = float | Value | Undefined | NDArray[np.float64]
 
 @dataclass(frozen=True, init=False)
 class Pass:
-    """One pass over a sample, and which fields of each batch are read in it ("labels" for ``batch.labels``).
+    """One pass over a sample, with the fields of each batch that are read in it.
 
-    sample: "train" or "test" for the sample of that split, "fit" for the part of the training
-    sample to fit on, or of the test sample where no training data are given.
+    Args:
+        sample: "train" or "test" for the sample of that split, "fit" for the part of the training sample (of the test
+            sample without training data) that fits see.
+        fields: names of properties of :class:`FeatureBatch`, and "labels" for its method.
 
-    Raises ComponentError for an unknown sample or field.
+    Raises:
+        ComponentError: the sample or a field is unknown.
 
     Example:
         >>> Pass("test", "vector")
@@ -522,36 +714,51 @@ known: labels, patch_set, patches, projected, projected_patches, vectors)
 
     def __init__(self, sample: SampleName, *fields: Field) -> None:
         written = f"Pass({', '.join(map(repr, (sample, *fields)))})"
-        for what, given, known in (("sample", [sample], get_args(SampleName)), ("field", fields, get_args(Field))):
-            for one in given:
-                if not isinstance(one, str):
+        for what, names, known in (("sample", [sample], get_args(SampleName)), ("field", fields, get_args(Field))):
+            for name in names:
+                if not isinstance(name, str):
                     raise ComponentError(
-                        f'{written}: {one!r} is no name of a {what}: write them one by one, Pass("test", "vectors")'
+                        f'{written}: {name!r} is not the name of a {what}: list names, as in Pass("test", "vectors")'
                     )
-                if one not in known:
-                    raise ComponentError(f"{written}: there is no {what} {one!r}{nearest(one, known)}")
+                if name not in known:
+                    raise ComponentError(f"{written}: there is no {what} {name!r}{nearest(name, known)}")
         object.__setattr__(self, "sample", sample)
         object.__setattr__(self, "fields", frozenset(fields))
 
 
-def _check_tuple(cls: type, attribute: str, given: object, kind: type, written: str) -> None:
+def _check_tuple(cls: type, attribute: str, value: object, kind: type, written: str) -> None:
     """Raise ComponentError unless an attribute of a class is a tuple of objects of one kind."""
-    example = f"write {attribute} = ({written},), a tuple also where it is one"
-    if isinstance(given, kind):
+    example = f"write {attribute} = ({written},), a tuple even if it is one"
+    if isinstance(value, kind):
         raise ComponentError(
-            f"{cls.__name__}: {attribute} is one {kind.__name__}, not a tuple: {example}, with a comma"
+            f"{cls.__name__}: {attribute} must be a tuple, got one {kind.__name__}: {example}, with a comma"
         )
-    if not isinstance(given, tuple):
-        raise ComponentError(f"{cls.__name__}: {attribute} is a {type(given).__name__}, not a tuple: {example}")
-    for place, one in enumerate(given):
-        if not isinstance(one, kind):
+    if not isinstance(value, tuple):
+        raise ComponentError(f"{cls.__name__}: {attribute} must be a tuple, got a {type(value).__name__}: {example}")
+    for index, item in enumerate(value):
+        if not isinstance(item, kind):
             raise ComponentError(
-                f"{cls.__name__}: {attribute}[{place}] is {one!r}, not a {kind.__name__}: write {written}"
+                f"{cls.__name__}: {attribute}[{index}] must be a {kind.__name__}, got {item!r}: write {written}"
             )
 
 
 def check_passes(measure: FeatureMeasure | type[FeatureMeasure], passes: object) -> None:
-    """Raise ComponentError unless the passes of a measure are a tuple of :class:`Pass`."""
+    """Check the passes of a measure.
+
+    Args:
+        measure: the measure or its class.
+        passes: its attribute ``passes``.
+
+    Raises:
+        ComponentError: they are not a tuple of :class:`Pass`.
+
+    Example:
+        >>> check_passes(FeatureMeasure, Pass("test", "vectors"))
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ComponentError: FeatureMeasure: passes must be a tuple, got one Pass: write passes = \
+(Pass("test", "vectors"),), a tuple even if it is one, with a comma
+    """
     cls = measure if isinstance(measure, type) else type(measure)
     if inspect.isroutine(passes):
         raise ComponentError(f"{cls.__name__}: passes is a method: write @property above it")
@@ -562,90 +769,120 @@ class Measure(Component):
     """A generalization measure. Subclass :class:`FeatureMeasure` or :class:`ModelMeasure`."""
 
     variables: ClassVar[tuple[Variable, ...]]
+    """The variables of the result that the measure writes."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Raise ComponentError for variables that are none: at the class, not in the middle of a run."""
+        """Raise ComponentError for invalid variables: at the class statement, not in the middle of a run."""
         super().__init_subclass__(**kwargs)
-        given = cls.__dict__.get("variables", ())
-        if hasattr(given, "__get__"):  # a property, which is read of an object
+        variables = cls.__dict__.get("variables", ())
+        if hasattr(variables, "__get__"):  # a property, which is read from an object
             return
-        _check_tuple(cls, "variables", given, Variable, 'Variable("name", "what it is")')
-        names = [variable.name for variable in given]
+        _check_tuple(cls, "variables", variables, Variable, 'Variable("name", "what it is")')
+        names = [variable.name for variable in variables]
         if "variables" in cls.__dict__ and not names:
-            raise ComponentError(f"{cls.__name__}: variables is empty: a measure writes one at least")
+            raise ComponentError(f"{cls.__name__}: variables is empty: a measure writes at least one")
         for name in names:
             if names.count(name) > 1:
                 raise ComponentError(
-                    f"{cls.__name__}: two of its variables are called {name!r}: give each its own name"
+                    f"{cls.__name__}: duplicate variable {name!r}: give each variable a name of its own"
                 )
 
     _alias: str = ""
 
     def called(self, alias: str) -> Self:
-        """The same measure under another name, so that a run can have it in several settings.
+        """A copy under another name, so that a run can have the measure in several settings.
+
+        Args:
+            alias: an identifier.
+
+        Raises:
+            OptionError: the name is not an identifier.
 
         Example:
             >>> from genmeasures.measures import Confidence
             >>> [variable.name for variable in Confidence().called("tight").written()]
             ['tight', 'tight_unweighted']
-
-        Raises:
-            OptionError: the name is no identifier.
         """
         named = isinstance(alias, str) and alias.isidentifier() and not alias.startswith("_")
-        require(named, self, f"{alias!r} is no name for it: letters, digits and underscores, a letter first")
-        made = self.clone()
-        made._alias = "" if alias == self.name else alias
-        return made
+        require(named, self, f"{alias!r} is not a name: use letters, digits and underscores, a letter first")
+        renamed = self.clone()
+        renamed._alias = "" if alias == self.name else alias
+        return renamed
 
     def clone(self) -> Self:
-        made = super().clone()
-        made._alias = self._alias
-        return made
+        """A new measure with the same options and the same name, and no state."""
+        copied = super().clone()
+        copied._alias = self._alias
+        return copied
 
     def written(self) -> tuple[Variable, ...]:
-        """``variables`` with the names that they have in results: where the measure was given a name, that name
-        stands in place of its own, or before names that do not begin with it."""
+        """``variables`` with the names that they have in results.
+
+        If the measure has been renamed, the new name replaces its own name in them, or is prefixed to variables
+        without it.
+        """
         if not self._alias:
             return self.variables
-        made = []
+        renamed = []
         for variable in self.variables:
             own = variable.name == self.name or variable.name.startswith(f"{self.name}_")
             name = f"{self._alias}{variable.name[len(self.name) :]}" if own else f"{self._alias}_{variable.name}"
-            made.append(replace(variable, name=name, long_name=f"{variable.long_name} ({self._alias})"))
-        return tuple(made)
+            renamed.append(replace(variable, name=name, long_name=f"{variable.long_name} ({self._alias})"))
+        return tuple(renamed)
 
     def described(self) -> str:
-        """The measure with its options, after the name that it was given, if any."""
+        """The measure with its options, after its new name if it has been renamed."""
         return f"{self._alias}={self!r}" if self._alias else repr(self)
 
 
 class FeatureMeasure(Measure, abc.ABC):
-    """A streaming consumer of features: one instance a layer, fed batch by batch.
+    """A measure of features that are streamed: one instance per layer, fed batch by batch.
 
-    The engine calls ``start``; then for each of ``passes`` ``update`` with every batch of that
-    split and ``end_pass``; then ``compute``. Results must not depend on how the sample is split
-    into batches, nor on the order of the batches: use ``batch.rank`` where order matters.
-    Raise :class:`~genmeasures.errors.Undefined` where the layer has no value.
+    The engine calls ``start``; then for each of ``passes`` ``update`` with every batch of the sample and ``end_pass``;
+    then ``compute``. The value must depend neither on the division of the sample into batches nor on their order; use
+    ``batch.rank`` where the order matters. Raise :class:`~genmeasures.errors.Undefined` if the layer has no value.
+
+    Example:
+        >>> from genmeasures.plugin import FeatureMeasure, Pass, Variable
+        >>> class Sparsity(FeatureMeasure):
+        ...     name = "sparsity"
+        ...     variables = (Variable("sparsity", "fraction of zeros in the activations", bounds=(0, 1)),)
+        ...     passes = (Pass("test", "vectors"),)
+        ...
+        ...     def start(self, layer, generator):
+        ...         self._zeros = self._count = 0
+        ...
+        ...     def update(self, batch):
+        ...         self._zeros += int((batch.vectors == 0).sum())
+        ...         self._count += batch.vectors.numel()
+        ...
+        ...     def compute(self):
+        ...         return self._zeros / self._count
+        >>> import genmeasures
+        >>> inputs = torch.tensor([[1.0, -1.0], [2.0, 3.0]])
+        >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+        >>> _ = net.load_state_dict({"0.weight": torch.eye(2)})
+        >>> genmeasures.measure([net], test=inputs, measures=[Sparsity()]).sparsity.values
+        array([[0.25]])
     """
 
     labeler: Labeler | None = None
-    """What ``batch.labels(self.labeler)`` uses. A measure with "labels" in a pass and no labeler of
-    its own gets the one that fits the targets."""
+    """The labeler of ``batch.labels(self.labeler)``. A measure that reads "labels" and has None gets the one that fits
+    the targets."""
 
     patch_components: int = 0
-    """How many components of ``projected_patches`` the measure reads."""
+    """Number of components of ``projected_patches`` that the measure reads."""
 
     extractor: Extractor
-    """The run's extractor, which the engine sets before ``prepare``: ``self.extractor.vector_size(layer)`` is the
-    length of the layer's vectors, and ``self.extractor.patch_size(layer)`` that of its patches."""
+    """The extractor of the run, set before ``prepare``: ``self.extractor.vector_size(layer)`` is the length of the
+    vectors of a layer, and ``self.extractor.patch_size(layer)`` that of its patches."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Raise ComponentError for passes that are none, and for variables that are not those of a layer."""
+        """Raise ComponentError for invalid passes, and for variables without one value per layer."""
         super().__init_subclass__(**kwargs)
         if "extractor" in cls._option_names:
             raise ComponentError(
-                f"{cls.__name__}: __init__ has an option 'extractor', where the run's extractor is put: rename it"
+                f"{cls.__name__}: the option 'extractor' is the name of an attribute that the run sets: rename it"
             )
         passes = cls.__dict__.get("passes", ())
         if inspect.isroutine(passes) or not hasattr(passes, "__get__"):
@@ -654,63 +891,78 @@ class FeatureMeasure(Measure, abc.ABC):
         for variable in variables if isinstance(variables, tuple) else ():
             if variable.dims != ("layer",):
                 raise ComponentError(
-                    f"{cls.__name__}: the variable {variable.name!r} has the dims {variable.dims!r}, and a "
-                    'FeatureMeasure has one value per layer, dims=("layer",): leave dims out, or subclass ModelMeasure'
+                    f'{cls.__name__}: the dims of the variable {variable.name!r} must be ("layer",), since a '
+                    f"FeatureMeasure has one value per layer, got {variable.dims!r}: leave dims out, or subclass "
+                    "ModelMeasure"
                 )
 
     def prepare(self, extractor: Extractor) -> None:
-        """Learn the extractor before ``passes`` is read."""
+        """Adapt to the extractor before ``passes`` is read."""
 
     @property
     @abc.abstractmethod
     def passes(self) -> tuple[Pass, ...]:
-        """The passes over the data that this measure needs, in order."""
+        """The passes over the data that the measure needs, in order."""
 
     @abc.abstractmethod
     def start(self, layer: Layer, generator: torch.Generator) -> None:
-        """Forget everything and begin with one layer."""
+        """Begin with a layer.
+
+        Args:
+            layer: the layer.
+            generator: for all random numbers of the measure; it depends on the seed of the run, the measure with its
+                options and the layer.
+        """
 
     @abc.abstractmethod
     def update(self, batch: FeatureBatch) -> None:
-        """See one batch of the current pass."""
+        """See a batch of the current pass."""
 
     def end_pass(self) -> None:
-        """The current pass is over."""
+        """End the current pass."""
 
     @abc.abstractmethod
     def compute(self) -> Values:
-        """The layer's value, or a value for each of ``variables`` by name."""
+        """The value of the layer, or a value for each of ``variables`` by name."""
 
 
 class ModelMeasure(Measure, abc.ABC):
-    """A measure that needs the model itself: weights, gradients, trajectories, activation maximization."""
+    """A measure of the model itself: of its weights, gradients, trajectories or maximized activations.
+
+    :class:`ModelData` has an example.
+    """
 
     reads_facts: ClassVar[bool] = False
-    """Whether ``data.facts`` is read: values that are kept then hold for the same name, hyperparameters and metrics
-    alone."""
+    """Whether the measure reads ``data.facts``: values of an earlier run are then reused only for the same name,
+    hyperparameters and metrics."""
 
     def from_targets(self) -> Collection[str]:
-        """Names of the variables that depend on targets: their status says how these were read, if not as given."""
+        """Names of the variables that depend on targets, whose status notes how targets were read."""
         return ()
 
     @abc.abstractmethod
     def measure(
         self, model: nn.Module, layers: Sequence[Layer], data: ModelData
     ) -> Mapping[str, ModelValue | Sequence[ModelValue]]:
-        """Values by variable name: one for the model, or a sequence with one for each of ``layers``.
+        """Measure a model.
 
-        One of these is a number, a :class:`Value`, float64 (n,) where the variable has a dimension
-        of its own, or the exception :class:`Undefined` with the reason why there is none.
+        Args:
+            model: in evaluation mode, on ``data.device``. It must be left as it was: a measure that leaves other
+                weights, buffers, modes, hooks or ``requires_grad`` has no value but a status that names the change, and
+                the model is restored for the next measure. Gradients in ``parameter.grad`` are cleared for the measure.
+            layers: the measured layers, in the order of the forward pass.
+            data: the data, a generator, and what is known of the model.
 
-        The model comes in evaluation mode on ``data.device`` and must be left as it was: a measure that leaves other
-        weights, buffers, modes, hooks or ``requires_grad`` has no value but a status that says what it changed, and
-        the model is put back for the measures after it. Gradients in ``parameter.grad`` are cleared for it.
+        Returns:
+            By variable name: one value for the model, or a sequence with one for each of ``layers``. A value is a
+            number, a :class:`Value`, float64 (n,) for a variable with one more dimension, or an exception
+            :class:`Undefined` with the reason for a missing value.
         """
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a task or a caller says of a model. Read-only.
+    """What is known of a model: its name, hyperparameters and metrics. Read-only.
 
     Example:
         >>> facts = ModelFacts("net_0", {"width": 64}, {"train_accuracy": 0.9})
@@ -724,9 +976,9 @@ class ModelFacts:
 
     name: str
     hparams: Mapping[str, float | int | str | bool] = field(default_factory=dict)
-    """Hyperparameters; empty where none are known, as of plain modules."""
+    """Hyperparameters; empty for plain modules."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """``train_accuracy``, ``test_accuracy`` or others, where they are known."""
+    """``train_accuracy``, ``test_accuracy`` or others; empty if unknown."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hparams", MappingProxyType(dict(self.hparams)))
@@ -735,7 +987,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ModelData:
-    """What a model measure may read besides the model.
+    """What a model measure can read besides the model.
 
     Example:
         >>> from genmeasures.plugin import ModelMeasure, Variable
@@ -756,32 +1008,38 @@ class ModelData:
     """
 
     batches: Callable[[Split], Iterator[tuple[Tensor, Tensor | None]]]
-    """``batches("train")`` iterates over (inputs (B, …), targets (B, C, *S) or None) in fixed order. Where there
-    is no label, class numbers are −1 and continuous targets NaN."""
+    """``batches("train")`` iterates over (inputs (B, …), targets (B, C, *S) or None) in a fixed order. Without a
+    label, class numbers are −1 and continuous targets NaN."""
     sample: Callable[[Split, int | None], tuple[Tensor, Tensor | None]]
-    """``sample("train", n)``: at most n inputs with their targets, all for None: the same ones, in the same order,
+    """``sample("train", n)``: at most n inputs with their targets, all for None; the same ones in the same order,
     whatever the order of the data and the batch size."""
     order: Callable[[Split], NDArray[np.int64]]
-    """``order("train")``: the indices of all inputs, in an order that depends on their contents alone."""
+    """``order("train")``: int64 (N,), the indices of all inputs, in an order that depends on their contents alone."""
     device: torch.device
+    """Where the model is, and inputs and targets are."""
     generator: torch.Generator
+    """For all random numbers of the measure; it depends on the seed of the run and the measure with its options."""
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    """By the name of a layer; :meth:`module` reads it."""
+    """Modules by the name of a layer; use :meth:`module`."""
     known: ModelFacts | None = None
-    """None where the measure does not declare ``reads_facts``; :attr:`facts` reads it."""
+    """None unless the measure declares ``reads_facts``; use :attr:`facts`."""
 
     def module(self, layer: Layer) -> nn.Module:
-        """The module of a layer, part of the model: what is done to it is done to the model."""
+        """The module of a layer; it is part of the model, and not a copy."""
         if not isinstance(layer, Layer):
-            raise GenmeasuresError(f"a layer is expected, one of those that measure is given, not {layer!r}")
+            raise GenmeasuresError(f"expected one of the layers that measure is called with, got {layer!r}")
         if layer.name not in self.modules:
-            raise GenmeasuresError(f"the layer {layer.name!r} is none of this run{nearest(layer.name, self.modules)}")
+            raise GenmeasuresError(
+                f"the layer {layer.name!r} is not measured in this run{nearest(layer.name, self.modules)}"
+            )
         return self.modules[layer.name]
 
     def weight(self, layer: Layer) -> Tensor:
-        """(k, …): a copy of a layer's weight, in the model's type, as the layer computes with it.
+        """A copy of the weight of a layer, as the layer uses it.
 
-        Of a transposed convolution, (inputs, k, …). For gradients by the weight itself, take ``module(layer).weight``.
+        Returns:
+            (k, …), or (input channels, k, …) for a transposed convolution, in the type of the model. For gradients with
+            respect to the weight, use ``module(layer).weight``.
         """
         weight = self.module(layer).weight
         assert isinstance(weight, Tensor)  # a layer without one is not measured
@@ -789,14 +1047,26 @@ class ModelData:
 
     @property
     def facts(self) -> ModelFacts:
-        """Name, hyperparameters and metrics of the model, of a measure that declares ``reads_facts = True``."""
+        """Name, hyperparameters and metrics of the model, for a measure that declares ``reads_facts = True``."""
         if self.known is None:
             raise GenmeasuresError("data.facts was not declared: write reads_facts = True in the class of the measure")
         return self.known
 
 
 class Aggregator(Component, abc.ABC):
-    """Reduces the layers of each model to one number."""
+    """Reduces the values of the layers of each model to one number.
+
+    Example:
+        >>> from genmeasures.plugin import Aggregator
+        >>> class Median(Aggregator):
+        ...     name = "median"
+        ...
+        ...     def reduce(self, values, weight_norms, layer_names):
+        ...         return np.nanmedian(values, 1), np.isfinite(values).sum(1)
+        >>> reduced, layers = Median().reduce(np.array([[1.0, 2.0, 9.0]]), np.ones((1, 3)), np.array([["a", "b", "c"]]))
+        >>> reduced.tolist(), layers.tolist()
+        ([2.0], [3])
+    """
 
     @abc.abstractmethod
     def reduce(
@@ -805,59 +1075,89 @@ class Aggregator(Component, abc.ABC):
         weight_norms: NDArray[np.float64],
         layer_names: NDArray[np.object_],
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """(models,) values and numbers of layers used, from (models, layers) arrays.
+        """Reduce the layers.
 
-        A layer that a model does not have carries the name ``""``; one without a value is NaN.
+        Args:
+            values: float64 (models, layers), NaN for a missing value.
+            weight_norms: float64 (models, layers), Frobenius norms of the weights.
+            layer_names: (models, layers), ``""`` for a layer that a model does not have.
+
+        Returns:
+            float64 (models,), the reduced values, and int64 (models,), the numbers of layers that they are made from.
         """
 
 
 @dataclass(frozen=True)
 class TaskModel:
-    """A model of a task: how to build it, and what is known of it."""
+    """A model of a task: how to build it, and what is known of it.
+
+    Example:
+        >>> model = TaskModel("net_0", lambda: nn.Linear(2, 2), {"width": 2}, {"test_accuracy": 0.9})
+        >>> model.build()
+        Linear(in_features=2, out_features=2, bias=True)
+    """
 
     name: str
     build: Callable[[], nn.Module]
-    """Builds the trained model on the CPU; raises :class:`~genmeasures.errors.ModelError` naming the file."""
+    """Builds the trained model on the CPU; raises :class:`~genmeasures.errors.ModelError` that names the file."""
     hparams: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    """Hyperparameters by name."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """``train_accuracy``, ``test_accuracy`` (or ``train_iou``, …): what measures are judged against."""
     train: Any = None
-    """The data that this model was trained on, where the models of a task differ in it."""
+    """The data that this model was trained on, if the models of a task differ in them; else None."""
 
 
 class Task(Component, abc.ABC):
-    """A set of trained models, the data they were trained and tested on, and what is known of them."""
+    """A set of trained models, with the data that they were trained and tested on.
+
+    Example:
+        >>> from genmeasures.plugin import Task, TaskModel
+        >>> class Toy(Task):
+        ...     name = "toy"
+        ...
+        ...     def __init__(self, width: int = 2) -> None:
+        ...         self.width = width
+        ...
+        ...     def models(self):
+        ...         return [TaskModel("net_0", lambda: nn.Linear(2, self.width), {"width": self.width})]
+        ...
+        ...     def data(self, split):
+        ...         return torch.zeros(4, 2) if split == "test" else None
+        >>> Toy(3).identity
+        'toy(width=3)'
+    """
 
     metric: ClassVar[str] = "accuracy"
+    """Name of the metric in ``test_accuracy`` (``iou`` in ``test_iou``, …)."""
     ignore_index: float | None = None
-    """The target that means "no label"; None where all targets are labels."""
+    """The target that means "no label"; None if all targets are labels."""
 
     incidental: ClassVar[tuple[str, ...]] = ()
-    """Options that change neither models nor data, such as the number of workers or the folder of a cache."""
+    """Options that change neither models nor data, such as the number of workers or a cache folder."""
 
     @property
     def label(self) -> str:
-        """What results call it: its name, or that of the one task that it stands for."""
+        """Name of the task in results; it differs from ``name`` if the options select one of several tasks."""
         return self.name
 
     @property
     def identity(self) -> str | None:
-        """What tells this task from all others in results: its name, and the options that are not incidental.
+        """Identity of the task in results: its name, and the options that are not incidental.
 
-        None where only the content of its data can tell, as for a folder of files, which can lie anywhere and
-        change: results then have a hash of the data as they are read. Runs of one task have the same identity
-        whichever of its models they measure.
+        Runs of one task have the same identity, whichever of its models they measure. None identifies the task by a
+        hash of its data, as for a folder of files that can move and change.
         """
         options = ", ".join(f"{k}={v!r}" for k, v in self.options().items() if k not in self.incidental)
         return f"{self.name}({options})"
 
     @abc.abstractmethod
     def models(self) -> Sequence[TaskModel]:
-        """The models, cheap to list: each is built when its turn comes."""
+        """The models; they are cheap to list, and each is built only when it is measured."""
 
     @abc.abstractmethod
     def data(self, split: Split) -> Any:
-        """A torch Dataset, a DataLoader or a tuple of arrays; None where the task has no such data."""
+        """The data of a split: a torch Dataset, a DataLoader or a tuple of arrays; None if the task has none."""
 
 
 __all__ = [

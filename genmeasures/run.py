@@ -1,4 +1,4 @@
-"""A run: every model of a task measured in turn, each kept as soon as it is there."""
+"""A run: the models of a task measured one after the other, each stored as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,16 @@ from genmeasures.checks import check_layers, check_names, check_seed
 from genmeasures.contexts import settled
 from genmeasures.data import DataSource, check_ignore_index, read_alike
 from genmeasures.devices import usable_device
-from genmeasures.engine import ModelResult, PreparedData, Progress, measure_model, prepare_data, prepare_measures
+from genmeasures.engine import (
+    DEFAULT_MEMORY,
+    Memory,
+    ModelResult,
+    PreparedData,
+    Progress,
+    measure_model,
+    prepare_data,
+    prepare_measures,
+)
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, one_line, shown
 from genmeasures.failures import status_of, traceback_of
 from genmeasures.files import remove_stale_temporaries
@@ -63,10 +72,10 @@ _PACKAGES = ("genmeasures", "torch", "numpy", "scipy", "scikit-learn", "xarray",
 
 @dataclass
 class _Prepared:
-    """What is settled for all models with the same training data."""
+    """What all models with the same training data share."""
 
     train: Any
-    """Keeps the object alive whose id stands for it."""
+    """Keeps the object alive whose id identifies it."""
     data: PreparedData
     measures: list[Measure]
     content: str
@@ -75,18 +84,43 @@ class _Prepared:
     """Hash of the components and their options."""
     distributions: frozenset[str] = frozenset()
     problem: str = ""
-    """Why there is no such hash."""
+    """Why there is no hash."""
 
 
 class Run:
-    """The settings of a run, and the models measured with them.
+    """Models, data and settings of a run.
 
-    models: in the order of the result. train, test: anything that
-    :class:`~genmeasures.data.DataSource` takes, or None; a model's own ``train`` takes the place
-    of ``train``. device: None measures each model where it is. keep: a folder that keeps each
-    model's result as soon as it is there, and from which a later run takes it where all that its
-    values depend on is the same. tile: size of the tiles by which inputs are run, of all spatial axes
-    or of each; None runs them whole. ignore_index: the target that means "no label".
+    Args:
+        models: in the order of the result.
+        train: training data, anything that :class:`~genmeasures.data.DataSource` takes, or None. If a model has
+            ``train`` of its own, it replaces these.
+        test: test data, likewise.
+        measures: the measures.
+        extractor: the extractor.
+        layers: names or indices of the layers to measure, None for all.
+        seed: of every random choice.
+        device: None measures each model where it is.
+        batch_size: inputs per batch.
+        keep: a folder that stores the result of each model as soon as it is measured; a later run reuses it if all that
+            its values depend on is the same. None stores nothing.
+        tile: size of the tiles by which inputs run, of all spatial axes or of each; None runs whole inputs.
+        ignore_index: the target that means "no label".
+        memory: MiB for activations and for what is kept between passes.
+
+    Raises:
+        OptionError: a setting is invalid.
+        ModelError: there are no models, or names are duplicate.
+
+    Example:
+        >>> from genmeasures.extractors import ReceptiveField
+        >>> from genmeasures.measures import Roughness
+        >>> data = torch.arange(40.0).sin().reshape(20, 2)
+        >>> run = Run(
+        ...     [TaskModel("net", lambda: nn.Linear(2, 4))], data, data, [Roughness()], ReceptiveField(),
+        ...     layers=None, seed=0, device="cpu", batch_size=10, keep=None,
+        ... )
+        >>> run.measure({}).roughness_status.values.tolist()
+        [['ok']]
     """
 
     def __init__(
@@ -104,30 +138,31 @@ class Run:
         keep: Path | None,
         tile: int | Sequence[int] | None = None,
         ignore_index: float | None = None,
+        memory: float = DEFAULT_MEMORY,
     ) -> None:
         if not models:
             raise ModelError("there are no models to measure")
         for component in (extractor, *measures):
             check_attributes(component)
         names = [model.name for model in models]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ModelError(f"models with the same name: {shown(', '.join(twice))}")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ModelError(f"duplicate model names: {shown(', '.join(duplicates))}")
         if not measures:
             raise OptionError("there are no measures to compute")
         check_names(measures, models)
         check_layers(layers)
         if not is_count(batch_size):
-            raise OptionError(f"batch_size must be an integer ≥ 1, not {batch_size!r}")
+            raise OptionError(f"batch_size must be an integer ≥ 1, got {batch_size!r}")
         check_seed(seed)
         check_ignore_index(ignore_index)
         if tile is not None:
             sizes = [tile] if isinstance(tile, int) else tile
             if not isinstance(sizes, Sequence) or not sizes or not all(map(is_count, sizes)):
-                raise OptionError(f"tile must be an integer ≥ 1, a list of them or null, not {tile!r}")
-            if extractor.label_size((2,)) != (2,):
+                raise OptionError(f"tile must be an integer ≥ 1, a list of integers ≥ 1 or null, got {tile!r}")
+            if extractor.whole_output:
                 raise OptionError(
-                    f"tile: {extractor.name} makes vectors of a layer's whole output, which tiles never hold; "
+                    f"tile: {extractor.name} makes vectors of the whole output of a layer, which tiles never hold; "
                     "choose the extractor receptive_field, or leave tile out"
                 )
         self._models = models
@@ -139,21 +174,22 @@ class Run:
         self._batch_size = batch_size
         self._keep = None if keep is None else writable(keep)
         self._train = train
-        # By tiles inputs are run one by one: no more of them need to be in memory.
+        # By tiles inputs run one by one: no more of them need to be in memory.
         self._read = batch_size if tile is None else 1
         self._tile = tile if tile is None or isinstance(tile, int) else list(tile)
         self._ignore_index = ignore_index
+        self._memory = Memory(memory)
         self._test = None if test is None else DataSource(test, "test", self._read, ignore_index)
         self._prepared: dict[int | None, _Prepared] = {}
         self._kept = Kept(self._keep, None)
         self._problems: set[str] = set()
         self._lacks: set[str] = set()
         self._failures: dict[str, list[str]] = {}
-        """Models that failed, by kind of failure."""
+        """Names of models that failed, by kind of failure."""
 
     @property
     def account(self) -> Account:
-        """Which models were measured, and which taken from what was kept, so far."""
+        """Which models have been measured so far, and which have been reused."""
         return self._kept.account
 
     @settled()
@@ -164,12 +200,21 @@ class Run:
         on_batch: Progress | None = None,
         earlier: xr.Dataset | None = None,
     ) -> xr.Dataset:
-        """Measure all models; ``on_model`` is called with a name, its number and their count as each begins.
+        """Measure all models.
 
-        attrs: attributes of the result; ``task`` and ``task_id`` where the models are those of a task. earlier:
-        an earlier result; of a model whose values depend on nothing that has changed, they are taken from it.
+        A model that cannot be measured is logged and recorded.
 
-        A model that cannot be measured is logged and recorded; if none can, its error is raised.
+        Args:
+            attrs: attributes of the result; ``task`` and ``task_id`` for the models of a task.
+            on_model: called with the name of a model, its index and the number of models when it begins.
+            on_batch: called with the split, the number of inputs that are through, and their count.
+            earlier: an earlier result, whose values are reused for models if nothing that they depend on has changed.
+
+        Returns:
+            The dataset, as of :func:`genmeasures.measure`.
+
+        Raises:
+            GenmeasuresError: no model can be measured.
         """
         datasets: list[xr.Dataset] = []
         errors: list[GenmeasuresError] = []
@@ -188,7 +233,7 @@ class Run:
             began = time.perf_counter()
             try:
                 datasets.append(self._measure_one(model, on_batch))
-            except Exception as caught:  # whatever stops one model, those measured are kept and the others go on
+            except Exception as caught:  # whatever stops one model, the others go on
                 trace = traceback_of(caught)
                 status = status_of(caught, f"model {model.name}").partition(": ")[2]
                 named = status.startswith((f"model {model.name}: ", f"model {model.name!r}: "))
@@ -196,7 +241,7 @@ class Run:
                 self._report(message, model.name)
                 kind = type(caught) if isinstance(caught, GenmeasuresError) else ModelError
                 errors.append(kind(message))
-                if trace:  # the only thing left of it, should no other model be measured
+                if trace:  # the only trace of it if no other model can be measured
                     errors[-1].add_note(trace)
                 datasets.append(keyed(model_dataset(model, status, self._measures), ModelKey()))
                 self.account.failed.append(model.name)
@@ -217,7 +262,7 @@ class Run:
         return type(errors[0])(f"none of {len(errors)} models could be measured, {why}; {errors[0]}")
 
     def _report(self, message: str, name: str) -> None:
-        """Log why a model failed: at once for the first of a kind, the others are counted."""
+        """Log why a model failed: at once for the first failure of a kind, the others are counted."""
         alike = self._failures.setdefault(kind_of(message, name), [])
         alike.append(name)
         log.log(logging.DEBUG if len(alike) > 1 else logging.WARNING, "%s", one_line(message))
@@ -238,9 +283,11 @@ class Run:
         except GenmeasuresError:
             raise
         except Exception as error:  # a task's own code can fail in any way
-            raise ModelError(f"it cannot be built: {type(error).__name__}: {error}") from error
+            raise ModelError(f"building it failed: {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
-            raise ModelError(f"a model is a torch.nn.Module, not {type(model).__name__}{not_a_module(model)}")
+            raise ModelError(
+                f"expected a torch.nn.Module, got an object of type {type(model).__name__}{not_a_module(model)}"
+            )
         device = self._device or next((p.device for p in model.parameters()), torch.device("cpu"))
         key = self._key(model, task_model, prepared, device)
         kept = self._kept.take(task_model, key, measures)
@@ -249,47 +296,49 @@ class Run:
         why = self._kept.why(task_model.name, key)
         tile = self._tile_of(data)
         facts = _facts(task_model)
-        result: ModelResult = measure_model(model, data, measures, device, self._layers, on_batch, tile, facts)
+        result: ModelResult = measure_model(
+            model, data, measures, device, self._layers, on_batch, tile, facts, self._memory
+        )
         key = key.of_values(result.by_batch, result.reproducible)
         bare = model_dataset(TaskModel(task_model.name, task_model.build), result, measures)
         values = keyed(bare, key).assign_attrs(seconds=time.perf_counter() - began)
-        made = keyed(model_dataset(task_model, result, measures), key).assign_attrs(values.attrs)
+        dataset = keyed(model_dataset(task_model, result, measures), key).assign_attrs(values.attrs)
         self.account.measured[task_model.name] = why
-        if short := shortage(made):
+        if short := shortage(dataset):
             # The values that are there are right, but the model is not done: the next run tries again.
             log.warning("model %s: %s", shown(task_model.name), one_line(short))
-            made["model_status"] = ("model", np.array([short], dtype=object))
-            return keyed(made, ModelKey(key.content))
+            dataset["model_status"] = ("model", np.array([short], dtype=object))
+            return keyed(dataset, ModelKey(key.content))
         self._kept.keep(task_model, values, key)
-        return _remarked(made, "ok", notes)
+        return _remarked(dataset, "ok", notes)
 
     def _log(self, name: str, seconds: float, ds: xr.Dataset) -> None:
-        """One line a model, at level INFO."""
+        """Log one line per model, at level INFO."""
         status = str(ds["model_status"].values[0]).partition(":")[0]
-        taken = " (taken from what was kept)" if name in self.account.taken else ""
+        taken = " (reused)" if name in self.account.taken else ""
         log.info("model %s: %s%s, %.2f s, layers: %d", shown(name), status, taken, seconds, ds.sizes["layer"])
 
     def _report_unkept(self) -> None:
         unkept = self.account.unkept
         if unkept:
             log.warning(
-                "the results of %d of %d models could not be kept in %s; they are in this run's result alone: %s",
+                "the results of %d of %d models could not be stored in %s, and are in the result of this run alone: %s",
                 len(unkept), len(self._models), self._keep, one_line(next(iter(unkept.values()))),
             )  # fmt: skip
 
     def _key(self, model: nn.Module, task_model: TaskModel, prepared: _Prepared, device: torch.device) -> ModelKey:
-        """All that the model's values depend on; not batches and tiles, nor what is only known of the model."""
+        """Key of all that the values of a model depend on, without batches, tiles, hyperparameters and metrics."""
         try:
-            found = model_identity(model)
+            identity = model_identity(model)
         except Unidentified as error:
             return self._unknown(str(error))
         if prepared.problem:
             return self._unknown(prepared.problem)
-        # Model measures do not run by tiles: they have values without them, and a failure with them.
+        # Model measures do not run by tiles: with tiles they fail.
         tiled = self._tile is not None and any(isinstance(measure, ModelMeasure) for measure in self._measures)
-        versions = versions_identity(found.distributions | prepared.distributions)
+        versions = versions_identity(identity.distributions | prepared.distributions)
         layers = None if self._layers is None else sorted(set(self._layers), key=repr)
-        # What the model itself creates is of the default type.
+        # The model creates tensors of the default type.
         known: list[object] = [
             prepared.settings,
             versions,
@@ -302,14 +351,17 @@ class Run:
         if any(isinstance(measure, ModelMeasure) and measure.reads_facts for measure in self._measures):
             facts = _facts(task_model)
             known.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
-        digest = hashlib.blake2b(repr([found.weights, found.code, prepared.content, *known]).encode(), digest_size=12)
-        batches = (self._read, self._tile)
-        return ModelKey.of(found.weights, found.code, prepared.content, digest.hexdigest(), batches)
+        digest = hashlib.blake2b(
+            repr([identity.weights, identity.code, prepared.content, *known]).encode(), digest_size=12
+        )
+        # The budget decides how many inputs run together.
+        batches = (self._read, self._tile, *([] if self._memory == Memory() else [self._memory.mib]))
+        return ModelKey.of(identity.weights, identity.code, prepared.content, digest.hexdigest(), batches)
 
     def _unknown(self, problem: str) -> ModelKey:
         if self._keep is not None and problem not in self._problems:
             self._problems.add(problem)
-            log.warning("nothing is kept: %s", one_line(problem))
+            log.warning("nothing is stored: %s", one_line(problem))
         return ModelKey(problem=problem)
 
     def _prepare(self, model: TaskModel) -> _Prepared:
@@ -320,12 +372,12 @@ class Run:
             measures, lacking = self._measures_for(sources)
             data = prepare_data(sources, measures, self._extractor, self._seed, lacking)
             self._tile_of(data)
-            made = _Prepared(train, data, measures, data_identity(sources))
+            fresh = _Prepared(train, data, measures, data_identity(sources))
             try:
-                made.settings, made.distributions = self._settings(measures)
+                fresh.settings, fresh.distributions = self._settings(measures)
             except Unidentified as error:
-                made.problem = str(error)
-            self._prepared[key] = made
+                fresh.problem = str(error)
+            self._prepared[key] = fresh
         return self._prepared[key]
 
     def _measures_for(self, sources: Mapping[Split, DataSource]) -> tuple[list[Measure], dict[str, str]]:
@@ -334,12 +386,12 @@ class Run:
         except DataError as error:
             if sources:
                 raise
-            raise DataError(f"there are no data: give train, test or both ({error})") from error
+            raise DataError(f"there are no data: pass train, test or both ({error})") from error
         for measure in measures:
             lacks = lacking.get(repr(measure))
-            if lacks and (said := f"{measure.name} has no values: it {lacks}") not in self._lacks:
-                self._lacks.add(said)
-                log.warning("%s", said)
+            if lacks and (message := f"{measure.name} has no values: it {lacks}") not in self._lacks:
+                self._lacks.add(message)
+                log.warning("%s", message)
         return measures, lacking
 
     def _sources(self, train: Any) -> dict[Split, DataSource]:
@@ -351,18 +403,18 @@ class Run:
         return read_alike(sources)
 
     def _settings(self, measures: Sequence[Measure]) -> tuple[str, frozenset[str]]:
-        """Hash of the components with their options and the versions of their plugins, and their distributions."""
+        """Identity of the components with their options and versions of their plugins, and their distributions."""
         components: list[Component] = [self._extractor, *measures]
         labelers = [m.labeler for m in measures if isinstance(m, FeatureMeasure) and m.labeler is not None]
         kinds = {kind for one in (*components, *labelers) for kind in type(one).__mro__}
         plugins = [plugin for plugin in registry().plugins if any(kind in kinds for _, kind in plugin.components)]
-        found, distributions = component_identity(components)
-        # The core's own version counts for every model.
+        identity, distributions = component_identity(components)
+        # The version of the core is part of the key of every model.
         known = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
-        return repr([found, known, [measure.described() for measure in measures]]), distributions
+        return repr([identity, known, [measure.described() for measure in measures]]), distributions
 
     def _task(self, attrs: Mapping[str, Any]) -> dict[str, str]:
-        """What results call the task, and the identity that collected results go by."""
+        """Name of the task in results, and the identity by which results are collected."""
         identity = attrs.get("task_id")
         if not identity or has_address(str(identity)):
             prepared = self._prepared.get(None)
@@ -405,7 +457,10 @@ class Run:
             "versions": json.dumps(versions()),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "settings": yaml.safe_dump(settings, sort_keys=False),
-            "config": yaml.safe_dump({**settings, "batch_size": self._batch_size, "tile": self._tile}, sort_keys=False),
+            "config": yaml.safe_dump(
+                {**settings, "batch_size": self._batch_size, "tile": self._tile, "memory": self._memory.mib},
+                sort_keys=False,
+            ),
         }
 
 
@@ -419,7 +474,7 @@ def versions() -> dict[str, str]:
 
 
 def _remarked(ds: xr.Dataset, status: str, notes: Sequence[str]) -> xr.Dataset:
-    """The dataset of one model with what its status says."""
+    """The dataset of one model with notes in its status."""
     for note in dict.fromkeys(notes):
         status = with_note(status, note.replace("; ", ", "))
     return ds.assign_coords(model_status=("model", np.array([status], dtype=object)))

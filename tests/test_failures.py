@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.engine import layer as layer_module
+from genmeasures.engine import fits as fits_module
+from genmeasures.engine.layer import LayerState
 from genmeasures.errors import DataError, ModelError, OptionError, Undefined
 from genmeasures.extractors import ReceptiveField
 from genmeasures.failures import RESOURCE_STATUS, is_shortage, status_of, to_raise_later
@@ -100,6 +101,7 @@ class FaultyLabeler(FeatureLabeler):
 
 class FaultyTargets(TargetLabeler):
     name = "faulty_targets"
+    needs_fit = True
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -130,7 +132,7 @@ def failing_pca(error: Exception) -> Callable[..., Any]:
 
 def failing_patch_pca(error: Exception) -> Callable[..., Any]:
     """Fails for vectors as long as patches."""
-    fit_pca = layer_module.fit_pca
+    fit_pca = fits_module.fit_pca
 
     def fit(vectors: Tensor, components: int) -> Any:
         if vectors.shape[1] == 9:
@@ -166,7 +168,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Exception], list
     def measure(place: str, error: Exception) -> list[str]:
         options = PLACES[place](error)
         if "fit_pca" in options:
-            monkeypatch.setattr(layer_module, "fit_pca", options.pop("fit_pca"))
+            monkeypatch.setattr(fits_module, "fit_pca", options.pop("fit_pca"))
         monkeypatch.setattr(FaultyExtractor, "error", error, raising=False)
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(1, 4, 3))
@@ -415,13 +417,13 @@ def test_a_run_with_failures_frees_its_tensors_at_once(
 ) -> None:
     """What a layer's run holds, its training sample for one, goes with it and waits for no garbage collector."""
     runs: list[weakref.ref[Any]] = []
-    init = layer_module.LayerRun.__init__
+    init = LayerState.__init__
 
     def noting(self: Any, *given: Any) -> None:
         runs.append(weakref.ref(self))
         init(self, *given)
 
-    monkeypatch.setattr(layer_module.LayerRun, "__init__", noting)
+    monkeypatch.setattr(LayerState, "__init__", noting)
     gc.collect()
     gc.disable()
     try:

@@ -12,7 +12,7 @@ import genmeasures
 from genmeasures.errors import ComponentError, GenmeasuresError
 from genmeasures.extractors import ReceptiveField
 from genmeasures.measures import DaviesBouldin
-from genmeasures.plugin import FeatureMeasure, ModelMeasure, Pass, Variable
+from genmeasures.plugin import FeatureMeasure, ModelMeasure, Pass, TargetLabeler, Variable
 
 GOOD = Variable("mine", "what it is")
 
@@ -25,15 +25,18 @@ def defined(base: type = FeatureMeasure, **attributes: Any) -> type[Any]:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        (GOOD, r'Mine: variables is one Variable, not a tuple: write variables = \(Variable\("name", .*with a comma'),
-        ([GOOD], r"Mine: variables is a list, not a tuple: write variables = \(Variable\("),
-        ("mine", "Mine: variables is a str, not a tuple"),
-        ({"mine": GOOD}, "Mine: variables is a dict, not a tuple"),
-        (None, "Mine: variables is a NoneType, not a tuple"),
-        ((GOOD, "other"), r"Mine: variables\[1\] is 'other', not a Variable: write Variable\("),
-        (("mine",), r"Mine: variables\[0\] is 'mine', not a Variable"),
-        ((), "Mine: variables is empty: a measure writes one at least"),
-        ((GOOD, Variable("other", "x"), GOOD), "Mine: two of its variables are called 'mine': give each its own name"),
+        (
+            GOOD,
+            r'Mine: variables must be a tuple, got one Variable: write .* = \(Variable\("name", .*with a comma',
+        ),
+        ([GOOD], r"Mine: variables must be a tuple, got a list: write variables = \(Variable\("),
+        ("mine", "Mine: variables must be a tuple, got a str"),
+        ({"mine": GOOD}, "Mine: variables must be a tuple, got a dict"),
+        (None, "Mine: variables must be a tuple, got a NoneType"),
+        ((GOOD, "other"), r"Mine: variables\[1\] must be a Variable, got 'other': write Variable\("),
+        (("mine",), r"Mine: variables\[0\] must be a Variable, got 'mine'"),
+        ((), "Mine: variables is empty: a measure writes at least one"),
+        ((GOOD, Variable("other", "x"), GOOD), "Mine: duplicate variable 'mine': give each variable a name of its own"),
     ],
 )
 def test_variables_that_are_none(base: type, variables: Any, message: str) -> None:
@@ -44,7 +47,7 @@ def test_variables_that_are_none(base: type, variables: Any, message: str) -> No
 
 @pytest.mark.parametrize("dims", [(), ("layer", "kernel"), ("sample",)])
 def test_a_measure_of_features_has_a_value_a_layer(dims: Any) -> None:
-    with pytest.raises(ComponentError, match=r"the variable 'mine' has the dims .* leave dims out, or subclass"):
+    with pytest.raises(ComponentError, match=r"the dims of the variable 'mine' must be .* leave dims out, or subclass"):
         defined(variables=(Variable("mine", "what it is", dims=dims),))
     defined(ModelMeasure, variables=(Variable("mine", "what it is", dims=dims),))
 
@@ -52,16 +55,16 @@ def test_a_measure_of_features_has_a_value_a_layer(dims: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("tset", "vectors"), r"there is no split 'tset' \(did you mean 'test'\? known: fit, test, train\)"),
-        (("validation",), "there is no split 'validation'"),
+        (("tset", "vectors"), r"there is no sample 'tset' \(did you mean 'test'\? known: fit, test, train\)"),
+        (("validation",), "there is no sample 'validation'"),
         (("test", "vector"), r"Pass\('test', 'vector'\): there is no field 'vector' \(did you mean 'vectors'"),
         (("test", "vectors", "patch"), r"did you mean 'patches'\? known: labels, patch_set, patches, projected, proj"),
         (("test", "projectd"), "did you mean 'projected'"),
         (
             ("test", ["vectors", "labels"]),
-            r"is no name of a field: write them one by one, Pass\(\"test\", \"vectors\"\)",
+            r"is not the name of a field: list names, as in Pass\(\"test\", \"vectors\"\)",
         ),
-        (((GOOD,), "vectors"), "is no name of a split"),
+        (((GOOD,), "vectors"), "is not the name of a sample"),
     ],
 )
 def test_a_pass_of_what_there_is_not(given: Any, message: str) -> None:
@@ -72,10 +75,13 @@ def test_a_pass_of_what_there_is_not(given: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        (Pass("test", "vectors"), r"passes is one Pass, not a tuple: write passes = \(Pass\(\"test\", .* with a comma"),
-        ([Pass("test", "vectors")], "passes is a list, not a tuple"),
-        ("test", "passes is a str, not a tuple"),
-        (("test", "vectors"), r"passes\[0\] is 'test', not a Pass: write Pass\(\"test\", \"vectors\"\)"),
+        (
+            Pass("test", "vectors"),
+            r"passes must be a tuple, got one Pass: write .* = \(Pass\(\"test\", .* with a comma",
+        ),
+        ([Pass("test", "vectors")], "passes must be a tuple, got a list"),
+        ("test", "passes must be a tuple, got a str"),
+        (("test", "vectors"), r"passes\[0\] must be a Pass, got 'test': write Pass\(\"test\", \"vectors\"\)"),
     ],
 )
 def test_passes_that_are_none(passes: Any, message: str) -> None:
@@ -92,7 +98,7 @@ def test_an_option_in_the_place_of_the_extractor_is_refused() -> None:
     def init(self: Any, extractor: str = "x") -> None:
         self.extractor = extractor
 
-    with pytest.raises(ComponentError, match=r"Mine: __init__ has an option 'extractor'.*: rename it"):
+    with pytest.raises(ComponentError, match=r"Mine: the option 'extractor' is .*: rename it"):
         defined(variables=(GOOD,), __init__=init)
 
 
@@ -144,20 +150,20 @@ def test_a_measure_without_a_name_or_variables() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": ""}, "a name is expected"),
-        ({"name": 3}, "name is 3, a text is expected"),
-        ({"long_name": None}, "long_name is None, a text is expected"),
+        ({"name": ""}, "name must not be empty"),
+        ({"name": 3}, "name must be a string, got 3"),
+        ({"long_name": None}, "long_name must be a string, got None"),
         (
             {"expected_accuracy": "A 2020"},
-            "expected_accuracy is 'A 2020', not −1, 0 or 1: its source goes into expected_a",
+            "expected_accuracy must be −1, 0 or 1, got 'A 2020': a reference goes into expected_a",
         ),
-        ({"expected_gap": 2}, "expected_gap is 2, not −1, 0 or 1"),
-        ({"expected_gap_source": 1}, "expected_gap_source is 1, a text is expected"),
-        ({"bounds": 1}, r"bounds is 1, a pair of numbers is expected: bounds=\(0, 1\)"),
-        ({"bounds": (0, None)}, r"bounds is \(0, None\), a pair of numbers"),
-        ({"bounds": (0, 1, 2)}, r"bounds is \(0, 1, 2\), a pair of numbers"),
-        ({"dims": "layer"}, r"dims is 'layer', a tuple of names is expected: dims=\(\"layer\",\)"),
-        ({"dims": ["layer"]}, "a tuple of names is expected"),
+        ({"expected_gap": 2}, "expected_gap must be −1, 0 or 1, got 2"),
+        ({"expected_gap_source": 1}, "expected_gap_source must be a string, got 1"),
+        ({"bounds": 1}, r"bounds must be a pair of numbers, bounds=\(0, 1\), got 1"),
+        ({"bounds": (0, None)}, r"bounds must be a pair of numbers.* got \(0, None\)"),
+        ({"bounds": (0, 1, 2)}, r"bounds must be a pair of numbers.* got \(0, 1, 2\)"),
+        ({"dims": "layer"}, r"dims must be a tuple of names, dims=\(\"layer\",\), got 'layer'"),
+        ({"dims": ["layer"]}, "dims must be a tuple of names"),
         ({"dims": ("layers",)}, "did you mean 'layer'"),
     ],
 )
@@ -185,6 +191,23 @@ def test_passes_without_property() -> None:
 
 def test_a_class_in_the_place_of_an_object() -> None:
     with pytest.raises(
-        GenmeasuresError, match=r"measure: DaviesBouldin is a class, an object of it .*: DaviesBouldin\(…\)"
+        GenmeasuresError, match=r"measure: expected an object, got the class DaviesBouldin: write DaviesBouldin\(…\)"
     ):
         genmeasures.measure([torch.nn.Linear(2, 2)], torch.zeros(4, 2), measures=[DaviesBouldin])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("method", ["observe", "fit"])
+def test_a_target_labeler_that_is_fitted_declares_it(method: str) -> None:
+    """Else nothing would call what it has written."""
+    attributes = {"name": "mine", method: lambda self, given: None}
+    with pytest.raises(ComponentError, match="Mine has observe or fit, which nothing calls: write needs_fit = True"):
+        type("Mine", (TargetLabeler,), attributes)
+    type("Mine", (TargetLabeler,), {**attributes, "needs_fit": True})
+
+
+def test_labels_have_the_size_of_what_a_vector_is_made_from() -> None:
+    class Whole(ReceptiveField):
+        whole_output = True
+
+    assert ReceptiveField().label_size((3, 5)) == (3, 5)
+    assert Whole().label_size((3, 5)) == ()

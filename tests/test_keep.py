@@ -132,6 +132,8 @@ def test_values_that_depend_on_the_batches_are_taken_for_the_same_ones(
     again = measured({"net": kind()}, batch_size=30)
     assert not RUNS
     np.testing.assert_array_equal(again["davies_bouldin"], first["davies_bouldin"])
+    measured({"net": kind()}, batch_size=30, memory=1)  # the budget decides how many inputs run together
+    assert RUNS
     other = measured({"net": kind()}, batch_size=20)
     assert RUNS
     assert (other["davies_bouldin"] != first["davies_bouldin"]).any()
@@ -237,7 +239,7 @@ def test_what_has_no_hash_is_not_kept_and_named_once(
             ds = measured(models)
         assert RUNS
         (said,) = [record.getMessage() for record in caplog.records if record.name == "genmeasures.run"]
-        assert said.startswith("nothing is kept: attribute 'lock' of a Net")
+        assert said.startswith("nothing is stored: attribute 'lock' of a Net")
     assert ds["model_key"].values.tolist() == ["", ""]
     assert (ds["model_status"] == "ok").all()
     assert not list((tmp_path / "kept").iterdir())
@@ -353,7 +355,7 @@ def test_a_disk_that_fills_up_is_told_once(
         ds = measured({f"n{seed}": Net(seed) for seed in range(4)})
     assert np.isfinite(ds["davies_bouldin"]).all()
     (said,) = [record.getMessage() for record in caplog.records]
-    assert "3 of 4 models could not be kept" in said
+    assert "3 of 4 models could not be stored" in said
     assert "No space left" in said
     monkeypatch.setattr("genmeasures.kept.save", save)
     measured({f"n{seed}": Net(seed) for seed in range(4)})

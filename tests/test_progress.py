@@ -190,7 +190,7 @@ def test_a_line_for_each_model(caplog: pytest.LogCaptureFixture, tmp_path: Path)
     assert shapes == [
         "model fits: ok, … s, layers: 1",
         "model does not: failed, … s, layers: 0",
-        "model fits: ok (taken from what was kept), … s, layers: 1",
+        "model fits: ok (reused), … s, layers: 1",
         "model does not: failed, … s, layers: 0",
     ]
 

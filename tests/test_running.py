@@ -80,6 +80,7 @@ def test_labelers_of_targets_are_fitted_on_the_data_of_each_model() -> None:
 
     class Seen(TargetLabeler):
         name = "seen"
+        needs_fit = True
 
         def observe(self, targets: Tensor) -> None:
             self.largest = max(getattr(self, "largest", 0), int(targets.max()))
@@ -121,6 +122,7 @@ class Seeds(FeatureLabeler):
 
 class TargetSeeds(TargetLabeler):
     name = "target_seeds"
+    needs_fit = True
     given: list[int]
 
     def fit(self, generator: torch.Generator) -> None:

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import genmeasures
 from genmeasures.cli.interrupts import interruptible
 from genmeasures.errors import nearest
+from genmeasures.version import __version__
 
 _RUN = """\
 genmeasures run [hydra overrides] [-m]
@@ -46,7 +46,7 @@ def _main(given: list[str]) -> int:
         description="Generalization measures of trained networks, layer by layer.",
         epilog="'genmeasures COMMAND --help' describes a command.",
     )
-    parser.add_argument("--version", action="version", version=f"genmeasures {genmeasures.__version__}")
+    parser.add_argument("--version", action="version", version=f"genmeasures {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = commands.add_parser(
         "run", help="measure the models of a task", description=_RUN, add_help=False,
@@ -93,7 +93,7 @@ def _main(given: list[str]) -> int:
             print(_RUN, end="")
             return 0
         if "--version" in given[1:]:  # Hydra would print its own
-            print(f"genmeasures {genmeasures.__version__}")
+            print(f"genmeasures {__version__}")
             return 0
         from genmeasures.cli.run import run_command
 

@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 _FULL = "HYDRA_FULL_ERROR"
 """Environment variable of Hydra; "1" lets exceptions through."""
 
-_WITHOUT_VALUES = ("output", "force", "figures", "against", "aggregator", "batch_size", "tile", "device")
+_WITHOUT_VALUES = ("output", "force", "figures", "against", "aggregator", "batch_size", "tile", "memory", "device")
 """Settings that do not change values, and so not the name of the result; the kind of device does."""
 
 _SETTINGS = ("task", "extractor", "measure", "seed", "ignore_index", "layers", *_WITHOUT_VALUES)
@@ -195,6 +195,7 @@ def _job(config: DictConfig) -> None:
         keep=keep,
         tile=list(config.tile) if isinstance(config.tile, ListConfig) else config.tile,
         ignore_index=task.ignore_index if config.ignore_index is None else config.ignore_index,
+        memory=config.memory,
     )
     attrs = {"task": task.label, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
     if task.identity is not None:

@@ -1,4 +1,4 @@
-"""The data that models are run on: one view of arrays, Datasets and DataLoaders, checked before any model runs."""
+"""Data: one view of arrays, Datasets and DataLoaders, checked before any model runs."""
 
 from genmeasures.data.keys import content_keys, mix
 from genmeasures.data.source import Batch, DataSource, read_alike

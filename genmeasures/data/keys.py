@@ -1,4 +1,4 @@
-"""Keys made from what an input contains, so that a sample does not depend on the order of the data."""
+"""Hashes of the contents of inputs, so that samples do not depend on the order of the data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finalizer (Steele, Lea & Flood 2014): every bit of the input moves every bit of the output.
+    """Hash integers by the finalizer of splitmix64 (Steele, Lea & Flood 2014).
 
-    Random numbers for an extractor that depend on what inputs contain and not on their order: ``mix(keys ^ salt)``.
+    ``mix(keys ^ salt)`` are random numbers for an extractor that depend on the contents of inputs, not on their order.
 
     Args:
         keys: uint64 of any shape.
@@ -39,11 +39,23 @@ def _multipliers(count: int) -> Tensor:
 
 
 def content_keys(inputs: Tensor) -> NDArray[np.uint64]:
-    """uint64 (B,): a hash of each input (B, …); the same numbers give the same key in any batch."""
+    """Hash inputs: the same numbers have the same key in any batch.
+
+    Args:
+        inputs: (B, …).
+
+    Returns:
+        uint64 (B,).
+
+    Example:
+        >>> keys = content_keys(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
+        >>> keys[0] == keys[2] != keys[1]
+        np.True_
+    """
     flat = inputs.detach().reshape(len(inputs), -1)
     words = flat.contiguous().view(torch.int32) if flat.dtype == torch.float32 else flat
     words = words.to(torch.int64)
-    # Floats of few digits differ in their high bits only. Without the sign, x and −1 − x would be alike.
+    # Floats of few digits differ in their high bits only. Without the sign, x and −1 − x would be equal.
     words = (words >> 15).bitwise_and_((1 << 49) - 1).bitwise_xor_(words)
     # Integer products wrap: the sum is the same in any order and on any device.
     sums = words.mul_(_multipliers(words.shape[1]).to(words.device)).sum(1)
@@ -51,7 +63,19 @@ def content_keys(inputs: Tensor) -> NDArray[np.uint64]:
 
 
 def distinct(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Give equal inputs different keys: the same set of keys in whatever order the inputs stand."""
+    """Make duplicate keys different; the set of keys does not depend on the order.
+
+    Args:
+        keys: uint64 (N,).
+
+    Returns:
+        uint64 (N,).
+
+    Example:
+        >>> keys = np.array([5, 7, 5], dtype=np.uint64)
+        >>> distinct(keys)[:2].tolist(), len(set(distinct(keys).tolist()))
+        ([5, 7], 3)
+    """
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     start = np.r_[True, ordered[1:] != ordered[:-1]]

@@ -1,4 +1,4 @@
-"""Whatever holds numbers, as a plain tensor of the same numbers."""
+"""Conversion of arrays of any kind to plain tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils.dlpack import from_dlpack
 
 
 def plain(value: Any) -> Tensor:
-    """A tensor of class Tensor with the same numbers, without a copy where there need be none.
+    """Convert an array to a strided tensor of class Tensor, without a copy if possible.
 
-    value: a tensor of any class or layout, a NumPy array of any class, a number, a list of numbers, arrays
-    or tensors of one shape, or what offers its numbers by ``__array__`` or ``__dlpack__``, as pandas and
-    JAX do.
+    Args:
+        value: a tensor of any class or layout, a NumPy array of any class, a number, a list of numbers, arrays or
+            tensors of one shape, or an object with ``__array__`` or ``__dlpack__``, as of pandas and JAX.
 
     Raises:
-        TypeError, ValueError, RuntimeError: where there are no numbers, or not at every place.
+        TypeError, ValueError, RuntimeError: the elements are not numbers, or some are missing.
 
     Example:
         >>> plain(np.matrix([[1, 2]])).tolist()
@@ -35,25 +35,25 @@ def plain(value: Any) -> Tensor:
     if hasattr(value, "__array__"):
         try:
             return _from_numpy(np.asarray(value))
-        except TypeError:  # an array on a GPU does not become NumPy's by itself
+        except TypeError:  # an array on a GPU is not converted to NumPy implicitly
             if not hasattr(value, "__dlpack__"):
                 raise
     if hasattr(value, "__dlpack__"):
-        made: Tensor = from_dlpack(value)
-        return made
+        tensor: Tensor = from_dlpack(value)
+        return tensor
     return torch.as_tensor(value, device="cpu")
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:
     kind = type(tensor).__name__
     if tensor.is_nested:
-        raise TypeError("nested tensors have no one shape: give tensors of one shape")
+        raise TypeError("nested tensors are not supported: pass tensors of one shape")
     if type(tensor) is not Tensor:
-        # A subclass's own functions would give the subclass again.
+        # Functions of a subclass would return the subclass again.
         with torch._C.DisableTorchFunctionSubclass():
             tensor = tensor.as_subclass(Tensor)
         if type(tensor) is not Tensor or (tensor.numel() and not _has_storage(tensor)):
-            raise TypeError(f"a {kind} holds no numbers of its own: give a plain tensor")
+            raise TypeError(f"a {kind} does not hold its own numbers: pass a plain tensor")
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
     if tensor.is_quantized:
@@ -72,16 +72,16 @@ def _has_storage(tensor: Tensor) -> bool:
 
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     if np.ma.is_masked(array):
-        raise TypeError("a masked array has places without a number: fill them, and name the value as ignore_index")
+        raise TypeError("a masked array has missing elements: fill them, and pass the fill value as ignore_index")
     array = np.asarray(array)
-    if array.dtype == object:  # such as a column of pandas that may hold missing values, and holds none
+    if array.dtype == object:  # such as a column of pandas that could have missing values
         array = np.array(array.tolist())
         if array.dtype.kind not in "biufc":
-            raise TypeError("there are objects in it that are no numbers")
+            raise TypeError("it has elements that are not numbers")
     if min(array.strides, default=0) < 0 or not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is not written to
         return torch.as_tensor(array, device="cpu")
 
 
@@ -94,7 +94,12 @@ def _from_list(values: list[Any] | tuple[Any, ...]) -> Tensor:
 
 
 def collate(items: list[Any]) -> Any:
-    """torch's ``default_collate`` of samples whose inputs and targets are plain tensors first."""
+    """Collate samples by torch's ``default_collate``, after converting inputs and targets to plain tensors.
+
+    Example:
+        >>> collate([(np.zeros(2), 0), (np.ones(2), 1)])[1]
+        tensor([0, 1])
+    """
     return default_collate([_sample(item) for item in items])
 
 

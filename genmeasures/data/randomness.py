@@ -1,4 +1,4 @@
-"""Users' samplers and data sets draw random numbers: always the same ones, and none of the caller's."""
+"""Reproducible randomness of users' samplers and data sets, apart from that of the caller."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from torch.utils.data import Dataset
 from genmeasures.generators import Generator, generator_of, global_generators
 
 _DEPTH = 4
-"""How many samplers may lie within one another."""
+"""Nesting of samplers that is searched for generators."""
 _MOST_INDICES = 1_000_000
-"""Indices that a sampler may give whatever the size of its data set."""
+"""Indices that a sampler may draw, however small its data set."""
 
 
 class PrivateRandomness:
-    """The global generators of torch, NumPy and Python, seeded at the first entry; a later one goes on from there.
+    """A context with the global generators of torch, NumPy and Python in a private state.
 
-    Outside they are as if nothing had been drawn.
+    They are seeded at the first entry, and a later entry resumes their private state. Outside nothing has been drawn
+    from them.
+
+    Args:
+        seed: of the first entry.
 
     Example:
         >>> import torch
@@ -63,26 +67,38 @@ def _restore(states: list[Any]) -> None:
 
 
 def drawn(sampler: Iterable[Any], size: int) -> list[Any]:
-    """Everything that a sampler of a data set of ``size`` gives: the same at every call, in whatever state it is.
+    """All indices of a sampler, the same at every call.
 
-    It finds the global generators seeded, and generators of its own at their beginning: a torch
-    generator at its own seed, others at a fixed one. All are left as they were.
+    The global generators are seeded, and those of the sampler are reset: a torch generator to its own seed, others to a
+    fixed one. All are restored afterwards.
+
+    Args:
+        sampler: yields indices.
+        size: of its data set.
 
     Raises:
-        ValueError: for a sampler that does not end.
+        ValueError: the sampler does not end.
+
+    Example:
+        >>> from torch.utils.data import RandomSampler
+        >>> sampler = RandomSampler(range(10))
+        >>> drawn(sampler, 10) == drawn(sampler, 10)
+        True
     """
     limit = 10 * size + _MOST_INDICES
     with PrivateRandomness(0), _at_their_beginning(sampler):
-        made = list(itertools.islice(iter(sampler), limit + 1))
-    if len(made) > limit:
-        raise ValueError(f"the sampler does not end: it gave more than {limit} indices of {size} samples")
-    # Numbers alike, so that they can be put in order and named.
-    return [int(index) if isinstance(index, np.integer | torch.Tensor) and index.ndim == 0 else index for index in made]
+        indices = list(itertools.islice(iter(sampler), limit + 1))
+    if len(indices) > limit:
+        raise ValueError(f"the sampler does not end: more than {limit} indices of {size} samples")
+    # Integers of one type can be sorted and shown.
+    return [
+        int(index) if isinstance(index, np.integer | torch.Tensor) and index.ndim == 0 else index for index in indices
+    ]
 
 
 @contextmanager
 def _at_their_beginning(sampler: object) -> Iterator[None]:
-    """The generators that a sampler keeps, set back to where they began, and at the end to where they were."""
+    """The generators of a sampler, reset and afterwards restored."""
     found = list(_generators(sampler, _DEPTH))
     before = [generator.get() for _, generator in found]
     try:

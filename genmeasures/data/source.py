@@ -1,4 +1,4 @@
-"""One view of everything that users give as data, and its check before any model runs."""
+"""One view of all forms of data, checked before any model runs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from genmeasures.interfaces import Split, TargetLabeler
 Batch: TypeAlias = tuple[Tensor, Tensor | None]
 """Inputs (B, …) float32 (or integer token ids) and targets (B, C, *S), int64 or float32, or None."""
 
-_READ_AGAIN = "the data must be readable more than once, the same each time: give a data set, arrays or a list"
+_READ_AGAIN = "the data must be the same each time they are read: pass a data set, arrays or a list"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one look at a whole split found."""
+    """Result of reading a whole split once."""
 
     keys: NDArray[np.uint64]
-    """(N,): distinct keys of the inputs' contents."""
+    """(N,): distinct hashes of the inputs."""
     contents: NDArray[np.uint64]
-    """(N,): keys of inputs and targets together, equal where both are."""
+    """(N,): hashes of inputs and targets together."""
     input_shape: tuple[int, ...]
     targets: TargetInfo | None
     summary: TargetSummary | None = None
-    """What all targets are like, before they are read in one way or another."""
+    """Statistics of the targets, before they are interpreted."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -53,18 +53,30 @@ class Scan:
 class DataSource:
     """A split of the data, read batch by batch in a fixed order.
 
-    data: a tuple of arrays or tensors (inputs,) or (inputs, targets), inputs (N, …) with channels
-    first; a torch Dataset of inputs or of (input, target), or a list of such pairs; or a DataLoader of them,
-    whose data set, collate function, workers and selection of samples are used, but not its shuffling. A list of
-    two tuples is two such pairs, a tuple or list of two arrays is all inputs and all targets.
-    Floating-point inputs are read as float32. Targets are integers, (N,) or dense, or floating
-    point, (N,), (N, C) or dense, with or without channels. For inputs (N, C, X) targets (N, X)
-    are dense. Arrays are tensors or NumPy arrays of any class, lists, or what becomes an array, as
-    a pandas column. The data are read several times and must be the same each time. Random samplers
-    are read once, seeded; reading moves no global generator.
+    The data are read several times and must be the same each time. Random samplers are read once, with a fixed seed;
+    global generators do not move. Floating-point inputs are read as float32. Targets are integers, (N,) or dense, or
+    floating point, (N,), (N, C) or dense, with or without channels; for inputs (N, C, X), targets (N, X) are dense.
+    They are returned unchanged until :func:`read_alike` has settled how they are read.
 
-    ignore_index: the target that means "no label", None for none. Until :func:`read_alike` has settled how
-    targets are read, they come as they are.
+    Args:
+        data: a tuple of arrays (inputs,) or (inputs, targets), inputs (N, …) with channels first; a torch Dataset of
+            inputs or of (input, target), or a list of such pairs; or a DataLoader, of which the data set, the collate
+            function, the workers and the selection of samples are used, but not the shuffling. A list of two tuples is
+            two pairs, a tuple or list of two arrays is all inputs and all targets. Arrays are tensors or NumPy arrays
+            of any class, lists, or objects that convert to arrays, such as pandas columns.
+        name: of the split, for messages.
+        batch_size: inputs per batch, except of a DataLoader.
+        ignore_index: the target that means "no label", None for none.
+
+    Raises:
+        DataError: the data are of another form, or empty.
+
+    Example:
+        >>> source = DataSource((torch.zeros(5, 3), torch.arange(5) % 2), "train", batch_size=4)
+        >>> [tuple(inputs.shape) for inputs, targets in source]
+        [(4, 3), (1, 3)]
+        >>> len(source.scan())
+        5
     """
 
     def __init__(self, data: Any, name: str, batch_size: int, ignore_index: float | None = None) -> None:
@@ -76,7 +88,7 @@ class DataSource:
         self._arrays: tuple[Tensor, Tensor | None] | None = None
         self._loader: DataLoader[Any] | None = None
         self._selected: list[Any] | None = None
-        """What a DataLoader's sampler selects of its data set, None where that is all of it."""
+        """Indices that the sampler of a DataLoader selects, None for all."""
         self._scan: Scan | None = None
         if isinstance(data, DataLoader):
             self._loader = self._in_order(data)
@@ -100,12 +112,12 @@ class DataSource:
                 raise DataError(f"{name} data: the data set is empty")
 
     def _in_order(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        """The loader without its shuffling: what it selects, in ascending order."""
+        """The loader without its shuffling: the selected samples in ascending order."""
         collate_fn = collate if loader.collate_fn is default_collate else loader.collate_fn
         if isinstance(loader.dataset, IterableDataset) or not isinstance(loader.dataset, Sized):
             own = copy.copy(loader)
-            own._iterator = None  # workers that persist serve the user's loader
-            own.generator = torch.Generator()  # or each reading would move the global one on
+            own._iterator = None  # persistent workers belong to the user's loader
+            own.generator = torch.Generator()  # or each reading would move the global generator
             own.collate_fn = collate_fn
             return own
         sampler: Any = loader.sampler
@@ -117,7 +129,7 @@ class DataSource:
             batch_size, order = None, None if whole else self._drawn(sampler, loader.dataset)
         else:
             batch_size = loader.batch_size or self._batch_size
-            if loader.batch_size is None:  # a batch sampler of the user's own, which need not take all
+            if loader.batch_size is None:  # a batch sampler of the user, which need not select all
                 order = sorted(self._drawn(_Flat(loader.batch_sampler), loader.dataset))
             else:
                 order = None if whole else sorted(self._drawn(sampler, loader.dataset))
@@ -141,22 +153,24 @@ class DataSource:
         except Exception as error:  # whatever a user's sampler raises
             raise DataError(f"{self.name} data: the sampler cannot be read: {type(error).__name__}: {error}") from error
 
-    def _sample(self, place: int) -> str:
-        """What to call a sample in an error: by its number in the user's data set."""
-        return f"sample {place if self._selected is None else self._selected[place]}"
+    def _sample(self, index: int) -> str:
+        """Name of a sample in messages, by its index in the user's data set."""
+        return f"sample {index if self._selected is None else self._selected[index]}"
 
     def _tensors(self, data: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-        made: list[Tensor | None] = []
+        tensors: list[Tensor | None] = []
         for what, array in zip(("inputs", "targets"), (*data, None), strict=False):
             if array is None:
-                made.append(None)
+                tensors.append(None)
                 continue
             try:
-                made.append(plain(array))
+                tensors.append(plain(array))
             except (TypeError, ValueError, RuntimeError) as error:
                 kind = f"array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise DataError(f"{self.name} data: the {what} are no array of numbers but {kind}: {error}") from error
-        inputs, targets = made[0], made[1]
+                raise DataError(
+                    f"{self.name} data: the {what} must be an array of numbers, got {kind}: {error}"
+                ) from error
+        inputs, targets = tensors[0], tensors[1]
         if inputs is None or inputs.dim() < 2:
             shape = None if inputs is None else tuple(inputs.shape)
             raise DataError(f"{self.name} data: inputs must be of shape (N, …), got {shape}")
@@ -172,7 +186,7 @@ class DataSource:
             raise DataError(f"{self.name} data: {count} for {len(inputs)} inputs")
 
     def __iter__(self) -> Iterator[Batch]:
-        """All batches, in the same order every time."""
+        """All batches, always in the same order."""
         for inputs, targets in self._raw():
             yield inputs, self._read(targets)
 
@@ -180,7 +194,7 @@ class DataSource:
         return targets if targets is None or self._reading is None else self._reading.apply(targets)
 
     def _raw(self) -> Iterator[Batch]:
-        """All batches with their targets as they are."""
+        """All batches, with targets that are not interpreted."""
         if self._arrays is not None:
             inputs, targets = self._arrays
             for start in range(0, len(inputs), self._batch_size):
@@ -190,14 +204,14 @@ class DataSource:
         assert self._loader is not None
         count = number = 0
         batches: Iterator[Any] | None = None
-        # Seeded otherwise at each reading: data that are random differ from one to the next, and are found out.
+        # Each reading has another seed, so that random data differ between readings, which is an error.
         randomness = PrivateRandomness(self._readings)
         self._readings += 1
         while True:
             try:
                 with randomness:
                     if batches is None:
-                        with torch.device("cpu"):  # where the generator of the loader is, whatever the default
+                        with torch.device("cpu"):  # the generator of the loader is on the CPU
                             batches = iter(self._loader)
                     item = next(batches)
                 number += 1
@@ -209,7 +223,7 @@ class DataSource:
             parts = item if isinstance(item, tuple | list) else (item,)
             if len(parts) not in (1, 2):
                 raise DataError(
-                    f"{self.name} data: a batch has {len(parts)} parts: inputs, or inputs and targets, are expected"
+                    f"{self.name} data: expected batches of inputs, or of inputs and targets, got {len(parts)} parts"
                 )
             batch = self._batch(parts[0], parts[1] if len(parts) == 2 else None)
             yield batch
@@ -218,20 +232,20 @@ class DataSource:
     def _check_end(self, count: int, number: int, end: StopIteration) -> None:
         """Raise DataError if the data end too early: after ``count`` samples in ``number`` batches."""
         if self._scan is not None and count < len(self._scan):
-            before = f"{count} samples where there were {len(self._scan)} at the first reading"
+            before = f"{count} samples, {len(self._scan)} at the first reading"
             raise DataError(f"{self.name} data: {before}; {_READ_AGAIN}")
         assert self._loader is not None
         if not isinstance(self._loader.dataset, IterableDataset) and number < len(self._loader):
-            where = f"the batch from {self._sample(count)} on"
+            where = f"the batch that begins with {self._sample(count)}"
             raise DataError(f"{self.name} data: {where} cannot be read: StopIteration; {_READ_AGAIN}") from end
 
     def _unreadable(self, error: Exception, count: int) -> DataError:
         lines = str(error).strip().splitlines() or [""]
-        # An error in a worker process ends with what it was there.
+        # The message of a worker process ends with the original error.
         what = lines[-1] if lines[0].startswith("Caught ") else f"{type(error).__name__}: {lines[0]}"
         if "stack expects each tensor" in what or "resize storage" in what:
             what = f"inputs or targets differ in shape ({what})"
-        return DataError(f"{self.name} data: the batch from {self._sample(count)} on cannot be read: {what}")
+        return DataError(f"{self.name} data: the batch that begins with {self._sample(count)} cannot be read: {what}")
 
     def _batch(self, inputs: Any, targets: Any) -> Batch:
         inputs = self._plain(inputs, "an input", "a tensor")
@@ -240,7 +254,7 @@ class DataSource:
         if inputs.dtype in (torch.uint8, torch.int8, torch.bool):
             raise DataError(
                 f"{self.name} data: inputs are {str(inputs.dtype).removeprefix('torch.')}; "
-                "give float32 inputs, scaled and normalized as the models were trained"
+                "pass float32 inputs, scaled and normalized as in training"
             )
         if inputs.is_complex():
             raise DataError(f"{self.name} data: complex inputs are not supported")
@@ -259,15 +273,16 @@ class DataSource:
         if dense and targets.dim() == dense + 2 and targets.shape[1:-1] == space != tuple(targets.shape[2:]):
             raise DataError(
                 f"{self.name} data: targets of shape {tuple(targets.shape)} have their channels last; "
-                "give (N, C, *spatial)"
+                "pass (N, C, *spatial)"
             )
         is_dense = dense > 1 or (dense == 1 and targets.shape[-1] == inputs.shape[-1])
         if targets.dim() == 1 or (is_dense and targets.dim() == dense + 1):
             targets = targets[:, None]
         if targets.dim() not in (2, dense + 2):
             raise DataError(
-                f"{self.name} data: targets of shape {tuple(targets.shape)} do not go with inputs of shape "
-                f"{tuple(inputs.shape)}: one a sample (N,) or (N, C), or dense (N, *spatial) or (N, C, *spatial)"
+                f"{self.name} data: targets of shape {tuple(targets.shape)} do not match inputs of shape "
+                f"{tuple(inputs.shape)}: expected one per sample, (N,) or (N, C), or dense, (N, *spatial) or "
+                "(N, C, *spatial)"
             )
         return inputs, targets
 
@@ -278,36 +293,39 @@ class DataSource:
             return plain(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
-                f"{self.name} data: {what} is of type {type(value).__name__}, {expected} is expected ({error})"
+                f"{self.name} data: {what} must be {expected}, got an object of type {type(value).__name__} ({error})"
             ) from error
 
     def example(self, count: int) -> Tensor:
         """The first inputs, at most ``count``."""
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         for inputs, _ in self:
-            found.append(inputs[:count])
-            count -= len(found[-1])
+            parts.append(inputs[:count])
+            count -= len(parts[-1])
             if count <= 0:
                 break
-        if not found:
+        if not parts:
             raise DataError(f"{self.name} data: the data set is empty")
-        return torch.cat(found)
+        return torch.cat(parts)
 
     def scan(self, labelers: Sequence[TargetLabeler] = ()) -> Scan:
-        """Read everything once: check it, key the inputs, and let the labelers see the targets.
+        """Read and check all data once, hash the inputs, and show the targets to labelers.
 
-        Raises DataError naming the first sample that is NaN or infinite, of another shape, or
-        whose label is negative.
+        Args:
+            labelers: see all targets, as they are read.
+
+        Raises:
+            DataError: a sample is NaN or infinite, of another shape, or has a negative label; it is named.
         """
         if self._scan is None:
-            self._scan = self._first_look()
+            self._scan = self._read_first()
         for _, _, targets in self.checked() if labelers else ():
             if targets is not None:
                 for labeler in labelers:
                     labeler.observe(targets)
         return self._scan
 
-    def _first_look(self) -> Scan:
+    def _read_first(self) -> Scan:
         keys: list[NDArray[np.uint64]] = []
         contents: list[NDArray[np.uint64]] = []
         shape: tuple[int, ...] | None = None
@@ -363,57 +381,57 @@ class DataSource:
             raise DataError(f"{self.name} data: the {what} of {self._sample(first + bad)} is NaN or infinite")
 
     def read_as(self, reading: Reading) -> Self:
-        """The same data with targets read in that way, after a scan; ``scan().contents`` then tell that too."""
+        """The same data with targets interpreted in that way, after a scan; ``scan().contents`` depend on it."""
         scan = self.scan()
         assert scan.targets is not None
-        made = copy.copy(self)
-        made._reading = reading
+        source = copy.copy(self)
+        source._reading = reading
         contents = _salted(scan.contents, reading, scan.targets)
-        made._scan = replace(scan, targets=reading.info(scan.targets), contents=contents)
-        return made
+        source._scan = replace(scan, targets=reading.info(scan.targets), contents=contents)
+        return source
 
     @property
     def ignored(self) -> tuple[float, ...]:
-        """The values of the targets that mean "no label"."""
+        """Targets that mean "no label"."""
         return () if self._reading is None else self._reading.ignored
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a status says of how the targets were read, where that is not as they stand."""
+        """Notes for statuses on how targets were interpreted."""
         return () if self._reading is None else self._reading.notes
 
     def checked(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """All batches with the index of their first input, after a scan.
+        """All batches, each with the index of its first input, after a scan.
 
-        Raises DataError if an input or a target is not what it was then: augmentation must be off,
-        or passes over the data would see different data.
+        Raises:
+            DataError: a sample differs from the scan, as with random augmentation.
         """
         scan = self.scan()
         contents = scan.contents
         start = 0
         for inputs, targets in self._raw():
-            found, expected = _contents(content_keys(inputs), targets), contents[start : start + len(inputs)]
+            current, expected = _contents(content_keys(inputs), targets), contents[start : start + len(inputs)]
             if self._reading is not None and scan.summary is not None:
-                found = _salted(found, self._reading, scan.summary.info)
-            if len(found) > len(expected):
+                current = _salted(current, self._reading, scan.summary.info)
+            if len(current) > len(expected):
                 raise DataError(f"{self.name} data: more than the {len(contents)} samples of the first reading")
-            if (found != expected).any():
+            if (current != expected).any():
                 raise DataError(
-                    f"{self.name} data: {self._sample(start + int((found != expected).argmax()))} differs from one "
+                    f"{self.name} data: {self._sample(start + int((current != expected).argmax()))} differs from one "
                     "reading to the next; switch off random augmentation and shuffling"
                 )
             yield start, inputs, self._read(targets)
             start += len(inputs)
         if start != len(contents):
-            raise DataError(f"{self.name} data: {start} samples where there were {len(contents)} at the first reading")
+            raise DataError(f"{self.name} data: {start} samples, {len(contents)} at the first reading")
 
 
 def _is_list_of_samples(data: Any) -> bool:
-    """Whether data are a list of (input, target) or (input,), with inputs that are tensors or arrays."""
+    """Whether data are a list of (input, target) or (input,), with tensors or arrays as inputs."""
     if not isinstance(data, list) or not data:
         return False
     kinds = (tuple,) if len(data) < 3 else (tuple, list)  # two lists may be all inputs and all targets
-    return all(isinstance(one, kinds) and len(one) in (1, 2) and hasattr(one[0], "shape") for one in data)
+    return all(isinstance(item, kinds) and len(item) in (1, 2) and hasattr(item[0], "shape") for item in data)
 
 
 def _target_info(targets: Tensor | None) -> TargetInfo | None:
@@ -425,12 +443,12 @@ def _target_info(targets: Tensor | None) -> TargetInfo | None:
 
 
 def _contents(keys: NDArray[np.uint64], targets: Tensor | None) -> NDArray[np.uint64]:
-    """Keys of the inputs and targets together."""
+    """Hashes of inputs and targets together."""
     return keys if targets is None else mix(keys ^ mix(content_keys(targets)))
 
 
 def _salted(contents: NDArray[np.uint64], reading: Reading, raw: TargetInfo) -> NDArray[np.uint64]:
-    """Keys of what is read of inputs and targets."""
+    """Hashes of inputs and targets as they are interpreted."""
     salt = reading.salt(raw)
     return mix(contents ^ salt) if salt else contents
 
@@ -446,7 +464,16 @@ class _Flat:
 
 
 def read_alike(sources: Mapping[Split, DataSource]) -> dict[Split, DataSource]:
-    """The splits with targets read as :func:`genmeasures.data.targets.settle` says, by all targets of the first."""
+    """The splits with their targets interpreted in one way, see :func:`genmeasures.data.targets.settle`.
+
+    Args:
+        sources: by split, the training split first.
+
+    Example:
+        >>> inputs, targets = torch.zeros(8, 2), torch.tensor([0.0, 1.0]).repeat(4)
+        >>> read_alike({"train": DataSource((inputs, targets), "train", 8)})["train"].notes
+        ('floating-point targets with integer values were read as class numbers',)
+    """
     summaries = {name: source.scan().summary for name, source in sources.items()}
     known = {name: summary for name, summary in summaries.items() if summary is not None}
     readings = settle(known) if known else {}

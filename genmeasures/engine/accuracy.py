@@ -1,4 +1,4 @@
-"""Counts correct predictions in forward passes that are made anyway."""
+"""Correct predictions, counted during the passes of the measures."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _SURE = 3
 
 @dataclass(frozen=True)
 class Correct:
-    """How many of the labels of a split a model predicts."""
+    """Correct predictions of a model on a split."""
 
     correct: int
     labels: int
+    """Number of labels."""
 
 
 def classes_of(sources: Mapping[Split, DataSource]) -> int:
-    """The number of classes by the largest label of all splits; 0 where no targets are class numbers."""
+    """The number of classes by the largest label of all splits; 0 if no targets are class numbers."""
     largest = 0
     for source in sources.values():
         scan = source.scan()
@@ -44,10 +45,21 @@ def classes_of(sources: Mapping[Split, DataSource]) -> int:
 class Accuracy:
     """The predictions of one model on one split, in one pass.
 
-    A prediction is the number of the largest output of a place. It counts where targets are class numbers, one an
-    input or one a pixel, and outputs are of shape (B, classes) or (B, classes, *space), for a tensor or what has one
-    as ``logits``. With more outputs than classes these may be something else, an embedding for one: they count where
-    they beat the best constant guess by more than chance.
+    A prediction is the index of the largest output, per input or per pixel. Predictions are counted if targets are
+    class numbers, one per input or per pixel, and the output is a tensor (B, classes) or (B, classes, *spatial), or has
+    one as ``logits``. More outputs than classes may be something else, such as an embedding: they are counted if they
+    beat the best constant guess by more than chance.
+
+    Args:
+        source: the split.
+        classes: number of classes, 0 if targets are not class numbers.
+
+    Example:
+        >>> source = DataSource((torch.zeros(3, 2), torch.tensor([0, 1, 1])), "test", 3)
+        >>> accuracy = Accuracy(source, 2)
+        >>> accuracy.add(torch.tensor([[2.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0], [1], [1]]))
+        >>> accuracy.result()
+        Correct(correct=2, labels=3)
     """
 
     def __init__(self, source: DataSource, classes: int) -> None:
@@ -58,26 +70,26 @@ class Accuracy:
         self._correct: Tensor | None = None
         self._labels = 0
         self._counts: Tensor | None = None
-        """Of each label, where there are more outputs than classes."""
+        """Count of each label, if there are more outputs than classes."""
         self._outputs = 0
         self._fault = "" if fits else "the targets are not one class number each"
 
     def add(self, output: Any, targets: Tensor | None) -> None:
-        """See the outputs of some inputs, and their targets (B, 1, *S), −1 where there is no label."""
+        """Count a batch: the output of the model, and targets (B, 1, *S), −1 without a label."""
         if self._fault:
             return
         try:
             self._fault = self._add(output, targets)
-        except Exception as error:  # whatever a user's type of output does, no measure fails for it
+        except Exception as error:  # whatever the output of a user's model does, no measure fails for it
             self._fault = f"{type(error).__name__}: {error}"
 
     def _add(self, output: Any, targets: Tensor | None) -> str:
         if not isinstance(output, Tensor):
             output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
         if not isinstance(output, Tensor) or targets is None:
-            return "the model returns no tensor"
+            return "the model does not return a tensor"
         if not is_readable(output) or not output.is_floating_point():
-            return "the outputs are no floating-point numbers"
+            return "the outputs are not floating-point numbers"
         output = plain(output.detach())
         outputs = output.shape[1] if output.dim() > 1 else 0
         if output.shape == (len(targets), self._classes - 1, *self._space) and outputs > 1:
@@ -88,7 +100,7 @@ class Accuracy:
                 outputs,
             )
         if output.shape != (len(targets), outputs, *self._space) or outputs < self._classes:
-            return f"outputs of shape {tuple(output.shape)} are not one for each of {self._classes} classes"
+            return f"outputs of shape {tuple(output.shape)} are not one per class of {self._classes}"
         self._outputs = outputs
         labels = targets[:, 0]
         known = labels >= 0
@@ -96,14 +108,14 @@ class Accuracy:
         if outputs > self._classes:
             counts = torch.bincount(labels[known], minlength=self._classes)
             self._counts = counts if self._counts is None else self._counts + counts
-        # The maximum tells NaN too, which no prediction can be made of.
+        # The maximum shows NaN too, of which no prediction can be made.
         largest, predicted = output.max(1)
-        found = torch.stack([(predicted == labels.to(output.device)).sum(), torch.isnan(largest).sum()])
-        self._correct = found if self._correct is None else self._correct + found
+        counts_now = torch.stack([(predicted == labels.to(output.device)).sum(), torch.isnan(largest).sum()])
+        self._correct = counts_now if self._correct is None else self._correct + counts_now
         return ""
 
     def result(self) -> Correct | None:
-        """The counts after a whole pass; None where there is nothing to count."""
+        """The counts after a whole pass; None if predictions cannot be counted."""
         if not self._fault and self._correct is not None:
             correct, undefined = (int(count) for count in self._correct)
             labels, most = self._labels, 0 if self._counts is None else int(self._counts.max())

@@ -1,4 +1,4 @@
-"""What components give back, checked where it comes in: a wrong type or shape names the component that made it."""
+"""Checks of what components return: a wrong type or shape names the component."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from genmeasures.errors import ComponentError
 from genmeasures.interfaces import Component, Extractor, Labeler, Layer, PatchSet, Sample
 
 
-def checked_sample(extractor: Extractor, made: object) -> Sample:
-    """A sample of int64; raises ComponentError for anything else."""
-    if not isinstance(made, Sample):
-        raise _wrong(extractor, "sample", made, "a Sample, genmeasures.plugin.Drawn(inputs, positions, rank) for one,")
-    for what, part in zip(("inputs", "positions", "ranks"), made.part(0, 1), strict=True):
+def checked_sample(extractor: Extractor, value: object) -> Sample:
+    """A sample of int64 arrays; raises ComponentError for anything else."""
+    if not isinstance(value, Sample):
+        raise _wrong(extractor, "sample", value, "a Sample such as genmeasures.plugin.Drawn(inputs, positions, rank)")
+    for what, part in zip(("inputs", "positions", "ranks"), value.part(0, 1), strict=True):
         if part.dtype != np.int64:
-            raise ComponentError(f"{extractor.name}: sample gave {what} of {part.dtype}, int64 is expected")
-    return made
+            raise ComponentError(f"{extractor.name}: sample returned {what} of {part.dtype}, expected int64")
+    return value
 
 
-def checked_patches(extractor: Extractor, made: object) -> PatchSet:
+def checked_patches(extractor: Extractor, value: object) -> PatchSet:
     """A set of patches; raises ComponentError for anything else."""
-    if not isinstance(made, PatchSet):
-        raise _wrong(extractor, "patches", made, "a PatchSet, read.receptive_fields(rows, positions) for one,")
-    return made
+    if not isinstance(value, PatchSet):
+        raise _wrong(extractor, "patches", value, "a PatchSet such as read.receptive_fields(rows, positions)")
+    return value
 
 
-def checked_vectors(extractor: Extractor, made: object, count: int, layer: Layer) -> Tensor:
+def checked_vectors(extractor: Extractor, value: object, count: int, layer: Layer) -> Tensor:
     """float32 (count, vector_size); raises ComponentError for anything else.
 
     Example:
@@ -38,31 +38,35 @@ def checked_vectors(extractor: Extractor, made: object, count: int, layer: Layer
         >>> checked_vectors(WholeTensor(), torch.zeros(3, 4), 3, layer)
         Traceback (most recent call last):
             ...
-        genmeasures.errors.ComponentError: whole_tensor: vectors gave float32 (3, 4), float32 (3, 16) is expected
+        genmeasures.errors.ComponentError: whole_tensor: vectors returned float32 (3, 4), expected float32 (3, 16)
     """
-    return _tensor(extractor, "vectors", made, torch.float32, [(count, extractor.vector_size(layer))])
+    return _tensor(extractor, "vectors", value, torch.float32, [(count, extractor.vector_size(layer))])
 
 
-def checked_labels(labeler: Labeler, made: object, *shapes: Sequence[int]) -> Tensor:
+def checked_labels(labeler: Labeler, value: object, *shapes: Sequence[int]) -> Tensor:
     """int64 of one of these shapes; raises ComponentError for anything else."""
-    return _tensor(labeler, "label", made, torch.int64, shapes)
+    return _tensor(labeler, "label", value, torch.int64, shapes)
 
 
 def _tensor(
-    component: Component, method: str, made: object, dtype: torch.dtype, shapes: Sequence[Sequence[int]]
+    component: Component, method: str, value: object, dtype: torch.dtype, shapes: Sequence[Sequence[int]]
 ) -> Tensor:
-    if not isinstance(made, Tensor) or made.dtype != dtype or tuple(made.shape) not in [tuple(one) for one in shapes]:
-        due = " or ".join(str(tuple(one)) for one in dict.fromkeys(map(tuple, shapes)))
-        raise _wrong(component, method, made, f"{_name(dtype)} {due}")
-    return made
+    if (
+        not isinstance(value, Tensor)
+        or value.dtype != dtype
+        or tuple(value.shape) not in [tuple(shape) for shape in shapes]
+    ):
+        expected = " or ".join(str(shape) for shape in dict.fromkeys(map(tuple, shapes)))
+        raise _wrong(component, method, value, f"{_name(dtype)} {expected}")
+    return value
 
 
-def _wrong(component: Component, method: str, made: object, due: str) -> ComponentError:
-    if isinstance(made, Tensor):
-        what = f"{_name(made.dtype)} {tuple(made.shape)}"
+def _wrong(component: Component, method: str, value: object, expected: str) -> ComponentError:
+    if isinstance(value, Tensor):
+        what = f"{_name(value.dtype)} {tuple(value.shape)}"
     else:
-        what = "None" if made is None else f"an object of type {type(made).__name__}"
-    return ComponentError(f"{component.name}: {method} gave {what}, {due} is expected")
+        what = "None" if value is None else f"an object of type {type(value).__name__}"
+    return ComponentError(f"{component.name}: {method} returned {what}, expected {expected}")
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""Extractors: what counts as one vector of a layer, and which of them are sampled."""
+"""Extractors: what a vector of a layer is, and which vectors are sampled."""
 
 from genmeasures.extractors.receptive_field import ReceptiveField
 from genmeasures.extractors.whole_tensor import WholeTensor

@@ -1,4 +1,4 @@
-"""One vector a pixel, with the patch that the layer read to make it."""
+"""One vector per pixel, with its receptive field as the patch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ class ReceptiveField(Extractor):
     """Pixels x_ℓ[:, p] of the output and their receptive fields (Rajagopal et al. 2021, section 2.1).
 
     Args:
-        cap: Number of pixels sampled per layer; None takes all. They are drawn uniformly over all positions of all
-            inputs, equally many from each input (80 000 in the paper).
-        components: Number d of components of the PCA of pixels.
-        tap: ``"activation"`` or ``"linear"``, the output before the normalization and activation that follow it.
-        fit_cap: Number of vectors that projections, clusters and mixtures are fitted on, where ``cap`` is larger.
+        cap: number of pixels sampled per layer; None takes all. They are drawn uniformly over all positions,
+            equally many from each input (80 000 in the paper).
+        components: d, number of components of the PCA of pixels.
+        tap: "activation" reads the output after the normalization and activation that follow, "linear" before.
+        fit_cap: pixels that projections, clusters and mixtures are fitted on, if ``cap`` is larger.
+
+    Raises:
+        OptionError: an option is invalid.
+
+    Example:
+        >>> sample = ReceptiveField(cap=5).sample(4, np.arange(3, dtype=np.uint64), seed=0)
+        >>> len(sample), sample.part(0, 3)[0].tolist()  # two vectors of two inputs, one of the other
+        (5, [0, 0, 1, 1, 2])
     """
 
     name = "receptive_field"
@@ -30,9 +38,9 @@ class ReceptiveField(Extractor):
     def __init__(
         self, cap: int | None = 80_000, components: int = 10, tap: str = "activation", fit_cap: int = 80_000
     ) -> None:
-        require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, not {cap!r}")
-        require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, not {fit_cap!r}")
-        require(is_count(components), self, f"components must be an integer ≥ 1, not {components!r}")
+        require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, got {cap!r}")
+        require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, got {fit_cap!r}")
+        require(is_count(components), self, f"components must be an integer ≥ 1, got {components!r}")
         one_of(self, "tap", tap, ("activation", "linear"))
         self.cap = cap
         self.components = components
@@ -45,13 +53,13 @@ class ReceptiveField(Extractor):
         salt = mix(np.array([seed], dtype=np.uint64))
         if cap is None or n * positions <= cap:
             return Every(places(keys), positions)
-        share, rest = divmod(cap, n)
-        counts = np.full(n, share)
+        each, rest = divmod(cap, n)
+        counts = np.full(n, each)
         counts[np.argsort(mix(keys ^ salt))[:rest]] += 1
         chosen = np.concatenate(
             [
-                _choose(keys[start : start + rows] ^ salt, positions, counts[start : start + rows], share)
-                for rows in [max(1, _BLOCK // (share + 1))]
+                _choose(keys[start : start + rows] ^ salt, positions, counts[start : start + rows], each)
+                for rows in [max(1, _BLOCK // (each + 1))]
                 for start in range(0, n, rows)
             ]
         )
@@ -69,25 +77,22 @@ class ReceptiveField(Extractor):
 
     def vectors(self, output: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         by_position = output.transpose(1, 2)
-        if len(rows) == len(output) * output.shape[2]:  # every pixel: nothing to look up
+        if len(rows) == len(output) * output.shape[2]:  # all pixels: no indexing
             return by_position.reshape(-1, output.shape[1]).float()
         return by_position[rows, positions].float()
 
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
         return read.receptive_fields(rows, positions)
 
-    def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        return spatial
 
+def _choose(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64], each: int) -> NDArray[np.int64]:
+    """For each input ``counts`` different positions, ``each`` or one more, ascending.
 
-def _choose(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64], share: int) -> NDArray[np.int64]:
-    """For each input its count of positions, ``share`` or one more, ascending and none twice.
-
-    Takes work for the positions that are chosen, not for all that there are.
+    The time is that of the chosen positions, not of all.
     """
-    if 2 * share < positions:
+    if 2 * each < positions:
         return _draw(keys, positions, counts)
-    # Half of them or more: it is quicker to draw those that are left out.
+    # For half of the positions or more it is faster to draw those that are left out.
     out = positions - counts
     chosen = np.ones((len(keys), positions), dtype=bool)
     chosen[np.repeat(np.arange(len(keys)), out), _draw(keys, positions, out)] = False
@@ -95,7 +100,7 @@ def _choose(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64],
 
 
 def _draw(keys: NDArray[np.uint64], positions: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first different ones of a row of random numbers that is made of an input's key alone."""
+    """The first different numbers of a random sequence that depends on the key of an input alone."""
     width = int(counts.max() * 1.5) + 4
     while True:
         draws = mix(keys[:, None] + mix(np.arange(width, dtype=np.uint64))) % np.uint64(positions)

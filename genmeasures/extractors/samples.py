@@ -1,4 +1,4 @@
-"""Samples: drawn ones, which list their vectors, and that of every vector, which needs no list."""
+"""Samples: lists of drawn vectors, and all vectors without a list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Drawn(Sample):
-    """Vectors chosen one by one, sorted by input. What :meth:`Extractor.sample` returns of a part of all vectors.
+    """A list of vectors, sorted by input, for :meth:`Extractor.sample` to return.
 
     Example:
         One random position of each input, whatever the order of the data:
@@ -31,11 +31,11 @@ class Drawn(Sample):
     """
 
     inputs: _Ints
-    """(n,): index of the input in its data set, ascending."""
+    """int64 (n,): index of the input in its data set, ascending."""
     positions: _Ints
-    """(n,): flattened position in the layer's output, 0 for whole tensors."""
+    """int64 (n,): flattened position in the output of the layer, 0 for whole tensors."""
     rank: _Ints
-    """(n,): 0 … n − 1 in an order that depends on the keys alone."""
+    """int64 (n,): 0 … n − 1 in an order that depends on the keys alone."""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -47,7 +47,7 @@ class Drawn(Sample):
 
 @dataclass(frozen=True)
 class Every(Sample):
-    """All positions of all inputs: memory for each input, none for each vector.
+    """All positions of all inputs, with memory per input and none per vector.
 
     Example:
         >>> import numpy as np
@@ -57,7 +57,7 @@ class Every(Sample):
     """
 
     places: _Ints
-    """(N,): place of each input in the order of their contents."""
+    """int64 (N,): rank of each input by its contents."""
     per_input: int
     """Number of positions of one input."""
 
@@ -71,13 +71,19 @@ class Every(Sample):
         return np.repeat(inputs, self.per_input), positions, first + positions
 
     def rank(self, index: int, positions: _Ints) -> _Ints:
-        """Ranks of some positions of one input, without a list of all."""
+        """Ranks of some positions of the input ``index``, without a list of all."""
         first: np.int64 = self.places[index] * self.per_input
         return first + positions
 
 
 def places(keys: NDArray[np.uint64]) -> _Ints:
-    """int64 (N,): the place of each input in the order of the keys, uint64 (N,); its rank, where it has one vector.
+    """Rank of each input in the order of the keys; that of its vector if it has one.
+
+    Args:
+        keys: uint64 (N,).
+
+    Returns:
+        int64 (N,).
 
     Example:
         >>> import numpy as np
@@ -85,6 +91,6 @@ def places(keys: NDArray[np.uint64]) -> _Ints:
         [2, 0, 1]
     """
     order = np.argsort(keys)
-    made = np.empty(len(keys), dtype=np.int64)
-    made[order] = np.arange(len(keys))
-    return made
+    ranks = np.empty(len(keys), dtype=np.int64)
+    ranks[order] = np.arange(len(keys))
+    return ranks

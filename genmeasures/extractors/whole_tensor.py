@@ -1,4 +1,4 @@
-"""One vector an input: the layer's whole output, flattened."""
+"""One vector per input: the whole output of the layer, flattened."""
 
 from __future__ import annotations
 
@@ -12,26 +12,34 @@ from genmeasures.interfaces import Extractor, Layer, PatchReader, PatchSet, Samp
 
 
 class WholeTensor(Extractor):
-    """The flattened tensor x_ℓ of each input; its "patch" is the layer's whole input tensor.
+    """The flattened output x_ℓ of each input; its patch is the whole input of the layer.
 
-    Both in the order (*spatial, channels). The "original PCA method" of Rajagopal et al. 2021, Table 1.
+    Both are in the order (*spatial, channels). This is the "original PCA method" of Rajagopal et al. 2021, Table 1.
 
     Args:
-        cap: Number of inputs sampled; None takes all.
-        components: Number d of components of the PCA.
-        tap: ``"activation"`` or ``"linear"``, the output before the normalization and activation that follow it.
-        fit_cap: Number of vectors that projections, clusters and mixtures are fitted on, where ``cap`` is larger.
+        cap: inputs sampled; None takes all.
+        components: d, number of components of the PCA.
+        tap: "activation" reads the output after the normalization and activation that follow, "linear" before.
+        fit_cap: inputs that fits see, if ``cap`` is larger.
+
+    Raises:
+        OptionError: an option is invalid.
+
+    Example:
+        >>> len(WholeTensor(cap=2).sample(4, np.arange(3, dtype=np.uint64), seed=0))
+        2
     """
 
     name = "whole_tensor"
+    whole_output = True
     projects_patches = True
 
     def __init__(
         self, cap: int | None = 80_000, components: int = 10, tap: str = "activation", fit_cap: int = 80_000
     ) -> None:
-        require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, not {cap!r}")
-        require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, not {fit_cap!r}")
-        require(is_count(components), self, f"components must be an integer ≥ 1, not {components!r}")
+        require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, got {cap!r}")
+        require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, got {fit_cap!r}")
+        require(is_count(components), self, f"components must be an integer ≥ 1, got {components!r}")
         one_of(self, "tap", tap, ("activation", "linear"))
         self.cap = cap
         self.components = components
@@ -58,6 +66,3 @@ class WholeTensor(Extractor):
 
     def patches(self, read: PatchReader, rows: Tensor, positions: Tensor) -> PatchSet:
         return read.whole(rows)
-
-    def label_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        return ()

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import genmeasures
 from genmeasures.data import DataSource
 from genmeasures.identity.origins import CORE, version
 from genmeasures.identity.walk import DIGEST_SIZE, Unidentified, Walk, has_address, tensor_contents
 from genmeasures.interfaces import Component, Split
+from genmeasures.version import __version__
 
 _VALUES = (
     *("contexts.py", "data", "engine", "extractors", "generators.py", "interfaces.py", "labelers", "measures"),
@@ -109,7 +109,7 @@ def data_identity(sources: Mapping[Split, DataSource]) -> str:
 
 def versions_identity(distributions: Iterable[str]) -> str:
     """Hash the versions of distributions, and the code of the core that values depend on."""
-    digest = hashlib.blake2b(f"{genmeasures.__version__} {_core()}".encode(), digest_size=DIGEST_SIZE)
+    digest = hashlib.blake2b(f"{__version__} {_core()}".encode(), digest_size=DIGEST_SIZE)
     for name in sorted({*distributions} - {CORE}):
         digest.update(f"\0{name} {version(name)}".encode())
     return digest.hexdigest()
@@ -119,7 +119,7 @@ def versions_identity(distributions: Iterable[str]) -> str:
 def _core() -> str:
     """A working copy of the core changes without its version."""
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    root = Path(genmeasures.__file__).parent
+    root = Path(__file__).parents[1]
     for part in _VALUES:
         for file in [root / part] if part.endswith(".py") else sorted((root / part).rglob("*.py")):
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())

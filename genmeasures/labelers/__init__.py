@@ -1,4 +1,4 @@
-"""Labelers: one integer for every vector, from targets or from the features themselves."""
+"""Labelers: an integer label for every vector, from targets or from features."""
 
 from genmeasures.labelers.class_label import ClassLabel
 from genmeasures.labelers.downsampled import Downsampled

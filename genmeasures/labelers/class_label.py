@@ -1,4 +1,4 @@
-"""The class of the input."""
+"""Class of the input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from genmeasures.interfaces import TargetLabeler
 
 
 class ClassLabel(TargetLabeler):
-    """The class of the input, for every vector made from it; −1 where it has no label."""
+    """The class of the input, for each of its vectors; −1 without a label.
+
+    Example:
+        >>> import torch
+        >>> ClassLabel().label(torch.tensor([[3], [-1]]), ()).tolist()
+        [[3], [-1]]
+    """
 
     name = "class_label"
 
@@ -18,7 +24,7 @@ class ClassLabel(TargetLabeler):
             raise DataError("class labels need integer targets; for continuous ones use the labeler 'histogram'")
         if targets.shape[1:] != (1,):
             raise DataError(
-                f"class labels need one class an input, not targets of shape {tuple(targets.shape[1:])}; "
+                f"class labels need one class per input, got targets of shape {tuple(targets.shape[1:])}; "
                 "for masks use the labeler 'downsampled'"
             )
         return targets

@@ -1,4 +1,4 @@
-"""Dense ground truth at the spatial size of a layer."""
+"""Segmentation masks at the spatial size of a layer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MOST_CLASSES = 256
 class Downsampled(TargetLabeler):
     """A segmentation mask, averaged over the area of each output position and quantized.
 
-    The area is made of all voxels that the output position overlaps, be it in part, as in adaptive
-    average pooling; under the whole-tensor extractor it is the whole image. From the share
-    (coverage) of each class in the area, ``rounding`` takes
+    The area has all voxels that the output position overlaps, even in part, as in adaptive average pooling; under the
+    whole-tensor extractor it is the whole image. From the coverage of each class, its fraction of the area,
+    ``rounding`` takes
 
     - "ceil" (Rajagopal et al. 2021, section 2.1): the highest-numbered class with coverage > 0;
       for a binary mask this is the ceiling of the average, and any voxel that touches foreground
@@ -29,10 +29,18 @@ class Downsampled(TargetLabeler):
     - "majority": the class with the largest coverage, the lowest-numbered of equals.
     - "max": the highest-numbered class in the area, by max pooling; the same as "ceil".
 
-    Voxels without a label (−1) are no part of the area; one that has no others gets −1.
+    Voxels without a label (−1) are not part of the area; an area of such voxels alone gets −1.
 
     Args:
-        rounding: How the area is quantized: ceil, nearest, majority or max.
+        rounding: "ceil", "nearest", "majority" or "max".
+
+    Raises:
+        OptionError: the rounding is unknown.
+
+    Example:
+        >>> mask = torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1]])
+        >>> Downsampled("ceil").label(mask[None, None], (1, 2)).tolist()
+        [[0, 1]]
     """
 
     name = "downsampled"
@@ -46,11 +54,11 @@ class Downsampled(TargetLabeler):
             raise DataError("downsampled labels need integer masks; for continuous targets use the labeler 'histogram'")
         if targets.dim() == 2:
             raise DataError(
-                "downsampled labels need dense targets; for one class an input use the labeler 'class_label'"
+                "downsampled labels need dense targets; for one class per input use the labeler 'class_label'"
             )
         if targets.shape[1] != 1:
             raise DataError(
-                f"downsampled labels need masks of class numbers (N, *spatial), not {targets.shape[1]} channels"
+                f"downsampled labels need masks of class numbers (N, *spatial), got {targets.shape[1]} channels"
             )
         size = resized(targets.dim() - 2, spatial)
         if self.rounding in ("max", "ceil"):
@@ -58,8 +66,8 @@ class Downsampled(TargetLabeler):
             return pool(targets.float(), size, "max").long().flatten(1)
         classes = int(targets.max()) + 1
         if classes > _MOST_CLASSES:
-            raise DataError(f"a mask has the class number {classes - 1}: at most {_MOST_CLASSES - 1} is expected")
-        # One class after the other: coverage of all at once takes classes × the mask.
+            raise DataError(f"class numbers of masks must be at most {_MOST_CLASSES - 1}, got {classes - 1}")
+        # One class after the other: the coverage of all at once takes as many times the memory of the mask.
         best = torch.zeros(len(targets), *size, dtype=torch.float32, device=targets.device)
         label = torch.zeros_like(best, dtype=torch.int64)
         half: Tensor | float = 0.5
@@ -67,7 +75,7 @@ class Downsampled(TargetLabeler):
         if bool(unlabeled.any()):
             labeled = pool((~unlabeled).float(), size, "avg")[:, 0]
             label.masked_fill_(labeled == 0, -1)
-            # Where nothing has a label, no class has coverage either.
+            # Without any label no class has coverage.
             half = torch.where(labeled > 0, 0.5 * labeled, math.inf)
         for number in range(classes):
             coverage = pool((targets == number).float(), size, "avg")[:, 0]
@@ -78,7 +86,19 @@ class Downsampled(TargetLabeler):
 
 
 def resized(dimensions: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
-    """The size to pool dense targets to: the layer's, or one cell where the layer has lost its spatial extent."""
+    """The size to pool dense targets to: that of the layer, or one cell if the layer has no spatial axes.
+
+    Args:
+        dimensions: number of spatial axes of the targets.
+        spatial: spatial size of the layer.
+
+    Raises:
+        DataError: the numbers of spatial axes differ.
+
+    Example:
+        >>> resized(2, (4, 4)), resized(2, ())
+        ((4, 4), (1, 1))
+    """
     if len(spatial) == dimensions:
         return spatial
     if not spatial:
@@ -89,7 +109,23 @@ def resized(dimensions: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def pool(dense: Tensor, size: tuple[int, ...], how: str) -> Tensor:
-    """(B, C, *size): average or maximum of dense (B, C, *S) over the area of each cell."""
+    """Average or maximum of dense targets over the area of each cell.
+
+    Args:
+        dense: (B, C, *S).
+        size: spatial size of the result.
+        how: "avg" or "max".
+
+    Returns:
+        (B, C, *size).
+
+    Raises:
+        DataError: there are more than three spatial axes.
+
+    Example:
+        >>> pool(torch.arange(4.0).reshape(1, 1, 4), (2,), "avg").tolist()
+        [[[0.5, 2.5]]]
+    """
     pools: dict[tuple[str, int], Callable[..., Tensor]] = {
         ("avg", 1): torch.nn.functional.adaptive_avg_pool1d,
         ("avg", 2): torch.nn.functional.adaptive_avg_pool2d,
@@ -99,5 +135,5 @@ def pool(dense: Tensor, size: tuple[int, ...], how: str) -> Tensor:
         ("max", 3): torch.nn.functional.adaptive_max_pool3d,
     }
     if (how, len(size)) not in pools:
-        raise DataError(f"dense targets with {len(size)} spatial dimensions cannot be averaged: at most 3 are expected")
+        raise DataError(f"dense targets must have at most 3 spatial dimensions, got {len(size)}")
     return pools[how, len(size)](dense, size)

@@ -15,42 +15,51 @@ from genmeasures.interfaces import TargetLabeler, is_count, one_of, require
 from genmeasures.labelers.downsampled import pool, resized
 from genmeasures.statistics.kmeans import assign, kmeans
 
-_VALUES_AN_INPUT = 4096
+_VALUES_PER_INPUT = 4096
 _MOST_VALUES = 1 << 22
 
 
 class Histogram(TargetLabeler):
     """Continuous targets, averaged over the area of each output position and binned.
 
-    The edges of the bins are fitted on the training targets: ``edges="uniform"`` between their
-    extremes, "quantile" at their quantiles. Values outside go to the outermost bins. Targets of
-    several channels get one k-means quantizer with ``bins`` centers instead, fitted on the training
-    targets (Rajagopal et al. 2021, section 2.2.2, where an integer label is the special case).
-    Places without a label (NaN, or −1 in integers) count neither for the edges nor in an average; an
-    area that has no others gets −1.
+    The edges are fitted on the training targets; values beyond them are in the outermost bins. For targets of several
+    channels, a k-means quantizer with ``bins`` centers is fitted instead (Rajagopal et al. 2021, section 2.2.2; an
+    integer label is a special case). Positions without a label (NaN, or −1 in integers) are left out of edges and
+    averages; an area of such positions alone gets −1.
 
     Args:
-        bins: Number of bins.
-        edges: How the edges are placed, uniform or quantile.
+        bins: number of bins.
+        edges: "uniform" between the extremes of the training targets, "quantile" at their quantiles.
+
+    Raises:
+        OptionError: an option is invalid.
+
+    Example:
+        >>> labeler = Histogram(bins=2)
+        >>> labeler.observe(torch.tensor([[0.0], [1.0]]))
+        >>> labeler.fit(torch.Generator())
+        >>> labeler.label(torch.tensor([[0.2], [0.7], [9.0]]), ()).tolist()
+        [[0], [1], [1]]
     """
 
     name = "histogram"
+    needs_fit = True
 
     def __init__(self, bins: int = 10, edges: str = "uniform") -> None:
-        require(is_count(bins, 2), self, f"bins must be an integer ≥ 2, not {bins!r}")
+        require(is_count(bins, 2), self, f"bins must be an integer ≥ 2, got {bins!r}")
         one_of(self, "edges", edges, ("uniform", "quantile"))
         self.bins = bins
         self.edges = edges
         self._seen: list[Tensor] = []
-        self._kept = _VALUES_AN_INPUT
+        self._kept = _VALUES_PER_INPUT
         self._low = float("inf")
         self._high = float("-inf")
         self._inner: Tensor | None = None
         self._centers: Tensor | None = None
 
     def observe(self, targets: Tensor) -> None:
-        made = _numbers(targets)
-        values = made.flatten(2) if made.dim() > 2 else made[:, :, None]
+        numbers = _numbers(targets)
+        values = numbers.flatten(2) if numbers.dim() > 2 else numbers[:, :, None]
         unlabeled = torch.isnan(values)
         labeled = values[~unlabeled] if bool(unlabeled.any()) else values
         if not labeled.numel():
@@ -60,7 +69,7 @@ class Histogram(TargetLabeler):
         if self.edges == "quantile" or values.shape[1] > 1:
             positions = _spread(values.shape[2])[: self._kept]
             self._seen.append(values[:, :, positions.to(values.device)].cpu())
-            # Thinned alike in every input, so that the order of the data does not matter.
+            # Every input is thinned in the same way, so that the order of the data does not matter.
             while self._kept > 1 and sum(seen.numel() for seen in self._seen) > _MOST_VALUES:
                 self._kept //= 2
                 self._seen = [seen[:, :, : self._kept].clone() for seen in self._seen]
@@ -80,26 +89,26 @@ class Histogram(TargetLabeler):
 
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
         if self._inner is None and self._centers is None:
-            raise DataError("histogram labels are fitted on training targets, and there are none with a label")
+            raise DataError("histogram labels are fitted on the training targets, none of which has a label")
         values = _numbers(targets)
         unlabeled = torch.isnan(values).any(1, keepdim=True)
-        some = bool(unlabeled.any())
-        if some:
+        any_unlabeled = bool(unlabeled.any())
+        if any_unlabeled:
             values = values.masked_fill(unlabeled, 0.0)
         if values.dim() > 2:
             size = resized(values.dim() - 2, spatial)
             values = pool(values, size, "avg").flatten(2)
-            if some:
-                share = pool((~unlabeled).double(), size, "avg").flatten(2)
-                unlabeled = share == 0
-                values = values / share.masked_fill(unlabeled, 1.0)
+            if any_unlabeled:
+                labeled = pool((~unlabeled).double(), size, "avg").flatten(2)
+                unlabeled = labeled == 0
+                values = values / labeled.masked_fill(unlabeled, 1.0)
         else:
             values = values[:, :, None]
         labels = self._labels(values)
-        return labels.masked_fill(unlabeled.flatten(1), -1) if some else labels
+        return labels.masked_fill(unlabeled.flatten(1), -1) if any_unlabeled else labels
 
     def _labels(self, values: Tensor) -> Tensor:
-        """int64 (B, P) of values (B, C, P)."""
+        """int64 (B, P) for values (B, C, P)."""
         if self._centers is not None:
             points = values.transpose(1, 2)
             return assign(points.flatten(0, 1), self._centers.to(values.device)).view(points.shape[:2])
@@ -108,12 +117,12 @@ class Histogram(TargetLabeler):
 
 
 def _numbers(targets: Tensor) -> Tensor:
-    """float64, NaN where there is no label."""
+    """float64, NaN without a label."""
     values = targets.to(torch.float64)
     return values if targets.is_floating_point() else values.masked_fill(targets < 0, math.nan)
 
 
 @lru_cache(maxsize=8)
 def _spread(size: int) -> Tensor:
-    """Positions for an estimate of all of them, in an order without any pattern."""
-    return torch.from_numpy(np.argsort(mix(np.arange(size, dtype=np.uint64)))[:_VALUES_AN_INPUT].copy())
+    """Positions to estimate all positions by, in pseudorandom order."""
+    return torch.from_numpy(np.argsort(mix(np.arange(size, dtype=np.uint64)))[:_VALUES_PER_INPUT].copy())

@@ -1,4 +1,4 @@
-"""Pseudo-pseudo-labels: clusters of the layer's own output."""
+"""Clusters of the projected output of a layer."""
 
 from __future__ import annotations
 
@@ -16,22 +16,31 @@ class KMeans(FeatureLabeler):
     """k-means on the projected training vectors; new vectors go to the nearest center (Rajagopal et al. 2021, 2.3.1).
 
     Args:
-        k: Number of clusters.
-        restarts: Number of k-means++ starts, of which the best counts.
-        repeats: Number of clusterings from different random seeds, whose mean and standard error are given. With more
-            than one, ``davies_bouldin`` and
-            ``roughness`` are the mean over them, with the standard error of that mean as a variable of its own
-            (``roughness_se``). The label is then Σ_r label_r · k^r, and :meth:`clusterings` returns each of them.
+        k: number of clusters.
+        restarts: number of k-means++ starts, of which the best is taken.
+        repeats: number of clusterings from different random numbers. With more than one, ``davies_bouldin`` and
+            ``roughness`` are means over them, with the standard error as another variable (``roughness_se``). The label
+            is then Σ_r label_r · k^r, which :meth:`clusterings` takes apart.
+
+    Raises:
+        OptionError: an option is invalid.
+
+    Example:
+        >>> labeler, points = KMeans(k=2), torch.tensor([[0.0], [0.1], [5.0], [5.1]], dtype=torch.float64)
+        >>> labeler.fit(points, torch.Generator().manual_seed(0))
+        >>> first, second, third, fourth = labeler.label(points).tolist()
+        >>> first == second != third == fourth
+        True
     """
 
     name = "kmeans"
 
     def __init__(self, k: int = 5, restarts: int = 10, repeats: int = 1) -> None:
-        require(is_count(k, 2), self, f"k must be an integer ≥ 2, not {k!r}")
-        require(is_count(restarts), self, f"restarts must be an integer ≥ 1, not {restarts!r}")
+        require(is_count(k, 2), self, f"k must be an integer ≥ 2, got {k!r}")
+        require(is_count(restarts), self, f"restarts must be an integer ≥ 1, got {restarts!r}")
         most = int(62 * math.log(2) / math.log(k))
         valid = is_count(repeats) and repeats <= most
-        require(valid, self, f"repeats must be an integer from 1 to {most} for k={k}, not {repeats!r}")
+        require(valid, self, f"repeats must be an integer from 1 to {most} for k={k}, got {repeats!r}")
         self.k = k
         self.restarts = restarts
         self.repeats = repeats
@@ -52,15 +61,18 @@ class KMeans(FeatureLabeler):
     def label(self, projected: Tensor) -> Tensor:
         assert self._centers, "fit comes before label"
         labels = assign(projected, self._centers[0])
-        for place, centers in enumerate(self._centers[1:], 1):
-            labels += assign(projected, centers) * self.k**place
+        for index, centers in enumerate(self._centers[1:], 1):
+            labels += assign(projected, centers) * self.k**index
         return labels
 
     def clusterings(self, labels: Tensor) -> list[Tensor]:
-        """Of labels int64 (n,), those of each of the clusterings.
+        """The labels of each clustering.
+
+        Args:
+            labels: int64 (n,), as of :meth:`label`.
 
         Example:
-            >>> [one.tolist() for one in KMeans(k=5, repeats=2).clusterings(torch.tensor([3, 14]))]
+            >>> [part.tolist() for part in KMeans(k=5, repeats=2).clusterings(torch.tensor([3, 14]))]
             [[3, 4], [0, 2]]
         """
-        return [labels // self.k**place % self.k for place in range(self.repeats)]
+        return [labels // self.k**index % self.k for index in range(self.repeats)]

@@ -184,7 +184,7 @@ def test_results_are_named_by_what_their_values_depend_on(checkpoints: Path) -> 
         plain = name()
         assert name() == plain
         without_values = ("output=elsewhere", "force=true", "figures=false", "against=scale", "aggregator=max")
-        for same in (*without_values, "batch_size=7", "tile=4", "device=cpu", "device='cpu:0'"):
+        for same in (*without_values, "batch_size=7", "tile=4", "memory=500", "device=cpu", "device='cpu:0'"):
             assert name(same) == plain
         others = [
             "seed=1", "extractor=whole_tensor", "extractor.cap=7", "measure=[roughness]", "layers=[conv]",
@@ -253,8 +253,8 @@ ERRORS = {
     "measure=[]": "measure",
     "measure.roughness.spread=median": "measure.roughness: Roughness: spread='median' is unknown (did you mean 'mean'?",
     "+measure.roughness.spred=rms": "measure.roughness.spred: unknown option (did you mean 'spread'?",
-    "measure.roughness.labeler.k=1": "measure.roughness: KMeans: k must be an integer ≥ 2, not 1",
-    "extractor.cap=0": "extractor: ReceptiveField: cap must be an integer ≥ 1 or null, not 0",
+    "measure.roughness.labeler.k=1": "measure.roughness: KMeans: k must be an integer ≥ 2, got 1",
+    "extractor.cap=0": "extractor: ReceptiveField: cap must be an integer ≥ 1 or null, got 0",
     "extractor=recptive_field": "receptive_field",
     "extractor._target_=genmeasures.extractors.Nothing": "extractor: genmeasures.extractors.Nothing",
     "extractor._target_=genmeasures.labelers.ClassLabel": "ClassLabel is not a subclass of Extractor",
@@ -262,9 +262,9 @@ ERRORS = {
     "task.path=null": "path",
     "task.path=???": "task.path: a value is needed",
     "layers=[cnv]": "there is no layer 'cnv' to measure (did you mean 'conv'?",
-    "batch_size=0": "batch_size must be an integer ≥ 1, not 0",
-    "batch_size=many": "batch_size must be an integer ≥ 1, not 'many'",
-    "tile=0": "tile must be an integer ≥ 1, a list of them or null, not 0",
+    "batch_size=0": "batch_size must be an integer ≥ 1, got 0",
+    "batch_size=many": "batch_size must be an integer ≥ 1, got 'many'",
+    "tile=0": "tile must be an integer ≥ 1, a list of integers ≥ 1 or null, got 0",
     "tile=[4,4,4]": "tile=[4, 4, 4]: inputs of shape",
     "seed=lucky": "seed must be an integer ≥ 0, got 'lucky'",
     "seed=0.5": "seed must be an integer ≥ 0, got 0.5",

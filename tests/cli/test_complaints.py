@@ -54,7 +54,7 @@ SAID = {
     "layers=[]": "layers is an empty list",
     "layers=[1.5]": "layers must be names or indices (0 is the first, -1 the last), got 1.5",
     "+measure@measure.layer=roughness": "a variable cannot be called 'layer', the name of a coordinate",
-    "+measure@measure.a-b=roughness": "'a-b' is no name for it",
+    "+measure@measure.a-b=roughness": "'a-b' is not a name",
     "+measure@measure.confidence=roughness +measure@measure.confidence=confidence": "measure",
 }
 
@@ -80,7 +80,7 @@ def test_what_is_wrong_and_what_to_do(typed: str, tmp_path: Path, capfd: pytest.
 
 def test_a_place_that_is_not_there_tells_the_range(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "task=checkpoints", "task.path=nets", "measure=[davies_bouldin]", "layers=[2]"]) == 1
-    assert "there is no layer 2 to measure: the model has 2, and places go from -2 to 1" in capfd.readouterr().err
+    assert "there is no layer 2 to measure: the model has 2, with indices from -2 to 1" in capfd.readouterr().err
 
 
 def test_settings_that_others_refer_to_are_read(capfd: pytest.CaptureFixture[str]) -> None:

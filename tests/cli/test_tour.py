@@ -193,7 +193,7 @@ def test_no_data(tour: Tour) -> None:
     del tour.manifest["data"]
     status, said = tour.run("measure=[roughness]")
     assert status == 1
-    assert lines(said, "error: there are no data: give train, test or both (roughness needs test data")
+    assert lines(said, "error: there are no data: pass train, test or both (roughness needs test data")
 
 
 def test_a_table_with_arguments_of_the_factory_and_another_metric(tour: Tour) -> None:

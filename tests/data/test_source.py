@@ -233,11 +233,11 @@ def test_a_model_is_given_plain_tensors() -> None:
 
 def test_places_without_a_number_are_refused() -> None:
     hidden = np.ma.array(LABELS.numpy(), mask=LABELS.numpy() == 2)
-    refused((INPUTS, hidden), "a masked array has places without a number.*ignore_index")
+    refused((INPUTS, hidden), "a masked array has missing elements.*ignore_index")
     refused((np.ma.array(INPUTS.numpy(), mask=INPUTS.numpy() > 0), LABELS), "a masked array has places")
     refused(Pairs([np.ma.array(x.numpy(), mask=x.numpy() > 0) for x in INPUTS], LABELS), "a masked array has places")
     refused((INPUTS, pd.Series(LABELS, dtype="Int64").where(LABELS.numpy() > 1)), "the target of sample 0 is NaN")
-    refused((INPUTS, pd.Series(["a"] * N, dtype="category")), "the targets are no array of numbers but Series")
+    refused((INPUTS, pd.Series(["a"] * N, dtype="category")), "the targets must be an array of numbers, got Series")
     refused((torch.nested.nested_tensor([torch.zeros(2, 3)] * N), LABELS), "nested tensors have no one shape")
     refused((INPUTS.to("meta"), LABELS), "meta device")
 
@@ -437,7 +437,7 @@ def test_targets_come_with_channels_and_their_own_space(
     [((N, 6), (N, 2, 3)), ((N, 2, 8), (N, 1, 8, 1)), ((N, 1, 4, 5, 6), (N, 4, 5)), ((N, 2, 4, 5), (N, 1, 2, 4, 5))],
 )
 def test_targets_of_another_shape_are_refused(inputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"train data: targets of shape .* do not go with inputs of shape"):
+    with pytest.raises(DataError, match=r"train data: targets of shape .* do not match inputs of shape"):
         source((torch.zeros(inputs), torch.zeros(targets))).scan()
 
 
@@ -448,6 +448,8 @@ def test_truth_values_are_masks() -> None:
 
 
 class Seen(TargetLabeler):
+    needs_fit = True
+
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
@@ -497,7 +499,7 @@ def test_unscaled_images_are_refused(dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
     images = torch.ones(N, 3, 4, 4).to(dtype)
     for data in (images, images.numpy(), (images, LABELS), TensorDataset(images), Pairs(images.numpy())):
-        refused(data, f"inputs are {name}; give float32 inputs")
+        refused(data, f"inputs are {name}; pass float32 inputs")
 
 
 def test_complex_numbers_are_refused() -> None:
@@ -546,18 +548,18 @@ def test_another_number_of_targets_than_inputs_is_refused(targets: Tensor, count
         ("digits", "got str"),
         (None, "got NoneType"),
         (3, "got int"),
-        (((x for x in INPUTS), LABELS), "the inputs are no array of numbers but generator"),
+        (((x for x in INPUTS), LABELS), "the inputs must be an array of numbers, got generator"),
         (
             (np.array([np.zeros(3), np.zeros(4)], dtype=object),),
-            "the inputs are no array of numbers but array of object",
+            "the inputs must be an array of numbers, got array of object",
         ),
-        ((INPUTS, np.array(["a"] * N)), "the targets are no array of numbers but array of <U1"),
-        ((INPUTS, np.array([None] * N)), "the targets are no array of numbers but array of object"),
-        (([[1.0, 2.0], [3.0]],), "the inputs are no array of numbers but list"),
-        (TensorDataset(INPUTS, LABELS, LABELS), "a batch has 3 parts"),
-        (Pairs([()] * N), "a batch has 0 parts"),
-        (Pairs([{"x": 1.0}] * N), "an input is of type dict"),
-        (Pairs(INPUTS, ["cat"] * N), "a target is of type"),
+        ((INPUTS, np.array(["a"] * N)), "the targets must be an array of numbers, got array of <U1"),
+        ((INPUTS, np.array([None] * N)), "the targets must be an array of numbers, got array of object"),
+        (([[1.0, 2.0], [3.0]],), "the inputs must be an array of numbers, got list"),
+        (TensorDataset(INPUTS, LABELS, LABELS), "got 3 parts"),
+        (Pairs([()] * N), "got 0 parts"),
+        (Pairs([{"x": 1.0}] * N), "an input must be a tensor, got an object of type dict"),
+        (Pairs(INPUTS, ["cat"] * N), "a target must be "),
     ],
 )
 def test_other_things_are_refused(data: Any, message: str) -> None:
@@ -615,8 +617,10 @@ def test_samples_of_a_selection_go_by_their_own_numbers() -> None:
 def test_inputs_of_different_shapes_are_refused() -> None:
     """Within a batch, where they cannot be put together, and between batches."""
     ragged = [torch.zeros(2, 4, 5)] * 12 + [torch.zeros(2, 4, 6)] * 2
-    refused(Pairs(ragged), "batch from sample 10 on cannot be read: inputs or targets differ in shape")
-    refused(Pairs([x.numpy() for x in ragged]), "batch from sample 10 on cannot be read: inputs or targets differ")
+    refused(Pairs(ragged), "batch that begins with sample 10 cannot be read: inputs or targets differ in shape")
+    refused(
+        Pairs([x.numpy() for x in ragged]), "batch that begins with sample 10 cannot be read: inputs or targets differ"
+    )
     refused(Pairs(ragged), r"sample 12 has the shape \(2, 4, 6\), the first one \(2, 4, 5\)", batch_size=6)
 
 
@@ -646,7 +650,7 @@ class Broken(Pairs):
 def test_an_error_of_the_data_set_says_where(workers: int) -> None:
     loader = DataLoader(Broken(INPUTS), 3, num_workers=workers)
     what = "no image 7" if workers == 0 else "at all"
-    with pytest.raises(DataError, match=f"train data: the batch from sample 6 on cannot be read: .*{what}") as caught:
+    with pytest.raises(DataError, match=f"the batch that begins with sample 6 cannot be read: .*{what}") as caught:
         source(loader).scan()
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
@@ -709,7 +713,9 @@ class Growing(Stream):
     step = 1
 
 
-@pytest.mark.parametrize(("step", "message"), [(1, "more than the 12 samples"), (-1, "11 samples where there were 12")])
+@pytest.mark.parametrize(
+    ("step", "message"), [(1, "more than the 12 samples"), (-1, "11 samples, 12 at the first reading")]
+)
 def test_data_that_grow_or_shrink_are_refused(step: int, message: str) -> None:
     data = Growing(12)
     data.step = step
@@ -763,7 +769,7 @@ class Generated(IterableDataset[Any]):
 def test_data_that_can_be_read_once_say_so(make: Callable[[], Any], read_again: Callable[[DataSource], Any]) -> None:
     one = source(make())
     assert len(one.scan()) == N
-    with pytest.raises(DataError, match=r"train data: .*must be readable more than once"):
+    with pytest.raises(DataError, match=r"train data: .*must be the same each time"):
         read_again(one)
 
 
@@ -771,12 +777,12 @@ def test_a_data_set_that_stops_early_is_not_taken_for_a_shorter_one() -> None:
     data = Pulls()
     for _ in range(9):
         next(data.rest)
-    refused(data, "the batch from sample 10 on cannot be read: StopIteration; .*readable more than once")
+    refused(data, "the batch that begins with sample 10 cannot be read: StopIteration; .*the same each time")
 
 
 def test_iterators_are_refused_with_the_reason() -> None:
     for data in ((x for x in INPUTS), iter(DataLoader(TensorDataset(INPUTS)))):
-        refused(data, "must be readable more than once")
+        refused(data, "must be the same each time")
 
 
 def _pairs(count: int, kind: Callable[[Any, Any], Any]) -> list[Any]:

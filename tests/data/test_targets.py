@@ -217,7 +217,7 @@ def test_a_continuous_test_split_makes_integers_continuous() -> None:
     """The training targets are integers by chance; so are, in the other case, the test targets."""
     first, second = read(Y.float(), Y / 7)
     assert targets_of(first).dtype == targets_of(second).dtype == torch.float32
-    assert "the test targets are no class numbers" in "".join(first.notes)
+    assert "the test targets are not class numbers" in "".join(first.notes)
     assert first.notes == second.notes
     first, second = read(Y / 7, Y.float())
     assert targets_of(second).dtype == torch.float32

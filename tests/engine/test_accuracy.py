@@ -84,8 +84,8 @@ def test_it_counts_once_where_layers_go_in_groups_and_passes_are_made_again(
 ) -> None:
     """Each layer is recorded in a pass of its own, and nothing is kept for the second pass over the test data."""
     plain = measured(digits_net, *digits)
-    monkeypatch.setattr("genmeasures.engine.passes._RECORDED_BYTES", 1)
-    monkeypatch.setattr("genmeasures.engine.passes._KEPT_BYTES", -1)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.record", 1)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.cache", -1)
     ds = measured(digits_net, *digits)
     for split, (x, _) in zip(("train", "test"), digits, strict=True):
         assert accuracy(ds, split) == accuracy(plain, split)

@@ -137,7 +137,7 @@ def test_a_model_that_cannot_be_built(net: nn.Module, digits: Any, error: type[E
     ds = genmeasures.measure(Built(), extractor=SMALL)
     assert error.__name__ in str(ds["model_status"].values[1])
     assert "by my own fault" in str(ds["model_status"].values[1])
-    assert "not str" in str(ds["model_status"].values[2])
+    assert "got an object of type str" in str(ds["model_status"].values[2])
     assert np.isfinite(ds["roughness"].values[0]).all()
 
 
@@ -318,7 +318,7 @@ def test_lazy_models_say_what_to_do(measured: Callable[..., xr.Dataset]) -> None
 
 def test_models_of_one_name(net: nn.Module) -> None:
     models = [TaskModel("twice", lambda: net), TaskModel("twice", lambda: net)]
-    with pytest.raises(ModelError, match="same name: twice"):
+    with pytest.raises(ModelError, match="duplicate model names: twice"):
         Run(models, None, None, [], SMALL, layers=None, seed=0, device=None, batch_size=1, keep=None)
 
 
@@ -347,7 +347,7 @@ Y = np.arange(20) % 4
         (torch.utils.data.TensorDataset(torch.zeros(0, 1, 8, 8), torch.zeros(0)), "train data: the data set is empty"),
         ((X, Y[:19]), "train data: 19 targets for 20 inputs"),
         ((X, 3), "train data: a single target for 20 inputs"),
-        ((X, np.array(["cat"] * 20)), "train data: the targets are no array of numbers"),
+        ((X, np.array(["cat"] * 20)), "train data: the targets must be an array of numbers"),
         ((X, np.where(Y == 3, -1, Y)), r"train data: the label of sample 3 is negative \(-1\)"),
         ((X, np.where(Y == 3, np.nan, Y).astype(np.float32)), "train data: the target of sample 3 is NaN"),
         ((X, np.zeros((20, 5), np.int64)), "train data"),
@@ -478,12 +478,12 @@ def test_random_augmentation_is_noticed(net: nn.Module, measured: Callable[..., 
         ({"measures": "davis_bouldin"}, "did you mean 'davies_bouldin'"),
         ({"extractor": "receptivefield"}, "did you mean 'receptive_field'"),
         ({"layers": ["conv3"]}, r"there is no layer 'conv3' to measure \(did you mean 'conv[12]'"),
-        ({"measures": [DaviesBouldin]}, r"measure: DaviesBouldin is a class, an object of it is expected"),
-        ({"extractor": Roughness()}, "extractor: a name or Extractor is expected, not Roughness"),
+        ({"measures": [DaviesBouldin]}, r"measure: expected an object, got the class DaviesBouldin"),
+        ({"extractor": Roughness()}, "extractor: expected a name or an object of Extractor, got Roughness"),
         ({"measures": []}, "no measures"),
         ({"measures": ["roughness", Roughness(spread="rms")]}, "duplicate variable 'roughness'"),
-        ({"batch_size": 0}, "batch_size must be an integer ≥ 1, not 0"),
-        ({"batch_size": 2.5}, "batch_size must be an integer ≥ 1, not 2.5"),
+        ({"batch_size": 0}, "batch_size must be an integer ≥ 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer ≥ 1, got 2.5"),
         ({"device": "cudda"}, "device='cudda' cannot be used"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used"),
         ({"seed": "x"}, "seed"),
@@ -505,7 +505,7 @@ def test_a_layer_that_only_some_models_have(net: nn.Module, measured: Callable[.
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: KMeans(k=1), "KMeans: k must be an integer ≥ 2, not 1"),
+        (lambda: KMeans(k=1), "KMeans: k must be an integer ≥ 2, got 1"),
         (lambda: KMeans(k=2.5), "KMeans: k must"),
         (lambda: KMeans(k=True), "KMeans: k must"),
         (lambda: KMeans(restarts=0), "KMeans: restarts must"),
@@ -654,20 +654,20 @@ def returning(value: Any) -> Measure:
 @pytest.mark.parametrize(
     ("value", "status"),
     [
-        (float("inf"), "undefined: the measure gave inf"),
-        (float("-inf"), "undefined: the measure gave -inf"),
-        (float("nan"), "undefined: the measure gave nan"),
-        (torch.tensor(float("inf")), "undefined: the measure gave inf"),
-        (Value(float("inf"), "a remark"), "undefined: the measure gave inf"),
+        (float("inf"), "undefined: the measure returned inf"),
+        (float("-inf"), "undefined: the measure returned -inf"),
+        (float("nan"), "undefined: the measure returned nan"),
+        (torch.tensor(float("inf")), "undefined: the measure returned inf"),
+        (Value(float("inf"), "a remark"), "undefined: the measure returned inf"),
         (Undefined("for a reason"), "undefined: for a reason"),
         (DataError("for a reason"), "failed: for a reason"),
-        (None, "failed: the measure gave None, a number is expected"),
-        ("much", "failed: the measure gave an object of type str, a number is expected"),
-        ({"other": 1.0}, "failed: compute gave a value for 'other', which is none of the variables"),
-        (np.ones(2), "failed: the measure gave a NumPy array of shape (2,), a number is expected"),
-        (Value([1.0]), "failed: the measure gave an object of type list, a number is expected"),  # type: ignore[arg-type]
-        ({}, "failed: compute gave no value for returning"),
-        (torch.zeros(2), "failed: the measure gave an object of type Tensor, a number is expected"),
+        (None, "failed: the measure returned None, expected a number"),
+        ("much", "failed: the measure returned an object of type str, expected a number"),
+        ({"other": 1.0}, "failed: compute returned a value for 'other', which is not a variable of the measure"),
+        (np.ones(2), "failed: the measure returned a NumPy array of shape (2,), expected a number"),
+        (Value([1.0]), "failed: the measure returned an object of type list, expected a number"),  # type: ignore[arg-type]
+        ({}, "failed: compute returned no value for returning"),
+        (torch.zeros(2), "failed: the measure returned an object of type Tensor, expected a number"),
         (MemoryError("gone"), "failed: resources: MemoryError: gone"),
     ],
     ids=repr,
@@ -826,10 +826,10 @@ def test_a_model_measure(net: nn.Module, measured: Callable[..., xr.Dataset], di
     ("fault", "status"),
     [
         ("raise", "failed: ZeroDivisionError: by my own fault"),
-        ("too few", "failed: spectral has 3 values, 4 were expected, one per layer"),
+        ("too few", "failed: spectral has 3 values, expected 4, one per layer"),
         (
             "missing",
-            "failed: measure gave no value for product; where there is none, give Undefined('why') in its place",
+            "failed: measure returned no value for product; return Undefined('why') where there is none",
         ),
         ("other split", "undefined: spectral needs train data, and none are given"),
     ],
@@ -850,8 +850,8 @@ def test_a_model_measure_that_fails(
 def test_a_model_measure_with_infinite_values(net: nn.Module, measured: Callable[..., xr.Dataset]) -> None:
     ds = measured({"net": net}, measures=[Spectral("infinite")])
     np.testing.assert_array_equal(np.isnan(ds["spectral"].values[0]), [False, False, True, False])
-    assert ds["spectral_status"].values[0, 2] == "undefined: the measure gave inf"
-    assert ds["product_status"].values[0] == "undefined: the measure gave inf"
+    assert ds["spectral_status"].values[0, 2] == "undefined: the measure returned inf"
+    assert ds["product_status"].values[0] == "undefined: the measure returned inf"
     assert ds["correct_status"].values[0] == "ok"
 
 

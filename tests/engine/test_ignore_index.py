@@ -83,14 +83,14 @@ def test_the_value_is_that_of_the_labeled_pixels(space: str, split: Split, tile:
         assert float(ds.davies_bouldin[0, place]) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"_KEPT_BYTES": 0}, {"_RECORDED_BYTES": 0}, {"_CHUNK_BYTES": 5_000}])
+@pytest.mark.parametrize("options", [{"cache": 0}, {"record": 0}, {"chunk": 5_000}])
 def test_however_little_memory_there_is(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     measures: list[Measure | str] = [
         DaviesBouldin(space="patch", split="test"), Roughness(Downsampled(), input_pca=3), Confidence(Downsampled()),
     ]  # fmt: skip
     expected = measured(measures)
     for name, value in options.items():
-        monkeypatch.setattr(f"genmeasures.engine.passes.{name}", value)
+        monkeypatch.setattr(f"genmeasures.engine.memory.Memory.{name}", value)
     found = measured(measures)
     for name in ("davies_bouldin", "roughness", "confidence"):
         assert (expected[f"{name}_status"].values == "ok").all()

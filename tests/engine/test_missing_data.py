@@ -140,7 +140,7 @@ def test_training_data_alone(digits_net: nn.Module, digits: Any) -> None:
         (["davies_bouldin"], ["test"], "davies_bouldin needs train data"),
         (["roughness", "confidence"], ["train"], "roughness needs test data, .*; confidence needs test data"),
         (["davies_bouldin"], ["train"], "davies_bouldin needs labels, and the train data have no targets"),
-        (["davies_bouldin", "roughness"], [], "there are no data: give train, test or both .*davies_bouldin needs"),
+        (["davies_bouldin", "roughness"], [], "there are no data: pass train, test or both .*davies_bouldin needs"),
         ([Roughness(labeler=Histogram())], ["test"], "with the labeler 'histogram' needs targets, and the test"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.engine import model as model_module
+from genmeasures.engine import model_measures as model_module
 from genmeasures.errors import OptionError
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, ModelMeasure, Pass, Task, TaskModel, Variable
 from genmeasures.labelers import KMeans
@@ -247,7 +247,7 @@ def test_a_layer_of_another_run_has_no_module() -> None:
             return {"other": float(data.weight(dataclasses.replace(layers[0], name="conv9")).sum())}
 
     status = genmeasures.measure([make_net()], X, measures=[Other()])["other_status"].values[0]
-    assert status == "failed: the layer 'conv9' is none of this run (known: 0, 4)"
+    assert status == "failed: the layer 'conv9' is not measured in this run (known: 0, 4)"
 
 
 @pytest.mark.parametrize(
@@ -260,13 +260,13 @@ def test_a_layer_of_another_run_has_no_module() -> None:
         (lambda model, layers, data: data.wieght(layers[0]), "did you mean 'weight'? known: batches, "),
         (lambda model, layers, data: layers[0].weight, "did you mean 'weight_norm'? known: channels, "),
         (lambda model, layers, data: data.facts, "failed: data.facts was not declared"),
-        (lambda model, layers, data: 1.0, "failed: measure gave an object of type float, a dict of values is expected"),
-        (lambda model, layers, data: None, "failed: measure gave None, a dict of values is expected: {'misreads': …}"),
+        (lambda model, layers, data: 1.0, "failed: measure returned an object of type float, expected a dict of "),
+        (lambda model, layers, data: None, "failed: measure returned None, expected a dict of values: {'misreads': …}"),
         (
             lambda model, layers, data: {"misreads": 1.0},
-            "misreads is of type float, a sequence of 2 values is expected",
+            "misreads is of type float, expected a sequence of 2 values",
         ),
-        (lambda model, layers, data: {"misread": [1.0] * 2}, "none of the variables (did you mean 'misreads'?"),
+        (lambda model, layers, data: {"misread": [1.0] * 2}, "not a variable of the measure (did you mean 'misreads'?"),
     ],
 )
 def test_a_misreading_says_what_there_is(read: Any, status: str) -> None:
@@ -351,11 +351,11 @@ def test_what_a_field_is_made_of_need_not_be_declared() -> None:
     [
         (
             lambda batch, measure: batch.labels(KMeans(3)),
-            "failed: batch.labels(KMeans(k=3, restarts=10, repeats=1)): there are labels",
+            "failed: batch.labels(KMeans(k=3, restarts=10, repeats=1)): a measure can read labels",
         ),
         (
             lambda batch, measure: batch.labels(None),
-            "failed: batch.labels(None): there are labels of the measure's own",
+            "failed: batch.labels(None): a measure can read labels of its own",
         ),
         (lambda batch, measure: batch.vector, "'vector' (did you mean 'vectors'? known: labeled, labels, layer, "),
         (lambda batch, measure: batch.layer.size, "(did you mean 'patch_size'? known: channels, "),
@@ -388,16 +388,20 @@ def test_a_variable_with_the_name_of_a_coordinate_is_refused_before_any_model_ru
 @pytest.mark.parametrize(
     ("dims", "value", "message"),
     [
-        ((), np.ones(3), "failed: the measure gave a NumPy array of shape (3,), a number is expected"),
-        (("layer",), [np.ones(3)] * 2, "failed: the measure gave a NumPy array of shape (3,), a number is expected"),
+        ((), np.ones(3), "failed: the measure returned a NumPy array of shape (3,), expected a number"),
+        (("layer",), [np.ones(3)] * 2, "failed: the measure returned a NumPy array of shape (3,), expected a number"),
         (
             ("sample",),
             [1.0, 2.0],
-            "failed: the measure gave an object of type list, a NumPy array (n,), for the dimension",
+            "failed: the measure returned an object of type list, expected a NumPy array (n,) for the dimension",
         ),
-        (("layer", "sample"), [1.0, 2.0], "failed: the measure gave an object of type float, a NumPy array (n,), for"),
-        (("layer",), {"0": 1.0}, "failed: shaped is of type dict, a sequence of 2 values is expected, one per layer"),
-        (("layer",), "ok", "failed: shaped is of type str, a sequence of 2 values is expected, one per layer"),
+        (
+            ("layer", "sample"),
+            [1.0, 2.0],
+            "failed: the measure returned an object of type float, expected a NumPy array (n,)",
+        ),
+        (("layer",), {"0": 1.0}, "failed: shaped is of type dict, expected a sequence of 2 values, one per layer"),
+        (("layer",), "ok", "failed: shaped is of type str, expected a sequence of 2 values, one per layer"),
     ],
 )
 def test_a_value_of_another_shape_than_declared(dims: Any, value: Any, message: str) -> None:

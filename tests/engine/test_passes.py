@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.engine import layer as layer_module
+from genmeasures.engine import fits as fits_module
+from genmeasures.engine.layer import LayerState
+from genmeasures.engine.memory import Memory
+from genmeasures.errors import OptionError
 from genmeasures.extractors import ReceptiveField, WholeTensor
 from genmeasures.interfaces import Extractor, FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
 from genmeasures.labelers import KMeans
@@ -178,15 +181,58 @@ def test_little_memory_costs_passes_and_changes_no_value(
 ) -> None:
     """With none at all: a pass for each layer to be fitted, and a second one over the test data."""
     _, expected = calls()
-    monkeypatch.setattr("genmeasures.engine.passes._KEPT_BYTES", memory)
-    monkeypatch.setattr("genmeasures.engine.passes._RECORDED_BYTES", memory)
-    monkeypatch.setattr("genmeasures.engine.passes._CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.cache", memory)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.record", memory)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.chunk", 10_000)
     found, ds = calls()
     assert len(found) <= len(passes(4, 2))
     if memory == 0:
         assert sorted(found) == passes(4, 2)
     for name in ("davies_bouldin", "roughness", "confidence"):
         np.testing.assert_allclose(ds[name].values, expected[name].values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("extractor", [ReceptiveField(), WholeTensor()], ids=repr)
+def test_a_small_budget_costs_passes_and_changes_no_value(
+    calls: Callable[..., tuple[list[int], Any]], extractor: Extractor
+) -> None:
+    """As little as 64 KiB: batches are split, layers are recorded one by one, and nothing is cached."""
+    every, expected = calls(extractor=extractor)
+    found, ds = calls(extractor=extractor, memory=1 / 16)
+    assert len(found) > 2 * len(every)
+    assert max(found) < BATCH
+    for name in ("davies_bouldin", "roughness", "confidence"):
+        np.testing.assert_allclose(ds[name].values, expected[name].values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [0, -1, True, "much", float("nan"), float("inf")])
+def test_a_budget_is_a_positive_number(digits_net: nn.Module, memory: Any) -> None:
+    with pytest.raises(OptionError, match=r"memory must be a number of MiB > 0, got "):
+        genmeasures.measure([digits_net], torch.zeros(4, 1, 8, 8), memory=memory)
+
+
+def test_the_default_budget_is_divided_as_documented() -> None:
+    memory = Memory()
+    sizes = (memory.record, memory.cache, memory.activations, memory.chunk, 4 * memory.large_input)
+    assert [size / 2**20 for size in sizes] == [1152, 768, 256, 8, 1]
+
+
+@pytest.mark.parametrize(
+    "passes_",
+    [
+        [Pass("test", "projected"), Pass("test", "projected", "labels")],
+        [Pass("test", "projected"), Pass("test", "patches"), Pass("test", "projected", "labels")],
+        [Pass("test", "vectors", "labels"), Pass("test", "patches"), Pass("test", "projected", "labels")],
+    ],
+)
+@pytest.mark.parametrize("labeler", [KMeans(), None], ids=repr)
+def test_a_later_pass_may_read_more_than_those_before_it(
+    calls: Callable[..., tuple[list[int], Any]], passes_: list[Pass], labeler: Any
+) -> None:
+    """A field or labels that only a later pass reads are cached for it, or the model runs again."""
+    measure = reader("r", *passes_, labeler_=labeler)
+    _, ds = calls(measure)
+    check_readers(ds, (measure,))
 
 
 def test_whole_tensors_project_patches_in_the_pass_that_is_there(calls: Callable[..., tuple[list[int], Any]]) -> None:
@@ -242,12 +288,12 @@ def test_a_projection_that_serves_two_layers_changes_no_value(digits: Any, monke
     (x, y), (x_test, y_test) = digits
     data = (x[:TRAIN], y[:TRAIN]), (x_test[:TEST], y_test[:TEST])
     fits: list[int] = []
-    fit = layer_module.fit_pca
-    monkeypatch.setattr(layer_module, "fit_pca", lambda *given: (fits.append(1), fit(*given))[1])
+    fit = fits_module.fit_pca
+    monkeypatch.setattr(fits_module, "fit_pca", lambda *given: (fits.append(1), fit(*given))[1])
     shared = genmeasures.measure([net], *data, measures=["roughness"], extractor=WholeTensor())
     # Four layers; the first has patches of its own, as has that behind the flattening.
     assert len(fits) == 6
-    monkeypatch.setattr(layer_module.LayerRun, "shares_patches", lambda *_: False)
+    monkeypatch.setattr(LayerState, "shares_patches", lambda *_: False)
     alone = genmeasures.measure([net], *data, measures=["roughness"], extractor=WholeTensor())
     assert len(fits) == 6 + 8
     np.testing.assert_allclose(shared["roughness"].values, alone["roughness"].values, rtol=1e-6)
@@ -267,7 +313,7 @@ def test_projections_are_shared_only_where_they_are_the_same(
     data = (x[:TRAIN], y[:TRAIN]), (x_test[:TEST], y_test[:TEST])
     roughness = Roughness(KMeans(k=2), input_pca=10)
     shared = genmeasures.measure([net], *data, measures=[roughness], extractor=extractor)
-    monkeypatch.setattr(layer_module.LayerRun, "shares_patches", lambda *_: False)
+    monkeypatch.setattr(LayerState, "shares_patches", lambda *_: False)
     alone = genmeasures.measure([net], *data, measures=[roughness], extractor=extractor)
     np.testing.assert_array_equal(shared["roughness_status"].values, alone["roughness_status"].values)
     assert not any(status.startswith("failed") for status in alone["roughness_status"].values.flat)

@@ -16,7 +16,7 @@ from genmeasures_unet import ResidualUNet
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.engine.running import Outcome, noted
+from genmeasures.engine.outcome import Outcome, noted
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import ModelData, ModelMeasure, Variable
 from genmeasures.tracing import trace

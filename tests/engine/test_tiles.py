@@ -31,9 +31,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrizations
 
 import genmeasures
-from genmeasures.engine.norms import moments
-from genmeasures.engine.survey import Survey, sketched_trace, survey
-from genmeasures.engine.tiles import Site, sampled, spans, tiles
+from genmeasures.engine.tiling.normalization import moments
+from genmeasures.engine.tiling.survey import Survey, sketched_trace, survey
+from genmeasures.engine.tiling.tiles import Site, sampled, spans, tiles
 from genmeasures.errors import ModelError, OptionError
 from genmeasures.extractors import ReceptiveField
 from genmeasures.extractors.samples import Every
@@ -497,9 +497,9 @@ def test_what_is_kept_for_a_second_pass_changes_no_value(memory: int, monkeypatc
     net, shape, tile = made("unet of images")
     net = Double(net)
     expected = measured(net, shape)
-    monkeypatch.setattr("genmeasures.engine.passes._KEPT_BYTES", memory)
-    monkeypatch.setattr("genmeasures.engine.passes._RECORDED_BYTES", memory)
-    monkeypatch.setattr("genmeasures.engine.passes._CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.cache", memory)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.record", memory)
+    monkeypatch.setattr("genmeasures.engine.memory.Memory.chunk", 10_000)
     assert_same(measured(net, shape, tile=tile), expected, 1e-6)
 
 
@@ -621,7 +621,7 @@ def test_numbers_that_are_none() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"tile": 0}, "tile must be an integer ≥ 1, a list of them or null, not 0"),
+        ({"tile": 0}, "tile must be an integer ≥ 1, a list of integers ≥ 1 or null, got 0"),
         ({"tile": True}, "tile must be an integer"),
         ({"tile": 2.5}, "tile must be an integer"),
         ({"tile": "many"}, "tile must be an integer"),

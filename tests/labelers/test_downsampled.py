@@ -138,7 +138,7 @@ def test_targets_that_do_not_fit_are_refused(
 
 def test_class_numbers_are_bounded_where_each_is_counted() -> None:
     masks = torch.full((1, 1, 4), 256)
-    with pytest.raises(DataError, match="class number 256"):
+    with pytest.raises(DataError, match="class numbers of masks must be at most 255, got 256"):
         Downsampled("majority").label(masks, (2,))
     assert Downsampled("majority").label(masks - 1, (2,)).tolist() == [[255, 255]]
     assert Downsampled("ceil").label(masks, (2,)).tolist() == [[256, 256]]

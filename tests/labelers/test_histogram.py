@@ -242,5 +242,5 @@ def test_integers_without_a_label_are_not_binned() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_training_targets_without_any_label_are_refused(edges: str, channels: int) -> None:
     targets = torch.full((6, channels), float("nan"))
-    with pytest.raises(DataError, match="there are none with a label"):
+    with pytest.raises(DataError, match="none of which has a label"):
         fitted(Histogram(4, edges), targets).label(targets, ())

@@ -217,7 +217,9 @@ def test_names_that_are_refused_before_measuring(one: Make) -> None:
             one("a", hparams={name: 1})
     with pytest.raises(ResultError, match="model a: the name of a hyperparameter or metric must be a string, got 3"):
         one("a", hparams={3: 1})
-    with pytest.raises(ResultError, match="model a: 'epochs' is both a hyperparameter and a metric: rename one of them"):
+    with pytest.raises(
+        ResultError, match="model a: 'epochs' is both a hyperparameter and a metric: rename one of them"
+    ):
         one("a", hparams={"epochs": 1}, metrics={"epochs": 2})
     for value in ("high", True):
         with pytest.raises(ResultError, match="model a: the metric 'test_accuracy' must be a number"):

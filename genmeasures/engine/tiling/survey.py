@@ -1,4 +1,4 @@
-"""How a model's layers lie on its input, and how far they see: what tiles must know, measured and then tried out."""
+"""Survey of a model for tiles: strides and receptive fields of its layers, determined and then verified."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genmeasures.engine.norms import Moments, Norms
-from genmeasures.engine.tiles import Site, round_up
+from genmeasures.engine.tiling.normalization import Moments, Norms
+from genmeasures.engine.tiling.tiles import Site, round_up
 from genmeasures.errors import ModelError
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 from genmeasures.tracing.dtypes import rounding
@@ -23,7 +23,7 @@ from genmeasures.tracing.sketch import Shapes, Sketch
 from genmeasures.tracing.trace import tensors_in
 
 _GROWTH = math.factorial(8)
-"""Elements by which an axis is made longer to see strides: a multiple of all that are usual."""
+"""Elements by which an axis is lengthened to determine strides: a multiple of all usual ones."""
 
 _CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -35,24 +35,24 @@ _CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset(
 
 @dataclass(frozen=True)
 class Survey:
-    """What tiles of a model must know; one entry an axis in ``steps`` and ``cores``."""
+    """Strides and halos of a model's layers; ``steps``, ``cores`` and ``least`` have one entry per axis."""
 
     sites: tuple[Site, ...]
-    """First of the layers, in running order, then of the normalizations."""
+    """Those of the layers, then those of the normalizations, each in the order of the forward pass."""
     norms_before: tuple[int, ...]
-    """Of each layer: the normalizations that have run when its output is read."""
+    """Per layer: the number of normalizations that have run when its output is read."""
     steps: tuple[int, ...]
     """Tiles begin at multiples of these."""
     cores: tuple[int, ...]
     least: tuple[int, ...]
-    """Sizes of the smallest tiles that the model takes."""
+    """Size of the smallest tile that the model takes."""
 
 
 def sketched_trace(model: nn.Module, sketch: Sketch, shape: tuple[int, ...], tap: str) -> Trace:
-    """The trace of the model for inputs (B, …) of that shape, none of which is made."""
-    made = trace(sketch.model, sketch.input(shape), tap)
-    layers = tuple(replace(layer, module=sketch.original(layer.module, model)) for layer in made.layers)
-    return Trace(layers, made.skipped)
+    """The trace of the model for inputs of the shape (B, …), without any computation."""
+    traced = trace(sketch.model, sketch.input(shape), tap)
+    layers = tuple(replace(layer, module=sketch.original(layer.module, model)) for layer in traced.layers)
+    return Trace(layers, traced.skipped)
 
 
 def survey(
@@ -64,10 +64,22 @@ def survey(
     device: torch.device,
     layout: torch.memory_format,
 ) -> Survey | None:
-    """Survey the layers of a model for cores of size ``tile``; None where a core is the whole input.
+    """Survey the layers of a model.
 
-    example: one whole input (1, C, *S), float32. Raises ModelError naming the first layer that cannot
-    be measured by tiles.
+    Args:
+        model: the model.
+        sketch: its copy without memory.
+        layers: the layers to measure.
+        example: one whole input (1, C, *S), float32.
+        tile: size of a core, per axis.
+        device: that of the model.
+        layout: memory format of the inputs.
+
+    Returns:
+        The survey; None if a core would be the whole input.
+
+    Raises:
+        ModelError: a layer cannot be measured by tiles; the message names the first one.
     """
     originals = {id(sketch.original(module, model)): module for module in sketch.model.modules()}
     copies = [replace(layer, module=originals[id(layer.module)]) for layer in layers]
@@ -95,14 +107,14 @@ class _Surveyor:
         self._layout = layout
 
     def survey(self, tile: Sequence[int]) -> Survey | None:
-        sizes, made, norms_before = self._shapes(self._size)
+        sizes, shapes, norms_before = self._shapes(self._size)
         count = len(self._size)
         strides = [[Fraction(1)] * count for _ in sizes]
         before, after = ([[0] * count for _ in sizes] for _ in range(2))
         steps, cores = [1] * count, list(self._size)
         tiled = [axis for axis in range(count) if tile[axis] < self._size[axis]]
         for axis in tiled:
-            along, steps[axis] = self._strides(axis, sizes, made)
+            along, steps[axis] = self._strides(axis, sizes, shapes)
             for site, stride in enumerate(along):
                 strides[site][axis] = stride
         least = self._accepted(0, steps[0], steps)
@@ -136,25 +148,25 @@ class _Surveyor:
         shapes, sizes = Shapes(), dict[int, tuple[int, ...]]()
         norms_before = [0] * len(self._layers)
 
-        def see(site: int, values: Tensor, norms: Norms) -> None:
+        def see(site: int, values: Tensor, norms: int) -> None:
             sizes[site] = tuple(values.shape[2:])
             if site < len(self._layers):
-                norms_before[site] = norms.count
+                norms_before[site] = norms
 
         with torch.no_grad(), shapes:
             self._run(self._sketch.model, self._copies, self._sketch.input((1, self._example.shape[1], *spatial)), see)
         return [sizes[site] for site in range(len(sizes))], shapes.made, tuple(norms_before)
 
     def _strides(
-        self, axis: int, sizes: Sequence[tuple[int, ...]], made: Sequence[tuple[int, ...]]
+        self, axis: int, sizes: Sequence[tuple[int, ...]], shapes: Sequence[tuple[int, ...]]
     ) -> tuple[list[Fraction], int]:
-        """Elements of the input from one position of each site to the next along an axis, and a multiple of all."""
+        """The stride of each site along an axis in elements of the input, and a common multiple of all strides."""
         longer = [size + _GROWTH * (axis == other) for other, size in enumerate(self._size)]
         try:
             grown_sizes, grown, _ = self._shapes(longer)
         except ModelError as error:
             raise _refusal(self._sketch.last, "takes inputs of one size only") from error
-        if len(sizes) != len(grown_sizes) or [len(shape) for shape in made] != [len(shape) for shape in grown]:
+        if len(sizes) != len(grown_sizes) or [len(shape) for shape in shapes] != [len(shape) for shape in grown]:
             raise _refusal(self._name(0), "and what follows it depend on the size of the input")
         strides = []
         for site, (size, grown_size) in enumerate(zip(sizes, grown_sizes, strict=True)):
@@ -164,7 +176,7 @@ class _Surveyor:
             strides.append(Fraction(_GROWTH, more[axis]))
         steps = [
             Fraction(_GROWTH, abs(b - a)).numerator
-            for one, other in zip(made, grown, strict=True)
+            for one, other in zip(shapes, grown, strict=True)
             for a, b in zip(one, other, strict=True)
             if a != b
         ]
@@ -173,22 +185,22 @@ class _Surveyor:
     def _accepted(self, axis: int, length: int, steps: Sequence[int], thin: int = 1) -> list[int]:
         """Sizes that the model takes, at least ``length`` along an axis and ``thin`` steps along the others.
 
-        They leave the remainders that those of the whole leave when divided by the steps.
+        Modulo the steps they equal the sizes of the whole.
         """
         least = [length if a == axis else thin * step for a, step in enumerate(steps)]
         while True:
-            made = [
+            sizes = [
                 size % step + round_up(max(0, smallest - size % step), step)
                 for size, smallest, step in zip(self._size, least, steps, strict=True)
             ]
-            made = [size if a == axis else min(size, self._size[a]) for a, size in enumerate(made)]
+            sizes = [size if a == axis else min(size, self._size[a]) for a, size in enumerate(sizes)]
             try:
-                self._shapes(made)
-                return made
+                self._shapes(sizes)
+                return sizes
             except ModelError:
-                if all(size >= whole for size, whole in zip(made, self._size, strict=True)):
+                if all(size >= whole for size, whole in zip(sizes, self._size, strict=True)):
                     raise
-                least = [2 * size for size in made]
+                least = [2 * size for size in sizes]
 
     # Runs on small inputs ---------------------------------------------------------------------------------------
 
@@ -197,18 +209,19 @@ class _Surveyor:
         model: nn.Module,
         layers: Sequence[TracedLayer],
         inputs: Tensor,
-        see: Callable[[int, Tensor, Norms], None],
+        see: Callable[[int, Tensor, int], None],
         known: Sequence[Moments] = (),
     ) -> list[Moments]:
-        """One forward pass as far as the last layer: ``see`` is given every site with its values (1, C, *S).
+        """One forward pass as far as the last layer; returns the statistics of the normalizations.
 
-        Normalizations get the statistics ``known``, or those of the inputs; returns them.
+        Normalizations get the statistics ``known``, or those of the inputs. ``see`` is called with each site, its
+        values (1, C, *S) and the number of normalizations so far.
         """
-        norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, norms))
+        norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, number + 1))
         places = {id(layer): place for place, layer in enumerate(layers)}
 
-        def receive(layer: TracedLayer, given: Tensor, output: Tensor) -> None:
-            see(places[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms)
+        def receive(layer: TracedLayer, layer_input: Tensor, output: Tensor) -> None:
+            see(places[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms.count)
 
         taps = tapped(model, layers, receive, stop=True, whole=False)
         with torch.no_grad(), taps as tap, norms:
@@ -216,26 +229,26 @@ class _Surveyor:
         return norms.known
 
     def _noise(self, spatial: Sequence[int]) -> Tensor:
-        """An input (1, C, *spatial) of noise with the channels' mean and deviation in the example: no two places alike.
+        """Noise (1, C, *spatial) with the mean and deviation of each channel of the example.
 
-        A channel that is constant there gets the deviation 1, or nothing could be told from it.
+        A channel that is constant in the example gets the deviation 1, so that it shows what reads it.
         """
         values = self._example.flatten(2).double()
         deviation, mean = torch.std_mean(values, 2, correction=0, keepdim=True)
         size = (*values.shape[:2], math.prod(spatial))
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
-        made = mean.cpu() + torch.where(deviation > 0, deviation, 1.0).cpu() * drawn
-        shaped: Tensor = made.to(self._example.dtype).unflatten(2, tuple(spatial))
+        noise = mean.cpu() + torch.where(deviation > 0, deviation, 1.0).cpu() * drawn
+        shaped: Tensor = noise.to(self._example.dtype).unflatten(2, tuple(spatial))
         return shaped.to(self._device).contiguous(memory_format=self._layout)
 
     def _reach(self, axis: int, steps: Sequence[int], strides: Sequence[Fraction]) -> tuple[list[tuple[int, int]], int]:
         """Elements before and after the core that each site reads along an axis, and steps that the others must have.
 
-        NaN goes through everything that reads it: an input that is NaN from a multiple of the step on shows the
-        last position that does not depend on what lies behind. Tiles end at such multiples alone, so that no
-        other phase needs to be seen. On either side there is as much as the whole axis, so that nothing that a
-        dilated kernel reads within it is missed.
+        NaN propagates through everything that reads it: an input that is NaN from a multiple of the step on shows the
+        last position that does not depend on what follows. Tiles end at such multiples alone, so that other phases do
+        not matter. On either side there is as much as the whole axis, so that no element that a dilated kernel reads is
+        missed.
         """
         step, whole = steps[axis], self._size[axis]
         length, limit = 2 * round_up(whole, step), 4 * round_up(whole, step)
@@ -258,30 +271,30 @@ class _Surveyor:
             if reads.nothing and others:
                 thin *= 2
                 continue
-            made: list[tuple[int, int]] = []
+            reach: list[tuple[int, int]] = []
             for by_start, by_end, stride in zip(by_starts, by_ends, strides, strict=True):
                 first = int(by_end.int().argmax()) if bool(by_end.any()) else len(by_end)
                 last = len(by_start) - 1 - int(by_start.flip(0).int().argmax()) if bool(by_start.any()) else -1
                 if first == 0 or last == len(by_start) - 1:
                     break
                 lead, lag = (last + 1) * stride - cut, cut - first * stride
-                made.append((round_up(max(0, math.ceil(lead)), step), round_up(max(0, math.ceil(lag)), step)))
-            if len(made) == len(strides):
-                return made, thin
+                reach.append((round_up(max(0, math.ceil(lead)), step), round_up(max(0, math.ceil(lag)), step)))
+            if len(reach) == len(strides):
+                return reach, thin
             if length >= limit:
-                raise _refusal(self._name(len(made)), "depends on the input at any distance")
+                raise _refusal(self._name(len(reach)), "depends on the input at any distance")
             length *= 2
 
     def _nan(self, inputs: Tensor, axis: int, known: Sequence[Moments]) -> tuple[list[Moments], list[Tensor]]:
-        """The normalizations' statistics, and for each site where along the axis it is NaN: bool (size,)."""
-        made: dict[int, Tensor] = {}
+        """The statistics of the normalizations, and for each site where along the axis it is NaN, bool (size,)."""
+        missing: dict[int, Tensor] = {}
 
-        def see(site: int, values: Tensor, norms: Norms) -> None:
-            made[site] = torch.isnan(values).movedim(axis + 2, 0).flatten(1).any(1).cpu()
+        def see(site: int, values: Tensor, norms: int) -> None:
+            missing[site] = torch.isnan(values).movedim(axis + 2, 0).flatten(1).any(1).cpu()
 
         with _local_kernels():
-            found = self._run(self._model, self._layers, inputs, see, known)
-        return found, [made[site] for site in range(len(made))]
+            statistics = self._run(self._model, self._layers, inputs, see, known)
+        return statistics, [missing[site] for site in range(len(missing))]
 
     def _tried(
         self, axis: int, steps: Sequence[int], strides: Sequence[Fraction], reach: list[tuple[int, int]], thin: int
@@ -297,15 +310,18 @@ class _Surveyor:
         wrong = self._wrong(axis, steps, strides, wider, thin)
         if wrong is None:
             return wider
-        raise _refusal(self._name(wrong), "has other values in a tile than in the whole, so that its place matters")
+        raise _refusal(
+            self._name(wrong),
+            "has other values in a tile than in the whole input: it depends on the position in the input",
+        )
 
     def _wrong(
         self, axis: int, steps: Sequence[int], strides: Sequence[Fraction], reach: Sequence[tuple[int, int]], thin: int
     ) -> int | None:
-        """The first site whose values in a tile at the start, in the midst or at the end are not those of the whole.
+        """The first site with other values in a tile at the start, in the middle or at the end than in the whole.
 
-        Looked at where a site just sees enough: one step before the right end of what it may use, and one behind
-        the left.
+        They are compared where a site just reads enough: one step before the right end of what is valid, and one step
+        after the left end.
         """
         step = steps[axis]
         most, last = (max(side) for side in zip(*reach, strict=True))
@@ -319,8 +335,8 @@ class _Surveyor:
         known, whole = self._blocks(inputs, axis, [right, left], 0, strides, ())
         for start, stop_at, places in ((0, stop, [right]), (step, stop, [right, left]), (step, end, [left])):
             part = inputs.narrow(axis + 2, start, stop_at - start).contiguous(memory_format=self._layout)
-            _, made = self._blocks(part, axis, places, start, strides, known)
-            for site, blocks in enumerate(made):
+            _, by_site = self._blocks(part, axis, places, start, strides, known)
+            for site, blocks in enumerate(by_site):
                 due = whole[site] if len(places) == 2 else whole[site][:1] if places[0] is right else whole[site][1:]
                 for one, other in zip(blocks, due, strict=True):
                     if one.shape != other.shape:
@@ -339,22 +355,22 @@ class _Surveyor:
         strides: Sequence[Fraction],
         known: Sequence[Moments],
     ) -> tuple[list[Moments], list[list[Tensor]]]:
-        """Of each site the values at some ranges of positions, for a part of the input that begins at ``start``."""
-        made: dict[int, list[Tensor]] = {}
+        """For each site, values at ranges of positions, for a part of the input that begins at ``start``."""
+        by_site: dict[int, list[Tensor]] = {}
 
-        def see(site: int, values: Tensor, norms: Norms) -> None:
+        def see(site: int, values: Tensor, norms: int) -> None:
             origin = int(start / strides[site])
-            made[site] = [
+            by_site[site] = [
                 values[(slice(None),) * (axis + 2) + (slice(max(0, low - origin), max(0, high - origin)),)].clone()
                 for low, high in (place[site] for place in places)
             ]
 
-        found = self._run(self._model, self._layers, inputs, see, known)
-        return found, [made[site] for site in range(len(made))]
+        statistics = self._run(self._model, self._layers, inputs, see, known)
+        return statistics, [by_site[site] for site in range(len(by_site))]
 
 
 class _Reads(TorchFunctionMode):
-    """Sees whether any convolution reads nothing of its input, but padding: the input is too thin for its kernel."""
+    """Detects a convolution that reads only padding: the input is too thin for its kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -365,14 +381,14 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:
-            given = next(tensors_in([*args, *(kwargs or {}).values()]))
-            self.nothing |= bool(torch.isnan(given).any()) and not bool(torch.isnan(result).any())
+            read = next(tensors_in([*args, *(kwargs or {}).values()]))
+            self.nothing |= bool(torch.isnan(read).any()) and not bool(torch.isnan(result).any())
         return result
 
 
 @contextmanager
 def _local_kernels() -> Iterator[None]:
-    """Without kernels that spread a NaN over outputs that do not read it (FFT, Winograd)."""
+    """Without kernels that spread NaN over outputs that do not read it (FFT, Winograd)."""
     with torch.backends.cudnn.flags(enabled=False):
         yield
 

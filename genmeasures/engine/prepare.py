@@ -1,4 +1,4 @@
-"""What is settled before the first model: checked data, fitted target labelers, complete measures."""
+"""Preparation of a run: checked data, fitted target labelers, complete measures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from genmeasures.data import DataSource, TargetInfo
 from genmeasures.engine.accuracy import classes_of
+from genmeasures.engine.consumer import FITTED_FIELDS
 from genmeasures.engine.returned import checked_sample
-from genmeasures.engine.running import FITTED_FIELDS
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import DataError
 from genmeasures.interfaces import (
@@ -31,7 +31,7 @@ from genmeasures.labelers import ClassLabel, Downsampled, Histogram
 log = logging.getLogger(__name__)
 
 FITTED_ON_TEST = "fitted on the test sample, since there are no training data"
-"""The note of values for which a projection, a labeler or the measure itself was fitted on test data."""
+"""Note of values for which a projection, a labeler or the measure itself was fitted on test data."""
 
 
 @dataclass
@@ -44,61 +44,66 @@ class PreparedData:
     extractor: Extractor
     seed: int
     lacking: Mapping[str, str] = field(default_factory=dict)
-    """By representation of a measure that lacks data or labels: which."""
+    """By representation of a measure that lacks data or labels: what it lacks."""
     classes: int = 0
-    """The number of classes by the largest label; 0 where no targets are class numbers."""
+    """The number of classes by the largest label; 0 if no targets are class numbers."""
     _samples: dict[tuple[SampleName, int], Sample] = field(default_factory=dict)
 
-    def split_of(self, over: SampleName) -> Split:
-        """The split that a pass reads."""
-        return split_of(over, self.sources)
+    def split_of(self, sample: SampleName) -> Split:
+        """The split of a sample."""
+        return split_of(sample, self.sources)
 
-    def sample(self, over: SampleName, positions: int) -> Sample:
-        """The sample of a layer with P positions: the same for all such layers and models."""
-        key = (over, positions)
+    def sample(self, name: SampleName, positions: int) -> Sample:
+        """The sample of layers with P positions, the same for all of them and all models."""
+        key = (name, positions)
         if key not in self._samples:
-            split = self.split_of(over)
+            split = self.split_of(name)
             salt = generator_for(self.seed, "sample", split, positions).initial_seed()
-            drawn = self.extractor.sample(positions, self.sources[split].scan().keys, salt, over == "fit")
-            made = checked_sample(self.extractor, drawn)
-            if over == "fit" and len(made) == len(self.sample(split, positions)):
-                made = self.sample(split, positions)  # one object says that one record serves both
-            self._samples[key] = made
+            drawn = self.extractor.sample(positions, self.sources[split].scan().keys, salt, name == "fit")
+            sample = checked_sample(self.extractor, drawn)
+            if name == "fit" and len(sample) == len(self.sample(split, positions)):
+                sample = self.sample(split, positions)  # the same object: one record serves both
+            self._samples[key] = sample
         return self._samples[key]
 
     def note(self, measure: FeatureMeasure) -> str:
-        """What the status of a measure's values says of the data: on what it was fitted, and how targets were read."""
+        """Note of a measure's values on the data: on which split it was fitted, and how targets were read."""
         labeler = measure.labeler
         fitted = FITTED_ON_TEST if self.split_of("fit") == "test" and _reads_fit(measure) else ""
         if not isinstance(labeler, TargetLabeler):
             return fitted
-        splits = {self.split_of(one.sample) for one in measure.passes if "labels" in one.fields}
+        splits = {self.split_of(one_pass.sample) for one_pass in measure.passes if "labels" in one_pass.fields}
         if splits and _is_fitted(labeler):
             splits.add(self.split_of("fit"))
         return "; ".join(filter(None, (fitted, self.target_note(splits))))
 
     def target_note(self, splits: Collection[Split]) -> str:
-        """What the status of a value says of how the targets of these splits were read."""
+        """Note of a value on how the targets of these splits were read."""
         notes = [note for split, source in self.sources.items() if split in splits for note in source.notes]
         return "; ".join(dict.fromkeys(notes))
 
 
 def _is_fitted(labeler: Labeler | None) -> bool:
     """Whether a labeler is fitted on targets before it labels any."""
-    return isinstance(labeler, TargetLabeler) and type(labeler).fit is not TargetLabeler.fit
+    return isinstance(labeler, TargetLabeler) and labeler.needs_fit
 
 
 def _reads_fit(measure: FeatureMeasure) -> bool:
     """Whether a measure, or what it reads, is fitted on a sample."""
     by_labels = isinstance(measure.labeler, FeatureLabeler) or _is_fitted(measure.labeler)
     return any(
-        one.sample == "fit" or one.fields & FITTED_FIELDS or ("labels" in one.fields and by_labels)
-        for one in measure.passes
+        one_pass.sample == "fit" or one_pass.fields & FITTED_FIELDS or ("labels" in one_pass.fields and by_labels)
+        for one_pass in measure.passes
     )
 
 
 def labeler_for(targets: TargetInfo) -> TargetLabeler:
-    """The labeler that fits a kind of targets."""
+    """The default labeler for a kind of targets.
+
+    Example:
+        >>> labeler_for(TargetInfo("integer", 1, ()))
+        ClassLabel()
+    """
     if targets.kind == "continuous":
         return Histogram()
     return Downsampled() if targets.spatial else ClassLabel()
@@ -107,15 +112,32 @@ def labeler_for(targets: TargetInfo) -> TargetLabeler:
 def prepare_measures(
     measures: Sequence[Measure], extractor: Extractor, sources: Mapping[Split, DataSource]
 ) -> tuple[list[Measure], dict[str, str]]:
-    """Copies of the measures that know the extractor and have the labelers they need, and what any of them lack.
+    """Prepare copies of the measures: they know the extractor, and have a labeler if they read labels.
 
-    The second is by representation of those for which there are no data, or no targets. Raises DataError if that
-    holds for all measures, or if a labeler does not fit the targets.
+    Args:
+        measures: of the run.
+        extractor: of the run.
+        sources: by split.
+
+    Returns:
+        The copies, and by representation of a measure without the data or targets that it needs, what it lacks.
+
+    Raises:
+        DataError: all measures lack data, or a labeler does not fit the targets.
+
+    Example:
+        >>> import torch
+        >>> from genmeasures.extractors import ReceptiveField
+        >>> from genmeasures.measures import DaviesBouldin
+        >>> data = {"train": DataSource((torch.zeros(4, 2), torch.arange(4) % 2), "train", 4)}
+        >>> (measure,), lacking = prepare_measures([DaviesBouldin()], ReceptiveField(), data)
+        >>> measure.labeler, lacking
+        (ClassLabel(), {})
     """
     ready: list[Measure] = []
     lacking: dict[str, str] = {}
-    for given in measures:
-        measure = given.clone()
+    for original in measures:
+        measure = original.clone()
         if isinstance(measure, FeatureMeasure):
             measure.extractor = extractor
             measure.prepare(extractor)
@@ -137,13 +159,13 @@ def prepare_measures(
 
 def _labeled(measure: FeatureMeasure, sources: Mapping[Split, DataSource]) -> set[Split]:
     """The splits whose labels a measure reads."""
-    return {split_of(one.sample, sources) for one in measure.passes if "labels" in one.fields}
+    return {split_of(one_pass.sample, sources) for one_pass in measure.passes if "labels" in one_pass.fields}
 
 
 def _lacks(measure: FeatureMeasure, sources: Mapping[Split, DataSource]) -> str:
-    """What a measure needs and is not given, "" where that is nothing; sets its labeler where it has none."""
-    for one in measure.passes:
-        split = split_of(one.sample, sources)
+    """What a measure needs but does not get, "" for nothing; sets the default labeler if it has none."""
+    for one_pass in measure.passes:
+        split = split_of(one_pass.sample, sources)
         if split not in sources:
             return f"needs {split} data, and none are given"
     for split in sorted(_labeled(measure, sources)):
@@ -151,8 +173,8 @@ def _lacks(measure: FeatureMeasure, sources: Mapping[Split, DataSource]) -> str:
         if measure.labeler is None:
             if targets is None:
                 return (
-                    f"needs labels, and the {split} data have no targets: give ({split} inputs, targets), "
-                    "choose a labeler that needs none (KMeans), or leave the measure out"
+                    f"needs labels, and the {split} data have no targets: pass ({split} inputs, targets), "
+                    "choose a labeler without targets (KMeans), or leave the measure out"
                 )
             measure.labeler = labeler_for(targets)
         elif isinstance(measure.labeler, TargetLabeler) and targets is None:
@@ -169,17 +191,17 @@ def _lacks(measure: FeatureMeasure, sources: Mapping[Split, DataSource]) -> str:
 def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataSource) -> None:
     if isinstance(labeler, Downsampled) and labeler.rounding == "nearest" and 0 in source.ignored:
         raise DataError(
-            f"{measure.name}: {source.name} data: with rounding='nearest' class 0 stands where no other has half the "
-            "area, and ignore_index=0 leaves it out: choose rounding='ceil' or 'majority'"
+            f"{measure.name}: {source.name} data: with rounding='nearest' class 0 means that no other class has half "
+            "the area, and ignore_index=0 leaves it out: choose rounding='ceil' or 'majority'"
         )
     _, targets = next(iter(source))
     assert targets is not None
-    if type(labeler).fit is TargetLabeler.fit:
+    if not labeler.needs_fit:
         try:
             labeler.label(targets[:1], (1,) * max(0, targets.dim() - 2))
         except DataError as error:
             raise DataError(f"{measure.name}: {source.name} data: {error}") from error
-        except Exception:  # it will be the status of this measure, and the others go on
+        except Exception:  # it becomes the status of this measure, and the others go on
             log.debug("%r cannot label the first target", labeler, exc_info=True)
 
 
@@ -190,7 +212,25 @@ def prepare_data(
     seed: int,
     lacking: Mapping[str, str] | None = None,
 ) -> PreparedData:
-    """Scan the splits once and fit the measures' target labelers on the training targets."""
+    """Scan the splits once, and fit the target labelers of the measures on the training targets.
+
+    Args:
+        sources: by split.
+        measures: prepared, see :func:`prepare_measures`.
+        extractor: of the run.
+        seed: of the run.
+        lacking: what measures lack, by representation.
+
+    Raises:
+        DataError: a split has invalid samples, or the inputs of the splits differ in shape.
+
+    Example:
+        >>> import torch
+        >>> from genmeasures.extractors import ReceptiveField
+        >>> data = {"train": DataSource((torch.zeros(4, 2), torch.arange(4) % 2), "train", 4)}
+        >>> prepare_data(data, [], ReceptiveField(), seed=0).classes
+        2
+    """
     lacking = lacking or {}
     labelers: dict[str, TargetLabeler] = {}
     for measure in measures:

@@ -1,4 +1,4 @@
-"""Group and instance normalization with the statistics of a whole input, where the model sees a part of it."""
+"""Group and instance normalization of a part of an input with the statistics of the whole."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of the elements of each group, float64 (B, G)."""
+    """Count, mean and sum of squared deviations of the elements of each group, float64 (B, G).
+
+    Example:
+        >>> values = torch.arange(12.0).reshape(1, 2, 6)
+        >>> parts = [moments(values[:, :, :4], 1), moments(values[:, :, 4:], 1)]
+        >>> bool(torch.allclose(parts[0].merged(parts[1]).squares, moments(values, 1).squares))
+        True
+    """
 
     count: int
     mean: Tensor
     squares: Tensor
 
     def merged(self, other: Moments) -> Moments:
-        """Those of the elements of both (Chan, Golub and LeVeque 1983, equation 2.1)."""
+        """The moments of the union (Chan, Golub and LeVeque 1983, equation 2.1)."""
         count = self.count + other.count
         if not count:
             return self
@@ -31,7 +38,7 @@ class Moments:
 
 
 def moments(values: Tensor, groups: int) -> Moments:
-    """The moments of values (B, C, *S), whose channels are split into that many groups."""
+    """The moments of values (B, C, *S), with the channels in ``groups`` groups."""
     rows = values.flatten(2).unflatten(1, (groups, -1)).flatten(2).double()
     if not rows.shape[2]:
         nothing = rows.new_zeros(rows.shape[:2])
@@ -42,7 +49,7 @@ def moments(values: Tensor, groups: int) -> Moments:
 
 @dataclass(frozen=True)
 class NormCall:
-    """One call of a normalization whose statistics are of the whole input."""
+    """One call of a normalization with statistics over the input."""
 
     input: Tensor
     """(B, C, *S)."""
@@ -52,7 +59,7 @@ class NormCall:
     eps: float
 
     def normalized(self, known: Moments) -> Tensor:
-        """The input under the statistics ``known``: an affine map of every channel."""
+        """The input normalized by given statistics, which is an affine map of every channel."""
         channels = self.input.shape[1]
         each = channels // self.groups
         scale = (known.squares / known.count + self.eps).rsqrt().repeat_interleave(each, 1)
@@ -62,9 +69,9 @@ class NormCall:
         if self.bias is not None:
             shift = shift + self.bias
         shape = (-1, channels, *(1,) * (self.input.dim() - 2))
-        given = self.input if self.input.dtype == torch.float64 else self.input.float()  # 16 bits cancel in the sum
-        made = torch.addcmul(shift.to(given.dtype).view(shape), given, scale.to(given.dtype).view(shape))
-        return made.to(self.input.dtype)
+        values = self.input if self.input.dtype == torch.float64 else self.input.float()  # in 16 bits the sum cancels
+        mapped = torch.addcmul(shift.to(values.dtype).view(shape), values, scale.to(values.dtype).view(shape))
+        return mapped.to(self.input.dtype)
 
 
 def _group_norm(
@@ -88,7 +95,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> NormCall | None:
-    # With running statistics it is a map of each element alone.
+    # With running statistics each element is mapped by itself.
     return NormCall(input, input.shape[1], weight, bias, eps) if use_input_stats else None
 
 
@@ -100,10 +107,13 @@ _CALLS: dict[Callable[..., Any], Callable[..., NormCall | None]] = {
 
 
 class Norms(TorchFunctionMode):
-    """For one forward pass: its normalizations, in running order, get the statistics ``known``.
+    """Gives the normalizations of one forward pass, in their order, statistics that are known beforehand.
 
-    seen: called with the number of each call and the call. unknown: gives the statistics of a
-    call that has none yet, which become known; it may raise to end the pass.
+    Args:
+        known: the statistics of the first calls.
+        seen: called with the index of each call and the call.
+        unknown: returns the statistics of the first call without any, which then are known; it may raise to end the
+            pass. By default they are those of the call's input.
     """
 
     def __init__(
@@ -129,6 +139,5 @@ class Norms(TorchFunctionMode):
         if self._seen is not None:
             self._seen(number, call)
         if number == len(self.known):
-            made = moments(call.input, call.groups) if self._unknown is None else self._unknown(call)
-            self.known.append(made)
+            self.known.append(moments(call.input, call.groups) if self._unknown is None else self._unknown(call))
         return call.normalized(self.known[number])

@@ -1,4 +1,4 @@
-"""The arithmetic of tiles: which part of a volume a tile reads, and which of a layer's positions it answers for."""
+"""Geometry of tiles: the part of an input that a tile reads, and the positions of a layer in its core."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ _Ints: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Span:
-    """A tile along one axis, in elements of the input.
-
-    It reads ``start`` … ``stop`` − 1, and its core is ``low`` … ``high`` − 1.
+    """A tile along one axis, in elements of the input: it reads ``start`` … ``stop`` − 1, and its core is
+    ``low`` … ``high`` − 1.
     """
 
     start: int
@@ -30,36 +29,53 @@ class Span:
     low: int
     high: int
     size: int
-    """Of the whole axis."""
+    """Size of the whole axis."""
 
 
 Tile: TypeAlias = tuple[Span, ...]
-"""One span an axis."""
+"""One span per axis."""
 
 
 def round_up(value: int, step: int) -> int:
-    """The next multiple of the step."""
+    """The smallest multiple of ``step`` that is not less than ``value``.
+
+    Example:
+        >>> round_up(13, 4)
+        16
+    """
     return -(-value // step) * step
 
 
 def spans(size: int, core: int, step: int, before: int, after: int, least: int = 1) -> tuple[Span, ...]:
-    """The tiles of an axis: their cores cover it once, and each reads at least ``before`` and ``after`` beside its own.
+    """The tiles of an axis, whose cores cover it once.
 
-    Tiles begin and end at multiples of the step, or at the ends of the axis, and are no shorter than ``least``.
-    Where a tile in the midst would be as long as the axis, there is one tile.
+    Tiles begin and end at multiples of ``step`` or at the ends of the axis. If a tile in the middle would be as long as
+    the axis, there is one tile.
+
+    Args:
+        size: of the axis.
+        core: size of a core.
+        step: of the layers.
+        before: halo before the core, at least.
+        after: halo after the core, at least.
+        least: size of the smallest tile that the model takes.
+
+    Example:
+        >>> [(span.start, span.stop) for span in spans(20, core=8, step=2, before=2, after=2)]
+        [(0, 10), (6, 18), (14, 20)]
     """
     core, before, after, least = (round_up(length, step) for length in (core, before, after, least))
     if max(core + before + after, least) >= size:
         return (Span(0, size, 0, size, size),)
-    made = []
+    axis = []
     for low in range(0, size, core):
         high = min(low + core, size)
         start, stop = max(0, low - before), size if high == size else min(size, high + after)
         if stop - start < least:
             start = max(0, (stop - least) // step * step)
             stop = min(size, max(stop, start + least))
-        made.append(Span(start, stop, low, high, size))
-    return tuple(made)
+        axis.append(Span(start, stop, low, high, size))
+    return tuple(axis)
 
 
 def tiles(axes: Sequence[Sequence[Span]]) -> Iterator[Tile]:
@@ -69,7 +85,7 @@ def tiles(axes: Sequence[Sequence[Span]]) -> Iterator[Tile]:
 
 @dataclass(frozen=True)
 class Site:
-    """Where in a forward pass a tensor arises, and how its positions lie on the input; one entry an axis."""
+    """A tensor of the forward pass, and how its positions lie on the input; one entry per axis."""
 
     name: str
     spatial: tuple[int, ...]
@@ -81,7 +97,7 @@ class Site:
     after: tuple[int, ...]
 
     def core(self, tile: Tile) -> tuple[tuple[int, int], ...]:
-        """First position and end of those that lie in the tile's core, each axis: over all tiles, every one once."""
+        """Per axis, the first position in the core and its end; the cores of all tiles cover each position once."""
         return tuple(
             (
                 min(int(span.low / stride), size),
@@ -91,7 +107,7 @@ class Site:
         )
 
     def origin(self, tile: Tile) -> tuple[int, ...]:
-        """The position that is the tile's first."""
+        """The first position of the tile."""
         return tuple(int(span.start / stride) for span, stride in zip(tile, self.stride, strict=True))
 
     def is_in(self, tile: Tile) -> bool:
@@ -99,32 +115,32 @@ class Site:
         return all(low < high for low, high in self.core(tile))
 
     def local(self, tile: Tile, there: Sequence[int]) -> tuple[slice, ...]:
-        """The core's part of the tile's own tensor, of spatial size ``there``."""
-        made = []
+        """The core as slices of the tensor of the tile, which is of spatial size ``there``."""
+        slices = []
         for (low, high), origin, size in zip(self.core(tile), self.origin(tile), there, strict=True):
             if low < high and (low < origin or high - origin > size):
-                raise ModelError(f"{self.name} has {size} positions in a tile where {high - origin} were due")
-            made.append(slice(low - origin, high - origin))
-        return tuple(made)
+                raise ModelError(f"{self.name} has {size} positions in a tile, expected at least {high - origin}")
+            slices.append(slice(low - origin, high - origin))
+        return tuple(slices)
 
     def local_positions(self, tile: Tile, there: Sequence[int], positions: _Ints) -> _Ints:
-        """Flattened positions of the core (n,) as positions of the tile's own tensor."""
+        """Flattened positions (n,) in the whole tensor as flattened positions in the tensor of the tile."""
         self.local(tile, there)
-        place = np.unravel_index(positions, self.spatial)
-        moved = [index - origin for index, origin in zip(place, self.origin(tile), strict=True)]
+        coordinates = np.unravel_index(positions, self.spatial)
+        moved = [index - origin for index, origin in zip(coordinates, self.origin(tile), strict=True)]
         return np.ravel_multi_index(moved, tuple(there)).astype(np.int64)
 
 
 def sampled(sample: Sample, index: int, site: Site, tile: Tile) -> tuple[_Ints, _Ints]:
     """Flattened positions, ascending, and ranks of the vectors of one input that lie in the tile's core."""
     core = site.core(tile)
-    if isinstance(sample, Every):  # without a list of all positions of the volume
+    if isinstance(sample, Every):  # without a list of all positions of the input
         grid = np.ix_(*(np.arange(low, high) for low, high in core))
         positions = np.ravel_multi_index(grid, site.spatial).astype(np.int64).ravel()
         return positions, sample.rank(index, positions)
     _, positions, rank = sample.part(index, index + 1)
-    place = np.unravel_index(positions, site.spatial)
+    coordinates = np.unravel_index(positions, site.spatial)
     inside = np.ones(len(positions), dtype=bool)
-    for at, (low, high) in zip(place, core, strict=True):
+    for at, (low, high) in zip(coordinates, core, strict=True):
         inside &= (at >= low) & (at < high)
     return positions[inside], rank[inside]

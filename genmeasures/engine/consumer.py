@@ -1,0 +1,132 @@
+"""A measure on one layer in the course of a run."""
+
+from __future__ import annotations
+
+from genmeasures.engine.outcome import Outcome, by_variable, noted, outcome_of
+from genmeasures.engine.seeds import generator_for
+from genmeasures.failures import status_of
+from genmeasures.interfaces import (
+    FeatureBatch,
+    FeatureLabeler,
+    FeatureMeasure,
+    Field,
+    Layer,
+    Pass,
+    SampleName,
+    TargetLabeler,
+)
+
+FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_patches"})
+"""What can be read of a batch only after the training sample has been fitted."""
+
+
+class Consumer:
+    """A measure on a layer: fed batch by batch, pass by pass. If it fails, the others go on without it.
+
+    Args:
+        measure: a copy that serves this layer alone.
+        layer: the layer.
+        seed: of the run.
+        note: added to the status of the values.
+    """
+
+    def __init__(self, measure: FeatureMeasure, layer: Layer, seed: int, note: str = "") -> None:
+        self.measure = measure
+        self.layer = layer
+        self.failure: str | None = None
+        """Status of all values if the measure has failed."""
+        self._note = note
+        self._seen = self._labeled = 0
+        self._passes = list(measure.passes)
+        with _Guard(self):
+            measure.start(layer, generator_for(seed, "measure", measure, layer.index))
+
+    @property
+    def fields(self) -> frozenset[Field]:
+        """The fields that the next pass reads; empty after the last pass."""
+        return self._passes[0].fields if self._passes else frozenset()
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the next pass reads labels."""
+        return "labels" in self.fields
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether the next pass reads what is fitted on the training sample."""
+        return bool(self._passes) and self._reads_fit(self._passes[0])
+
+    @property
+    def ever_needs_fit(self) -> bool:
+        """Whether this or any later pass does."""
+        return any(map(self._reads_fit, self._passes))
+
+    def _reads_fit(self, one_pass: Pass) -> bool:
+        by_features = isinstance(self.measure.labeler, FeatureLabeler)
+        return bool(one_pass.fields & FITTED_FIELDS) or ("labels" in one_pass.fields and by_features)
+
+    def waits_for(self, *samples: SampleName) -> bool:
+        """Whether the measure has not failed, and its next pass is over one of these samples."""
+        return self.failure is None and bool(self._passes) and self._passes[0].sample in samples
+
+    def fields_after_next(self, sample: SampleName) -> frozenset[Field]:
+        """The fields of the pass after the next if it is over this sample, else none."""
+        if len(self._passes) < 2 or self._passes[1].sample != sample:
+            return frozenset()
+        return self._passes[1].fields
+
+    def fail(self, status: str) -> None:
+        """Record a failure; the first one counts."""
+        self.failure = self.failure or status
+
+    def update(self, batch: FeatureBatch) -> None:
+        """See a batch of the next pass, without unlabeled vectors if the pass reads labels of targets."""
+        if self.failure is None:
+            with _Guard(self):
+                labeler = self.measure.labeler
+                by_targets = isinstance(labeler, TargetLabeler) and self.reads_labels
+                readable = batch.labeled(labeler) if labeler is not None and by_targets else batch
+                self._seen += len(batch)
+                self._labeled += len(readable)
+                if len(readable) or not len(batch):
+                    with readable.read_by(self.measure, self._passes[0]):
+                        self.measure.update(readable)
+
+    def end_pass(self) -> None:
+        """End the next pass: the one after it is the next."""
+        self._passes.pop(0)
+        if self._seen and not self._labeled and self.failure is None:
+            self.failure = "undefined: no vector of the sample has a label"
+        self._seen = self._labeled = 0
+        if self.failure is None:
+            with _Guard(self):
+                self.measure.end_pass()
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """The outcome of each variable of the measure, by name."""
+        names = [variable.name for variable in self.measure.variables]
+        outcomes: dict[str, Outcome] = {}
+        if self.failure is None:
+            with _Guard(self):
+                values = by_variable("compute", self.measure.compute(), self.measure.variables)
+                outcomes = {name: noted(outcome_of(values[name]), self._note) for name in names}
+        if self.failure is None:
+            return outcomes
+        return {name: Outcome(float("nan"), self.failure) for name in names}
+
+
+class _Guard:
+    """Turns an exception of a measure into its status, so that the other measures go on."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        consumer = self._consumer
+        consumer.failure = status_of(error, f"{consumer.measure} on layer {consumer.layer.name}")
+        return True

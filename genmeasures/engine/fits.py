@@ -1,0 +1,93 @@
+"""Projections and labelers that are fitted on the training sample of a layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from genmeasures.engine.returned import checked_labels
+from genmeasures.engine.seeds import generator_for
+from genmeasures.errors import Undefined
+from genmeasures.failures import to_raise_later
+from genmeasures.interfaces import FeatureLabeler, FeatureMeasure, Labeler, Layer
+from genmeasures.statistics.pca import PCA, fit_pca
+
+
+class Fits:
+    """What measures read that is fitted on a layer: the projection, that of the patches, and feature labelers.
+
+    Args:
+        layer: the layer.
+        measures: of the run, which say what is fitted.
+        components: number of components of the projection.
+        seed: of the run.
+    """
+
+    def __init__(self, layer: Layer, measures: Sequence[FeatureMeasure], components: int, seed: int) -> None:
+        self._layer = layer
+        self._components = components
+        self._seed = seed
+        self._labelers = {
+            repr(measure.labeler): measure.labeler
+            for measure in measures
+            if isinstance(measure.labeler, FeatureLabeler)
+        }
+        self._fitted: dict[str, FeatureLabeler | Exception] = {}
+        """By labeler: the fitted one, or what its fit raised."""
+        self._projection: PCA | Exception = Undefined("no vectors in the training sample")
+        self._patch_projection: PCA | Exception = self._projection
+        self.patch_components = max((measure.patch_components for measure in measures), default=0)
+        """Number of components of the projected patches; 0 if no measure reads them."""
+
+    def fit_projection(self, vectors: Tensor) -> Tensor:
+        """Fit the projection on vectors float32 (n, k); returns them projected, float64 (n, d)."""
+        try:
+            self._projection, projected = fit_pca(vectors, self._components)
+        except Exception as error:
+            self._projection = error
+            raise
+        return projected
+
+    def fit_labelers(self, projected: Tensor) -> None:
+        """Fit the feature labelers on projected vectors float64 (n, d)."""
+        for key, labeler in self._labelers.items():
+            fresh = copy.deepcopy(labeler)
+            try:
+                fresh.fit(projected, generator_for(self._seed, "labeler", key, self._layer.index))
+                self._fitted[key] = fresh
+            except Exception as error:
+                self._fitted[key] = to_raise_later(error)
+
+    def fit_patch_projection(self, patches: Tensor) -> None:
+        """Fit the projection of patches float32 (n, D)."""
+        try:
+            self._patch_projection, _ = fit_pca(patches, self.patch_components)
+        except Exception as error:  # whatever it is, only the measures that read it have no value
+            self._patch_projection = to_raise_later(error)
+
+    def share_projection(self, other: Fits) -> None:
+        """Take the projection of the layer whose vectors are this layer's patches."""
+        self._patch_projection = other._projection
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """float64 (n, d) of vectors float32 (n, k)."""
+        return _fitted(self._projection).project(vectors)
+
+    def project_patches(self, patches: Tensor) -> Tensor:
+        """float64 (n, ·) of patches float32 (n, D); raises what the fit raised."""
+        return _fitted(self._patch_projection).project(patches)
+
+    def labels(self, labeler: Labeler, projected: Tensor) -> Tensor:
+        """int64 (n,) by a feature labeler for projected vectors float64 (n, d); raises what its fit raised."""
+        fitted = self._fitted[repr(labeler)]
+        if isinstance(fitted, Exception):
+            raise fitted
+        return checked_labels(fitted, fitted.label(projected), (len(projected),))
+
+
+def _fitted(projection: PCA | Exception) -> PCA:
+    if isinstance(projection, Exception):
+        raise projection
+    return projection

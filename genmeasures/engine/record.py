@@ -1,0 +1,129 @@
+"""Record of the training sample of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from genmeasures.engine.consumer import Consumer
+from genmeasures.failures import to_raise_later
+from genmeasures.interfaces import (
+    FeatureBatch,
+    FeatureLabeler,
+    Field,
+    Labeler,
+    Layer,
+    PatchSet,
+    SampleName,
+    Split,
+    TargetLabeler,
+)
+
+_ROWS = 16_384
+"""Vectors of a replayed batch."""
+
+
+class TrainingRecord:
+    """The vectors of the "fit" sample, each at its rank: fits see them in one order, whatever that of the data.
+
+    After the fits, passes over the samples that it serves are replayed from it, without a forward pass.
+
+    Args:
+        layer: the layer.
+        split: that of the sample.
+        samples: names of the samples that it serves: "fit", and the split if all of its sample is fitted on.
+        size: number of vectors.
+        labelers: target labelers, by representation, whose labels the replayed passes read.
+        keeps_vectors: whether the replayed passes read vectors.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        split: Split,
+        samples: frozenset[SampleName],
+        size: int,
+        labelers: Mapping[str, TargetLabeler],
+        keeps_vectors: bool,
+    ) -> None:
+        self.samples = samples
+        self.vectors: Tensor | None = None
+        """float32 (n, k); None before the first batch, and after the fits if no replayed pass reads them."""
+        self.patches: Tensor | None = None
+        """float32 (n, D), until their projection is fitted."""
+        self.projected: Tensor | None = None
+        """float64 (n, d), after the fit."""
+        self._layer = layer
+        self._split: Split = split
+        self._size = size
+        self._labelers = labelers
+        self._keeps_vectors = keeps_vectors
+        self._labels: dict[str, Tensor | Exception] = {}
+        """By labeler: the labels, or what the labeler raised."""
+
+    def add(self, batch: FeatureBatch, with_patches: bool) -> None:
+        """Record the vectors of a batch, and their patches."""
+        vectors = batch.vectors
+        if self.vectors is None:
+            self.vectors = vectors.new_empty(self._size, vectors.shape[1])
+            self._labels.update((key, batch.rank.new_zeros(self._size)) for key in self._labelers)
+        self.vectors.index_copy_(0, batch.rank, vectors)
+        if with_patches:
+            patches = batch.patches
+            if self.patches is None:
+                self.patches = patches.new_empty(self._size, patches.shape[1])
+            self.patches.index_copy_(0, batch.rank, patches)
+
+    def add_labels(self, batch: FeatureBatch) -> None:
+        """Record the labels of a batch; an exception of a labeler is raised by the measures that read its labels."""
+        for key, labeler in self._labelers.items():
+            labels = self._labels[key]
+            if isinstance(labels, Tensor):
+                try:
+                    labels[batch.rank] = batch.labels(labeler)
+                except Exception as error:
+                    self._labels[key] = to_raise_later(error)
+
+    def settle(self, projected: Tensor) -> None:
+        """Take the projected vectors, and drop what no replayed pass reads."""
+        self.projected = projected
+        if not self._keeps_vectors:
+            self.vectors = None
+
+    def serves(self, consumer: Consumer) -> bool:
+        """Whether the next pass of a consumer can be replayed, which none can before the fits."""
+        readable = {"projected", "labels"} if self.vectors is None else {"projected", "labels", "vectors"}
+        return self.projected is not None and consumer.waits_for(*self.samples) and consumer.fields <= readable
+
+    def batches(self, by_features: Callable[[Labeler, Tensor], Tensor]) -> Iterator[FeatureBatch]:
+        """The sample in the order of the ranks.
+
+        by_features: the labels of a feature labeler for projected vectors (n, d).
+        """
+        assert self.projected is not None
+        for start in range(0, self._size, _ROWS):
+            rows = slice(start, min(start + _ROWS, self._size))
+            rank = torch.arange(rows.start, rows.stop, device=self.projected.device)
+            fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {
+                "projected": partial(_rows_of, self.projected, rows)
+            }
+            if self.vectors is not None:
+                fields["vectors"] = partial(_rows_of, self.vectors, rows)
+            yield FeatureBatch(self._layer, self._split, rank, fields, partial(self._label, rows, by_features))
+
+    def _label(
+        self, rows: slice, by_features: Callable[[Labeler, Tensor], Tensor], labeler: Labeler, batch: FeatureBatch
+    ) -> Tensor:
+        if isinstance(labeler, FeatureLabeler):
+            return by_features(labeler, batch.projected)
+        labels = self._labels[repr(labeler)]
+        if isinstance(labels, Exception):
+            raise labels
+        return labels[rows]
+
+
+def _rows_of(values: Tensor, rows: slice, batch: FeatureBatch) -> Tensor:
+    return values[rows]
