@@ -282,11 +282,11 @@ def _partial(ranked: bool) -> _Batch:
 def _basis(given: Floats, weights: Floats) -> Floats:
     """float64 (n, rank): orthonormal columns that span √w times an intercept and the regressors (n, q)."""
     drawn = weights > 0
-    centerd = given - np.average(given, axis=0, weights=weights)
-    scale = np.abs(centerd[drawn]).max(0, initial=0.0)
+    centered = given - np.average(given, axis=0, weights=weights)
+    scale = np.abs(centered[drawn]).max(0, initial=0.0)
     # What is constant but for rounding would otherwise come out as a regressor of noise.
     moves = scale > 1e-13 * np.abs(given[drawn]).max(0, initial=0.0)
-    scaled = np.divide(centerd, scale, out=np.zeros_like(centerd), where=moves)
+    scaled = np.divide(centered, scale, out=np.zeros_like(centered), where=moves)
     roots = np.sqrt(weights)[:, None]
     left, sizes, _ = np.linalg.svd(roots * np.column_stack([np.ones(len(given)), scaled]), full_matrices=False)
     return np.asarray(left[:, sizes > _ROUNDING * sizes[0]])
@@ -295,12 +295,12 @@ def _basis(given: Floats, weights: Floats) -> Floats:
 def _residuals(values: Floats, basis: Floats, weights: Floats) -> Floats:
     """√w times the residuals of the rows of values (m, n), of unit length; NaN where nothing is left."""
     drawn = weights > 0
-    centerd = np.where(drawn, values - np.average(values, axis=1, weights=weights)[:, None], 0.0)
-    largest = np.abs(centerd).max(axis=1, keepdims=True)
+    centered = np.where(drawn, values - np.average(values, axis=1, weights=weights)[:, None], 0.0)
+    largest = np.abs(centered).max(axis=1, keepdims=True)
     constant = largest[:, 0] <= 1e-13 * np.abs(np.where(drawn, values, 0.0)).max(axis=1)
-    centerd = np.sqrt(weights) * centerd / np.where(largest > 0, largest, 1.0)
-    left = centerd - (centerd @ basis) @ basis.T
-    length, whole = np.linalg.norm(left, axis=1), np.linalg.norm(centerd, axis=1)
+    centered = np.sqrt(weights) * centered / np.where(largest > 0, largest, 1.0)
+    left = centered - (centered @ basis) @ basis.T
+    length, whole = np.linalg.norm(left, axis=1), np.linalg.norm(centered, axis=1)
     lost = constant | (length <= _ROUNDING * whole)
     return np.asarray(left / np.where(lost, np.nan, length)[:, None])
 
@@ -343,9 +343,9 @@ def _scaled(values: Floats) -> Floats:
     """(m, n): deviations of rows from their means, in units of the largest one."""
     largest = np.abs(values).max(axis=1, keepdims=True)
     scaled = values / np.maximum(largest, np.finfo(np.float64).tiny)
-    centerd = scaled - scaled.mean(axis=1, keepdims=True)
-    spread = np.abs(centerd).max(axis=1, keepdims=True)
-    return np.asarray(centerd / np.where(spread > 0, spread, 1.0))
+    centered = scaled - scaled.mean(axis=1, keepdims=True)
+    spread = np.abs(centered).max(axis=1, keepdims=True)
+    return np.asarray(centered / np.where(spread > 0, spread, 1.0))
 
 
 def _product(weights: Floats, a: Floats, b: Floats) -> Floats:

@@ -12,7 +12,7 @@ _CONVERTED = 1 << 18
 _NEAR = 1e-2
 """A squared distance below this share of the squared norms is taken from differences: expanded, it loses digits."""
 _FAR = 10.0
-"""How many times their spread vectors may lie from the origin before they are centerd."""
+"""How many times their spread vectors may lie from the origin before they are centered."""
 _PROBE = 64
 MANY = 1024
 """Of more clusters than this each vector is compared with its own alone: products with all take n × k numbers, more
@@ -48,11 +48,11 @@ def square_distances(vectors: Tensor, centroids: Tensor, labels: Tensor) -> Tens
             made.copy_((block - rounded[label]).square_().sum(1))
             continue
         origin = _origin(block)
-        centerd, about = block, rounded
+        centered, about = block, rounded
         if origin is not None:
-            centerd, about = block - origin, (centroids - origin).to(block.dtype)
-        norms = torch.linalg.vector_norm(centerd, dim=1).double().square_()
-        own = (centerd @ about.T).gather(1, label[:, None])[:, 0]
+            centered, about = block - origin, (centroids - origin).to(block.dtype)
+        norms = torch.linalg.vector_norm(centered, dim=1).double().square_()
+        own = (centered @ about.T).gather(1, label[:, None])[:, 0]
         made.copy_(expanded(norms, own, about, label))
         near = nearly_zero(made, norms).nonzero()[:, 0]
         if len(near):

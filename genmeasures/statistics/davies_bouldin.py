@@ -28,7 +28,7 @@ def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
     centroids: float64 (k, D); spreads: float64 (k,). Raises Undefined for fewer than two clusters
     and for clusters whose centroids coincide, where the index is infinite. Takes memory for some rows
     of the k × k distances at a time. Of more than 1,024 clusters distances come from products of
-    centerd centroids, which are many times faster and good to about eleven digits.
+    centered centroids, which are many times faster and good to about eleven digits.
     """
     if len(centroids) < 2:
         raise Undefined(f"{len(centroids)} cluster in the sample: two are needed")
@@ -53,14 +53,14 @@ def _distances(centroids: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
         # Differences, not the expansion into products: centroids may lie far from the origin.
         yield 0, torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
         return
-    centerd = centroids - centroids.mean(0)
-    squares = centerd.square().sum(1)
+    centered = centroids - centroids.mean(0)
+    squares = centered.square().sum(1)
     for start in range(0, len(centroids), rows):
-        part, rest = centerd[start : start + rows], centerd[start:]
+        part, rest = centered[start : start + rows], centered[start:]
         scale = squares[start : start + rows, None] + squares[start:]
         distance = torch.addmm(scale, part, rest.T, alpha=-2).clamp_(min=0)
         # What is a small difference of large numbers is taken from differences of the vectors.
-        for pairs in (distance < _NEAR * scale).nonzero().split(max(1, _PAIRS // centerd.shape[1])):
+        for pairs in (distance < _NEAR * scale).nonzero().split(max(1, _PAIRS // centered.shape[1])):
             one, other = pairs.T
             distance[one, other] = (part[one] - rest[other]).square_().sum(1)
         yield start, distance.sqrt_()

@@ -111,10 +111,10 @@ class _Frame:
         n, d = points.shape
         eye = torch.eye(d, dtype=points.dtype, device=points.device)
         self._center = points.mean(0)
-        centerd = points - self._center
-        self._root = torch.linalg.cholesky(centerd.T @ centerd / n + ridge * eye)
+        centered = points - self._center
+        self._root = torch.linalg.cholesky(centered.T @ centered / n + ridge * eye)
         inverse = torch.linalg.solve_triangular(self._root, eye, upper=False)
-        self._white = centerd @ inverse.T
+        self._white = centered @ inverse.T
         self.ridge = ridge * inverse @ inverse.T
         chosen = torch.randperm(n, generator=generator, device=generator.device)[:_SUBSAMPLE].to(points.device)
         self.part = self._white[chosen]

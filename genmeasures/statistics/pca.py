@@ -81,8 +81,8 @@ vectors, their projections (n, d) if these came with it."""
 
 def _primal(vectors: Tensor, mean: Tensor, d: int) -> _Fit:
     scatter = vectors.new_zeros((vectors.shape[1], vectors.shape[1]), dtype=torch.float64)
-    for centerd in _centerd(vectors, mean, torch.float64, list(_row_blocks(vectors, 4 * _ELEMENTS)), None):
-        scatter += _gram(centerd.T)
+    for centered in _centered(vectors, mean, torch.float64, list(_row_blocks(vectors, 4 * _ELEMENTS)), None):
+        scatter += _gram(centered.T)
     total = _positive(scatter)
     return *_leading(scatter, d), total, None
 
@@ -95,22 +95,22 @@ def _dual(vectors: Tensor, mean: Tensor, d: int) -> _Fit:
     """
     n, k = vectors.shape
     products = vectors.new_zeros((n, n), dtype=torch.float64)
-    for centerd in _centerd(vectors, mean, vectors.dtype, None, list(_column_blocks(vectors, 4 * _ELEMENTS))):
-        products += _gram(centerd)
+    for centered in _centered(vectors, mean, vectors.dtype, None, list(_column_blocks(vectors, 4 * _ELEMENTS))):
+        products += _gram(centered)
     _positive(products)
     _, left = _leading(products, min(n - 1, d + _MORE))
     del products
     blocks = list(_column_blocks(vectors))
     total = 0.0
     image = vectors.new_empty((left.shape[1], k), dtype=torch.float64)
-    for columns, centerd in zip(blocks, _centerd(vectors, mean, torch.float64, None, blocks), strict=True):
-        image[:, columns] = left.T @ centerd
-        total += float(torch.linalg.vector_norm(centerd)) ** 2
+    for columns, centered in zip(blocks, _centered(vectors, mean, torch.float64, None, blocks), strict=True):
+        image[:, columns] = left.T @ centered
+        total += float(torch.linalg.vector_norm(centered)) ** 2
     # A direction without variance has no image under the dual map: QR completes the basis.
     basis, _ = torch.linalg.qr(image.T)
     scores = vectors.new_zeros((n, left.shape[1]), dtype=torch.float64)
-    for columns, centerd in zip(blocks, _centerd(vectors, mean, torch.float64, None, blocks), strict=True):
-        scores.addmm_(centerd, basis[columns])
+    for columns, centered in zip(blocks, _centered(vectors, mean, torch.float64, None, blocks), strict=True):
+        scores.addmm_(centered, basis[columns])
     values, turn = _leading(scores.T @ scores, d)
     return values, basis @ turn, total, scores @ turn
 
@@ -129,9 +129,9 @@ def _lanczos(vectors: Tensor, mean: Tensor, d: int) -> _Fit | None:
     total = 0.0
     for step in range(_STEPS):
         new = torch.zeros_like(directions)
-        for centerd in _centerd(vectors, mean, torch.float64, rows, None):
-            new.addmm_(centerd.T, centerd @ directions)
-            total += float(torch.linalg.vector_norm(centerd)) ** 2 if step == 0 else 0.0
+        for centered in _centered(vectors, mean, torch.float64, rows, None):
+            new.addmm_(centered.T, centered @ directions)
+            total += float(torch.linalg.vector_norm(centered)) ** 2 if step == 0 else 0.0
         if not total > 0:
             raise Undefined(_CONSTANT)
         basis, image = torch.cat([basis, directions], 1), torch.cat([image, new], 1)
@@ -148,7 +148,7 @@ def _lanczos(vectors: Tensor, mean: Tensor, d: int) -> _Fit | None:
     return None
 
 
-def _centerd(
+def _centered(
     vectors: Tensor, mean: Tensor, dtype: torch.dtype, rows: list[slice] | None, columns: list[slice] | None
 ) -> Iterator[Tensor]:
     """Blocks of rows or of columns minus the mean, one after another in the same memory.

@@ -179,7 +179,7 @@ class _Dense:
             pads = [pad for pair in zip(geometry.before[::-1], geometry.after[::-1], strict=True) for pad in pair]
             pixels = F.pad(pixels, pads, mode=_PAD_MODES[geometry.padding_mode])
             self._padding = (0,) * self._spatial
-        # Zeros outside the input are moved too: what a patch holds is what is centerd.
+        # Zeros outside the input are moved too: what a patch holds is what is centered.
         self._origin = mean.to(pixels.dtype) if far else None
         self._pixels = pixels if self._origin is None else pixels - self._shaped(self._origin)
 

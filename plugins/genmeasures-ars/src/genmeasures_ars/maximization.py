@@ -9,7 +9,7 @@ inputs in one batch do not see each other; and the inputs are not bounded, as eq
 Without a bound, the input of a network of ReLUs and pools only grows once its direction is found, and
 steps of one length turn it less and less. The way that the paper's 1500 steps go is therefore gone in
 strides as long as a few hundredths of the way behind, along a running mean of the gradients, since long
-strides across a kink would go to and fro: 130 strides end at an objective as high (``benchmarks/cost.py``).
+strides across a kink would go back and forth: 130 strides end at an objective as high (``benchmarks/cost.py``).
 """
 
 from __future__ import annotations
