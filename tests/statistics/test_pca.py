@@ -114,11 +114,11 @@ def test_long_vectors_never_make_a_square_matrix_of_their_length() -> None:
 @pytest.mark.parametrize(
     ("given_", "reason"),
     [
-        (torch.ones(1, 5), "1 vectors are too few"),
+        (torch.ones(1, 5), "at least 2 vectors for a PCA, got 1"),
         (torch.full((7, 5), 0.1), "constant features"),
         (torch.full((7, 5), 1e4) + torch.arange(5) / 3, "constant features"),
         (torch.full((3, 50), 0.3), "constant features"),
-        (torch.zeros(0, 5), "too few"),
+        (torch.zeros(0, 5), "at least 2 vectors for a PCA, got 0"),
     ],
 )
 def test_nothing_to_project_on_is_undefined(given_: torch.Tensor, reason: str) -> None:
