@@ -286,7 +286,7 @@ SHORTAGES = [
     OSError(errno.EDQUOT, "Disk quota exceeded"),
     OSError(errno.EMFILE, "Too many open files"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
-    ModelError("the model refuses a batch of shape (3, 1, 6, 6), float32: std::bad_alloc"),
+    ModelError("the model rejects a batch of shape (3, 1, 6, 6), float32: std::bad_alloc"),
 ]
 NO_SHORTAGES = [
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),

@@ -277,7 +277,7 @@ def test_an_interrupt_is_no_failure_of_a_model(net: nn.Module, measured: Callabl
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
-    [((60, 3, 8, 8), "refuses a batch of shape"), ((60, 1, 12, 12), "refuses a batch"), ((60, 64), "refuses a batch")],
+    [((60, 3, 8, 8), "rejects a batch of shape"), ((60, 1, 12, 12), "rejects a batch"), ((60, 64), "rejects a batch")],
 )
 def test_data_of_a_shape_that_a_model_refuses(
     net: nn.Module, measured: Callable[..., xr.Dataset], shape: tuple[int, ...], reason: str

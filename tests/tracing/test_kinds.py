@@ -55,7 +55,7 @@ class NoForward(nn.Module):
         self.layer = nn.Linear(2, 2)
 
 
-ORIGINAL = r"give the torch\.nn\.Module that it was made from"
+ORIGINAL = r"pass the torch\.nn\.Module that it was made from"
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "scripted": (lambda: torch.jit.script(network()), f"a TorchScript module.*{ORIGINAL}"),
     "traced": (lambda: torch.jit.trace(network(), X[:2]), f"a TorchScript module.*{ORIGINAL}"),
@@ -68,10 +68,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: nn.Sequential(exported().module(), nn.Linear(4, 2)),
         f"its part '0' is made from a torch.export program.*{ORIGINAL}",
     ),
-    "session": (Session, f"of type Session.*its layers cannot be seen, {ORIGINAL}"),
-    "compiled ahead of time": (Compiled, f"of type Compiled.*its layers cannot be seen, {ORIGINAL}"),
-    "function": (lambda: lambda x: x, "of type function.*no layers can be seen in a function, give the module"),
-    "class": (lambda: nn.Flatten, "Flatten is a class, give an instance"),
+    "session": (Session, f"of type Session.*its layers cannot be observed, {ORIGINAL}"),
+    "compiled ahead of time": (Compiled, f"of type Compiled.*its layers cannot be observed, {ORIGINAL}"),
+    "function": (lambda: lambda x: x, "of type function.*a function has no layers, pass the module"),
+    "class": (lambda: nn.Flatten, "Flatten is a class, pass an instance"),
     "weights": (lambda: network().state_dict(), "weights without a model, build the model and load them"),
     "list of layers": (lambda: nn.ModuleList([nn.Linear(2, 2)]), "a ModuleList, which has no forward method.*give"),
     "dict of layers": (lambda: nn.ModuleDict({"a": nn.Linear(2, 2)}), "a ModuleDict, which has no forward method"),

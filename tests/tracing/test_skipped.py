@@ -249,7 +249,7 @@ class Int8Linear(nn.Linear):
 def test_a_linear_layer_whose_weight_is_whole_numbers_is_listed() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Int8Linear(nn.Linear(4, 3))).eval()
     found = accounted(trace(model, torch.randn(3, 5), "activation"))
-    assert found == {"0": "", "2": "its weight is stored as int8: give the model as it was before quantization"}
+    assert found == {"0": "", "2": "its weight is stored as int8: pass the model before quantization"}
 
 
 class Holder(nn.Module):
