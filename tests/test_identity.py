@@ -589,7 +589,7 @@ class WithOption(ModelMeasure):
 def test_options_that_cannot_be_told_apart() -> None:
     assert component_identity([WithOption(LONG)]) != component_identity([WithOption(shifted(LONG))])
     for option in (Anonymous(), [Anonymous()], lambda x: x):
-        with pytest.raises(Unidentified, match=r"WithOption.*place in memory"):
+        with pytest.raises(Unidentified, match=r"WithOption.*address in memory"):
             component_identity([WithOption(option)])
 
 

@@ -248,7 +248,7 @@ def test_what_has_no_hash_is_not_kept_and_named_once(
 
 
 class Option:
-    """Shown with its place in memory."""
+    """Its repr contains its address."""
 
 
 def test_a_component_that_cannot_be_told_apart(measured: Callable[..., xr.Dataset], tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_an_error_leaves_room_for_the_next(capsys: pytest.CaptureFixture[str]) -
         raise KeyboardInterrupt
     with progress_bars(True) as again:
         assert again != (None, None)
-    with pytest.raises(OptionError, match="progress must be True, False or None, not 1"), progress_bars(1):  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="progress must be True, False or None, got 1"), progress_bars(1):  # type: ignore[arg-type]
         pass
 
 

@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "function": (lambda: lambda x: x, "of type function.*a function has no layers, pass the module"),
     "class": (lambda: nn.Flatten, "Flatten is a class, pass an instance"),
     "weights": (lambda: network().state_dict(), "weights without a model, build the model and load them"),
-    "list of layers": (lambda: nn.ModuleList([nn.Linear(2, 2)]), "a ModuleList, which has no forward method.*give"),
+    "list of layers": (lambda: nn.ModuleList([nn.Linear(2, 2)]), "a ModuleList, which has no forward method.*pass"),
     "dict of layers": (lambda: nn.ModuleDict({"a": nn.Linear(2, 2)}), "a ModuleDict, which has no forward method"),
     "no forward": (NoForward, "a NoForward, which has no forward method"),
     "tensor": (lambda: X, "of type Tensor, a torch.nn.Module is expected"),
