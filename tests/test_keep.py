@@ -402,7 +402,9 @@ def test_why_a_model_is_measured_again(data: Any) -> None:
     assert why(changed(Net(0), lambda net: nn.init.ones_(net.fc1.weight))) == "weights changed"
     assert why(Net(0), (x + 1, y)) == "data changed"
     assert why(Net(1)) == "weights and code changed"
-    assert why(changed(Net(0), lambda net: setattr(net, "lock", threading.Lock()))).startswith("it is not known whether")
+    assert why(changed(Net(0), lambda net: setattr(net, "lock", threading.Lock()))).startswith(
+        "it is not known whether"
+    )
 
 
 def test_names_of_files_are_short_and_plain() -> None:
