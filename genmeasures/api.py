@@ -61,7 +61,7 @@ def measure(
     settings. layers: names of the layers to measure, or integers for their places in running order, -1 for the
     last; None for all.
     device: "cpu", "cuda", …, None to leave each model where it is. keep: a folder that keeps
-    every model's result as soon as it is there, for a run that is broken off and made again. What is
+    every model's result as soon as it is there, for a run that is interrupted and repeated. What is
     kept is taken only where everything that the values depend on is the same: weights, buffers, the
     code of the model and its attributes, data, components with their options, layers, seed, versions
     and the kind of device. Of a model that refers to something without contents to compare, a lock or

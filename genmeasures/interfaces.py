@@ -447,7 +447,7 @@ class Variable:
     +1, −1, or 0 where no source states one."""
     expected_gap: int = 0
     """Expected sign of the correlation with the generalization gap (train − test), stated apart: what grows with
-    training goes with both in the same way."""
+    training correlates with both in the same way."""
     expected_accuracy_source: str = ""
     """Who states ``expected_accuracy``, and where."""
     expected_gap_source: str = ""
@@ -459,7 +459,7 @@ class Variable:
     scale_invariant: bool = False
     """Whether features that are all multiplied by one positive number have the same value."""
     dims: tuple[str, ...] = ("layer",)
-    """``("layer",)`` for a value a layer, ``()`` for a value a model. Of a model measure, one more dimension may
+    """``("layer",)`` for one value per layer, ``()`` for one per model. Of a model measure, one more dimension may
     follow, ``("layer", "kernel")`` or ``("sample",)``: for looking at, not aggregated nor judged."""
     auxiliary: bool = False
     """Whether it only explains another variable (a standard error, a bound, a count, a target): it is stored, and

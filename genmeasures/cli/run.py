@@ -67,7 +67,7 @@ AT_END: list[Callable[[], None]] = []
 """What a multirun does last, also where one of its jobs has failed: Hydra's own callback is then left out."""
 
 _UNFINISHED: list[Path] = []
-"""Where the run in hand keeps its models, for what is said when it is broken off; empty in a worker's parent."""
+"""Where the run in hand keeps its models, for what is said when it is interrupted; empty in a worker's parent."""
 
 _DRIVING: list[bool] = []
 """Not empty in the process that the command was started in."""
@@ -144,13 +144,13 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _kept_so_far(output: Path) -> str:
-    """What is kept of runs that were broken off, for the line that says so."""
+    """What is kept of interrupted runs, for the line that says so."""
     folders = _UNFINISHED or sorted(output.glob("*.parts"))
     count = sum(len(list(folder.glob("*.nc"))) for folder in folders)
     if not count:
         return "nothing was measured that could be kept; the same command begins again"
     place = folders[0] if len(folders) == 1 else output
-    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {place}; the same command goes on"
+    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {place}; the same command resumes"
 
 
 def _check_output(output: Path) -> None:

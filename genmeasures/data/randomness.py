@@ -21,7 +21,7 @@ _MOST_INDICES = 1_000_000
 
 
 class PrivateRandomness:
-    """The global generators of torch, NumPy and Python, seeded at the first entry; a later one goes on from there.
+    """The global generators of torch, NumPy and Python, seeded at the first entry; a later one continues from there.
 
     Outside they are as if nothing had been drawn.
 

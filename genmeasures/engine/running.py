@@ -102,7 +102,7 @@ def outcome(value: float | Value | Undefined | NDArray[np.float64], own: str = "
 def _series(values: NDArray[np.float64]) -> Outcome:
     """The outcome of a row of values (n,), of which those that are not finite are none."""
     if values.ndim != 1:
-        raise GenmeasuresError(f"an array of {values.ndim} dimensions, one was due")
+        raise GenmeasuresError(f"expected an array of 1 dimension, got {values.ndim}")
     made = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     missing = int(np.isnan(made).sum())
     if missing == len(made):

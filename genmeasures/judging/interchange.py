@@ -40,7 +40,7 @@ def write_predictions(ds: xr.Dataset, measure: str, path: str | os.PathLike[str]
     if measure not in measure_variables(ds):
         raise OptionError(f"the result has no measure {measure!r}{nearest(measure, measure_variables(ds))}")
     if ds[measure].dims != ("model",):
-        raise ResultError(f"{measure} has a value a layer: aggregate the result first")
+        raise ResultError(f"{measure} has one value per layer: aggregate the result first")
     values = ds[measure].values.astype(np.float64)
     names = ds["model"].values.astype(str)
     lost = names[~np.isfinite(values)]

@@ -118,7 +118,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -375,7 +375,7 @@ def _table(
     for i, (line, row) in enumerate(rows.items()):
         name, place = row["model"], f"{file}: line {line}"
         if not name or name in models:
-            raise OptionError(f"{place}: model {name!r} {'stands here again' if name else 'has no name'}")
+            raise OptionError(f"{place}: {f'duplicate model {name!r}' if name else f'model {name!r} has no name'}")
         metrics = {}
         for column in metric_columns:
             if row[column]:

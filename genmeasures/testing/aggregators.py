@@ -23,7 +23,9 @@ def check_reduce(component: Aggregator) -> None:
     assert isinstance(made, tuple), f"it gives a {type(made).__name__}, (values, numbers of layers used) is expected"
     assert len(made) == 2, f"it gives {len(made)} arrays, (values, numbers of layers used) are expected"
     numbers, used = map(np.asarray, made)
-    assert numbers.shape == used.shape == (3,), f"shapes {numbers.shape} and {used.shape}, (3,) was due"
+    assert numbers.shape == used.shape == (3,), (
+        f"expected two arrays of shape (3,), got {numbers.shape} and {used.shape}"
+    )
     assert np.issubdtype(used.dtype, np.integer), f"counts of layers are {used.dtype}"
     assert (values == before[0]).all(), "the values have changed"
     assert (norms == before[1]).all(), "the weight norms have changed"

@@ -79,7 +79,7 @@ def check_vectors(component: Extractor) -> None:
         ("patches", patches, component.patch_size(traced.layer)),
     ):
         assert made.dtype == torch.float32, f"{what} are {made.dtype}"
-        assert tuple(made.shape) == (3, size), f"{what} are of shape {tuple(made.shape)}, (3, {size}) was due"
+        assert tuple(made.shape) == (3, size), f"expected {what} of shape (3, {size}), got {tuple(made.shape)}"
     for what, tensor, kept in zip(("input", "output"), given, before, strict=True):
         assert torch.equal(tensor, kept), f"it writes into the layer's {what}: copy it first"
 

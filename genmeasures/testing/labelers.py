@@ -51,7 +51,7 @@ def check_labels(component: Labeler) -> None:
         for targets, labels in _labeled(component):
             due = [(12, 1), (12, 16)] if targets.dim() > 2 else [(12, 1)]
             assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
-            assert tuple(labels.shape) in due, f"labels are of shape {tuple(labels.shape)}, {due[-1]} was due"
+            assert tuple(labels.shape) in due, f"expected labels of shape {due[-1]}, got {tuple(labels.shape)}"
     else:
         raise AssertionError("it is neither a TargetLabeler nor a FeatureLabeler")
 

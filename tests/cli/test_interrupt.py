@@ -59,7 +59,7 @@ def test_ctrl_c_and_going_on(tmp_path: Path, folders: Any) -> None:
     assert 1 <= kept < 4
     assert f"{kept} measured model" in told
     assert parts.name in told
-    assert "the same command goes on" in told
+    assert "the same command resumes" in told
 
     # Again, and terminated; then to the end.
     running = start(tmp_path)
@@ -83,7 +83,7 @@ def test_ctrl_c_in_a_multirun_of_processes(tmp_path: Path, folders: Any) -> None
     os.killpg(running.pid, signal.SIGINT)
     assert running.wait(60) == 130
     told = last_line(tmp_path, "interrupted")
-    assert "the same command goes on" in told
+    assert "the same command resumes" in told
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*.parts/*.nc")}
     time.sleep(1)  # workers that live on would keep more
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*.parts/*.nc")} == before

@@ -557,7 +557,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("sample_order", InOrder, "the sample depends on the order of the data"),
     ("fit_sample", TooMany, "fit_cap is 3, and 4 vectors are drawn to fit on"),
     ("vectors", Half, "vectors are torch.float16"),
-    ("reduce", WrongShape, r"shapes \(3, 4\) and \(3,\), \(3,\) was due"),
+    ("reduce", WrongShape, r"expected two arrays of shape \(3,\), got \(3, 4\) and \(3,\)"),
     ("reduce", Writes, "the values have changed"),
     ("models_by_themselves", Ranks, r"model 0: 0\.\d+ among others, 0\.0 alone"),
     ("missing_layers", Zero, r"of layers without a value it makes \[0\. 0\. 0\.\]"),

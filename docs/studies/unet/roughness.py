@@ -2,7 +2,7 @@
 
 Some checkpoints of each objective are measured with other choices that the paper leaves open: patches reduced by PCA,
 bare outputs instead of activations, and training patches instead of test patches. Writes ``roughness.csv``, a row for
-each checkpoint, choice and layer. Broken off, it goes on.
+each checkpoint, choice and layer. If interrupted, it resumes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 At the deepest layer a patch is a single pixel, so that the study's 198 patches are 198 vectors, on which fifteen
 Gaussians in ten dimensions are fitted. All checkpoints are measured again with eight times as many patches, in the
-three deepest layers; writes ``sampling.nc``, which ``report.py`` reads. Broken off, it goes on.
+three deepest layers; writes ``sampling.nc``, which ``report.py`` reads. If interrupted, it resumes.
 """
 
 from __future__ import annotations

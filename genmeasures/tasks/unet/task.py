@@ -214,7 +214,7 @@ class UNetSegmentation(_UNets):
     are patches with as little, some and much foreground as in the training, equally often.
 
     ``models()`` trains what is missing, in ``workers`` processes (default: one for each usable core), and
-    keeps it in ``<cache>/unet/<key>/<objective>_seed<n>/``; a training that was broken off goes on.
+    keeps it in ``<cache>/unet/<key>/<objective>_seed<n>/``; an interrupted training run resumes.
 
     Options: ``volumes`` is a file or folder that :func:`~genmeasures.tasks.unet.volumes.read_cases` reads
     (default: the MNI152 template, for which the extra ``mri`` is needed). ``reduce`` divides the resolution.
@@ -276,7 +276,7 @@ class UNetDenoising(_UNets):
     the same over cases of the network's own, at most as many. SSIM needs the extra ``mri``.
 
     ``models()`` trains what is missing, in ``workers`` processes (default: one for each usable core), and
-    keeps it in ``<cache>/unet_denoising/<key>/``; a training that was broken off goes on.
+    keeps it in ``<cache>/unet_denoising/<key>/``; an interrupted training run resumes.
 
     Options: ``volumes`` is a file or folder that :func:`~genmeasures.tasks.unet.volumes.read_cases` reads
     (default: the MNI152 template, for which the extra ``mri`` is needed). ``reduce`` divides the resolution.

@@ -111,7 +111,7 @@ def load(run: Run, epoch: int, cases: Cases) -> ResidualUNet:
 
 
 def train(run: Run, cases: Cases, device: torch.device) -> None:
-    """Train up to the last epoch and keep each, from where an earlier training was broken off.
+    """Train up to the last epoch and keep each, from where an earlier training was interrupted.
 
     On a CPU, the weights after an epoch do not depend on breaks: patches are drawn from the seed and
     the number of the epoch alone. Where a checkpoint is missing or damaged, training begins anew.

@@ -272,7 +272,7 @@ def _decathlon(folder: Path) -> list[tuple[str, Path, Path | None]]:
             continue
         if any(_stem(image) == name or os.path.realpath(image) == os.path.realpath(other) for name, other, _ in files):
             # It could be trained on and tested with.
-            raise DataError(f"{listing}: training[{i}]: case {_stem(image)} stands here twice")
+            raise DataError(f"{listing}: training[{i}]: duplicate case {_stem(image)}")
         files.append((_stem(image), image, label))
     return files
 
@@ -299,7 +299,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     for file in sorted(folder.iterdir()):
         if file.name.endswith(_SUFFIXES) and not file.name.startswith("."):
             if _stem(file) in files:
-                raise DataError(f"{file}: case {_stem(file)} stands here twice, as .nii and .nii.gz")
+                raise DataError(f"{file}: duplicate case {_stem(file)}, as .nii and .nii.gz")
             files[_stem(file)] = file
     return files
 

@@ -215,7 +215,7 @@ def test_the_decathlon_layout(tmp_path: Path) -> None:
         assert case.mask is not None
         np.testing.assert_array_equal(case.mask, MASK)
     for again in (training[0], {"image": "./imagesTr/../imagesTr/toy_7.nii.gz", "label": "labelsTr/toy_7.nii.gz"}):
-        with pytest.raises(DataError, match=r"training\[\d+\]: case toy_7 stands here twice"):
+        with pytest.raises(DataError, match=r"training\[\d+\]: duplicate case toy_7"):
             read_cases(save_decathlon(tmp_path, [*training, again]))
     save_decathlon(tmp_path, training)
     (tmp_path / "imagesTr" / "toy_5.nii.gz").unlink()
@@ -273,7 +273,7 @@ def test_folders_of_images_and_labels(tmp_path: Path) -> None:
         assert case.mask.dtype == np.int64
         np.testing.assert_array_equal(case.mask, MASK)
     save_nifti(tmp_path / "images" / "b.nii.gz", IMAGE)
-    with pytest.raises(DataError, match="case b stands here twice"):
+    with pytest.raises(DataError, match="duplicate case b"):
         read_cases(tmp_path)
 
 

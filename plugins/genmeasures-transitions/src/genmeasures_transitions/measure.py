@@ -73,7 +73,7 @@ class TransitionCount(ModelMeasure):
         valid = is_count(curvature_points, 3) or (is_count(curvature_points, 0) and curvature_points == 0)
         require(valid, self, f"curvature_points must be 0 or an integer ≥ 3, not {curvature_points!r}")
         if classes != "any" and trajectory != "training_ellipse":
-            raise OptionError(f"TransitionCount: classes={classes!r} goes with trajectory='training_ellipse' alone")
+            raise OptionError(f"TransitionCount: classes={classes!r} requires trajectory='training_ellipse'")
         self.trajectory = trajectory
         self.classes = classes
         self.points = points
