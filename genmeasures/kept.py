@@ -253,6 +253,14 @@ def described(values: xr.Dataset, model: TaskModel, key: ModelKey, measures: Seq
 
     Raises:
         GenmeasuresError: Variables are missing.
+
+    Example:
+        >>> from torch import nn
+        >>> stored = model_dataset(TaskModel("net_0", lambda: nn.Linear(2, 2)), "", measures=[])
+        >>> renamed = TaskModel("net_1", lambda: nn.Linear(2, 2), metrics={"test_accuracy": 0.9})
+        >>> ds = described(stored, renamed, ModelKey("w-c-d", "0123"), measures=[])
+        >>> ds.model.item(), ds.test_accuracy.item()
+        ('net_1', 0.9)
     """
     present = model_dataset(model, "", measures)
     bare = model_dataset(TaskModel(model.name, model.build), "", measures)

@@ -364,7 +364,11 @@ def _restore_tensor(tensor: Tensor, data: Tensor, content: Tensor | None, leaf: 
 
 
 def same_values(first: Tensor, second: Tensor) -> bool:
-    """Whether all elements of two tensors of the same shape are equal, with NaN equal to NaN.
+    """Whether all elements of two tensors are equal, with NaN equal to NaN.
+
+    Args:
+        first: A tensor.
+        second: A tensor of the same shape on the same device.
 
     Example:
         >>> same_values(torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.nan]))
