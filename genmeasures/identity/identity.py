@@ -58,7 +58,7 @@ def model_identity(model: nn.Module) -> ModelIdentity:
         (True, False)
     """
     weights = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    known: dict[int, str] = {}
+    references: dict[int, str] = {}
     for prefix, module in model.named_modules():
         for kind in (module._parameters, module._buffers):
             for name, tensor in kind.items():
@@ -66,10 +66,10 @@ def model_identity(model: nn.Module) -> ModelIdentity:
                     continue
                 path = f"{prefix}.{name}" if prefix else name
                 weights.update(f"\0{path}\0".encode("utf-8", "surrogatepass"))
-                if id(tensor) in known:  # tied weights
-                    weights.update(known[id(tensor)].encode())
+                if id(tensor) in references:  # tied weights
+                    weights.update(references[id(tensor)].encode())
                     continue
-                known[id(tensor)] = f"tensor {len(known)}"
+                references[id(tensor)] = f"tensor {len(references)}"
                 if type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer):
                     for part in tensor_contents(tensor):
                         weights.update(part)
@@ -78,7 +78,7 @@ def model_identity(model: nn.Module) -> ModelIdentity:
                     special.feed(tensor, path)
                     weights.update(special.digest().encode())
     distributions = {"torch"}
-    walk = Walk(distributions, known)
+    walk = Walk(distributions, references)
     walk.feed(model, "")
     hooks = nn.modules.module
     for name in ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_backward_hooks"):

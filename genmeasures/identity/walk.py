@@ -99,7 +99,7 @@ class Walk:
 
     Args:
         distributions: Set to which the distributions of installed code are added.
-        known: Objects that are hashed elsewhere, by id, with the text that represents them in this hash.
+        references: Objects that are hashed elsewhere, by id, with the text that represents them in this hash.
 
     Raises:
         Unidentified: An object cannot be hashed, such as a lock, an open file or a generator. The message says how
@@ -114,32 +114,32 @@ class Walk:
         (True, False)
     """
 
-    def __init__(self, distributions: set[str], known: Mapping[int, str] | None = None) -> None:
+    def __init__(self, distributions: set[str], references: Mapping[int, str] | None = None) -> None:
         self.distributions = distributions
         self._hash = hashlib.blake2b(digest_size=DIGEST_SIZE)
-        self._known = known or {}
+        self._references = references or {}
         self._seen: dict[int, int] = {}
         """Order in which objects were first met, by id."""
         self._held: list[object] = []
         """Keeps temporary objects alive, so that no id is reused."""
-        self._place: list[str] = []
+        self._path: list[str] = []
         """Path to the present object, for errors."""
 
     def digest(self) -> str:
         """Return the hash of all objects fed so far."""
         return self._hash.hexdigest()
 
-    def feed(self, value: object, place: str = "") -> None:
+    def feed(self, value: object, path: str = "") -> None:
         """Add an object to the hash.
 
         Args:
             value: The object.
-            place: Where it is referred to, for errors.
+            path: Where it is referred to, for errors.
 
         Raises:
             Unidentified: The object, or one that it refers to, cannot be hashed.
         """
-        self._place.append(place)
+        self._path.append(path)
         try:
             self._any(value)
         except (Unidentified, MemoryError):
@@ -148,10 +148,10 @@ class Walk:
             raise self._unidentified("it is nested too deeply") from None
         except Exception as error:  # pickling calls user code, which may raise anything
             raise self._unidentified(str(error) or type(error).__name__) from error
-        self._place.pop()
+        self._path.pop()
 
     def _unidentified(self, reason: str) -> Unidentified:
-        where = " > ".join(place for place in self._place if place)
+        where = " > ".join(part for part in self._path if part)
         return Unidentified(f"{where}: {reason}" if where else reason)
 
     def _tag(self, tag: str, content: bytes | str = b"") -> None:
@@ -164,8 +164,8 @@ class Walk:
     def _any(self, value: Any) -> None:
         if self._by_value(value):
             return
-        if id(value) in self._known:
-            return self._tag("known", self._known[id(value)])
+        if id(value) in self._references:
+            return self._tag("known", self._references[id(value)])
         if id(value) in self._seen:
             return self._tag("seen", str(self._seen[id(value)]))
         self._seen[id(value)] = len(self._seen)
@@ -225,9 +225,9 @@ class Walk:
 
     def _alone(self, value: object) -> str:
         """Hash of an element of a set, independent of the order of the set."""
-        walk = Walk(self.distributions, self._known)
+        walk = Walk(self.distributions, self._references)
         walk._seen = dict(self._seen)
-        walk._place = list(self._place)
+        walk._path = list(self._path)
         walk.feed(value)
         self._held += walk._held
         return walk.digest()
@@ -389,7 +389,7 @@ class Walk:
             self._resolved(module, (), f"module {name}")
         return None
 
-    def _resolved(self, value: Any, attributes: tuple[str, ...], place: str) -> None:
+    def _resolved(self, value: Any, attributes: tuple[str, ...], path: str) -> None:
         """Hash a global, or for a module only the attribute of it that is read."""
         owner: types.ModuleType | None = None
         for attribute in attributes:
@@ -398,11 +398,11 @@ class Walk:
             if not hasattr(value, attribute):
                 return self._tag("missing", attribute)
             owner, value = value, getattr(value, attribute)
-            place += f".{attribute}"
+            path += f".{attribute}"
         self._tag("read")
         if owner is not None and self._installed(owner.__name__) and not self._is_telling(value):
-            return self._tag("installed", place)  # identified by the version of the distribution
-        return self.feed(value, place)
+            return self._tag("installed", path)  # identified by the version of the distribution
+        return self.feed(value, path)
 
     @staticmethod
     def _is_telling(value: object) -> bool:
@@ -449,8 +449,8 @@ class Walk:
         cls = type(module)
         self.feed(cls)
         attributes = {name: value for name, value in vars(module).items() if name not in _IGNORED_OF_MODULES}
-        for known, needless in _NEEDLESS.items():
-            if any(f"{base.__module__}.{base.__name__}" == known for base in cls.__mro__):
+        for cls_name, needless in _NEEDLESS.items():
+            if any(f"{base.__module__}.{base.__name__}" == cls_name for base in cls.__mro__):
                 attributes = {name: value for name, value in attributes.items() if name not in needless}
         for hook in module._forward_pre_hooks.values():
             # The old weight and spectral norms recompute this attribute whenever the model runs.
