@@ -30,13 +30,13 @@ def functions(name: str) -> list[tuple[str, Callable[..., Any]]]:
     return [(f, function) for f, function in members if function.__module__ == name and not f.startswith("_")]
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", [*modules()])
 def test_public_functions_have_an_example(name: str) -> None:
     without = [f for f, function in functions(name) if ">>> " not in (inspect.getdoc(function) or "")]
     assert not without, f"{name}: add an Example: section to the docstrings of {', '.join(without)}"
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", [*modules()])
 def test_arguments_are_documented(name: str) -> None:
     """By a line in Args, where a function has more than one."""
     silent = [
