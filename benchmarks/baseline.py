@@ -1,4 +1,4 @@
-"""The plain scikit-learn pipeline: every activation is kept, patches are unfolded, everything is fitted as it comes."""
+"""Straightforward scikit-learn pipeline, for comparison: it keeps all activations and unfolds all patches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CAP = 80_000
 
 
 def activations(model: nn.Module, images: Tensor, batch: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and ReLU outputs of every convolution, over all images."""
-    given: dict[nn.Module, list[Tensor]] = {}
-    made: dict[nn.Module, list[Tensor]] = {}
+    """Inputs and ReLU outputs of all convolutions, over all images."""
+    inputs: dict[nn.Module, list[Tensor]] = {}
+    outputs: dict[nn.Module, list[Tensor]] = {}
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        given.setdefault(module, []).append(args[0])
-        made.setdefault(module, []).append(output.relu())
+        inputs.setdefault(module, []).append(args[0])
+        outputs.setdefault(module, []).append(output.relu())
 
     handles = [layer.register_forward_hook(hook) for layer in layers]
     with torch.inference_mode():
@@ -31,31 +31,31 @@ def activations(model: nn.Module, images: Tensor, batch: int) -> tuple[list[Tens
             model(part)
     for handle in handles:
         handle.remove()
-    return [torch.cat(given[layer]) for layer in layers], [torch.cat(made[layer]) for layer in layers]
+    return [torch.cat(inputs[layer]) for layer in layers], [torch.cat(outputs[layer]) for layer in layers]
 
 
 def pipeline(
     model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], batch: int
 ) -> dict[str, float]:
-    """DB, roughness and confidence of every layer; seconds in all, and in the forward passes."""
+    """Compute Davies–Bouldin index, roughness and confidence of all layers; seconds in total and in forward passes."""
     begin = time.perf_counter()
     _, train_outputs = activations(model, train[0], batch)
     inputs, test_outputs = activations(model, test[0], batch)
     forward = time.perf_counter() - begin
     rng = np.random.default_rng(0)
-    for before, after, given in zip(train_outputs, test_outputs, inputs, strict=True):
-        positions = after[0, 0].numel()
-        chosen = rng.permutation(before.shape[0] * positions)[:CAP]
-        scored = rng.permutation(after.shape[0] * positions)[:CAP]
-        pixels = before.flatten(2).transpose(1, 2).flatten(0, 1)[chosen].numpy()
+    for train_output, test_output, layer_input in zip(train_outputs, test_outputs, inputs, strict=True):
+        positions = test_output[0, 0].numel()
+        chosen = rng.permutation(train_output.shape[0] * positions)[:CAP]
+        scored = rng.permutation(test_output.shape[0] * positions)[:CAP]
+        pixels = train_output.flatten(2).transpose(1, 2).flatten(0, 1)[chosen].numpy()
         pca = PCA(10).fit(pixels)
         projected = pca.transform(pixels)
         davies_bouldin_score(projected, train[1].repeat_interleave(positions)[chosen].numpy())
         clusters = KMeans(5, n_init=10, random_state=0).fit(projected)
-        test_pixels = after.flatten(2).transpose(1, 2).flatten(0, 1)[scored].numpy()
+        test_pixels = test_output.flatten(2).transpose(1, 2).flatten(0, 1)[scored].numpy()
         test_projected = pca.transform(test_pixels)
         labels = clusters.predict(test_projected)
-        patches = nn.functional.unfold(given, 3, padding=1).transpose(1, 2).flatten(0, 1)[scored].numpy()
+        patches = nn.functional.unfold(layer_input, 3, padding=1).transpose(1, 2).flatten(0, 1)[scored].numpy()
         davies_bouldin_score(patches, labels)
         del patches
         mixtures = [

@@ -1,4 +1,7 @@
-"""How the cost grows with images, their size, channels, layers and models: ``python -m benchmarks.growth``."""
+"""Scaling of the cost with the number of images, image size, channels, layers and models.
+
+``python -m benchmarks.growth`` runs it.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,18 @@ _UNITS = {
 
 
 def network(channels: int, layers: int) -> nn.Module:
-    """Convolutions 3×3 with ReLU, all of one width."""
+    """3×3 convolutions with ReLU, all with the same index of channels."""
     torch.manual_seed(0)
     parts: list[nn.Module] = []
-    for number in range(layers):
-        convolution = nn.Conv2d(3 if number == 0 else channels, channels, 3, padding=1)
+    for index in range(layers):
+        convolution = nn.Conv2d(3 if index == 0 else channels, channels, 3, padding=1)
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         parts += [convolution, nn.ReLU()]
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 
 
 def measured(images: int, size: int, channels: int, layers: int, models: int) -> dict[str, float]:
-    """Seconds of the three measures, and of the bare forward passes."""
+    """Seconds of the three measures, and of the forward passes alone."""
     nets = [network(channels, layers) for _ in range(models)]
     train, test = (tensors(images, (3, size, size), seed) for seed in (1, 2))
     begin = time.perf_counter()
@@ -58,20 +61,20 @@ def measured(images: int, size: int, channels: int, layers: int, models: int) ->
     return {"bare": bare, "seconds": time.perf_counter() - begin}
 
 
-def figure(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """One panel an axis: seconds of ours and of the bare forward passes, doubly logarithmic."""
+def figure(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Log-log plots, one panel per axis: seconds of the measures and of the forward passes alone."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels, axes = plt.subplots(1, len(found), figsize=(3.1 * len(found), 3.2), sharey=True, layout="constrained")
-    for panel, (axis, points) in zip(axes, found.items(), strict=True):
-        at = [int(value) for value in points]
+    panels, axes = plt.subplots(1, len(results), figsize=(3.1 * len(results), 3.2), sharey=True, layout="constrained")
+    for panel, (axis, points) in zip(axes, results.items(), strict=True):
+        ticks = [int(value) for value in points]
         for name, label, style in (("seconds", "three measures", "o-"), ("bare", "bare forward passes", "s--")):
-            panel.loglog(at, [point[name] for point in points.values()], style, label=label, markersize=4)
+            panel.loglog(ticks, [point[name] for point in points.values()], style, label=label, markersize=4)
         panel.set_xlabel(_UNITS[axis])
-        panel.set_xticks(at, [str(value) for value in at], minor=False)
+        panel.set_xticks(ticks, [str(value) for value in ticks], minor=False)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")
@@ -83,16 +86,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--figure", default="docs/growth.png")
     parser.add_argument("--output", default="benchmarks/growth.json")
-    given = parser.parse_args()
+    options = parser.parse_args()
     measured(**{**_BASE, "images": 100})
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
     for axis, values in _AXES.items():
-        found[axis] = {}
+        results[axis] = {}
         for value in values:
-            found[axis][str(value)] = measured(**{**_BASE, axis: value})
-            print(axis, value, found[axis][str(value)], file=sys.stderr)
-    Path(given.output).write_text(json.dumps({"base": _BASE, "seconds": found}, indent=1) + "\n")
-    figure(found, Path(given.figure))
+            results[axis][str(value)] = measured(**{**_BASE, axis: value})
+            print(axis, value, results[axis][str(value)], file=sys.stderr)
+    Path(options.output).write_text(json.dumps({"base": _BASE, "seconds": results}, indent=1) + "\n")
+    figure(results, Path(options.figure))
     return 0
 
 

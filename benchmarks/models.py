@@ -1,4 +1,4 @@
-"""The networks and images of the benchmarks: random weights and smooth random images cost what trained ones do."""
+"""Networks and images of the benchmarks. Random weights and smooth random images cost as much as trained weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 
 def vgg() -> nn.Module:
-    """ReLU VGG with convolutions 64, 64, M, 128, 128, M, 256, 256, M, 512, 512."""
+    """VGG with ReLU and the layers 64, 64, M, 128, 128, M, 256, 256, M, 512, 512 (M: max pooling)."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     channels = 3
@@ -65,7 +65,7 @@ class UNet3D(nn.Module):
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
-    """Smooth random images with classes, each made from its number alone: none is held in memory."""
+    """Smooth random images with classes, generated from their index on access: none is held in memory."""
 
     def __init__(self, count: int, shape: tuple[int, ...], seed: int) -> None:
         self._count, self._shape, self._seed = count, shape, seed
@@ -85,5 +85,5 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
 def tensors(count: int, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
     """All images and classes at once."""
-    made = [Images(count, shape, seed)[index] for index in range(count)]
-    return torch.stack([x for x, _ in made]), torch.stack([y for _, y in made])
+    samples = [Images(count, shape, seed)[index] for index in range(count)]
+    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])

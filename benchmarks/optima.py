@@ -1,8 +1,9 @@
-"""How often k-means ends above the best optimum known: ``python -m benchmarks.optima`` (some minutes).
+"""Frequency with which k-means ends above the best known optimum.
 
-Features are those of the layers of small networks trained here on scikit-learn's digits, projected as measures read
-them. Of each layer the optimum taken for the best is that of ``--reference`` runs of 10 restarts and of the runs
-judged. A run is bad that ends above it by more than 0.05 %; scikit-learn's, with 10 restarts, is counted beside it.
+``python -m benchmarks.optima`` takes some minutes. The points are projected features of the layers of small networks
+that are trained on scikit-learn's digits. The best known optimum of a layer is the best of ``--reference`` runs with
+10 restarts and of the evaluated runs. A run is bad if its inertia is more than 0.05 % above it. scikit-learn with
+10 restarts is evaluated in the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _BAD = 5e-4
 
 
 class _Features(FeatureMeasure):
-    """Keeps the projected training features of every layer."""
+    """Collects the projected training features of all layers."""
 
     name = "features"
     variables = (Variable("features", "number of vectors"),)
@@ -45,7 +46,7 @@ class _Features(FeatureMeasure):
 
 
 class _Shared:
-    """A list that copies of a measure share."""
+    """A list that is shared by copies of a measure."""
 
     def __init__(self) -> None:
         self.layers: list[Tensor] = []
@@ -64,11 +65,11 @@ class _Shared:
 
 
 def layers(count: int) -> list[Tensor]:
-    """float64 (n, d) for each layer of that many networks of the digits task, spread over its grid."""
+    """float64 (n, d) for each layer of ``count`` networks of the digits task, spread over its grid."""
     task = genmeasures.load_task("digits_cnn")
-    every = task.models()
+    models = task.models()
     shared = _Shared()
-    for model in every[:: max(1, len(every) // count)][:count]:
+    for model in models[:: max(1, len(models) // count)][:count]:
         data = task.data("train") if model.train is None else model.train
         genmeasures.measure({model.name: model.build()}, data, measures=[_Features(shared)])
     return shared.layers
@@ -81,10 +82,10 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=12)
     parser.add_argument("--k", type=int, default=5)
     options = parser.parse_args()
-    found = layers(options.networks)
+    points_by_layer = layers(options.networks)
     bad, theirs_bad, runs = 0, 0, 0
     seconds = theirs_seconds = 0.0
-    for points in found:
+    for points in points_by_layer:
         begin = time.process_time()
         ours = [kmeans(points, options.k, torch.Generator().manual_seed(s)).inertia for s in range(options.seeds)]
         seconds += time.process_time() - begin
@@ -94,12 +95,12 @@ def main() -> None:
         theirs_seconds += time.process_time() - begin
         more = range(1000, 1000 + options.reference)
         best = min(*ours, *theirs, *(kmeans(points, options.k, torch.Generator().manual_seed(s)).inertia for s in more))
-        bad += sum(one > (1 + _BAD) * best for one in ours)
-        theirs_bad += sum(one > (1 + _BAD) * best for one in theirs)
+        bad += sum(inertia > (1 + _BAD) * best for inertia in ours)
+        theirs_bad += sum(inertia > (1 + _BAD) * best for inertia in theirs)
         runs += len(ours)
-    print(f"{len(found)} layers × {options.seeds} seeds: more than 0.05 % above the best optimum known")
-    print(f"genmeasures   {bad / runs:6.1%}   {1000 * seconds / runs:6.0f} ms a run")
-    print(f"scikit-learn  {theirs_bad / runs:6.1%}   {1000 * theirs_seconds / runs:6.0f} ms a run")
+    print(f"{len(points_by_layer)} layers × {options.seeds} seeds: more than 0.05 % above the best known optimum")
+    print(f"genmeasures   {bad / runs:6.1%}   {1000 * seconds / runs:6.0f} ms per run")
+    print(f"scikit-learn  {theirs_bad / runs:6.1%}   {1000 * theirs_seconds / runs:6.0f} ms per run")
 
 
 if __name__ == "__main__":

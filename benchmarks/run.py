@@ -1,7 +1,7 @@
-"""The speed and memory targets, each a ratio inside one run: ``make bench``.
+"""Speed and memory benchmarks with targets: ``make bench``.
 
-Every row runs in a process of its own, so that its peak memory is its own, and prints one line of
-JSON; the table and ``benchmarks/results.json`` are made from these lines.
+Each row runs in a separate process, so that its peak memory is not affected by the others, and prints one line of
+JSON. The table and ``benchmarks/results.json`` are made from these lines.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BATCH = 64
 _IMAGE = (3, 32, 32)
 _UNLABELED = ["roughness", "confidence"]
 _LONG = 5000
-"""Images from which one timing of the bare forward pass is long enough."""
+"""Number of images from which a single timing of the forward pass is long enough."""
 
 
 def peak() -> float:
@@ -52,7 +52,7 @@ def peak() -> float:
 
 
 def bare(model: nn.Module, *splits: torch.utils.data.Dataset[tuple[Tensor, Tensor]], batch: int = _BATCH) -> float:
-    """Seconds of the bare forward passes, loading included, as whoever measured features would have to make them."""
+    """Seconds of the forward passes alone, including the loading of the data."""
     loaders = [torch.utils.data.DataLoader(split, batch_size=batch) for split in splits]
     with torch.inference_mode():
         model(next(iter(loaders[0]))[0])
@@ -76,19 +76,19 @@ def ours(model: nn.Module, train: object, test: object, extractor: Extractor | s
 def against_bare(
     model: nn.Module, count: int, shape: tuple[int, ...], extractor: str | Extractor, batch: int = _BATCH
 ) -> dict[str, float]:
-    """Our time and memory against those of the bare forward passes over the same images."""
+    """Time and memory of the measures, compared with the forward passes alone over the same images."""
     train, test = (torch.utils.data.TensorDataset(*tensors(count, shape, seed)) for seed in (1, 2))
     return _compare(model, train, test, extractor, batch)
 
 
 def _compare(model: nn.Module, train, test, extractor: str | Extractor, batch: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    # One small run first: compiled code is loaded and the allocator is warm for both sides.
+    # A small run first, so that compiled code is loaded and the allocator is warm for both.
     genmeasures.measure([vgg()], tensors(8, _IMAGE, 3), tensors(8, _IMAGE, 4))
     floor = bare(model, train, test, batch=batch)
     before = peak()
     seconds = ours(model, train, test, extractor, batch)
     memory = peak() - before
-    if len(train) < _LONG:  # a machine is not as fast at any time: the floor is that before and after
+    if len(train) < _LONG:  # the speed of the machine varies: use the mean of the times before and after
         floor = (floor + bare(model, train, test, batch=batch)) / 2
     return {"bare": floor, "seconds": seconds, "ratio": seconds / floor, "memory": memory, "peak": before + memory}
 
@@ -98,7 +98,7 @@ def vgg_small(share: float) -> dict[str, float]:
 
 
 def vgg_large(share: float) -> dict[str, float]:
-    # Made as they are read, as from a disk: what grows with the data is then ours alone.
+    # Generated on access, as if read from a disk, so that only the memory of the measures grows with the data.
     train, test = (Images(int(10_000 * share), _IMAGE, seed) for seed in (1, 2))
     return _compare(vgg(), train, test, "receptive_field", _BATCH)
 
@@ -112,12 +112,12 @@ def unet(share: float) -> dict[str, float]:
 
 
 def whole_tensor(share: float) -> dict[str, float]:
-    # Of few vectors without structure the best clusters hold one each, and new ones are all in one cluster.
+    # With fewer vectors without structure, clusters would be single vectors, and new vectors all in one cluster.
     return against_bare(vgg(), max(100, int(1000 * share)), _IMAGE, "whole_tensor")
 
 
 def pgdl(share: float) -> dict[str, float]:
-    """A task of the size of the competition's first, read from disk: 1.67 million parameters."""
+    """A task of the size of the competition's first one (1.67 million parameters), read from disk."""
     config = {
         "model_config": [
             *(
@@ -155,7 +155,7 @@ def pgdl(share: float) -> dict[str, float]:
 
 
 def tiles(share: float) -> dict[str, float]:
-    """A volume of 256³ by tiles, and at once: memory above what there was before, and time."""
+    """A volume of 256³ in tiles and as a whole: additional memory and time."""
     side = max(48, 8 * round(32 * share ** (1 / 3)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -164,13 +164,13 @@ def tiles(share: float) -> dict[str, float]:
     found, times, memory = [], [], []
     genmeasures.measure([model], volume[..., :32, :32, :32], volume[..., :32, :32, :32], measures=_UNLABELED)
     before = peak()
-    for tile in (side * 3 // 8, None):  # the tiles first: a peak does not go down again
+    for tile in (side * 3 // 8, None):  # the tiles first, because peak memory never decreases
         begin = time.perf_counter()
         ds = genmeasures.measure([model], volume, volume, measures=_UNLABELED, tile=tile)
         times.append(time.perf_counter() - begin)
         memory.append(peak() - before)
         found.append(np.stack([ds[name].values for name in _UNLABELED]))
-    # In double precision they agree to 1e-8. Log densities are near 0 in some layers: there, 0.5% of the density.
+    # In double precision they agree to 1e-8. Some log densities are close to 0; there, 0.5 % of the density is allowed.
     np.testing.assert_allclose(*found, rtol=1e-3, atol=5e-3)
     return {
         "seconds": times[0],
@@ -181,7 +181,7 @@ def tiles(share: float) -> dict[str, float]:
 
 
 def tracing(share: float) -> dict[str, float]:
-    """The traced forward pass of three volumes of 64³, above the bare one of the same: peaks of resident memory."""
+    """Peak resident memory of a trace of three volumes of 64³, compared with the forward pass alone."""
     side = max(16, 8 * round(8 * share ** (1 / 3)))
     model, volumes = UNet3D().eval(), torch.randn(3, 1, side, side, side, generator=torch.Generator().manual_seed(1))
     small = torch.zeros(3, 1, 16, 16, 16)
@@ -199,6 +199,7 @@ def tracing(share: float) -> dict[str, float]:
 
 
 def sklearn(share: float) -> dict[str, float]:
+    """The three measures, compared with a scikit-learn pipeline."""
     model = vgg()
     train, test = (tensors(int(1000 * share), _IMAGE, seed) for seed in (1, 2))
     genmeasures.measure([vgg()], tensors(8, _IMAGE, 3), tensors(8, _IMAGE, 4))
@@ -216,25 +217,25 @@ def sklearn(share: float) -> dict[str, float]:
 
 
 def clustering(share: float) -> dict[str, float]:
-    """k-means and mixtures of one layer, 80 000 × 10, against scikit-learn's: medians over 20 seeds."""
+    """k-means and mixtures of one layer, 80 000 × 10, compared with scikit-learn: medians over 20 seeds."""
     model, seeds = vgg(), math.ceil(20 * share)
     with torch.inference_mode():
         output = model[:4](tensors(int(400 * share), _IMAGE, 1)[0]).flatten(2).transpose(1, 2).flatten(0, 1)
     chosen = torch.randperm(len(output), generator=torch.Generator().manual_seed(0))[: int(80_000 * share)]
     pixels = output[chosen].double().numpy()
     points = np.ascontiguousarray(PCA(10).fit_transform(pixels))
-    given = torch.from_numpy(points)
+    tensor = torch.from_numpy(points)
     rows = []
     for seed in range(seeds):
         begin = time.perf_counter()
-        clusters = kmeans(given, 5, torch.Generator().manual_seed(seed))
-        mixtures = fit_mixtures(given, clusters.labels, 3, torch.Generator().manual_seed(seed))
+        clusters = kmeans(tensor, 5, torch.Generator().manual_seed(seed))
+        mixtures = fit_mixtures(tensor, clusters.labels, 3, torch.Generator().manual_seed(seed))
         seconds = time.perf_counter() - begin
         begin = time.perf_counter()
         reference = KMeans(5, n_init=10, random_state=seed).fit(points)
         fitted = [GaussianMixture(3, random_state=seed).fit(points[reference.labels_ == k]) for k in range(5)]
         theirs = time.perf_counter() - begin
-        own = mixtures.mixture_log_densities(given).gather(1, clusters.labels[:, None]).mean()
+        own = mixtures.mixture_log_densities(tensor).gather(1, clusters.labels[:, None]).mean()
         score = np.mean(
             [fitted[k].score(points[reference.labels_ == k]) * (reference.labels_ == k).mean() * 5 for k in range(5)]
         )
@@ -244,7 +245,7 @@ def clustering(share: float) -> dict[str, float]:
 
 
 Check = tuple[str, str, str, float, bool]
-"""Row, what is measured, key, target, and whether less is better."""
+"""Row, description, key, target, and whether less is better."""
 CHECKS: list[Check] = [
     ("vgg_small", "three measures, 1,000 + 1,000 images, × bare forward", "ratio", 2.0, True),
     ("vgg_small", "the same, memory above the bare forward pass, GB", "memory", 1.5, True),
@@ -255,8 +256,8 @@ CHECKS: list[Check] = [
     ("vgg_large", "the same, memory above the bare forward pass, GB", "memory", 1.5, True),
     ("vgg_all", "every patch (cap: null), × bare forward", "ratio", 2.5, True),
     ("unet", "3D residual UNet, 200 + 200 patches of 64×64×16, × bare forward", "ratio", 2.5, True),
-    ("tiles", "a volume of 256³ by tiles of 96³, memory / that at once", "memory_ratio", 0.4, True),
-    ("tiles", "the same, time / that at once", "ratio", 2.0, True),
+    ("tiles", "a volume of 256³ in tiles of 96³, memory / that as a whole", "memory_ratio", 0.4, True),
+    ("tiles", "the same, time / that as a whole", "ratio", 2.0, True),
     (
         "tracing",
         "a trace of three volumes of 64³, memory above the bare pass / that of the pass",
@@ -282,40 +283,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help="rows to run (default: all)")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    parser.add_argument("--share", type=float, default=1.0, help="of the images (default: 1; less shows no speed)")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="fraction of the images (default: 1; timings need all of them)"
+    )
     parser.add_argument("--output", default="benchmarks/results.json")
-    given = parser.parse_args()
-    if given.row:
-        print(json.dumps(ROWS[given.row](given.share)))
+    options = parser.parse_args()
+    if options.row:
+        print(json.dumps(ROWS[options.row](options.share)))
         return 0
     missed = 0
-    found: dict[str, dict[str, float]] = {}
-    for name in given.rows or ROWS:
+    results: dict[str, dict[str, float]] = {}
+    for name in options.rows or ROWS:
         begin = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.run", "--row", name, "--share", str(given.share)],
+        process = subprocess.run(
+            [sys.executable, "-m", "benchmarks.run", "--row", name, "--share", str(options.share)],
             stdout=subprocess.PIPE,
             check=False,
         )
-        if done.returncode:
+        if process.returncode:
             print(f"{name}: failed")
             missed += 1
             continue
-        found[name] = json.loads(done.stdout.decode().splitlines()[-1])
-        print(f"{name}: {time.perf_counter() - begin:.0f} s  {found[name]}", file=sys.stderr)
-    if "vgg_small" in found and "vgg_large" in found:
-        found["vgg_large"]["memory_ratio"] = found["vgg_large"]["peak"] / found["vgg_small"]["peak"]
+        results[name] = json.loads(process.stdout.decode().splitlines()[-1])
+        print(f"{name}: {time.perf_counter() - begin:.0f} s  {results[name]}", file=sys.stderr)
+    if "vgg_small" in results and "vgg_large" in results:
+        results["vgg_large"]["memory_ratio"] = results["vgg_large"]["peak"] / results["vgg_small"]["peak"]
     print(f"{'':<72} {'target':>9} {'figure':>8}")
     for row, what, key, target, less in CHECKS:
-        if key in found.get(row, {}):
-            figure = found[row][key]
+        if key in results.get(row, {}):
+            figure = results[row][key]
             good = figure <= target if less else figure >= target
             missed += not good
             print(f"{what:<72} {'≤' if less else '≥'} {target:<7} {figure:>8.3f}  {'met' if good else 'MISSED'}")
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
-    output = Path(given.output)
-    known = json.loads(output.read_text())["rows"] if output.is_file() else {}
-    output.write_text(json.dumps({"machine": machine, "rows": {**known, **found}}, indent=1) + "\n")
+    output = Path(options.output)
+    previous = json.loads(output.read_text())["rows"] if output.is_file() else {}
+    output.write_text(json.dumps({"machine": machine, "rows": {**previous, **results}}, indent=1) + "\n")
     return missed > 0
 
 

@@ -1,4 +1,4 @@
-"""Reading TFRecord shards against a loop of plain Python: ``python -m benchmarks.run tfrecord``."""
+"""Speed of reading TFRecord shards, compared with a plain Python loop: ``python -m benchmarks.run tfrecord``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor
 _BATCH = 128
 _IMAGE = (32, 32, 3)
 _ALONE = 0.1
-"""Share of the images that the plain loop reads; its time is in proportion to them."""
+"""Fraction of the images that the plain loop reads; its time is proportional to their number."""
 
 
 def _table() -> list[int]:
-    """Of the crc32c of each byte: the reflected polynomial is 0x82F63B78."""
+    """crc32c of each byte; the reflected polynomial is 0x82F63B78."""
     table = list(range(256))
     for _ in range(8):
         table = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in table]
@@ -71,15 +71,15 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _inside(data: bytes | int, *path: int) -> list[bytes | int]:
-    """All values at the end of a path of fields."""
+    """All values at a path of nested fields."""
     if not path:
         return [data]
     assert isinstance(data, bytes)
-    return [found for number, value in _fields(data) if number == path[0] for found in _inside(value, *path[1:])]
+    return [inner for number, value in _fields(data) if number == path[0] for inner in _inside(value, *path[1:])]
 
 
 def plain(path: Path) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) and classes (N,) as whoever writes a short reader would have them."""
+    """Images (N, C, H, W) and classes (N,), read by a short plain reader."""
     images, classes = [], []
     for data in _records(path):
         tensors = {}
@@ -96,7 +96,7 @@ def plain(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def tfrecord(share: float) -> dict[str, float]:
-    """Images of 32 × 32 in batches of 128, every checksum verified, the index made anew: × faster than the loop."""
+    """Images of 32 × 32 in batches of 128 with all checksums verified and a new index, compared with the plain loop."""
     count = max(20, int(10_000 * share))
     rng = np.random.default_rng(0)
     images = rng.standard_normal((count, *_IMAGE), np.float32)

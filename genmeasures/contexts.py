@@ -1,4 +1,4 @@
-"""The contexts in which everything is computed, whatever those of the caller."""
+"""Contexts in which all values are computed, independent of those of the caller."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 _CASTING = ("cpu", "cuda", "xpu", "mps")
-"""Kinds of devices that may have an autocast of their own."""
+"""Device types with autocast."""
 
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Leave the contexts of the caller that would change values: what is computed inside is the same everywhere.
+    """Override the contexts of the caller that would change values, and restore them at the end.
 
-    Inside, autocast and inference mode are off, gradients are on, NumPy only warns of floating-point
-    errors, and products of float32 are of float32 precision. All of it is as before at the end.
-    Default dtype, default device and ``torch.use_deterministic_algorithms`` stay those of the caller,
-    for models may need them: code of this package names dtypes and devices itself.
+    Inside, autocast and inference mode are off, gradients are on, NumPy only warns about floating-point
+    errors, and float32 products have float32 precision. Default dtype, default device and
+    ``torch.use_deterministic_algorithms`` are those of the caller, because models may need them; the code of
+    this package specifies dtypes and devices itself.
 
     Example:
         >>> with torch.autocast("cpu", dtype=torch.bfloat16), settled():
@@ -38,13 +38,25 @@ def settled() -> Iterator[None]:
 
 
 def casting() -> list[str]:
-    """The kinds of devices for which autocast is on."""
+    """Return the device types for which autocast is on.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+        ...     casting()
+        ['cpu']
+    """
     return [kind for kind in _CASTING if torch.is_autocast_enabled(kind)]
 
 
 @contextmanager
 def uncast() -> Iterator[None]:
-    """Without autocast, which would compute statistics in half precision."""
+    """Turn autocast off, which would compute statistics in half precision.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16), uncast():
+        ...     casting()
+        []
+    """
     with ExitStack() as stack:
         for kind in casting():
             stack.enter_context(torch.autocast(kind, enabled=False))
@@ -53,10 +65,10 @@ def uncast() -> Iterator[None]:
 
 @contextmanager
 def _float32_products() -> Iterator[None]:
-    """Products of float32 in float32: "high" and "medium" round them to TF32 or bfloat16."""
+    """Compute float32 products in float32: the precisions "high" and "medium" use TF32 or bfloat16."""
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the switches of single backends, which torch 2.9 added, have been set one by one
+    except RuntimeError:  # the settings of single backends, added in torch 2.9, differ from each other
         before = "highest"
     switches: list[tuple[Any, str]] = []
     try:
@@ -75,7 +87,7 @@ def _float32_products() -> Iterator[None]:
 
 
 def _backends() -> list[Any]:
-    """What has a precision of its own, beside cuDNN's convolutions, whose usual one is TF32."""
+    """Backends with a precision of their own, except for cuDNN's convolutions, whose default is TF32."""
     backends: Any = torch.backends
     if not hasattr(backends, "fp32_precision"):
         return []

@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault: every error of genmeasures derives from :class:`GenmeasuresError`."""
+"""Exceptions and helpers for error messages. All exceptions derive from :class:`GenmeasuresError`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class GenmeasuresError(Exception):
-    """Base of all errors raised on purpose by genmeasures."""
+    """Base class of all errors raised on purpose by genmeasures."""
 
 
 class OptionError(GenmeasuresError, ValueError):
@@ -15,11 +15,11 @@ class OptionError(GenmeasuresError, ValueError):
 
 
 class ComponentError(GenmeasuresError, TypeError):
-    """The class of a component is not as its interface asks: what is wrong with it, and how it is written."""
+    """The class of a component does not implement its interface."""
 
 
 class DataError(GenmeasuresError, ValueError):
-    """A data set cannot be used: its shape, its type, its labels or its values."""
+    """A dataset cannot be used because of its shape, dtype, labels or values."""
 
 
 class ModelError(GenmeasuresError, RuntimeError):
@@ -31,18 +31,33 @@ class ResultError(GenmeasuresError, RuntimeError):
 
 
 class GenmeasuresWarning(UserWarning):
-    """Something about a result that is most likely a mistake, such as an accuracy far from the one that is claimed."""
+    """A result is probably wrong, for example because an accuracy is far from the stated one."""
 
 
 class Undefined(GenmeasuresError):
-    """A measure has no value on this layer, because its input is degenerate.
+    """A measure has no value on a layer because its input is degenerate.
 
-    Raised by a measure or labeler; the engine turns it into NaN with the message as status.
+    Raised by a measure or labeler; the value becomes NaN, with the message as its status.
+
+    Example:
+        >>> raise Undefined("fewer than two clusters")
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.Undefined: fewer than two clusters
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'? known: …)`` to end an error about an unknown name."""
+    """Return the end of an error message about an unknown name, with the known names and a suggestion.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+
+    Example:
+        >>> nearest("confidense", ["confidence", "roughness"])
+        " (did you mean 'confidence'? known: confidence, roughness)"
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -50,7 +65,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shown(text: str) -> str:
-    """A text on one line, with what a terminal would act upon escaped: line ends, control characters, surrogates.
+    """Escape line breaks, control characters and surrogates, which would change the output of a terminal.
 
     Example:
         >>> shown("net\\n1 modèle")
@@ -60,7 +75,7 @@ def shown(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A message on one line, its control characters escaped.
+    """Put a message on one line, with control characters escaped.
 
     Example:
         >>> one_line("it failed:\\n  no weights")

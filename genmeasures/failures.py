@@ -1,4 +1,4 @@
-"""Exceptions that become a status: one place that logs their traceback and tells shortages from faults."""
+"""Statuses of exceptions, their tracebacks in the log, and the distinction of resource shortages from errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 _Error = TypeVar("_Error", bound=BaseException)
 
 DEBUG_VARIABLE = "GENMEASURES_DEBUG"
-"""Environment variable; "1" raises what would otherwise become a status."""
+"""Environment variable; with "1", exceptions are raised instead of becoming a status."""
 
 RESOURCE_STATUS = "failed: resources: "
-"""Beginning of the status of a value that is missing for want of memory, disk, threads or file handles."""
+"""Prefix of the status of a value that is missing because memory, disk space, threads or file handles ran out."""
 
 _SHORTAGES = re.compile(
     r"out of memory|not enough memory|can(no|')t allocate memory|bad_alloc|ALLOC_FAILED|can't start new thread",
@@ -34,17 +34,24 @@ _SHORTAGE_ERRNOS = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EM
 
 
 def is_shortage(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, is a shortage of memory or of another resource.
+    """Whether an exception, or one of its causes, is a shortage of memory or of another resource.
 
-    Such a failure says nothing about the model: it is never kept, and the same command tries again.
+    Such a failure is independent of the model: it is never stored, and the next run measures the model again.
+
+    Args:
+        error: The exception; None is not a shortage.
+
+    Example:
+        >>> is_shortage(RuntimeError("CUDA out of memory")), is_shortage(ValueError("negative width"))
+        (True, False)
     """
-    for one in _chain(error):
-        if isinstance(one, MemoryError):
+    for cause in _chain(error):
+        if isinstance(cause, MemoryError):
             return True
-        if isinstance(one, OSError) and one.errno in _SHORTAGE_ERRNOS:
+        if isinstance(cause, OSError) and cause.errno in _SHORTAGE_ERRNOS:
             return True
-        # torch raises RuntimeError, and errors of ours quote what they were caused by.
-        if isinstance(one, RuntimeError | GenmeasuresError) and _SHORTAGES.search(str(one)):
+        # torch raises RuntimeError, and errors of genmeasures quote their causes.
+        if isinstance(cause, RuntimeError | GenmeasuresError) and _SHORTAGES.search(str(cause)):
             return True
     return False
 
@@ -54,9 +61,12 @@ _raising = contextvars.ContextVar("raising", default=False)
 
 @contextlib.contextmanager
 def raising(wanted: bool = True) -> Iterator[None]:
-    """Raise inside what would otherwise become a status, as ``GENMEASURES_DEBUG=1`` does for a whole process.
+    """Raise exceptions that would otherwise become a status, as ``GENMEASURES_DEBUG=1`` does for a whole process.
 
-    Threads started inside need a copy of the context (:func:`contextvars.copy_context`) to know.
+    Threads started inside the context need a copy of it (:func:`contextvars.copy_context`).
+
+    Args:
+        wanted: False to leave the behavior unchanged.
 
     Example:
         >>> with raising():
@@ -73,14 +83,32 @@ def raising(wanted: bool = True) -> Iterator[None]:
 
 
 def debugging() -> bool:
-    """Whether failures are to be raised rather than recorded."""
+    """Whether exceptions are raised instead of becoming a status.
+
+    Example:
+        >>> with raising():
+        ...     debugging()
+        True
+    """
     return _raising.get() or os.environ.get(DEBUG_VARIABLE) == "1"
 
 
 def origin(error: BaseException) -> str:
-    """Where an exception was raised, "measure.py, line 12"; "" where that is not known any more.
+    """Return where an exception was raised.
 
-    Of a syntax error, the line that it is in.
+    Frames of this package are skipped, and those of installed libraries if there are others.
+
+    Args:
+        error: The exception. For a syntax error, the location of the error is returned.
+
+    Returns:
+        Text such as "measure.py, line 12", or "" if the exception has no traceback.
+
+    Example:
+        >>> origin(SyntaxError("invalid syntax", ("measure.py", 12, 1, "def")))
+        'measure.py, line 12'
+        >>> origin(ValueError("never raised"))
+        ''
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}, line {error.lineno}"
@@ -89,7 +117,7 @@ def origin(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith("<frozen") and not Path(frame.filename).is_relative_to(_HERE)
     ]
-    # What an author wrote comes before what it calls; an installed plugin is a library as any other.
+    # User code takes precedence over the libraries that it calls; an installed plugin is a library like any other.
     chosen = [frame for frame in own if not frame.filename.startswith(_LIBRARIES)] or own
     return f"{Path(chosen[-1].filename).name}, line {chosen[-1].lineno}" if chosen else ""
 
@@ -99,9 +127,20 @@ _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "
 
 
 def to_raise_later(error: _Error) -> _Error:
-    """The error, to be kept and raised again, with its traceback as a note in place of frames that hold tensors.
+    """Prepare an exception to be stored and raised later: its traceback becomes a note, and its frames are released.
 
-    Where failures are raised (:func:`raising`) the frames stay, for a debugger to look at.
+    Frames would keep tensors alive. They are kept inside :func:`raising`, for a debugger.
+
+    Args:
+        error: The exception, which is modified.
+
+    Returns:
+        The same exception.
+
+    Example:
+        >>> error = to_raise_later(ValueError("negative width"))
+        >>> error.__notes__
+        ['ValueError: negative width\\n']
     """
     if not debugging():
         error.add_note("".join(traceback.format_exception(error)))
@@ -110,25 +149,38 @@ def to_raise_later(error: _Error) -> _Error:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback as text, of an exception that is not only one of ours, which says all in its message; else ""."""
-    if all(isinstance(one, GenmeasuresError) for one in _chain(error)):
+    """Return the traceback of an exception as text.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        The traceback; "" if the exception and all its causes are errors of genmeasures, whose messages suffice.
+
+    Example:
+        >>> traceback_of(Undefined("fewer than two clusters"))
+        ''
+        >>> traceback_of(ValueError("negative width"))
+        'ValueError: negative width\\n'
+    """
+    if all(isinstance(cause, GenmeasuresError) for cause in _chain(error)):
         return ""
     return "".join(traceback.format_exception(error))
 
 
 def status_of(error: Exception, what: str) -> str:
-    """The status that an exception leaves behind; its traceback goes to the log at debug level.
+    """Return the status that replaces a value after an exception, and log the traceback at debug level.
 
     Args:
-        error: what was raised.
-        what: what failed, for the log: "roughness on layer conv1".
+        error: The exception.
+        what: What failed, for the log: "roughness on layer conv1".
 
     Returns:
         "undefined: …" for :class:`~genmeasures.errors.Undefined`, "failed: resources: …" for a
         shortage, else "failed: …".
 
     Raises:
-        Exception: the error itself, unless it is Undefined, in :func:`raising` or where ``GENMEASURES_DEBUG=1``.
+        Exception: The exception itself, unless it is Undefined, inside :func:`raising` or with ``GENMEASURES_DEBUG=1``.
 
     Example:
         >>> status_of(Undefined("fewer than two clusters"), "davies_bouldin on layer conv1")
@@ -142,10 +194,10 @@ def status_of(error: Exception, what: str) -> str:
     log.debug("%s failed", what, exc_info=error)
     if debugging():
         raise error
-    told = _told(error)
+    message = _message(error)
     shortage = is_shortage(error)
     _forget_frames(error)
-    return f"{RESOURCE_STATUS if shortage else 'failed: '}{told}"
+    return f"{RESOURCE_STATUS if shortage else 'failed: '}{message}"
 
 
 _NO_REASON = "no reason given"
@@ -153,7 +205,10 @@ _NO_MESSAGE = "no message"
 
 
 def says_nothing(status: str) -> bool:
-    """Whether a status has no reason, because an exception without a message left it.
+    """Whether a status has no reason, because its exception had no message.
+
+    Args:
+        status: A status of :func:`status_of`.
 
     Example:
         >>> says_nothing(status_of(Undefined(), "my_measure on layer conv1"))
@@ -168,10 +223,7 @@ def says_nothing(status: str) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, what it was raised from, and so on.
-
-    Not its ``__context__``: a caller may measure while it handles an exception of its own.
-    """
+    """An exception and its causes, without ``__context__``: the caller may be handling an unrelated exception."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -180,23 +232,24 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """An error that is kept somewhere must not keep the tensors of all functions that it came through."""
-    for one in _chain(error):
-        one.__traceback__ = None
+    """Release the frames of an exception, which would keep the tensors of their functions alive."""
+    for cause in _chain(error):
+        cause.__traceback__ = None
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
+    """Message of an exception; where it was raised if it has none."""
     text = str(error).strip()
-    if not text:  # then the line that raised it says more than nothing
-        place = origin(error)
-        text = f"{_NO_MESSAGE} ({place})" if place else _NO_MESSAGE
+    if not text:
+        location = origin(error)
+        text = f"{_NO_MESSAGE} ({location})" if location else _NO_MESSAGE
     if isinstance(error, AttributeError):
-        text += _meant(error)
+        text += _suggestion(error)
     return text if isinstance(error, GenmeasuresError) else f"{type(error).__name__}: {text}"
 
 
-def _meant(error: AttributeError) -> str:
-    """The attribute that was meant, of an object of this package: a batch, a layer, the data of a model measure."""
+def _suggestion(error: AttributeError) -> str:
+    """Suggests an attribute of an object of this package, such as a batch, a layer or the data of a model measure."""
     if not isinstance(error.name, str) or not type(error.obj).__module__.startswith("genmeasures."):
         return ""
     public = {name for name in (*dir(type(error.obj)), *getattr(error.obj, "__dict__", ())) if not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""What earlier runs have left of single models: which of it still holds, taking it, and keeping more."""
+"""Stored results of single models: validation, reuse in later runs, and storage."""
 
 from __future__ import annotations
 
@@ -21,33 +21,57 @@ from genmeasures.results.schema import MODEL_CONTENT, MODEL_KEY
 log = logging.getLogger(__name__)
 
 NEW = "new"
-"""Why a model was measured of which nothing was there."""
+"""Reason why a model without an earlier result was measured."""
 
 _PARTS = ("weights", "code", "data")
-"""What the hashes in a content, one after the other, are of."""
+"""Parts that the hashes in :attr:`ModelKey.content` identify, in order."""
 
 _SLUG_BYTES = 80
+"""Maximum length of a :func:`slug`."""
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """What a model's values depend on, as the coordinates of results say it."""
+    """Identifies everything that the values of a model depend on.
+
+    Example:
+        >>> key = ModelKey.of("w", "c", "d", key="0123", batches=32)
+        >>> key.content, key.key
+        ('w-c-d', '0123')
+        >>> key.of_values(by_batch=False, reproducible=False).key  # values that no other run can reuse
+        ''
+    """
 
     content: str = ""
+    """Hashes of weights, code and data, separated by hyphens."""
     key: str = ""
+    """Hash of everything that values depend on; "" if it is not known."""
     batched: str = ""
-    """The key of values that depend on the batches too, as those of random models do."""
+    """Key of values that also depend on the batches, such as those of random models."""
     problem: str = ""
-    """Why it is not known."""
+    """Reason why the key is not known."""
 
     @staticmethod
     def of(weights: str, code: str, data: str, key: str, batches: object) -> ModelKey:
-        """The key of a model that could be hashed; batches: how its inputs are put together, by its repr."""
+        """Make the key of a model.
+
+        Args:
+            weights: Hash of its weights.
+            code: Hash of its code.
+            data: Hash of its data.
+            key: Hash of everything that values depend on.
+            batches: Description of the batches, whose ``repr`` is hashed.
+        """
         batched = hashlib.blake2b(f"{key} {batches!r}".encode(), digest_size=len(key) // 2).hexdigest()
         return ModelKey("-".join((weights, code, data)), key, batched)
 
     def of_values(self, by_batch: bool, reproducible: bool) -> ModelKey:
-        """The key of values that were measured; none where another run gives other values."""
+        """Return the key under which measured values are stored.
+
+        Args:
+            by_batch: Whether the values depend on the batches.
+            reproducible: Whether another run gives the same values; else the key is "".
+        """
         if not reproducible:
             return ModelKey(self.content)
         return replace(self, key=self.batched) if by_batch else self
@@ -55,24 +79,40 @@ class ModelKey:
 
 @dataclass
 class Account:
-    """Where the values of a run come from, model by model."""
+    """Summary of a run: which models were measured, and which values were reused.
+
+    Example:
+        >>> Account(taken=["net_0"], measured={"net_1": "weights changed"}).failed
+        []
+    """
 
     taken: list[str] = field(default_factory=list)
-    """Models whose values were there."""
+    """Models whose stored values were reused."""
     measured: dict[str, str] = field(default_factory=dict)
-    """Models that were measured, each with the reason why what was there does not hold: "weights changed"."""
+    """Models that were measured, with the reason why no stored values were reused: "weights changed"."""
     failed: list[str] = field(default_factory=list)
+    """Models that could not be measured."""
     removed: list[str] = field(default_factory=list)
-    """Models of the earlier result that the task has no more."""
+    """Models of the earlier result that are no longer in the task."""
     unkept: dict[str, str] = field(default_factory=dict)
-    """Models whose values could not be kept, each with the reason."""
+    """Models whose values could not be stored, with the reason."""
 
 
 class Kept:
-    """Results of models in a folder of parts and in the result of an earlier run.
+    """Stored results of models: a folder with one file per model, and the result of an earlier run.
 
-    folder: where parts are looked for and kept, None to keep none. earlier: a result with dims (model, layer),
-    None where there is none.
+    Args:
+        folder: Folder in which results are looked up and stored; None to store nothing.
+        earlier: Result with dims (model, layer), None if there is none.
+
+    Example:
+        >>> from torch import nn
+        >>> kept = Kept(folder=None, earlier=None)
+        >>> key = ModelKey.of("w", "c", "d", key="0123", batches=32)
+        >>> kept.take(TaskModel("net_0", lambda: nn.Linear(2, 2)), key, measures=[]) is None
+        True
+        >>> kept.why("net_0", key)
+        'new'
     """
 
     def __init__(self, folder: Path | None, earlier: xr.Dataset | None) -> None:
@@ -80,7 +120,7 @@ class Kept:
         self._folder = folder
         self._earlier = earlier
         self._rows: dict[str, int] = {}
-        """Rows of the earlier result by key."""
+        """Row of each key in the earlier result."""
         if earlier is not None:
             for row, (key, status) in enumerate(
                 zip(_texts(earlier, MODEL_KEY), _texts(earlier, "model_status"), strict=True)
@@ -89,64 +129,92 @@ class Kept:
                     self._rows[key] = row
 
     def take(self, model: TaskModel, key: ModelKey, measures: Sequence[Measure]) -> xr.Dataset | None:
-        """The values that were kept under the key, with what is now known of the model; None if there are none."""
-        for one in (key, key.of_values(by_batch=True, reproducible=True)):
-            found = self._from_earlier(one.key) if one.key else None
-            if found is None and one.key:
-                found = self._from_folder(model.name, one.key)
-            if found is not None and not (debugging() and _has_failed(found)):  # else what failed is to be seen
-                return self._described(found, model, one, measures)
+        """Return the stored values of a model.
+
+        Args:
+            model: The model, whose name, hyperparameters and metrics replace the stored ones.
+            key: Key of its values.
+            measures: Measures of the run.
+
+        Returns:
+            Values of the model with dims (model, layer), None if none are stored.
+        """
+        for candidate in (key, key.of_values(by_batch=True, reproducible=True)):
+            stored = self._from_earlier(candidate.key) if candidate.key else None
+            if stored is None and candidate.key:
+                stored = self._from_folder(model.name, candidate.key)
+            if stored is not None and not (debugging() and _has_failed(stored)):  # when debugging, failures run again
+                return self._described(stored, model, candidate, measures)
         return None
 
     def _described(
-        self, found: xr.Dataset, model: TaskModel, key: ModelKey, measures: Sequence[Measure]
+        self, stored: xr.Dataset, model: TaskModel, key: ModelKey, measures: Sequence[Measure]
     ) -> xr.Dataset | None:
+        """Stored values with the present description of the model; None if they do not match the measures."""
         try:
-            made = described(found, model, key, measures)
-        except Exception as error:  # a file that has all its bytes can still be of something else
-            log.warning("model %s: what is kept of it cannot be used; it is measured again: %s", model.name, error)
+            values = described(stored, model, key, measures)
+        except Exception as error:  # an intact file can still have other contents
+            log.warning("model %s: its stored result cannot be used, it is measured again: %s", model.name, error)
             return None
         self.account.taken.append(model.name)
-        return made
+        return values
 
     def _from_earlier(self, key: str) -> xr.Dataset | None:
+        """Values in the result of the earlier run."""
         if self._earlier is None or key not in self._rows:
             return None
-        one = self._earlier.isel(model=[self._rows[key]])
-        named = np.flatnonzero(one["layer_name"].values[0].astype(str) != "")
-        one = one.isel(layer=slice(0, int(named[-1]) + 1 if len(named) else 0))
+        values = self._earlier.isel(model=[self._rows[key]])
+        named = np.flatnonzero(values["layer_name"].values[0].astype(str) != "")
+        values = values.isel(layer=slice(0, int(named[-1]) + 1 if len(named) else 0))
         seconds = float(self._earlier.attrs.get("seconds", 0.0)) / self._earlier.sizes["model"]
-        return one.drop_attrs(deep=False).assign_attrs(seconds=seconds)
+        return values.drop_attrs(deep=False).assign_attrs(seconds=seconds)
 
     def _from_folder(self, name: str, key: str) -> xr.Dataset | None:
+        """Values in the folder of results."""
         if self._folder is None:
             return None
-        own = self._path(name, key)
-        # A model that was given another name is still the same.
-        for path in [own] if own.is_file() else sorted(self._folder.glob(f"*-{key}.nc")):
+        expected = self._path(name, key)
+        # A renamed model is still the same.
+        for path in [expected] if expected.is_file() else sorted(self._folder.glob(f"*-{key}.nc")):
             try:
-                found = load(path)
-                if found.sizes.get("model") != 1 or _texts(found, MODEL_KEY) != [key]:
+                stored = load(path)
+                if stored.sizes.get("model") != 1 or _texts(stored, MODEL_KEY) != [key]:
                     raise ResultError(f"{path} is not the result of this model")
             except ResultError as error:
                 log.warning("%s; the model is measured again", error)
                 continue
             log.debug("model %s: taken from %s", name, path)
-            return found
+            return stored
         return None
 
-    def keep(self, model: TaskModel, made: xr.Dataset, key: ModelKey) -> None:
-        """Write a model's values to the folder of parts. What is not written is counted, and the run goes on."""
+    def keep(self, model: TaskModel, values: xr.Dataset, key: ModelKey) -> None:
+        """Write the values of a model to the folder.
+
+        An error does not stop the run; it is recorded in ``account.unkept``.
+
+        Args:
+            model: The model.
+            values: Its values, with dims (model, layer).
+            key: Key of the values; nothing is written without one.
+        """
         if self._folder is None or not key.key:
             return
         try:
-            save(made.assign_attrs(schema_version=SCHEMA_VERSION), self._path(model.name, key.key))
+            save(values.assign_attrs(schema_version=SCHEMA_VERSION), self._path(model.name, key.key))
         except Exception as error:
             status = status_of(error, f"keeping the result of model {model.name}")
             self.account.unkept[model.name] = status.removeprefix(RESOURCE_STATUS).removeprefix("failed: ")
 
     def why(self, name: str, key: ModelKey) -> str:
-        """Why the values of the earlier result do not hold for a model."""
+        """Return the reason why the values in the earlier result cannot be reused for a model.
+
+        Args:
+            name: Name of the model.
+            key: Its present key.
+
+        Returns:
+            Reason such as "weights changed", or :data:`NEW`.
+        """
         names = [] if self._earlier is None else _texts(self._earlier, "model")
         if self._earlier is None or name not in names:
             return NEW
@@ -154,53 +222,93 @@ class Kept:
         if _texts(self._earlier, "model_status")[row].startswith("failed"):
             return "not measured before"
         if key.problem:
-            return "it cannot be told whether it changed"
+            return "it is not known whether it changed"
         before, now = _texts(self._earlier, MODEL_CONTENT)[row].split("-"), key.content.split("-")
         if len(before) != len(_PARTS):
             return "it is not known how it was measured before"
-        changed = [part for part, one, other in zip(_PARTS, before, now, strict=True) if one != other]
+        changed = [part for part, old, new in zip(_PARTS, before, now, strict=True) if old != new]
         if not changed:
             return "other versions of the software, or other batches"
         return f"{' and '.join(changed)} changed"
 
     def leave_out(self, names: Sequence[str]) -> None:
-        """Note which models of the earlier result are not among ``names``."""
+        """Record which models of the earlier result are not among ``names``."""
         if self._earlier is not None:
             self.account.removed = [name for name in _texts(self._earlier, "model") if name not in names]
 
     def _path(self, name: str, key: str) -> Path:
+        """File of a model's values."""
         assert self._folder is not None
         return self._folder / f"{slug(name)}-{key}.nc"
 
 
 def described(values: xr.Dataset, model: TaskModel, key: ModelKey, measures: Sequence[Measure]) -> xr.Dataset:
-    """The values of one model with its name, hyperparameters, metrics and key as they are now."""
-    like = model_dataset(model, "", measures)
+    """Replace the name, hyperparameters, metrics and key in the values of one model.
+
+    Args:
+        values: Values of one model, with dims (model, layer).
+        model: The model with its present name, hyperparameters and metrics.
+        key: Key of the values.
+        measures: Measures whose variables the values must have.
+
+    Raises:
+        GenmeasuresError: Variables are missing.
+
+    Example:
+        >>> from torch import nn
+        >>> stored = model_dataset(TaskModel("net_0", lambda: nn.Linear(2, 2)), "", measures=[])
+        >>> renamed = TaskModel("net_1", lambda: nn.Linear(2, 2), metrics={"test_accuracy": 0.9})
+        >>> ds = described(stored, renamed, ModelKey("w-c-d", "0123"), measures=[])
+        >>> ds.model.item(), ds.test_accuracy.item()
+        ('net_1', 0.9)
+    """
+    present = model_dataset(model, "", measures)
     bare = model_dataset(TaskModel(model.name, model.build), "", measures)
-    wanted = {name for name in bare.variables if bare[name].dims != ("model",)} | set(bare.data_vars)
-    if lacking := wanted - set(values.variables):
-        raise GenmeasuresError(f"it lacks {', '.join(sorted(map(str, lacking)))}")
-    known = [name for name in values.coords if values[name].dims == ("model",) and name not in bare.coords]
-    fresh = {name: like[name].variable for name in like.coords if name == "model" or name not in bare.coords}
-    return keyed(values.drop_vars(known).assign_coords(fresh), key)
+    required = {name for name in bare.variables if bare[name].dims != ("model",)} | set(bare.data_vars)
+    if missing := required - set(values.variables):
+        raise GenmeasuresError(f"it does not have the variables {', '.join(sorted(map(str, missing)))}")
+    stale = [name for name in values.coords if values[name].dims == ("model",) and name not in bare.coords]
+    fresh = {name: present[name].variable for name in present.coords if name == "model" or name not in bare.coords}
+    return keyed(values.drop_vars(stale).assign_coords(fresh), key)
 
 
 def keyed(ds: xr.Dataset, key: ModelKey) -> xr.Dataset:
-    """The dataset of one model with its key in the coordinates."""
+    """Add a key to the coordinates of a dataset of one model.
+
+    Args:
+        ds: Dataset with one model.
+        key: Key of its values.
+
+    Example:
+        >>> ds = xr.Dataset(coords={"model": ["net_0"]})
+        >>> keyed(ds, ModelKey("w-c-d", "0123")).coords[MODEL_KEY].item()
+        '0123'
+    """
     texts = {
         name: np.array([text], dtype=object) for name, text in ((MODEL_CONTENT, key.content), (MODEL_KEY, key.key))
     }
     return ds.assign_coords({name: ("model", text) for name, text in texts.items()})
 
 
-def _has_failed(made: xr.Dataset) -> bool:
+def _has_failed(ds: xr.Dataset) -> bool:
     """Whether a measure has failed on any layer."""
-    statuses = (made[str(name)].values.ravel() for name in made.data_vars if str(name).endswith(STATUS))
-    return any(str(status).startswith("failed") for found in statuses for status in found)
+    arrays = (ds[str(name)].values.ravel() for name in ds.data_vars if str(name).endswith(STATUS))
+    return any(str(status).startswith("failed") for statuses in arrays for status in statuses)
 
 
 def shortage(ds: xr.Dataset) -> str:
-    """The first status of a dataset that tells of a shortage of memory or the like; "" where there is none."""
+    """Return the first status in a dataset that reports a resource shortage.
+
+    Args:
+        ds: Dataset with status variables.
+
+    Returns:
+        The status, "" if there is none.
+
+    Example:
+        >>> shortage(xr.Dataset({"confidence_status": ("layer", ["ok", "failed: resources: out of memory"])}))
+        'failed: resources: out of memory'
+    """
     for name in ds.data_vars:
         if str(name).endswith(STATUS):
             for status in ds[name].values.astype(str).ravel():
@@ -210,7 +318,7 @@ def shortage(ds: xr.Dataset) -> str:
 
 
 def slug(text: str) -> str:
-    """A text as the beginning of a file name: letters, digits, ``_``, ``.`` and ``-``, at most 80 bytes.
+    """Convert text to the beginning of a file name: letters, digits, ``_``, ``.`` and ``-``, at most 80 bytes.
 
     Example:
         >>> slug("net 1/é")
@@ -221,7 +329,7 @@ def slug(text: str) -> str:
 
 
 def _texts(ds: xr.Dataset, name: str) -> list[str]:
-    """A coordinate of the models as texts, each "" where there is no such coordinate."""
+    """A coordinate along ``model`` as strings, "" for each model if there is no such coordinate."""
     return [str(text) for text in ds[name].values] if name in ds.coords else [""] * ds.sizes["model"]
 
 

@@ -1,4 +1,4 @@
-"""Bars that show how far a run is: on a terminal or in a notebook, and nowhere else."""
+"""Progress bars of a run, on a terminal or in a notebook."""
 
 from __future__ import annotations
 
@@ -18,33 +18,40 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from genmeasures.errors import OptionError, shown
 
 _EVERY = 0.1
-"""Seconds between two drawings, at least."""
+"""Minimum number of seconds between updates."""
 
 _NOTEBOOK = 100
-"""Characters of a line in a notebook."""
+"""Characters per line in a notebook."""
 
 _SHOWN = threading.Lock()
-"""Held by what shows bars: two at a time would write over each other."""
+"""Held while bars are shown: several sets of bars would overwrite each other."""
 
 Callbacks: TypeAlias = tuple[Callable[[str, int, int], None] | None, Callable[[str, int, int], None] | None]
+"""``on_model`` and ``on_batch``, each called with a name, the number done and the total; None to show nothing."""
 
 
 @contextmanager
 def progress_bars(show: bool | None) -> Iterator[Callbacks]:
-    """The callbacks of :meth:`genmeasures.run.Run.measure` that show its models and passes on standard error.
+    """Show the models and passes of a run as progress bars on standard error.
 
     Args:
-        show: False for none; None shows bars on a terminal and in a notebook, from the main thread of the main
-            process; True wherever standard error goes.
+        show: True to show bars wherever standard error goes, False to show none, None to show them on a terminal and
+            in a notebook if called from the main thread of the main process.
 
     Yields:
-        ``on_model`` and ``on_batch``, both None where nothing is shown, as within other bars of this kind.
+        The callbacks ``on_model`` and ``on_batch`` of :meth:`genmeasures.run.Run.measure`. Both are None if nothing is
+        shown, as inside another :func:`progress_bars`.
 
     Raises:
-        OptionError: ``show`` is none of these.
+        OptionError: ``show`` is not a bool or None.
+
+    Example:
+        >>> with progress_bars(show=False) as callbacks:
+        ...     callbacks
+        (None, None)
     """
     if show is not None and not isinstance(show, bool):
-        raise OptionError(f"progress must be True, False or None, not {show!r}")
+        raise OptionError(f"progress must be True, False or None, got {show!r}")
     console = Console(stderr=True)
     if not (_is_watched(console) if show is None else show) or not _SHOWN.acquire(blocking=False):
         yield None, None
@@ -61,9 +68,9 @@ def progress_bars(show: bool | None) -> Iterator[Callbacks]:
 
 
 def _is_watched(console: Console) -> bool:
-    """Whether a person sees a bar where it belongs; rich alone would take FORCE_COLOR for a terminal."""
+    """Whether bars would be visible to a person; rich alone would treat FORCE_COLOR as a terminal."""
     if multiprocessing.current_process().name != "MainProcess":
-        return False  # of joblib, or one that loads data
+        return False  # a worker of joblib or of a data loader
     if threading.current_thread() is not threading.main_thread():
         return False
     return console.is_jupyter or (sys.stderr.isatty() and not console.is_dumb_terminal)
@@ -71,14 +78,14 @@ def _is_watched(console: Console) -> bool:
 
 def _bars(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}", markup=False),  # a name can look like markup: net[/x]
+        TextColumn("{task.description}", markup=False),  # names may look like markup: net[/x]
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        auto_refresh=False,  # it would be a thread, which must not hold a lock where a process is forked
-        redirect_stdout=sys.stdout.isatty(),  # else what is printed would not reach its file
+        auto_refresh=False,  # would start a thread, which may hold a lock when a process is forked
+        redirect_stdout=sys.stdout.isatty(),  # else output that is redirected to a file would be lost
     )
 
 
@@ -90,7 +97,7 @@ def _on_terminal(console: Console) -> Iterator[tuple[Progress, Callable[[], None
 
 @contextmanager
 def _in_notebook() -> Iterator[tuple[Progress, Callable[[], None]]]:
-    """Bars as one text that is written anew. Rich has bars of its own there, which need ipywidgets."""
+    """Bars as text that is updated in place; the bars of rich for notebooks need ipywidgets."""
     display = importlib.import_module("IPython.display")
     console = Console(file=io.StringIO(), width=_NOTEBOOK, force_jupyter=False)
     progress = _bars(console)

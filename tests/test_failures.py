@@ -1,4 +1,4 @@
-"""Exceptions that become a status: logged with their traceback, raised on request, told from shortages."""
+"""Statuses of exceptions: logged tracebacks, exceptions raised on request, and resource shortages."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ PLACES: dict[str, Callable[[Exception], dict[str, Any]]] = {
     "projection": lambda error: {"measures": [Roughness()], "fit_pca": failing_pca(error)},
     "projection of patches": lambda error: {"measures": [Roughness(input_pca=4)], "fit_pca": failing_patch_pca(error)},
 }
-"""Every place where an exception becomes the status of a value: what makes it raise this one there."""
+"""All places where an exception becomes the status of a value, and how to raise an exception there."""
 
 
 @pytest.fixture
@@ -238,13 +238,13 @@ def test_a_failure_is_raised_where_the_call_asks_for_it(measure: Measure, thread
     assert set(ds[f"{variable.name}_status"].values.ravel()) == {"failed: ZeroDivisionError: my own fault"}
 
 
-def test_what_is_undefined_is_no_error_to_be_raised() -> None:
+def test_undefined_is_not_raised() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3))
     ds = genmeasures.measure([net], X, X, measures=[Faulty("compute", Undefined("for a reason"))], errors="raise")
     assert set(ds["faulty_status"].values.ravel()) == {"undefined: for a reason"}
 
 
-def test_another_word_for_errors_is_refused() -> None:
+def test_another_value_of_errors_is_rejected() -> None:
     with pytest.raises(OptionError, match=r"errors='rais' is unknown \(did you mean 'raise'\? known: raise, status\)"):
         genmeasures.measure([nn.Linear(2, 2)], torch.zeros(4, 2), errors="rais")  # type: ignore[arg-type]
 
@@ -262,7 +262,7 @@ def test_where_no_model_can_be_measured_the_error_has_the_traceback(count: int) 
     assert re.search(r"in forward\n\s+raise fault\(self\.error\)  # here", "".join(error.__notes__))
 
 
-def test_an_error_that_says_all_has_no_traceback() -> None:
+def test_errors_of_genmeasures_have_no_traceback() -> None:
     with pytest.raises(ModelError) as caught:
         genmeasures.measure([nn.Sequential(nn.ReLU())], X, X, measures=[Faulty("", ValueError())])
     assert not hasattr(caught.value, "__notes__")
@@ -288,7 +288,7 @@ SHORTAGES = [
     OSError(errno.EDQUOT, "Disk quota exceeded"),
     OSError(errno.EMFILE, "Too many open files"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
-    ModelError("the model refuses a batch of shape (3, 1, 6, 6), float32: std::bad_alloc"),
+    ModelError("the model rejects a batch of shape (3, 1, 6, 6), float32: std::bad_alloc"),
 ]
 NO_SHORTAGES = [
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
@@ -300,7 +300,7 @@ NO_SHORTAGES = [
 
 
 @pytest.mark.parametrize("error", SHORTAGES, ids=repr)
-def test_a_shortage_is_told_from_a_fault(error: Exception) -> None:
+def test_a_shortage_is_recognized(error: Exception) -> None:
     assert is_shortage(error)
     status = status_of(error, "a measure")
     assert status.startswith(RESOURCE_STATUS)
@@ -311,7 +311,7 @@ def test_a_shortage_is_told_from_a_fault(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", NO_SHORTAGES, ids=repr)
-def test_a_fault_is_no_shortage(error: Exception) -> None:
+def test_other_errors_are_not_shortages(error: Exception) -> None:
     assert not is_shortage(error)
     assert not status_of(error, "a measure").startswith(RESOURCE_STATUS)
 
@@ -333,7 +333,7 @@ def test_measuring_again_after_a_shortage_is_no_shortage() -> None:
     [MemoryError("gone"), torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOSPC, "full")],
     ids=repr,
 )
-def test_a_shortage_has_a_status_of_its_own_at_every_place(
+def test_a_shortage_has_its_own_status_at_every_place(
     place: str, error: Exception, measured: Callable[[str, Exception], list[str]]
 ) -> None:
     assert set(measured(place, error)) == {f"failed: resources: {type(error).__name__}: {error}"}
@@ -375,7 +375,7 @@ def test_a_status_says_what_was_raised(error: Exception, status: str) -> None:
 
 
 class Large:
-    """Stands for a tensor, and can be referred to weakly."""
+    """A stand-in for a tensor with weak references."""
 
 
 def raised_beside(large: Large, cause: bool = False) -> Exception:
@@ -415,7 +415,7 @@ def test_an_exception_that_is_kept_keeps_nothing_else(keep: Callable[[Exception]
 def test_a_run_with_failures_frees_its_tensors_at_once(
     place: str, measured: Callable[[str, Exception], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a layer's run holds, its training sample for one, goes with it and waits for no garbage collector."""
+    """The state of a layer, such as its training sample, is freed without the garbage collector."""
     runs: list[weakref.ref[Any]] = []
     init = LayerState.__init__
 

@@ -1,4 +1,4 @@
-"""The hashes that kept results go by: equal where a model computes the same, different where it may not."""
+"""Hashes of models, data and components: equal if a model computes the same, different if it may not."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ def code(model: nn.Module) -> str:
     ],
     ids=["again", "named", "elsewhere", "comment", "docstring", "unused", "eval", "frozen"],
 )
-def test_what_computes_the_same(other: Callable[[], nn.Module]) -> None:
+def test_equal_computations_have_equal_hashes(other: Callable[[], nn.Module]) -> None:
     assert model_identity(other()) == model_identity(defined())
 
 
-def test_a_model_that_has_run_is_the_same() -> None:
+def test_running_a_model_does_not_change_its_hash() -> None:
     for model in (defined(), nn.LSTM(4, 3), nn.Sequential(nn.BatchNorm1d(4))):
         model.eval()
         before = model_identity(model)
@@ -113,8 +113,8 @@ def test_a_model_that_has_run_is_the_same() -> None:
         assert model_identity(model) == before
 
 
-def test_every_process_finds_the_same(tmp_path: Path) -> None:
-    """Whatever the seed of hashes, the folder of the code and the way it was compiled."""
+def test_hashes_are_equal_in_every_process(tmp_path: Path) -> None:
+    """For any hash seed, folder of the code, and way of compiling it."""
     script = """
         import warnings; warnings.simplefilter("ignore")
         import sys, torch
@@ -228,7 +228,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def test_what_computes_something_else() -> None:
+def test_different_computations_have_different_hashes() -> None:
     codes = {name: code(make()) for name, make in OTHERS.items()} | {"as it was": code(defined())}
     alike = [name for name, count in collections.Counter(codes.values()).items() if count > 1]
     assert not alike, [name for name, found in codes.items() if found in alike]
@@ -328,7 +328,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)
-def test_attributes_are_told_apart_by_their_contents(kind: str) -> None:
+def test_attributes_are_distinguished_by_their_contents(kind: str) -> None:
     one, other = DIFFERENT[kind]
     found = code(with_attribute("it", one)())
     assert found == code(with_attribute("it", one)())
@@ -401,7 +401,7 @@ def test_functions_of_other_modules(user: str, importable: Callable[..., None]) 
     assert len(set(found)) == 3
 
 
-def test_what_else_a_module_has_does_not_count(importable: Callable[..., None]) -> None:
+def test_unused_contents_of_a_module_do_not_count(importable: Callable[..., None]) -> None:
     found = set()
     for word in ("a", "b"):
         importable("user_helpers", f"WORD = {word!r}\ndef act(x):\n    return x")
@@ -424,7 +424,7 @@ def test_a_function_of_a_library_that_was_replaced(monkeypatch: pytest.MonkeyPat
     assert code(defined()) != before
 
 
-def test_a_decorator_of_a_library_hides_no_function() -> None:
+def test_a_decorator_of_a_library_does_not_hide_a_function() -> None:
     source = BASE.replace("    def forward", "    @torch.no_grad()\n    def forward")
     assert code(defined(source)) != code(defined())
     assert code(defined(source)) != code(defined(source.replace("self.finish(x)\n", "self.finish(x) + 1\n")))
@@ -516,7 +516,7 @@ def test_buffers_of_every_kind(shape: tuple[int, ...], dtype: torch.dtype) -> No
     ],
     ids=["lock", "generator", "memory", "in a list", "in a partial", "in a closure"],
 )
-def test_what_cannot_be_hashed_is_named(value: Any) -> None:
+def test_the_error_names_objects_that_cannot_be_hashed(value: Any) -> None:
     model = nn.Sequential(nn.Linear(2, 2), with_attribute("odd", value)())
     with pytest.raises(Unidentified, match=r"module '1' > attribute 'odd' of a Net"):
         model_identity(model)
@@ -527,7 +527,7 @@ class Broken:
         raise ValueError("it does not like it")
 
 
-def test_state_that_fails_and_state_without_end() -> None:
+def test_state_that_fails_and_infinite_state() -> None:
     with pytest.raises(Unidentified, match=r"odd.*does not like it"):
         model_identity(with_attribute("odd", Broken())())
     deep: list[Any] = []
@@ -586,10 +586,10 @@ class WithOption(ModelMeasure):
         return {"with_option": 0.0}
 
 
-def test_options_that_cannot_be_told_apart() -> None:
+def test_options_whose_repr_contains_an_address() -> None:
     assert component_identity([WithOption(LONG)]) != component_identity([WithOption(shifted(LONG))])
     for option in (Anonymous(), [Anonymous()], lambda x: x):
-        with pytest.raises(Unidentified, match=r"WithOption.*place in memory"):
+        with pytest.raises(Unidentified, match=r"WithOption.*address in memory"):
             component_identity([WithOption(option)])
 
 

@@ -1,4 +1,4 @@
-"""Kept results of models: what is taken, what is measured again, and what is said of it."""
+"""Stored results of models: which are reused, which models are measured again, and what is reported."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_another_model_of_the_same_name_and_weights(measured: Callable[..., xr.D
     assert (second["davies_bouldin"] != first["davies_bouldin"]).any()
 
 
-def test_batches_tiles_and_names_change_no_value(measured: Callable[..., xr.Dataset], tmp_path: Path) -> None:
+def test_batches_tiles_and_names_do_not_change_values(measured: Callable[..., xr.Dataset], tmp_path: Path) -> None:
     first = measured({"net": Net()})
     for options in ({"batch_size": 7}, {"device": "cpu"}, {"layers": None}):
         again = measured({"net": Net()}, **options)
@@ -162,7 +162,7 @@ class Accuracies(Task):
         return self.given
 
 
-def test_what_is_known_of_a_model_is_always_that_of_now(measured: Callable[..., xr.Dataset], data: Any) -> None:
+def test_facts_of_a_model_are_always_the_present_ones(measured: Callable[..., xr.Dataset], data: Any) -> None:
     before = ({"width": 3, "optimizer": "sgd"}, {"train_accuracy": 0.9, "test_accuracy": 0.5})
     now = ({"width": 4}, {"train_accuracy": 0.9, "test_accuracy": 0.7})
     first = measured(Accuracies(before, data))
@@ -177,7 +177,7 @@ def test_what_is_known_of_a_model_is_always_that_of_now(measured: Callable[..., 
     xr.testing.assert_identical(second.drop_attrs(deep=False), fresh.drop_attrs(deep=False))
 
 
-def test_who_a_model_and_its_task_are(measured: Callable[..., xr.Dataset], data: Any) -> None:
+def test_identity_of_a_model_and_its_task(measured: Callable[..., xr.Dataset], data: Any) -> None:
     x, y = data
     one, same = measured({"a": Net(0), "b": Net(1)}), measured([Net(1)], keep=None)
     assert one["model_content"].values[1] == same["model_content"].values[0]
@@ -191,7 +191,7 @@ def test_who_a_model_and_its_task_are(measured: Callable[..., xr.Dataset], data:
         assert all(len(key) == 24 for key in ds["model_key"].values)
 
 
-def test_a_task_says_who_it_is() -> None:
+def test_identity_of_a_task() -> None:
     assert genmeasures.load_task("digits_cnn", limit=3).identity == "digits_cnn"
     plain, elsewhere, wider = (
         genmeasures.load_task("unet_denoising", **options)
@@ -229,7 +229,7 @@ def test_a_folder_is_its_data_wherever_it_lies(tmp_path: Path, data: Any) -> Non
 # What cannot be kept ----------------------------------------------------------------------------------------
 
 
-def test_what_has_no_hash_is_not_kept_and_named_once(
+def test_models_without_a_hash_are_not_stored_and_reported_once(
     measured: Callable[..., xr.Dataset], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     models = {f"n{seed}": changed(Net(seed), lambda net: setattr(net, "lock", threading.Lock())) for seed in (0, 1)}
@@ -250,7 +250,7 @@ def test_what_has_no_hash_is_not_kept_and_named_once(
 
 
 class Option:
-    """Shown with its place in memory."""
+    """Its repr contains its address."""
 
 
 def test_a_component_that_cannot_be_told_apart(measured: Callable[..., xr.Dataset], tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ SHORTAGES = [
 
 
 @pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
-def test_a_value_missing_for_want_of_memory_is_tried_again(
+def test_a_value_missing_for_lack_of_memory_is_measured_again(
     measured: Callable[..., xr.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     measures = ["davies_bouldin", Starved()]
@@ -338,7 +338,7 @@ def test_errors_of_models_are_raised_where_asked_for(
     assert isinstance(chain, KeyError)
 
 
-def test_a_disk_that_fills_up_is_told_once(
+def test_a_full_disk_is_reported_once(
     measured: Callable[..., xr.Dataset], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     count = 0
@@ -404,7 +404,9 @@ def test_why_a_model_is_measured_again(data: Any) -> None:
     assert why(changed(Net(0), lambda net: nn.init.ones_(net.fc1.weight))) == "weights changed"
     assert why(Net(0), (x + 1, y)) == "data changed"
     assert why(Net(1)) == "weights and code changed"
-    assert why(changed(Net(0), lambda net: setattr(net, "lock", threading.Lock()))).startswith("it cannot be told")
+    assert why(changed(Net(0), lambda net: setattr(net, "lock", threading.Lock()))).startswith(
+        "it is not known whether"
+    )
 
 
 def test_names_of_files_are_short_and_plain() -> None:

@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal, and nowhere else; and a line for each model in the log."""
+"""Progress bars on a terminal or in a notebook, and a log line per model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_terminal_shows_the_models(script: Any) -> None:
     assert files == "done\n"  # what is printed stays in its file
 
 
-def test_redirected_output_has_nothing(script: Any) -> None:
+def test_redirected_output_has_no_bars(script: Any) -> None:
     for environment in ({}, {"FORCE_COLOR": "1"}):
         screen, files = script("run(0); run(1, progress=None); print('done')", terminal="", **environment)
         assert screen == ""
@@ -116,7 +116,7 @@ def test_threads_and_processes_show_none(script: Any) -> None:
 
 
 class Display:
-    """``IPython.display``: what a cell shows, every time that it changes."""
+    """A stand-in for ``IPython.display`` that records each update of a cell."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
@@ -162,12 +162,12 @@ def test_bars_within_bars(capsys: pytest.CaptureFixture[str]) -> None:
     assert "outer" in capsys.readouterr().err
 
 
-def test_an_error_leaves_room_for_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bars_can_be_shown_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), progress_bars(True):
         raise KeyboardInterrupt
     with progress_bars(True) as again:
         assert again != (None, None)
-    with pytest.raises(OptionError, match="progress must be True, False or None, not 1"), progress_bars(1):  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="progress must be True, False or None, got 1"), progress_bars(1):  # type: ignore[arg-type]
         pass
 
 
@@ -195,7 +195,7 @@ def test_a_line_for_each_model(caplog: pytest.LogCaptureFixture, tmp_path: Path)
     ]
 
 
-def test_other_threads_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_threads_measure_without_bars(capsys: pytest.CaptureFixture[str]) -> None:
     """One shows bars, the other measures without."""
     barrier = threading.Barrier(2)
 

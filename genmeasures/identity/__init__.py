@@ -1,4 +1,4 @@
-"""Hashes of what values depend on: models, data, components and versions; the same in every process."""
+"""Hashes of models, data, components and versions, equal in every process."""
 
 from genmeasures.identity.identity import (
     ModelIdentity,

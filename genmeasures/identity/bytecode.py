@@ -1,4 +1,4 @@
-"""What a piece of compiled code reads from outside itself."""
+"""Global names and imports in compiled code."""
 
 from __future__ import annotations
 
@@ -13,39 +13,46 @@ class Read:
     """A global name that code reads, with the attributes that follow it: ``torch.nn.functional.relu``."""
 
     name: str
+    """``torch``"""
     attributes: tuple[str, ...]
+    """``("nn", "functional", "relu")``"""
 
 
 @dataclass(frozen=True)
 class Import:
-    """An import statement inside a function; ``names`` of ``from module import names``, else empty."""
+    """An import statement inside a function."""
 
     module: str
     level: int
+    """Number of leading dots of a relative import."""
     names: tuple[str, ...]
+    """``names`` of ``from module import names``, else empty."""
 
 
 @functools.lru_cache(maxsize=20_000)
 def reads(code: CodeType) -> tuple[Read | Import, ...]:
-    """The global names and imports of a code object, in order and without repetition.
+    """Return the global names and imports of a code object, in order and without duplicates.
 
-    Those of functions defined inside it are not among them: they are code objects of its constants.
+    Functions defined inside the code are not included: they are code objects among its constants.
+
+    Args:
+        code: Code of a function.
 
     Example:
         >>> reads((lambda x: math.cos(x) + pi).__code__)
         (Read(name='math', attributes=('cos',)), Read(name='pi', attributes=()))
     """
-    found: dict[Read | Import, None] = {}
+    names_read: dict[Read | Import, None] = {}
     instructions = list(dis.get_instructions(code))
-    for place, instruction in enumerate(instructions):
+    for index, instruction in enumerate(instructions):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             attributes = []
-            for following in instructions[place + 1 :]:
+            for following in instructions[index + 1 :]:
                 if following.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                     break
                 attributes.append(str(following.argval))
-            found[Read(str(instruction.argval), tuple(attributes))] = None
+            names_read[Read(str(instruction.argval), tuple(attributes))] = None
         elif instruction.opname == "IMPORT_NAME":
-            level, names = (before.argval for before in instructions[place - 2 : place])
-            found[Import(str(instruction.argval), int(level or 0), tuple(names or ()))] = None
-    return tuple(found)
+            level, names = (previous.argval for previous in instructions[index - 2 : index])
+            names_read[Import(str(instruction.argval), int(level or 0), tuple(names or ()))] = None
+    return tuple(names_read)

@@ -1,4 +1,4 @@
-"""What a model is, what its data are, and what its values depend on besides: each as a short text."""
+"""Identities of models, data, components and versions as short hashes."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ _VALUES = (
     *("contexts.py", "data", "engine", "extractors", "generators.py", "interfaces.py", "labelers", "measures"),
     *("statistics", "tracing"),
 )
-"""The parts of the core that values depend on."""
+"""Files and folders of the core that values depend on."""
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What tells one model from another."""
+    """Identity of a model, made by :func:`model_identity`."""
 
     weights: str
-    """Hash of the names, types, shapes and values of parameters and buffers, those outside the state dict too."""
+    """Hash of the names, dtypes, shapes and values of parameters and buffers, including non-persistent ones."""
     code: str
     """Hash of everything else: the code of its modules' classes, their attributes, hooks and order."""
     distributions: frozenset[str]
-    """The installed distributions that its code belongs to."""
+    """Installed distributions that its code belongs to."""
 
 
 def model_identity(model: nn.Module) -> ModelIdentity:
-    """Hash a model by what it computes: equal in every process, other where its outputs can be other.
+    """Hash a model by what it computes.
 
-    The mode it is in, gradients, devices, and names of files, functions and modules do not count.
+    The hashes are equal in every process and differ if the outputs of the model may differ. They do not depend on
+    its mode, gradients and devices, nor on the names of files, functions and modules.
 
     Args:
-        model: any module; it is not run.
+        model: Any module; it is not run.
 
     Raises:
-        Unidentified: an attribute or global of its code has no sound hash; the message says which.
+        Unidentified: An attribute or global of its code cannot be hashed. The message names it.
 
     Example:
         >>> torch.manual_seed(0) and None
@@ -57,27 +58,27 @@ def model_identity(model: nn.Module) -> ModelIdentity:
         (True, False)
     """
     weights = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    known: dict[int, str] = {}
+    references: dict[int, str] = {}
     for prefix, module in model.named_modules():
         for kind in (module._parameters, module._buffers):
             for name, tensor in kind.items():
                 if tensor is None:
                     continue
-                place = f"{prefix}.{name}" if prefix else name
-                weights.update(f"\0{place}\0".encode("utf-8", "surrogatepass"))
-                if id(tensor) in known:  # tied weights
-                    weights.update(known[id(tensor)].encode())
+                path = f"{prefix}.{name}" if prefix else name
+                weights.update(f"\0{path}\0".encode("utf-8", "surrogatepass"))
+                if id(tensor) in references:  # tied weights
+                    weights.update(references[id(tensor)].encode())
                     continue
-                known[id(tensor)] = f"tensor {len(known)}"
+                references[id(tensor)] = f"tensor {len(references)}"
                 if type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer):
                     for part in tensor_contents(tensor):
                         weights.update(part)
                 else:
                     special = Walk(set())
-                    special.feed(tensor, place)
+                    special.feed(tensor, path)
                     weights.update(special.digest().encode())
     distributions = {"torch"}
-    walk = Walk(distributions, known)
+    walk = Walk(distributions, references)
     walk.feed(model, "")
     hooks = nn.modules.module
     for name in ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_backward_hooks"):
@@ -86,9 +87,21 @@ def model_identity(model: nn.Module) -> ModelIdentity:
 
 
 def component_identity(components: Iterable[Component]) -> tuple[str, frozenset[str]]:
-    """Hash components by their classes and options; also the distributions that their code belongs to.
+    """Hash components by their classes and options.
 
-    Raises Unidentified where an option has no sound hash, or is shown with its address in memory.
+    Args:
+        components: The components.
+
+    Returns:
+        The hash, and the distributions that their code belongs to.
+
+    Raises:
+        Unidentified: An option cannot be hashed, or its ``repr`` contains its address in memory.
+
+    Example:
+        >>> from genmeasures.measures import Confidence
+        >>> component_identity([Confidence()]) == component_identity([Confidence()])
+        True
     """
     distributions: set[str] = set()
     walk = Walk(distributions)
@@ -98,7 +111,20 @@ def component_identity(components: Iterable[Component]) -> tuple[str, frozenset[
 
 
 def data_identity(sources: Mapping[Split, DataSource]) -> str:
-    """Hash the inputs and targets of all splits, as they are read."""
+    """Hash the inputs and targets of all splits.
+
+    Args:
+        sources: Data by split.
+
+    Returns:
+        The hash, which depends on the contents and their order only.
+
+    Example:
+        >>> inputs = torch.zeros(3, 2)
+        >>> first, second = (data_identity({"test": DataSource((inputs + x,), "test", 2)}) for x in (0, 1))
+        >>> first == second
+        False
+    """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     for split in sorted(sources):
         scan = sources[split].scan()
@@ -117,7 +143,7 @@ def versions_identity(distributions: Iterable[str]) -> str:
 
 @functools.cache
 def _core() -> str:
-    """A working copy of the core changes without its version."""
+    """Hash of the core's code: a working copy changes without a new version."""
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     root = Path(__file__).parents[1]
     for part in _VALUES:

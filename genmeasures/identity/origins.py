@@ -1,4 +1,4 @@
-"""Where code comes from: an installed distribution, which its version identifies, or the user, whose code is hashed."""
+"""Origins of code: installed distributions, identified by their version, and user code, which is hashed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import sysconfig
 from pathlib import Path
 
 PYTHON = "python"
+"""Origin of the standard library."""
 CORE = "genmeasures"
+"""Origin of this package."""
 
 
 def origin(module: str | None) -> str | None:
-    """The distribution that a module belongs to, ``"python"`` for the standard library, None for code of the user.
+    """Return the distribution that a module belongs to.
 
-    Modules that are installed as links to a working copy ("editable") count as code of the user: their version
-    does not change with their code.
+    Editable installs count as user code, because their version does not change with their code.
+
+    Args:
+        module: Full name of an imported module.
+
+    Returns:
+        Name of the distribution, ``"python"`` for the standard library, None for user code.
 
     Example:
         >>> origin("torch.nn"), origin("math"), origin("__main__"), origin(None)
@@ -30,30 +37,42 @@ def origin(module: str | None) -> str | None:
         return CORE
     if module in sys.builtin_module_names:
         return PYTHON
-    found = sys.modules.get(module)
-    spec = getattr(found, "__spec__", None)
+    imported = sys.modules.get(module)
+    spec = getattr(imported, "__spec__", None)
     if getattr(spec, "origin", None) == "frozen":
         return PYTHON
-    file = getattr(found, "__file__", None) or getattr(sys.modules.get(root), "__file__", None)
+    file = getattr(imported, "__file__", None) or getattr(sys.modules.get(root), "__file__", None)
     if file is None:
-        # Parts of compiled packages, torch._C._nn for one, have no file.
-        return None if found is None or root == module else origin(root)
+        # Parts of compiled packages, such as torch._C._nn, have no file.
+        return None if imported is None or root == module else origin(root)
     return _of_file(file, root)
 
 
 @functools.cache
 def _of_file(file: str, root: str) -> str | None:
-    place = Path(file).resolve()
-    if any(place.is_relative_to(folder) for folder in _site_folders()):
+    """Origin of the file of a module in the top-level package ``root``."""
+    path = Path(file).resolve()
+    if any(path.is_relative_to(folder) for folder in _site_folders()):
         return _distribution(root)
-    if any(place.is_relative_to(folder) for folder in _standard_folders()):
+    if any(path.is_relative_to(folder) for folder in _standard_folders()):
         return PYTHON
     return None
 
 
 @functools.cache
 def version(distribution: str) -> str:
-    """The version of a distribution; ``"?"`` for a folder of site-packages that belongs to none."""
+    """Return the version of a distribution.
+
+    Args:
+        distribution: Its name, or ``"python"`` for the version of Python.
+
+    Returns:
+        The version, ``"?"`` for a folder in site-packages that does not belong to a distribution.
+
+    Example:
+        >>> version("python").count("."), version("no-such-distribution")
+        (1, '?')
+    """
     if distribution == PYTHON:
         return f"{sys.version_info.major}.{sys.version_info.minor}"
     try:
@@ -64,6 +83,7 @@ def version(distribution: str) -> str:
 
 @functools.cache
 def _distribution(root: str) -> str | None:
+    """Name of the distribution of an installed top-level package."""
     try:
         return str(importlib.metadata.distribution(root).metadata["Name"])
     except importlib.metadata.PackageNotFoundError:
@@ -73,13 +93,15 @@ def _distribution(root: str) -> str | None:
 
 @functools.cache
 def _site_folders() -> list[Path]:
+    """Folders of installed distributions."""
     paths = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
     paths += [*site.getsitepackages(), site.getusersitepackages()]
-    # Linux distributions keep theirs beside the standard library.
+    # Linux distributions have further ones next to the standard library.
     paths += [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     return list(dict.fromkeys(Path(path).resolve() for path in paths))
 
 
 @functools.cache
 def _standard_folders() -> list[Path]:
+    """Folders of the standard library."""
     return [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]

@@ -1,4 +1,4 @@
-"""A hash of Python objects that is the same in every process: of their contents and code, never of their addresses."""
+"""Hash of the contents and code of Python objects, equal in every process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _IGNORED_OF_CLASSES = frozenset({
     "__parameters__", "__type_params__", "__firstlineno__", "__static_attributes__", "__dataclass_params__",
     "__match_args__",
 })  # fmt: skip
-"""What says nothing of how objects of a class behave."""
+"""Attributes of a class that do not affect the behavior of its objects."""
 
 _IGNORED_OF_MODULES = frozenset({
     "training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook",
@@ -48,20 +48,22 @@ _IGNORED_OF_MODULES = frozenset({
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
     "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_version",
 })  # fmt: skip
-"""Attributes of a ``torch.nn.Module`` that are hashed in a way of their own, or not at all."""
+"""Attributes of a ``torch.nn.Module`` that are hashed separately, or not at all."""
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _HEAP_TYPE = 1 << 9
-"""Flag of classes that Python code has made."""
+"""Flag of classes created by Python code."""
+
+_COMPILED = "it is compiled code that does not belong to an installed distribution"
 
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
 
 _NEEDLESS = {
-    # The code is that of the class's forward; the graph is what it was made from.
+    # Its code is the forward method of its class, which is generated from the graph.
     "torch.fx.graph_module.GraphModule": ("_graph", "meta", "_tracer_extras"),
-    # Checks shapes, no more.
+    # Only checks shapes.
     "torch.export._unlift.GuardsFn": ("forward",),
-    # Runs the module that it holds, compiled.
+    # Runs a compiled version of the module that it holds.
     "torch._dynamo.eval_frame.OptimizedModule": (
         "dynamo_ctx",
         "forward",
@@ -70,7 +72,7 @@ _NEEDLESS = {
         "_torchdynamo_wrapper_id",
     ),
 }
-"""Attributes of torch's own modules that no value depends on, and that refer to much that has no hash."""
+"""Attributes of torch's modules that no value depends on, and that refer to objects that cannot be hashed."""
 
 _FINAL = re.compile(rb"\s*\w+ : Final\[")
 
@@ -84,49 +86,72 @@ _DESCRIPTORS = (
 
 
 class Unidentified(GenmeasuresError):
-    """An object of which no hash can be made that is sure to change with its behavior."""
+    """An object has no hash that is guaranteed to change with its behavior."""
 
 
 class Walk:
-    """Feeds objects, and everything that they refer to, into one hash.
+    """Hash of objects and everything that they refer to.
 
-    Numbers, texts, containers, tensors and arrays are hashed by value; functions and classes of the user by
+    Numbers, strings, containers, tensors and arrays are hashed by value; functions and classes of the user by
     their bytecode, constants, defaults, closures and the globals that they read; those of installed
-    distributions by name, with the distribution entered in ``distributions``; other objects by what they
-    would be pickled as. Comments, line numbers, file names and module names do not count.
+    distributions by name, with the distribution added to ``distributions``; other objects by their pickled
+    state. The hash does not depend on comments, line numbers, file names and module names.
 
-    Raises Unidentified, naming the place, for what fits none of these: locks, open files, generators.
+    Args:
+        distributions: Set to which the distributions of installed code are added.
+        references: Objects that are hashed elsewhere, by id, with the text that represents them in this hash.
+
+    Raises:
+        Unidentified: An object cannot be hashed, such as a lock, an open file or a generator. The message says how
+            it was reached.
+
+    Example:
+        >>> def digest(value):
+        ...     walk = Walk(set())
+        ...     walk.feed(value)
+        ...     return walk.digest()
+        >>> digest([1, {"a": 2}]) == digest([1, {"a": 2}]), digest([1]) == digest((1,))
+        (True, False)
     """
 
-    def __init__(self, distributions: set[str], known: Mapping[int, str] | None = None) -> None:
+    def __init__(self, distributions: set[str], references: Mapping[int, str] | None = None) -> None:
         self.distributions = distributions
         self._hash = hashlib.blake2b(digest_size=DIGEST_SIZE)
-        self._known = known or {}
-        """Objects, by id, that are hashed elsewhere, and what stands for them here."""
+        self._references = references or {}
         self._seen: dict[int, int] = {}
+        """Order in which objects were first met, by id."""
         self._held: list[object] = []
-        """Keeps objects alive that are made on the way: an id is used again where its object is gone."""
-        self._place: list[str] = []
+        """Keeps temporary objects alive, so that no id is reused."""
+        self._path: list[str] = []
+        """Path to the present object, for errors."""
 
     def digest(self) -> str:
-        """The hash of all that was fed."""
+        """Return the hash of all objects fed so far."""
         return self._hash.hexdigest()
 
-    def feed(self, value: object, place: str = "") -> None:
-        """Hash an object; ``place`` says in errors where it was found."""
-        self._place.append(place)
+    def feed(self, value: object, path: str = "") -> None:
+        """Add an object to the hash.
+
+        Args:
+            value: The object.
+            path: Where it is referred to, for errors.
+
+        Raises:
+            Unidentified: The object, or one that it refers to, cannot be hashed.
+        """
+        self._path.append(path)
         try:
             self._any(value)
         except (Unidentified, MemoryError):
             raise
         except RecursionError:
             raise self._unidentified("it is nested too deeply") from None
-        except Exception as error:  # pickling calls the user's code, which can fail in any way
+        except Exception as error:  # pickling calls user code, which may raise anything
             raise self._unidentified(str(error) or type(error).__name__) from error
-        self._place.pop()
+        self._path.pop()
 
     def _unidentified(self, reason: str) -> Unidentified:
-        where = " > ".join(place for place in self._place if place)
+        where = " > ".join(part for part in self._path if part)
         return Unidentified(f"{where}: {reason}" if where else reason)
 
     def _tag(self, tag: str, content: bytes | str = b"") -> None:
@@ -139,8 +164,8 @@ class Walk:
     def _any(self, value: Any) -> None:
         if self._by_value(value):
             return
-        if id(value) in self._known:
-            return self._tag("known", self._known[id(value)])
+        if id(value) in self._references:
+            return self._tag("known", self._references[id(value)])
         if id(value) in self._seen:
             return self._tag("seen", str(self._seen[id(value)]))
         self._seen[id(value)] = len(self._seen)
@@ -163,7 +188,7 @@ class Walk:
             self._object(value)
 
     def _by_value(self, value: Any) -> bool:
-        """Hash what cannot be told from a copy; whether an object is one and the same says nothing of these."""
+        """Hash an immutable value, for which identity does not matter; False for other objects."""
         kind = type(value)
         if value is None or value is Ellipsis or value is NotImplemented:
             self._tag("constant", repr(value))
@@ -199,10 +224,10 @@ class Walk:
         return True
 
     def _alone(self, value: object) -> str:
-        """The hash of a member of a set, whatever the order of the set."""
-        walk = Walk(self.distributions, self._known)
+        """Hash of an element of a set, independent of the order of the set."""
+        walk = Walk(self.distributions, self._references)
         walk._seen = dict(self._seen)
-        walk._place = list(self._place)
+        walk._path = list(self._path)
         walk.feed(value)
         self._held += walk._held
         return walk.digest()
@@ -214,9 +239,9 @@ class Walk:
             self.feed(value)
 
     def _pairs(self, tag: str, pairs: Iterable[tuple[Any, Any]]) -> None:
-        found = list(pairs)
-        self._tag(tag, str(len(found)))
-        for key, value in found:
+        items = list(pairs)
+        self._tag(tag, str(len(items)))
+        for key, value in items:
             self.feed(key)
             self.feed(value, str(key) if isinstance(key, str) else "")
 
@@ -236,7 +261,7 @@ class Walk:
         elif isinstance(value, torch.Generator):
             self._tag("generator", bytes(value.get_state().numpy()))
         elif isinstance(value, logging.Logger | logging.LoggerAdapter):
-            self._tag("logger")  # it changes no value
+            self._tag("logger")  # no value depends on it
         else:
             return False
         return True
@@ -247,19 +272,19 @@ class Walk:
             if isinstance(owner, types.ModuleType) or owner is None:
                 module = getattr(value, "__module__", None) or getattr(owner, "__name__", None)
                 if not self._installed(module):
-                    raise self._unidentified("it is compiled code of no installed distribution")
+                    raise self._unidentified(_COMPILED)
                 self._tag("builtin", f"{module}.{value.__qualname__}")
             else:
                 self._tag("builtin", value.__qualname__)
                 self.feed(owner)
         elif type(value).__name__ == "cython_function_or_method":
             if not self._installed(value.__module__):
-                raise self._unidentified("it is compiled code of no installed distribution")
+                raise self._unidentified(_COMPILED)
             self._tag("builtin", f"{value.__module__}.{value.__qualname__}")
         elif isinstance(value, _DESCRIPTORS):
             compiled = isinstance(value, types.MethodDescriptorType | types.ClassMethodDescriptorType)
             if compiled and origin(value.__objclass__.__module__) is None:
-                raise self._unidentified("it is compiled code of no installed distribution")
+                raise self._unidentified(_COMPILED)
             self._tag("descriptor", value.__name__)
             self.feed(value.__objclass__)
         elif isinstance(value, staticmethod | classmethod):
@@ -285,27 +310,27 @@ class Walk:
     # Code ----------------------------------------------------------------------------------------------------
 
     def _installed(self, module: str | None) -> bool:
-        """Enter the distribution of a module; False for code of the user."""
-        found = origin(module)
-        if found is None:
+        """Add the distribution of a module; False for user code."""
+        distribution = origin(module)
+        if distribution is None:
             return False
-        self.distributions.add(found)
+        self.distributions.add(distribution)
         return True
 
     def _function(self, function: types.FunctionType) -> None:
         module = function.__globals__.get("__name__")
         code = function.__code__
         if self._installed(module):
-            # Its name as it was written: functools.wraps gives decorators of libraries the names of what they wrap.
+            # The name in the source, because functools.wraps gives a library's decorators the names of user functions.
             self._tag("installed function", f"{module}.{code.co_qualname}")
-            # A function defined in a function: a decorator's, which calls the user's.
+            # A function defined in another one may be that of a decorator, which calls a function of the user.
             if function.__closure__:
                 self._items("closure", function.__closure__)
             return
         self._tag("function")
         self._code(code, function.__doc__)
-        for what in (function.__defaults__, function.__kwdefaults__):
-            self.feed(what, "defaults")
+        for defaults in (function.__defaults__, function.__kwdefaults__):
+            self.feed(defaults, "defaults")
         self._cells(code, function.__closure__ or ())
         self._pairs("attributes", sorted((k, v) for k, v in vars(function).items() if k != "__wrapped__"))
         for inner in _with_inner(code):
@@ -313,6 +338,7 @@ class Walk:
                 self._read(read, function.__globals__)
 
     def _cells(self, code: types.CodeType, cells: tuple[types.CellType, ...]) -> None:
+        """Hash the variables of a closure."""
         for name, cell in zip(code.co_freevars, cells, strict=True):
             self.feed(cell, f"variable {name}")
 
@@ -320,12 +346,12 @@ class Walk:
         self._tag("cell")
         try:
             content = cell.cell_contents
-        except ValueError:  # assigned later, or never
+        except ValueError:  # not assigned yet
             return
         self.feed(content)
 
     def _code(self, code: types.CodeType, doc: str | None) -> None:
-        """Bytecode and constants, without the docstring, line numbers and names of files."""
+        """Hash bytecode and constants, without the docstring, line numbers and file names."""
         constants = list(code.co_consts)
         if doc is not None and constants and constants[0] == doc:
             constants[0] = None
@@ -363,8 +389,8 @@ class Walk:
             self._resolved(module, (), f"module {name}")
         return None
 
-    def _resolved(self, value: Any, attributes: tuple[str, ...], place: str) -> None:
-        """A global, or what its attributes lead to while it is a module: other contents of a module do not count."""
+    def _resolved(self, value: Any, attributes: tuple[str, ...], path: str) -> None:
+        """Hash a global, or for a module only the attribute of it that is read."""
         owner: types.ModuleType | None = None
         for attribute in attributes:
             if not isinstance(value, types.ModuleType):
@@ -372,20 +398,20 @@ class Walk:
             if not hasattr(value, attribute):
                 return self._tag("missing", attribute)
             owner, value = value, getattr(value, attribute)
-            place += f".{attribute}"
+            path += f".{attribute}"
         self._tag("read")
         if owner is not None and self._installed(owner.__name__) and not self._is_telling(value):
-            return self._tag("installed", place)  # settled by the version of the distribution
-        return self.feed(value, place)
+            return self._tag("installed", path)  # identified by the version of the distribution
+        return self.feed(value, path)
 
     @staticmethod
     def _is_telling(value: object) -> bool:
-        """Whether something of an installed module is hashed by itself: the user may have put it there."""
+        """Whether an attribute of an installed module is hashed by itself, because the user may have replaced it."""
         kinds = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
         return isinstance(value, (*kinds, bool, int, float, str, bytes, tuple, Tensor, np.ndarray, nn.Module))
 
     def _namespace(self, module: types.ModuleType) -> None:
-        """A module that is handed around: any of its contents may be used."""
+        """Hash a module that is used as an object, so that any of its contents may be used."""
         if self._installed(module.__name__):
             return self._tag("installed module", module.__name__)
         contents = sorted((name, value) for name, value in vars(module).items() if not name.startswith("__"))
@@ -398,7 +424,7 @@ class Walk:
     def _class(self, cls: type) -> None:
         if cls.__module__ == "builtins" and not cls.__flags__ & _HEAP_TYPE:
             return self._tag("built in", cls.__name__)
-        # A class made by exec() in a namespace without a name says that it is a builtin.
+        # A class created by exec() in a namespace without __name__ claims to be a builtin.
         own = cls.__module__ == "builtins" or not self._installed(cls.__module__)
         self._tag("class", cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}")
         if not own and origin(cls.__module__) == PYTHON:
@@ -412,7 +438,7 @@ class Walk:
             if own and name == "__dataclass_fields__":
                 self._pairs("fields", ((k, _field(v)) for k, v in value.items()))
             elif own or any(origin(f.__globals__.get("__name__")) is None for f in _functions_of(value)):
-                # The second: a method that the user's code has put in place of the library's.
+                # The second condition: a method of the library that user code has replaced.
                 self._tag("attribute", name)
                 self.feed(value, f"{cls.__name__}.{name}")
         return None
@@ -423,15 +449,15 @@ class Walk:
         cls = type(module)
         self.feed(cls)
         attributes = {name: value for name, value in vars(module).items() if name not in _IGNORED_OF_MODULES}
-        for known, needless in _NEEDLESS.items():
-            if any(f"{base.__module__}.{base.__name__}" == known for base in cls.__mro__):
+        for cls_name, needless in _NEEDLESS.items():
+            if any(f"{base.__module__}.{base.__name__}" == cls_name for base in cls.__mro__):
                 attributes = {name: value for name, value in attributes.items() if name not in needless}
         for hook in module._forward_pre_hooks.values():
-            # What old weight and spectral norms compute from other tensors as soon as the model runs.
+            # The old weight and spectral norms recompute this attribute whenever the model runs.
             if type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
                 attributes.pop(hook.name, None)  # type: ignore[attr-defined]
         if cls.train is not nn.Module.train or cls.eval is not nn.Module.eval:
-            attributes["training"] = module.training  # its own methods decide whether evaluation changes it
+            attributes["training"] = module.training  # overridden methods may ignore evaluation mode
         for name in sorted(attributes):
             self._tag("attribute", name)
             self.feed(attributes[name], f"attribute {name!r} of a {cls.__name__}")
@@ -446,14 +472,14 @@ class Walk:
             self.feed(child, f"module {name!r}")
 
     def _script(self, module: Any) -> None:
-        """The archive that TorchScript writes, without what it says of lines and files."""
+        """Hash the archive that TorchScript writes, without lines and file names."""
         self._tag("script")
         with zipfile.ZipFile(io.BytesIO(module.save_to_buffer())) as archive:
             for name in sorted(archive.namelist()):
                 if name.endswith((".debug_pkl", "/.data/serialization_id")):
                     continue
                 content = archive.read(name)
-                if name.endswith(".py"):  # constants are declared in the order of a set
+                if name.endswith(".py"):  # the order in which constants are declared is random
                     lines = content.splitlines()
                     content = b"\n".join(
                         [*sorted(filter(_FINAL.match, lines)), *itertools.filterfalse(_FINAL.match, lines)]
@@ -463,9 +489,10 @@ class Walk:
     def _component(self, component: Component) -> None:
         text = repr(component)
         if has_address(text):
-            # Random numbers of a component are drawn by what it is called.
+            # The repr seeds the random numbers of a component.
             raise self._unidentified(
-                f"an option of {type(component).__name__} is shown with its place in memory: give its class a __repr__"
+                f"the repr of an option of {type(component).__name__} contains its address in memory: define __repr__ "
+                "in its class"
             )
         self._tag("component", text)
         self.feed(type(component))
@@ -494,7 +521,7 @@ class Walk:
             self._hash.update(array.tobytes())
 
     def _object(self, value: Any) -> None:
-        """Class and state, as they would be pickled."""
+        """Hash the class and state of an object, as they would be pickled."""
         reducer: Callable[[Any], Any] | None = copyreg.dispatch_table.get(type(value))
         reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         self._tag("object")
@@ -506,12 +533,12 @@ class Walk:
         self._items("arguments", arguments)
         attributes: dict[str, Any] | None = getattr(value, "__dict__", None)
         if state is None or (isinstance(state, dict) and not state):
-            self._tag("no state")  # exceptions have none, or an empty one once it was asked for
+            self._tag("no state")  # an exception has none, or an empty one after the first access
         elif attributes is not None and state is attributes:
             self._tag("state")
-            for name, one in sorted(attributes.items()):
+            for name, attribute in sorted(attributes.items()):
                 self._tag("attribute", name)
-                self.feed(one, f"{type(value).__name__}.{name}")
+                self.feed(attribute, f"{type(value).__name__}.{name}")
         else:
             self.feed(state)
         self._items("items", items or ())
@@ -520,22 +547,31 @@ class Walk:
 
 
 def tensor_contents(tensor: Tensor) -> list[Any]:
-    """Type, shape and bytes of a tensor, as parts to feed into a hash.
+    """Return the dtype, layout, shape and bytes of a tensor, as parts of a hash.
 
-    Raises Unidentified for one without values: a lazy parameter, or one on the device "meta".
+    Args:
+        tensor: Any tensor.
+
+    Raises:
+        Unidentified: The tensor has no values: it is a lazy parameter, or on the device "meta".
+
+    Example:
+        >>> head, values = tensor_contents(torch.tensor([1, 2], dtype=torch.int8))
+        >>> head, values.tolist()
+        (b'torch.int8 torch.strided (2,) ', [1, 2])
     """
     if nn.parameter.is_lazy(tensor) or tensor.is_meta:
         raise Unidentified("a tensor is not initialized")
     tensor = tensor.detach()
     head = f"{tensor.dtype} {tensor.layout} {tuple(tensor.shape)} "
     if tensor.is_nested:
-        return [head.encode(), *(part for one in tensor.unbind() for part in tensor_contents(one))]
+        return [head.encode(), *(part for component in tensor.unbind() for part in tensor_contents(component))]
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce()
         return [head.encode(), *tensor_contents(tensor.indices()), *tensor_contents(tensor.values())]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         parts = (tensor.crow_indices(), tensor.col_indices(), tensor.values())
-        return [head.encode(), *(part for one in parts for part in tensor_contents(one))]
+        return [head.encode(), *(part for component in parts for part in tensor_contents(component))]
     if tensor.is_quantized:
         if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
             scale: list[Any] = [f"{tensor.q_scale()!r} {tensor.q_zero_point()}".encode()]
@@ -548,25 +584,31 @@ def tensor_contents(tensor: Tensor) -> list[Any]:
 
 
 def has_address(text: str) -> bool:
-    """Whether a representation has a place in memory, which is another one in each process: ``<X object at 0x7f…>``."""
+    """Whether a ``repr`` contains an address in memory, which differs between processes.
+
+    Example:
+        >>> has_address(repr(object())), has_address("Confidence()")
+        (True, False)
+    """
     return _ADDRESS.search(text) is not None
 
 
 def _with_inner(code: types.CodeType) -> list[types.CodeType]:
     """A code object and those of the functions defined in it."""
-    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
-    return [code, *(found for one in inner for found in _with_inner(one))]
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return [code, *(nested for function in inner for nested in _with_inner(function))]
 
 
 def _functions_of(value: object) -> list[types.FunctionType]:
     """The Python functions behind an attribute of a class."""
     if isinstance(value, property):
-        return [one for one in (value.fget, value.fset, value.fdel) if isinstance(one, types.FunctionType)]
+        accessors = (value.fget, value.fset, value.fdel)
+        return [accessor for accessor in accessors if isinstance(accessor, types.FunctionType)]
     if isinstance(value, staticmethod | classmethod):
         value = value.__func__
     return [value] if isinstance(value, types.FunctionType) else []
 
 
 def _field(field: dataclasses.Field[Any]) -> tuple[object, ...]:
-    """What a field of a dataclass says, but for its type."""
+    """Options of a dataclass field, except for its type."""
     return (field.default, field.default_factory, field.init, field.kw_only, field.metadata, str(field._field_type))  # type: ignore[attr-defined]

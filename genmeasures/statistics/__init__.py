@@ -1,1 +1,1 @@
-"""The mathematics: pure functions and small fitted objects on tensors, knowing nothing of networks."""
+"""Statistics of tensors: pure functions and small fitted objects that do not depend on networks."""

@@ -1,4 +1,4 @@
-"""Sums of the vectors of each cluster, and distances of vectors to centroids, without the loss of cancellation."""
+"""Cluster sums and distances to centroids, computed without cancellation."""
 
 from __future__ import annotations
 
@@ -6,24 +6,41 @@ import torch
 from torch import Tensor
 
 _ELEMENTS = 1 << 20
-"""Elements of one block: a block stays in cache between its few operations."""
+"""Elements per block: a block stays in cache for the few operations applied to it."""
 _CONVERTED = 1 << 18
-"""Elements of one block that is converted to float64."""
+"""Elements per block that is converted to float64."""
 _NEAR = 1e-2
-"""A squared distance below this share of the squared norms is taken from differences: expanded, it loses digits."""
+"""A squared distance below this fraction of the squared norms is computed from differences: the expansion into products
+would lose digits."""
 _FAR = 10.0
-"""How many times their spread vectors may lie from the origin before they are centerd."""
+"""Vectors are centered if they lie farther from the origin than this multiple of their spread."""
 _PROBE = 64
+"""Vectors from which the mean and the spread of a block are estimated."""
 MANY = 1024
-"""Of more clusters than this each vector is compared with its own alone: products with all take n × k numbers, more
-than the vectors themselves."""
+"""With more clusters than this, each vector is compared with its own centroid only: products with all centroids need
+n × k elements, more than the vectors themselves."""
 
 
 def cluster_sums(vectors: Tensor, labels: Tensor, k: int, out: Tensor | None = None) -> Tensor:
-    """float64 (k, D): sums of vectors (n, D), float32 or float64, by label int64 (n,) in 0 … k − 1.
+    """Sum the vectors of each cluster.
 
-    Every addition is in float64: a centroid that float32 shifts by a fraction of what the vectors
-    resolve changes the spread of a tight cluster by much more. They are added to ``out`` where it is given.
+    All additions are in float64. In float32 a centroid would be off by a fraction of the resolution of
+    the vectors, which changes the spread of a tight cluster by much more.
+
+    Args:
+        vectors: float32 or float64 (n, D).
+        labels: int64 (n,), from 0 to k − 1.
+        k: Number of clusters.
+        out: float64 (k, D), to which the sums are added. A new tensor of zeros if None.
+
+    Returns:
+        float64 (k, D), ``out`` itself if it is given.
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+        >>> cluster_sums(vectors, torch.tensor([0, 0, 1]), k=2)
+        tensor([[4., 0.],
+                [0., 5.]], dtype=torch.float64)
     """
     out = vectors.new_zeros((k, vectors.shape[1]), dtype=torch.float64) if out is None else out
     rows = max(1, _CONVERTED // max(1, vectors.shape[1]))
@@ -33,60 +50,122 @@ def cluster_sums(vectors: Tensor, labels: Tensor, k: int, out: Tensor | None = N
 
 
 def square_distances(vectors: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
-    """float64 (n,): squared distance of vectors (n, D) to their own of the centroids float64 (k, D)."""
+    """Compute the squared distance of each vector to the centroid of its cluster.
+
+    Args:
+        vectors: float32 or float64 (n, D).
+        centroids: float64 (k, D).
+        labels: int64 (n,), from 0 to k − 1.
+
+    Returns:
+        float64 (n,).
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+        >>> centroids = torch.tensor([[2.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
+        >>> square_distances(vectors, centroids, torch.tensor([0, 0, 1]))
+        tensor([1., 1., 4.], dtype=torch.float64)
+    """
     out = vectors.new_empty(len(vectors), dtype=torch.float64)
     if len(centroids) > MANY:
-        for block, label, made in zip(*_blocks_of(vectors, labels, out), strict=True):
+        for block, label, distance in zip(*_blocks_of(vectors, labels, out), strict=True):
             own = centroids[label].to(vectors.dtype)
-            made.copy_(own.sub_(block).square_().sum(1, dtype=torch.float64))
+            distance.copy_(own.sub_(block).square_().sum(1, dtype=torch.float64))
         return out
-    # Rounding a centroid to the vectors' type shifts it by a fraction of what the vectors resolve, and a shift
-    # about the mean moves mean distances in second order only: not so where vectors lie nearly as close to it.
+    # Rounding a centroid to the dtype of the vectors shifts it by a fraction of their resolution. A shift from the
+    # mean changes mean distances to second order only, except where vectors are almost as close to the centroid.
     rounded = centroids.to(vectors.dtype)
-    for block, label, made in zip(*_blocks_of(vectors, labels, out), strict=True):
+    for block, label, distance in zip(*_blocks_of(vectors, labels, out), strict=True):
         if vectors.dtype == torch.float64:
-            made.copy_((block - rounded[label]).square_().sum(1))
+            distance.copy_((block - rounded[label]).square_().sum(1))
             continue
         origin = _origin(block)
-        centerd, about = block, rounded
+        centered, about = block, rounded
         if origin is not None:
-            centerd, about = block - origin, (centroids - origin).to(block.dtype)
-        norms = torch.linalg.vector_norm(centerd, dim=1).double().square_()
-        own = (centerd @ about.T).gather(1, label[:, None])[:, 0]
-        made.copy_(expanded(norms, own, about, label))
-        near = nearly_zero(made, norms).nonzero()[:, 0]
+            centered, about = block - origin, (centroids - origin).to(block.dtype)
+        norms = torch.linalg.vector_norm(centered, dim=1).double().square_()
+        own = (centered @ about.T).gather(1, label[:, None])[:, 0]
+        distance.copy_(expanded(norms, own, about, label))
+        near = nearly_zero(distance, norms).nonzero()[:, 0]
         if len(near):
-            made[near] = block[near].double().sub_(centroids[label[near]]).square_().sum(1)
+            distance[near] = block[near].double().sub_(centroids[label[near]]).square_().sum(1)
     return out
 
 
 def row_norms(vectors: Tensor) -> Tensor:
-    """float64 (n,): Euclidean norms of vectors (n, D)."""
+    """Compute the Euclidean norm of each vector.
+
+    Args:
+        vectors: float32 or float64 (n, D).
+
+    Returns:
+        float64 (n,).
+
+    Example:
+        >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+        tensor([5., 2.], dtype=torch.float64)
+    """
     out = vectors.new_empty(len(vectors), dtype=torch.float64)
     rows = max(1, _CONVERTED // max(1, vectors.shape[1]))
-    for block, made in zip(vectors.split(rows), out.split(rows), strict=True):
-        torch.linalg.vector_norm(block, dim=1, dtype=torch.float64, out=made)
+    for block, norms in zip(vectors.split(rows), out.split(rows), strict=True):
+        torch.linalg.vector_norm(block, dim=1, dtype=torch.float64, out=norms)
     return out
 
 
 def expanded(square_norms: Tensor, products: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
-    """float64 (n,): ‖p‖² − 2 p·c + ‖c‖² from square norms (n,) and products (n,) with the own of the centroids."""
+    """Compute squared distances ‖p‖² − 2 p·c + ‖c‖² of vectors p to the centroids c of their clusters.
+
+    Args:
+        square_norms: (n,), ‖p‖² of each vector.
+        products: (n,), p·c of each vector with the centroid of its cluster.
+        centroids: (k, D).
+        labels: int64 (n,), from 0 to k − 1.
+
+    Returns:
+        float64 (n,). Digits are lost where the distance is small compared with the norms (:func:`nearly_zero`).
+
+    Example:
+        >>> centroids = torch.tensor([[1.0, 1.0]])
+        >>> expanded(torch.tensor([4.0]), torch.tensor([2.0]), centroids, torch.tensor([0]))
+        tensor([2.], dtype=torch.float64)
+    """
     squares = centroids.double().square().sum(1)
     return square_norms.double() + squares[labels] - 2 * products.double()
 
 
 def nearly_zero(square_distances: Tensor, square_norms: Tensor) -> Tensor:
-    """bool (n,): which of the expanded squared distances are differences of much larger numbers."""
+    """Find the squared distances that :func:`expanded` computes as differences of much larger numbers.
+
+    Args:
+        square_distances: (n,).
+        square_norms: (n,), of the vectors.
+
+    Returns:
+        bool (n,).
+
+    Example:
+        >>> nearly_zero(torch.tensor([1e-4, 1.0]), torch.tensor([1.0, 1.0]))
+        tensor([ True, False])
+    """
     return square_distances < _NEAR * square_norms
 
 
 def is_far(mean_square: float, square_of_mean: float) -> bool:
-    """Whether vectors lie so far from the origin, for their spread, that products of them cancel."""
+    """Whether vectors are far from the origin relative to their spread, so that their products cancel.
+
+    Args:
+        mean_square: Mean of the squared norms of the vectors.
+        square_of_mean: Squared norm of their mean.
+
+    Example:
+        >>> is_far(mean_square=101.0, square_of_mean=100.5), is_far(mean_square=2.0, square_of_mean=1.0)
+        (True, False)
+    """
     return _FAR**2 * max(0.0, mean_square - square_of_mean) < square_of_mean
 
 
 def _origin(block: Tensor) -> Tensor | None:
-    """A point amid the vectors if they lie far from the origin, else None."""
+    """Mean of some of the vectors if they are far from the origin, else None."""
     probe = block[:: max(1, len(block) // _PROBE)]
     mean = probe.mean(0, dtype=torch.float64)
     spread, square = float((probe - mean).square().sum(1).mean()), float(mean.square().sum())
@@ -94,5 +173,6 @@ def _origin(block: Tensor) -> Tensor | None:
 
 
 def _blocks_of(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Each tensor split into the same blocks of rows."""
     rows = max(1, _ELEMENTS // max(1, tensors[0][:1].numel()))
     return [tensor.split(rows) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Davies–Bouldin index in two passes over a stream of vectors: sums first, distances to the centroids second."""
+"""Streaming Davies–Bouldin index: a pass for the centroids and a pass for the distances to them."""
 
 from __future__ import annotations
 
@@ -13,31 +13,46 @@ from genmeasures.interfaces import PatchSet
 from genmeasures.statistics.clusters import MANY, cluster_sums, square_distances
 
 _COINCIDE = 1e-6
-"""Centroids nearer than this share of their clusters' spreads differ by the rounding of float32 alone."""
+"""Centroids closer than this fraction of the spreads of their clusters differ by float32 rounding only."""
 _ROUNDING = 1e-13
-"""Share of their length by which equal centroids may differ: they are sums divided by counts."""
+"""Fraction of their norm by which equal centroids may differ, as quotients of sums and counts."""
 _PAIRS = 1 << 21
-"""Pairs of centroids, or numbers of theirs, compared at a time."""
+"""Pairs of centroids, or elements of their differences, per block."""
 _NEAR = 1e-4
-"""A squared distance below this share of the squared lengths is taken from differences: expanded, it loses digits."""
+"""A squared distance below this fraction of the squared norms is computed from differences: the expansion into products
+would lose digits."""
 
 
 def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
-    """DB = (1/k) Σ_i max_{j≠i} (s_i + s_j) / d_ij (Davies & Bouldin 1979).
+    """Compute the index DB = (1/k) Σ_i max_{j≠i} (s_i + s_j) / d_ij (Davies & Bouldin 1979).
 
-    centroids: float64 (k, D); spreads: float64 (k,). Raises Undefined for fewer than two clusters
-    and for clusters whose centroids coincide, where the index is infinite. Takes memory for some rows
-    of the k × k distances at a time. Of more than 1,024 clusters distances come from products of
-    centerd centroids, which are many times faster and good to about eleven digits.
+    Only some rows of the k × k distances d_ij are in memory at a time. With more than 1,024 clusters,
+    distances are computed from products of centered centroids, which is many times faster and accurate
+    to about eleven digits.
+
+    Args:
+        centroids: float64 (k, D).
+        spreads: float64 (k,), the spread s_i of each cluster about its centroid.
+
+    Returns:
+        The index; lower means better separated clusters.
+
+    Raises:
+        Undefined: There are fewer than two clusters, or two centroids coincide, which makes the index infinite.
+
+    Example:
+        >>> centroids = torch.tensor([[0.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
+        >>> davies_bouldin(centroids, spreads=torch.tensor([1.0, 1.0], dtype=torch.float64))
+        0.5
     """
     if len(centroids) < 2:
-        raise Undefined(f"{len(centroids)} cluster in the sample: two are needed")
+        raise Undefined(f"expected at least 2 clusters in the sample, got {len(centroids)}")
     rounding = _ROUNDING * centroids.norm(dim=1).max()
     worst = torch.zeros_like(spreads)
     rows = len(centroids) if len(centroids) <= MANY else max(1, _PAIRS // len(centroids))
     for start, distance in _distances(centroids, rows):
         part, rest = slice(start, start + len(distance)), slice(start, None)
-        distance.fill_diagonal_(math.inf)  # none is its own neighbor
+        distance.fill_diagonal_(math.inf)  # a cluster is not its own neighbor
         reach = spreads[part, None] + spreads[rest]
         if bool((distance <= torch.maximum(_COINCIDE * reach, rounding)).any()):
             raise Undefined("constant features: clusters with the same centroid")
@@ -48,80 +63,115 @@ def davies_bouldin(centroids: Tensor, spreads: Tensor) -> float:
 
 
 def _distances(centroids: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-    """Distances of some centroids to themselves and all after them, with the number of the first of them."""
+    """Blocks of distances: the index of the block's first centroid, and (rows, k − index) distances from there on."""
     if len(centroids) <= MANY:
-        # Differences, not the expansion into products: centroids may lie far from the origin.
+        # From differences instead of the expansion into products: centroids may be far from the origin.
         yield 0, torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
         return
-    centerd = centroids - centroids.mean(0)
-    squares = centerd.square().sum(1)
+    centered = centroids - centroids.mean(0)
+    squares = centered.square().sum(1)
     for start in range(0, len(centroids), rows):
-        part, rest = centerd[start : start + rows], centerd[start:]
+        part, rest = centered[start : start + rows], centered[start:]
         scale = squares[start : start + rows, None] + squares[start:]
         distance = torch.addmm(scale, part, rest.T, alpha=-2).clamp_(min=0)
-        # What is a small difference of large numbers is taken from differences of the vectors.
-        for pairs in (distance < _NEAR * scale).nonzero().split(max(1, _PAIRS // centerd.shape[1])):
-            one, other = pairs.T
-            distance[one, other] = (part[one] - rest[other]).square_().sum(1)
+        # Where the expansion cancels, the distance is computed from the difference of the vectors.
+        for pairs in (distance < _NEAR * scale).nonzero().split(max(1, _PAIRS // centered.shape[1])):
+            row, column = pairs.T
+            distance[row, column] = (part[row] - rest[column]).square_().sum(1)
         yield start, distance.sqrt_()
 
 
 class ClusterSums:
-    """First pass: sums of the vectors of each cluster. Labels may be any integers."""
+    """First pass of the Davies–Bouldin index: sums of the vectors of each cluster.
+
+    Labels may be any integers.
+
+    Example:
+        >>> vectors = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
+        >>> labels = torch.tensor([3, 3, 7, 7])
+        >>> sums = ClusterSums()
+        >>> sums.add(vectors, labels)
+        >>> spreads = sums.result()
+        >>> spreads.add(vectors, labels)
+        >>> spreads.index("mean")
+        0.2
+    """
 
     def __init__(self) -> None:
         self._rows: dict[int, int] = {}
-        """By label: the row of what follows."""
+        """Row of each label in the sums and counts."""
         self._sums: Tensor | None = None
-        """(rows, D), of which there are more than labels, so that new ones find room."""
+        """(rows, D), with spare rows for new labels."""
         self._counts = torch.zeros(0)
 
     def add(self, vectors: Tensor | PatchSet, labels: Tensor) -> None:
-        """Add n vectors of length D, float32 or float64, with labels int64 (n,)."""
+        """Add a batch of vectors.
+
+        Args:
+            vectors: float32 or float64 (n, D), or n patches.
+            labels: int64 (n,).
+        """
         if not len(labels):
             return
-        known, index, counts = labels.unique(return_inverse=True, return_counts=True)
+        distinct, index, counts = labels.unique(return_inverse=True, return_counts=True)
         if isinstance(vectors, PatchSet):
-            sums = vectors.cluster_sums(index, len(known))
+            sums = vectors.cluster_sums(index, len(distinct))
         else:
-            sums = cluster_sums(vectors, index, len(known))
-        rows = [self._rows.setdefault(number, len(self._rows)) for number in known.tolist()]
+            sums = cluster_sums(vectors, index, len(distinct))
+        rows = [self._rows.setdefault(label, len(self._rows)) for label in distinct.tolist()]
         if self._sums is None:
             self._sums, self._counts = sums.new_zeros(sums.shape), sums.new_zeros(len(sums))
         if len(self._rows) > len(self._sums):
             more = max(len(self._rows) - len(self._sums), len(self._sums))
             self._sums = torch.cat([self._sums, self._sums.new_zeros(more, sums.shape[1])])
             self._counts = torch.cat([self._counts, self._counts.new_zeros(more)])
-        place = torch.tensor(rows, device=sums.device)
-        self._sums.index_add_(0, place, sums)
-        self._counts.index_add_(0, place, counts.double())
+        position = torch.tensor(rows, device=sums.device)
+        self._sums.index_add_(0, position, sums)
+        self._counts.index_add_(0, position, counts.double())
 
     def result(self) -> ClusterSpreads:
-        """The second pass, about the centroids found in the first."""
+        """Return the second pass, about the centroids of the vectors added so far.
+
+        Raises:
+            Undefined: No vectors were added.
+        """
         if self._sums is None:
             raise Undefined("no vectors in the sample")
-        numbers = sorted(self._rows)
-        place = torch.tensor([self._rows[number] for number in numbers], device=self._sums.device)
-        counts = self._counts[place]
-        centroids = self._sums[place].div_(counts[:, None])
-        return ClusterSpreads(torch.tensor(numbers, device=centroids.device), centroids, counts)
+        labels = sorted(self._rows)
+        position = torch.tensor([self._rows[label] for label in labels], device=self._sums.device)
+        counts = self._counts[position]
+        centroids = self._sums[position].div_(counts[:, None])
+        return ClusterSpreads(torch.tensor(labels, device=centroids.device), centroids, counts)
 
 
 class ClusterSpreads:
-    """Second pass: mean, or root mean square, distance of the vectors of each cluster to its centroid."""
+    """Second pass of the Davies–Bouldin index: distances of the vectors of each cluster to its centroid.
 
-    def __init__(self, numbers: Tensor, centroids: Tensor, counts: Tensor) -> None:
-        self._numbers = numbers
+    Made by :meth:`ClusterSums.result`.
+
+    Args:
+        labels: int64 (k,), ascending.
+        centroids: float64 (k, D), in the order of the labels.
+        counts: float64 (k,), number of vectors in each cluster.
+    """
+
+    def __init__(self, labels: Tensor, centroids: Tensor, counts: Tensor) -> None:
+        self._labels = labels
         self._centroids = centroids
         self._counts = counts
         self._distance = torch.zeros_like(counts)
         self._square = torch.zeros_like(counts)
 
     def add(self, vectors: Tensor | PatchSet, labels: Tensor) -> None:
-        """Add the same vectors as in the first pass, in any order and any batches."""
+        """Add a batch of the vectors of the first pass; order and batch size may differ.
+
+        Args:
+            vectors: float32 or float64 (n, D), or n patches.
+            labels: int64 (n,).
+        """
         if not len(labels):
             return
-        index = torch.searchsorted(self._numbers, labels)
+        index = torch.searchsorted(self._labels, labels)
         if isinstance(vectors, PatchSet):
             square = vectors.square_distances(self._centroids, index)
         else:
@@ -130,6 +180,13 @@ class ClusterSpreads:
         self._square.index_add_(0, index, square)
 
     def index(self, spread: str) -> float:
-        """The Davies–Bouldin index with ``spread`` "mean" or "rms", of the clusters that have vectors."""
+        """Compute the Davies–Bouldin index of the vectors added.
+
+        Args:
+            spread: "mean" or "rms", for the mean or the root mean square of the distances to the centroid.
+
+        Raises:
+            Undefined: See :func:`davies_bouldin`.
+        """
         mean = (self._distance if spread == "mean" else self._square) / self._counts
         return davies_bouldin(self._centroids, mean if spread == "mean" else mean.sqrt())

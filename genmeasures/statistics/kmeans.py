@@ -1,7 +1,7 @@
-"""k-means: greedy k-means++ restarts on a subsample, the best of them improved by swaps and carried through on all.
+"""k-means clustering: greedy k-means++ restarts on a subsample, improved by swaps and refined on all points.
 
-How often that ends above the best optimum known, by more than 0.05 %, is measured on features of trained networks by
-``python -m benchmarks.optima``.
+``python -m benchmarks.optima`` measures on features of trained networks how often the result is more than 0.05 % worse
+than the best known optimum.
 """
 
 from __future__ import annotations
@@ -13,41 +13,63 @@ import torch
 from torch import Tensor
 
 _SUBSAMPLE = 2000
+"""Points that all restarts run on."""
 _LARGER = 8000
-"""Points that the best restarts are continued and improved on: the order on fewer can differ from that on the whole."""
+"""Points that the best restarts are refined on: the ranking on fewer points can differ from that on all."""
 _CONTENDERS = 3
+"""Restarts that are refined on the larger sample."""
 _SWAPS = 5
-"""Rounds in which centers are moved elsewhere."""
+"""Rounds of swaps."""
 _WEAKEST = 5
-"""Centers of which in one round each is moved once, all others staying."""
+"""Centers tried per round, each moved while all others stay."""
 _TRIAL = 7
-"""Iterations after which the moves of a round are compared."""
+"""Iterations before the swaps of a round are compared."""
 _PROMISING = 2
-"""Of these, those that are carried on."""
+"""Swaps per round that are continued to convergence."""
 _LITTLE = 1e-3
+"""Relative decrease of the inertia below which a batch of restarts has converged."""
 _SAME = 0.1
-"""Of the root mean square distance to the own center, within which centers are taken for the same."""
+"""Centers closer than this fraction of the root mean square distance to the nearest center count as equal."""
 _FINALISTS = 3
-"""Of all these, those continued on all points."""
+"""Candidates that are refined on all points."""
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """centers float64 (k, d); labels int64 (n,); inertia: sum of squared distances to the own center."""
+    """Result of :func:`kmeans`."""
 
     centers: Tensor
+    """float64 (k, d)."""
     labels: Tensor
+    """int64 (n,), index of the center of each point."""
     inertia: float
+    """Sum of the squared distances of points to their centers."""
 
 
 def kmeans(points: Tensor, k: int, generator: torch.Generator, restarts: int = 10, iterations: int = 300) -> Clusters:
-    """Cluster points float64 (n, d) into k (fewer where there are fewer distinct points).
+    """Cluster points into k clusters, or fewer if there are fewer distinct points.
 
-    Restarts: greedy k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's iterations on a subsample,
-    all restarts in one batch. The best go on with a larger one, on which centers of little use are
-    moved to points drawn as by k-means++ (as in Lattanzi & Sohler 2019, the most promising of them
-    followed by Lloyd's iterations), and the best of all with all points until no label changes. A single
-    start is carried through as it is. The random numbers come from the generator (on the CPU) alone.
+    All restarts run in one batch on a subsample: greedy k-means++ (Arthur & Vassilvitskii 2007) followed
+    by Lloyd's iterations. The best ones are refined on a larger sample, on which the least useful centers
+    are moved to points drawn as in k-means++ (Lattanzi & Sohler 2019) and the most promising of these
+    swaps are followed by Lloyd's iterations. The best candidates are refined on all points until no label
+    changes. A single restart has no swaps.
+
+    Args:
+        points: float64 (n, d).
+        k: Number of clusters.
+        generator: Only source of random numbers, on the CPU.
+        restarts: Number of starts by k-means++.
+        iterations: Maximum number of Lloyd's iterations per refinement.
+
+    Returns:
+        Centers, labels and inertia of the best solution.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [2.0], [10.0], [12.0]], dtype=torch.float64)
+        >>> clusters = kmeans(points, 2, torch.Generator().manual_seed(0))
+        >>> clusters.centers.sort(0).values.flatten().tolist(), clusters.inertia
+        ([1.0, 11.0], 4.0)
     """
     n = len(points)
     origin = points.mean(0)
@@ -70,17 +92,30 @@ def kmeans(points: Tensor, k: int, generator: torch.Generator, restarts: int = 1
 
 
 def assign(points: Tensor, centers: Tensor) -> Tensor:
-    """int64 (n,): index of the nearest of centers (k, d) for points (n, d), both float64."""
+    """Find the nearest center of each point.
+
+    Args:
+        points: float64 (n, d).
+        centers: float64 (k, d).
+
+    Returns:
+        int64 (n,), indices of centers.
+
+    Example:
+        >>> centers = torch.tensor([[0.0], [10.0]], dtype=torch.float64)
+        >>> assign(torch.tensor([[1.0], [8.0]], dtype=torch.float64), centers)
+        tensor([0, 1])
+    """
     return _relative_distances(points.T, centers).argmin(0)
 
 
 def _relative_distances(columns: Tensor, centers: Tensor) -> Tensor:
-    """(…, k, n): ‖x − c‖² − ‖x‖² for points as columns (d, n): clusters first, so that reductions run along n."""
+    """(…, k, n): ‖x − c‖² − ‖x‖² of points as columns (d, n); clusters come first so that reductions run along n."""
     return torch.matmul(-2 * centers, columns).add_(centers.square().sum(-1)[..., None])
 
 
 def _plus_plus(points: Tensor, k: int, restarts: int, generator: torch.Generator) -> Tensor:
-    """(restarts, k, d) starting centers by greedy k-means++ with 2 + ln k candidates a step."""
+    """(restarts, k, d): initial centers by greedy k-means++ with 2 + ln k candidates per step."""
     n, d = points.shape
     trials = 2 + int(math.log(k))
     first = torch.randint(n, (restarts,), generator=generator, device=generator.device).to(points.device)
@@ -101,17 +136,18 @@ def _plus_plus(points: Tensor, k: int, restarts: int, generator: torch.Generator
 
 
 def _square_distances(points: Tensor, centers: Tensor) -> Tensor:
+    """(k, n): ‖x − c‖² of points (n, d)."""
     return _relative_distances(points.T, centers).add_(points.square().sum(1)).clamp_(min=0)
 
 
 def _lloyd_batch(points: Tensor, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations for all restarts at once: (restarts, k, d) centers and (restarts,) inertias.
 
-    They end when no restart gains much: the best are carried to the end on all points.
+    They end when no restart improves much: the best ones are refined later on all points.
     """
     k = centers.shape[1]
     columns = points.T.contiguous()
-    numbers = torch.arange(k, device=points.device)[:, None]
+    clusters = torch.arange(k, device=points.device)[:, None]
     total = points.square().sum()
     inertias = total.new_full((len(centers),), math.inf)
     for _ in range(iterations):
@@ -119,7 +155,7 @@ def _lloyd_batch(points: Tensor, centers: Tensor, iterations: int) -> tuple[Tens
         before, inertias = inertias, least.sum(1) + total
         if bool((inertias >= (1 - _LITTLE) * before).all()):
             break
-        member = (labels[:, None] == numbers).to(points.dtype)
+        member = (labels[:, None] == clusters).to(points.dtype)
         counts = member.sum(2, keepdim=True)
         centers = torch.where(counts > 0, (member @ points) / counts.clamp(min=1), centers)
     return centers, inertias
@@ -128,7 +164,7 @@ def _lloyd_batch(points: Tensor, centers: Tensor, iterations: int) -> tuple[Tens
 def _swapped(
     points: Tensor, centers: Tensor, inertias: Tensor, iterations: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The centers (r, k, d) and inertias (r,), and what swaps in the best of them lead to."""
+    """The centers (r, k, d) and inertias (r,), followed by those that swaps in the best of them lead to."""
     squares = points.square().sum(1)
     for _ in range(_SWAPS):
         best = centers[inertias.argmin()]
@@ -136,7 +172,7 @@ def _swapped(
         distance = _relative_distances(points.T, best).add_(squares).clamp_(min=0)
         first, labels = distance.min(0)
         second = distance.scatter_(0, labels[None], math.inf).amin(0)
-        loss = first.new_zeros(k).index_add_(0, labels, second - first)  # what the points of a center would lose
+        loss = first.new_zeros(k).index_add_(0, labels, second - first)  # increase of inertia without each center
         weakest = loss.argsort()[:_WEAKEST]
         mass = torch.where(labels == weakest[:, None], second, first).cumsum(1)
         draws = torch.rand(len(weakest), 1, generator=generator, device=generator.device, dtype=torch.float64)
@@ -150,27 +186,29 @@ def _swapped(
 
 
 def _distinct_best(centers: Tensor, inertias: Tensor, points: int, count: int) -> list[Tensor]:
-    """The best of (r, k, d), no two of which have the same centers: two may be as good and far apart."""
+    """The best of (r, k, d) without duplicates: solutions with equal inertia can still have different centers."""
     radius = _SAME * math.sqrt(max(0.0, float(inertias.min())) / points)
     best: list[Tensor] = []
     for index in inertias.argsort().tolist():
-        one = centers[index]
-        if len(best) < count and all(float(torch.cdist(one, other).amin(1).max()) > radius for other in best):
-            best.append(one)
+        candidate = centers[index]
+        if len(best) < count and all(
+            float(torch.cdist(candidate, previous).amin(1).max()) > radius for previous in best
+        ):
+            best.append(candidate)
     return best
 
 
 def _lloyd(points: Tensor, centers: Tensor, iterations: int) -> Clusters:
-    """Lloyd's iterations until no label changes, with Hamerly's bounds (2010).
+    """Lloyd's iterations until no label changes, with the bounds of Hamerly (2010).
 
-    A point keeps its label while its center is surely nearer than any other; only the rest is
-    compared with all centers, and only points that change move the sums.
+    A point keeps its label as long as the bounds guarantee that its center is the nearest. Only the other
+    points are compared with all centers, and only points that change cluster update the sums.
     """
     columns = points.T.contiguous()
     squares = points.square().sum(1)
     same_point = 1e-20 * float(squares.mean())
-    # By how much a point's own center was nearer than the next one, as of the beginning: what its center,
-    # and the one that moves most, have moved since then is compared with it.
+    # How much closer a point was to its center than to the second nearest one. It is compared with the distance
+    # that its center and the fastest moving center have moved since then.
     labels, slack = _nearest_two(columns, squares, centers)
     moved = slack.new_zeros(len(centers))
     sums, counts = _sums(points, labels, len(centers))
@@ -207,7 +245,7 @@ def _lloyd(points: Tensor, centers: Tensor, iterations: int) -> Clusters:
 
 
 def _nearest_two(columns: Tensor, squares: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Label of the nearest center, and how much farther the second nearest is (∞ with one center)."""
+    """Label of the nearest center, and how much farther away the second nearest is (∞ with one center)."""
     distance = _relative_distances(columns, centers)
     least, labels = distance.min(0)
     distance.scatter_(0, labels[None], math.inf)
@@ -217,12 +255,13 @@ def _nearest_two(columns: Tensor, squares: Tensor, centers: Tensor) -> tuple[Ten
 
 
 def _sums(points: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(k, d) sums of the points of each cluster, and (k,) their counts."""
     member = (labels == torch.arange(k, device=labels.device)[:, None]).to(points.dtype)
     return member @ points, member.sum(1)
 
 
 def _refill(points: Tensor, labels: Tensor, centers: Tensor, sums: Tensor, counts: Tensor, same_point: float) -> Tensor:
-    """Centers without the empty clusters: one of them takes the point worst served, the others go for now."""
+    """Centers without those of empty clusters, one of which moves to the point farthest from its center."""
     full = counts > 0
     error = (points - centers[labels]).square().sum(1)
     farthest = int(error.argmax())

@@ -1,4 +1,4 @@
-"""Gaussian mixtures with full covariances, one for each cluster of a sample, by expectation-maximization."""
+"""Gaussian mixtures with full covariance matrices, one per cluster, fitted by expectation-maximization."""
 
 from __future__ import annotations
 
@@ -12,48 +12,89 @@ from genmeasures.errors import Undefined
 from genmeasures.statistics.kmeans import kmeans
 
 _SUBSAMPLE = 2000
+"""Points per cluster that EM starts on."""
 _NO_WEIGHT = 1e-10
+"""Components with a smaller weight are dropped."""
 _BLOCK = 2048
-"""Points whose densities are computed at a time: what is computed of them stays in cache."""
+"""Points per block of densities: intermediate results stay in cache."""
 _LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
 class Mixtures:
-    """The components of all clusters' mixtures, side by side (g of them).
+    """The g components of the mixtures of all clusters.
 
-    cluster: int64 (g,), whose mixture a component belongs to. log_weights: float64 (g,), within
-    its mixture. means: float64 (g, d). precisions: float64 (g, d, d), upper triangular U with
-    U Uᵀ = Σ⁻¹. note: a remark on clusters that got fewer components than asked for, or "".
+    Example:
+        >>> standard = Mixtures(
+        ...     cluster=torch.tensor([0]),
+        ...     log_weights=torch.zeros(1, dtype=torch.float64),
+        ...     means=torch.zeros(1, 2, dtype=torch.float64),
+        ...     precisions=torch.eye(2, dtype=torch.float64)[None],
+        ...     note="",
+        ... )
+        >>> density = standard.mixture_log_densities(torch.zeros(1, 2, dtype=torch.float64)).exp()
+        >>> round(1 / float(density), 12) == round(2 * math.pi, 12)
+        True
     """
 
     cluster: Tensor
+    """int64 (g,), label of the cluster that each component belongs to."""
     log_weights: Tensor
+    """float64 (g,), log of the weight of each component within its mixture."""
     means: Tensor
+    """float64 (g, d)."""
     precisions: Tensor
+    """float64 (g, d, d), upper triangular U with U Uᵀ = Σ⁻¹."""
     note: str
+    """Which clusters have fewer components than requested, "" if none."""
 
     def component_log_densities(self, points: Tensor) -> Tensor:
-        """float64 (n, g): log N(w; μ, Σ) of points float64 (n, d) under every component."""
+        """Compute log N(x; μ, Σ) of each point x under each component.
+
+        Args:
+            points: float64 (n, d).
+
+        Returns:
+            float64 (n, g).
+        """
         g, d = self.means.shape
         constant = self.precisions.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * d * _LOG_2PI
         shift = -torch.einsum("gd,gde->ge", self.means, self.precisions).reshape(g * d, 1)
         whitening = self.precisions.mT.reshape(g * d, d)
-        made = points.new_empty(g, len(points))
-        for part, out in zip(points.split(_BLOCK), made.split(_BLOCK, 1), strict=True):
-            # Points along: the sums over d run over contiguous memory.
+        densities = points.new_empty(g, len(points))
+        for part, out in zip(points.split(_BLOCK), densities.split(_BLOCK, 1), strict=True):
+            # Points come last, so that each step of the sum over d runs over contiguous memory.
             square = torch.addmm(shift, whitening, part.T).view(g, d, -1).square_().sum(1)
             torch.add(constant[:, None], square, alpha=-0.5, out=out)
-        return made.T
+        return densities.T
 
     def mixture_log_densities(self, points: Tensor) -> Tensor:
-        """float64 (n, clusters): log density of each cluster's mixture."""
+        """Compute the log density of each point under the mixture of each cluster.
+
+        Args:
+            points: float64 (n, d).
+
+        Returns:
+            float64 (n, clusters), in the order of the labels.
+        """
         joint = self.component_log_densities(points) + self.log_weights
         return torch.stack([joint[:, self.cluster == i].logsumexp(1) for i in self.cluster.unique()], 1)
 
 
 def components_for(size: int, dimensions: int, components: int) -> int:
-    """How many full-covariance components a cluster of that size can carry: d + 1 points for each, at least one."""
+    """Return the number of full-covariance components for a cluster.
+
+    A component needs d + 1 points; a cluster has at least one component.
+
+    Args:
+        size: Number of points in the cluster.
+        dimensions: Dimensions d of the points.
+        components: Number of components requested, which is the maximum.
+
+    Example:
+        >>> components_for(100, dimensions=2, components=4), components_for(7, dimensions=2, components=4)
+        (4, 2)
+    """
     return max(1, min(components, size // (dimensions + 1)))
 
 
@@ -66,15 +107,35 @@ def fit_mixtures(
     tolerance: float = 1e-3,
     iterations: int = 200,
 ) -> Mixtures:
-    """Fit a mixture of full-covariance Gaussians to each cluster of points float64 (n, d), labels int64 (n,).
+    """Fit a mixture of Gaussians with full covariance matrices to each cluster.
 
-    Every covariance gets ``regularization`` times the mean variance of a dimension of *all* points
-    on its diagonal, so dead dimensions and clusters of equal points stay defined whatever the
-    scale of the features. A cluster too small for so many components gets fewer
-    (:func:`components_for`). EM starts from k-means within the cluster, runs on a subsample first
-    and ends on all points when the mean log-likelihood gains less than ``tolerance``.
+    EM starts from k-means within the cluster, runs on a subsample first and then on all points. Clusters
+    that are too small for the requested number of components get fewer (:func:`components_for`).
 
-    Raises Undefined if the points have no variance.
+    Args:
+        points: float64 (n, d).
+        labels: int64 (n,), the cluster of each point.
+        components: Number of components per cluster.
+        generator: Source of random numbers, on the CPU.
+        regularization: Added to the diagonal of each covariance matrix, as a multiple of the mean variance per
+            dimension of *all* points. It keeps the fit defined for constant dimensions and for clusters of
+            equal points, at any scale of the features.
+        tolerance: EM ends when the mean log-likelihood increases by less than this.
+        iterations: Maximum number of EM iterations.
+
+    Returns:
+        The mixtures of all clusters.
+
+    Raises:
+        Undefined: The points have no variance.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [2.0], [10.0], [14.0]], dtype=torch.float64)
+        >>> mixtures = fit_mixtures(points, torch.tensor([0, 0, 1, 1]), 1, torch.Generator().manual_seed(0))
+        >>> mixtures.means.flatten().tolist()
+        [1.0, 12.0]
+        >>> (1 / mixtures.precisions.flatten() ** 2).round(decimals=2).tolist()  # variances
+        [1.0, 4.0]
     """
     d = points.shape[1]
     scale = float(points.var(0, correction=0).mean())
@@ -103,7 +164,7 @@ def fit_mixtures(
 
 
 class _Frame:
-    """One cluster in its own standard coordinates, where the quadratic features below are well conditioned."""
+    """EM of one cluster in whitened coordinates, in which the quadratic features are well conditioned."""
 
     def __init__(self, label: int, m: int, points: Tensor, ridge: float, generator: torch.Generator) -> None:
         self.label = label
@@ -111,19 +172,19 @@ class _Frame:
         n, d = points.shape
         eye = torch.eye(d, dtype=points.dtype, device=points.device)
         self._center = points.mean(0)
-        centerd = points - self._center
-        self._root = torch.linalg.cholesky(centerd.T @ centerd / n + ridge * eye)
+        centered = points - self._center
+        self._root = torch.linalg.cholesky(centered.T @ centered / n + ridge * eye)
         inverse = torch.linalg.solve_triangular(self._root, eye, upper=False)
-        self._white = centerd @ inverse.T
+        self._white = centered @ inverse.T
         self.ridge = ridge * inverse @ inverse.T
         chosen = torch.randperm(n, generator=generator, device=generator.device)[:_SUBSAMPLE].to(points.device)
         self.part = self._white[chosen]
-        # In the points' own coordinates, where the directions that matter are the long ones.
+        # In the original coordinates, in which directions with a large variance matter most.
         self.members = kmeans(points[chosen], m, generator, restarts=1).labels
         self.weights = self.means = self.precisions = points
 
     def finish(self, parameters: _Parameters, tolerance: float, iterations: int) -> None:
-        """EM on all points, and back to the coordinates of the points."""
+        """Run EM on all points and transform the result back to the original coordinates."""
         if len(self._white) > len(self.part):
             batch = (part[None] for part in parameters)
             parameters = _climb(tuple(batch), _quadratic(self._white)[None], self.ridge[None], tolerance, iterations)  # type: ignore[arg-type]
@@ -135,21 +196,23 @@ class _Frame:
         self.weights = weights[alive] / weights[alive].sum()
         self.means = means[alive] @ self._root.T + self._center
         self.precisions = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT
-        self._white = self.part = self.means  # the points are not needed any more
+        self._white = self.part = self.means  # releases the points
 
 
 def _start(frames: list[_Frame], tolerance: float, iterations: int) -> list[_Parameters]:
-    """EM on the subsamples of clusters with equally many components, all in one batch, from k-means within each."""
+    """EM from k-means on the subsamples of clusters with the same number of components, all in one batch."""
     m = frames[0].m
     longest = max(len(frame.part) for frame in frames)
-    # Columns of zeros pad the shorter ones: a zero column adds nothing to any sum.
+    # Shorter subsamples are padded with columns of zeros, which add nothing to any sum.
     quadratic = torch.stack(
         [torch.nn.functional.pad(_quadratic(frame.part), (0, longest - len(frame.part))) for frame in frames]
     )
-    numbers = torch.arange(m, device=quadratic.device)[:, None]
+    components = torch.arange(m, device=quadratic.device)[:, None]
     resp = torch.stack(
         [
-            torch.nn.functional.pad((frame.members == numbers).to(quadratic.dtype), (0, longest - len(frame.members)))
+            torch.nn.functional.pad(
+                (frame.members == components).to(quadratic.dtype), (0, longest - len(frame.members))
+            )
             for frame in frames
         ]
     )
@@ -161,9 +224,9 @@ def _start(frames: list[_Frame], tolerance: float, iterations: int) -> list[_Par
 
 
 def _quadratic(x: Tensor) -> Tensor:
-    """float64 (F, n), F = 1 + d + d(d+1)/2: rows 1, x and the upper triangle of x xᵀ, in which EM is two products.
+    """float64 (F, n), F = 1 + d + d(d+1)/2: rows 1, x and the upper triangle of x xᵀ, so that EM is two products.
 
-    Features run down and points along, so that every step is one over contiguous memory.
+    Points are columns, so that each step runs over contiguous memory.
     """
     columns = x.T.contiguous()
     row, column = torch.triu_indices(len(columns), len(columns), device=x.device)
@@ -175,7 +238,7 @@ _Parameters = tuple[Tensor, Tensor, Tensor]
 
 
 def _maximize(resp: Tensor, quadratic: Tensor, ridge: Tensor) -> _Parameters:
-    """M step from resp (c, m, n) and features (c, F, n); a component without points gets no weight."""
+    """M step from responsibilities (c, m, n) and features (c, F, n); a component without points gets weight 0."""
     sums = resp @ quadratic.mT
     mass = sums[..., 0]
     weights = mass / mass.sum(1, keepdim=True)
@@ -203,20 +266,20 @@ def _log_joint(parameters: _Parameters, quadratic: Tensor) -> Tensor:
     constant = constant - 0.5 * (linear * mean).sum(-1)
     row, column = torch.triu_indices(d, d, device=mean.device)
     square = torch.where(row == column, -0.5, -1.0) * precision[..., row, column]
-    # log 0 of a component without weight would make 0 · −∞ of the padding.
+    # log 0 of a component without weight would give 0 · −∞ = NaN in the padding.
     coefficients = torch.cat([constant.clamp(min=-1e30)[..., None], linear, square], -1)
     return coefficients @ quadratic
 
 
 def _climb(parameters: _Parameters, quadratic: Tensor, ridge: Tensor, tolerance: float, iterations: int) -> _Parameters:
-    """EM on each mixture until its mean log-likelihood gains less than the tolerance."""
+    """EM on each mixture until its mean log-likelihood increases by less than the tolerance."""
     ended = [part.clone() for part in parameters]
     running = torch.arange(len(quadratic), device=quadratic.device)
     present = quadratic[:, 0]
     last = quadratic.new_full((len(quadratic),), -math.inf)
     for _ in range(iterations):
         joint = _log_joint(parameters, quadratic)
-        # logsumexp along a dimension of few components, written out: each step is one long loop.
+        # logsumexp along the short dimension of components, written out so that each step is one long loop.
         peak = joint.amax(1, keepdim=True)
         joint.sub_(peak).exp_()
         total = joint.sum(1, keepdim=True)

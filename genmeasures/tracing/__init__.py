@@ -1,4 +1,4 @@
-"""What layers a model has, in the order it runs them, and what each reads: one traced forward pass."""
+"""Layer discovery and observation: layers in running order, their receptive fields, and access to their tensors."""
 
 from genmeasures.tracing.geometry import Geometry, geometry_of
 from genmeasures.tracing.layout import fastest_layout

@@ -1,4 +1,4 @@
-"""Receptive fields: which input elements a layer reads to make one output pixel."""
+"""Receptive fields: the input elements that a layer reads for each output position."""
 
 from __future__ import annotations
 
@@ -20,9 +20,19 @@ MeasuredModule: TypeAlias = (
 
 @dataclass(frozen=True)
 class Geometry:
-    """Kernel arithmetic of one layer on inputs of one spatial size; one entry a spatial dimension.
+    """Kernel arithmetic of a layer for one spatial input size; tuples have one entry per spatial dimension.
 
     A linear layer has no kernel: its patch is the input vector at the same position.
+
+    Example:
+        >>> geometry = geometry_of(nn.Conv2d(3, 8, 3, padding=1), (1, 3, 4, 4), (1, 8, 4, 4))
+        >>> geometry.patch_size
+        27
+        >>> geometry.read(0)  # rows read by each output row, -1 for padding
+        tensor([[-1,  0,  1],
+                [ 0,  1,  2],
+                [ 1,  2,  3],
+                [ 2,  3, -1]])
     """
 
     channels: int
@@ -39,12 +49,12 @@ class Geometry:
 
     @property
     def patch_size(self) -> int:
-        """D: input channels times kernel elements."""
+        """Length D of a patch: input channels times kernel elements."""
         return self.channels * math.prod(self.kernel)
 
     @property
     def after(self) -> tuple[int, ...]:
-        """Padding behind the last element of each dimension that a convolution reads, at least 0."""
+        """Padding after the last element of each dimension that a convolution reads, at least 0."""
         sizes = zip(self.output_spatial, self.stride, self.kernel, self.dilation, strict=True)
         reach = [(out - 1) * stride + dilation * (kernel - 1) + 1 for out, stride, kernel, dilation in sizes]
         return tuple(
@@ -53,18 +63,25 @@ class Geometry:
         )
 
     def read(self, dimension: int) -> Tensor:
-        """int64 (output size, kernel size): input index read along a dimension, −1 where it reads a zero."""
+        """Return the input indices that are read along one dimension.
+
+        Args:
+            dimension: Index of the spatial dimension.
+
+        Returns:
+            int64 (output size, kernel size), −1 where a zero of the padding is read.
+        """
         size, kernel = self.input_spatial[dimension], self.kernel[dimension]
         stride, dilation, before = self.stride[dimension], self.dilation[dimension], self.before[dimension]
         out = torch.arange(self.output_spatial[dimension], device="cpu")[:, None]
-        tap = torch.arange(kernel, device="cpu")[None, :] * dilation
+        offset = torch.arange(kernel, device="cpu")[None, :] * dilation
         if self.transposed:
-            # Element i of the input is written to outputs i·stride − padding + tap: solved for i.
-            place = out + before - tap
-            index = torch.div(place, stride, rounding_mode="floor")
-            inside = (place % stride == 0) & (index >= 0) & (index < size)
+            # Input element i is added to outputs i · stride − padding + offset, which is solved for i.
+            numerator = out + before - offset
+            index = torch.div(numerator, stride, rounding_mode="floor")
+            inside = (numerator % stride == 0) & (index >= 0) & (index < size)
             return torch.where(inside, index, -1)
-        index = out * stride - before + tap
+        index = out * stride - before + offset
         if self.padding_mode == "circular":
             return index % size
         if self.padding_mode == "replicate":
@@ -76,11 +93,11 @@ class Geometry:
 
     @cached_property
     def _tables(self) -> tuple[Tensor, ...]:
-        """What :meth:`read` gives for each dimension, times its step in the flattened input."""
+        """Indices of :meth:`read` for each dimension, times the stride of the dimension in the flattened input."""
         tables = []
         for dimension in range(len(self.input_spatial)):
             read = self.read(dimension)
-            # A zero in one dimension outweighs the others: their sum is negative wherever a zero is read.
+            # A zero in one dimension outweighs the other dimensions: the sum is negative wherever a zero is read.
             tables.append(
                 torch.where(
                     read < 0, -math.prod(self.input_spatial), read * math.prod(self.input_spatial[dimension + 1 :])
@@ -89,19 +106,36 @@ class Geometry:
         return tuple(tables)
 
     def field(self, positions: Tensor) -> Tensor:
-        """int64 (n, K): flattened input positions read for flattened output positions (n,), negative for zeros.
+        """Return the input positions that are read for some output positions.
 
-        From a small table a dimension: one of all positions at once would take K times the layer's output.
+        They are computed from a small table per dimension, because a table of all positions would be K times as
+        large as the output of the layer.
+
+        Args:
+            positions: int64 (n,), flattened output positions.
+
+        Returns:
+            int64 (n, K) for K kernel elements: flattened input positions, negative where a zero is read.
         """
         index = positions.new_zeros(len(positions), 1)
         for dimension, table in enumerate(self._tables):
-            place = positions // math.prod(self.output_spatial[dimension + 1 :]) % self.output_spatial[dimension]
-            index = (index[:, :, None] + table.to(positions.device)[place][:, None, :]).flatten(1)
+            coordinate = positions // math.prod(self.output_spatial[dimension + 1 :]) % self.output_spatial[dimension]
+            index = (index[:, :, None] + table.to(positions.device)[coordinate][:, None, :]).flatten(1)
         return index
 
 
 def geometry_of(module: MeasuredModule, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Geometry:
-    """The geometry of a layer called with an input (B, …) of that shape."""
+    """Compute the geometry of a layer from the shapes of one call.
+
+    Args:
+        module: The layer.
+        input_shape: Shape of its input (B, …).
+        output_shape: Shape of its output (B, …).
+
+    Example:
+        >>> geometry_of(nn.Linear(5, 2), (1, 5), (1, 2)).patch_size
+        5
+    """
     if isinstance(module, nn.Linear):
         spatial = input_shape[1:-1]
         ones = (1,) * len(spatial)
@@ -109,7 +143,7 @@ def geometry_of(module: MeasuredModule, input_shape: tuple[int, ...], output_sha
     kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)
     padding = module.padding
     if padding == "same":
-        # PyTorch puts the odd element at the end.
+        # If the total padding is odd, PyTorch adds the extra element at the end.
         before = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
     elif padding == "valid":
         before = (0,) * len(kernel)
@@ -129,9 +163,19 @@ def geometry_of(module: MeasuredModule, input_shape: tuple[int, ...], output_sha
 
 
 def follows_geometry(module: MeasuredModule, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> bool:
-    """Whether the output (B, …) has the shape that the layer's options give for the input (B, …).
+    """Whether the output has the shape that follows from the layer's options and its input.
 
-    It has not where a subclass pads, crops or adds channels of its own accord.
+    This is false for subclasses that pad, crop or add channels in their own forward method.
+
+    Args:
+        module: The layer.
+        input_shape: Shape of its input (B, …).
+        output_shape: Shape of its output (B, …).
+
+    Example:
+        >>> conv = nn.Conv2d(1, 2, 3)
+        >>> follows_geometry(conv, (1, 1, 8, 8), (1, 2, 6, 6)), follows_geometry(conv, (1, 1, 8, 8), (1, 2, 8, 8))
+        (True, False)
     """
     if isinstance(module, nn.Linear):
         return input_shape[-1] == module.in_features and output_shape == (*input_shape[:-1], module.out_features)

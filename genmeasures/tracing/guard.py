@@ -1,4 +1,4 @@
-"""Leaves a model as it was found."""
+"""Protection of models: a model is the same before and after it is measured."""
 
 from __future__ import annotations
 
@@ -17,21 +17,34 @@ from genmeasures.tracing.snapshot import keep, same_values
 log = logging.getLogger(__name__)
 
 _STATISTICS = re.compile(r"(^|_)(running|moving)_")
-"""Buffers that are learned from data, as the parameters are. Others may be infinite on purpose, as masks are."""
+"""Buffers that are estimated from data. Other buffers may be infinite on purpose, as masks are."""
 
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model in evaluation mode on the device; at the end it is exactly as it was before.
+    """Put a model into evaluation mode on a device, and restore it exactly at the end, also after an exception.
 
-    It goes into evaluation mode and back by its own ``eval()`` and ``train()``, so that adapters merge
-    and part again. Then everything that it keeps is put back (:func:`~genmeasures.tracing.snapshot.keep`
-    says what can be seen): values of parameters, buffers and plain attributes, what was added or taken
-    away, hooks, modes, devices, memory layouts, ``requires_grad`` and gradients, also after an
-    exception. On the device the model runs on copies of its parameters.
+    Modes are switched with the model's own ``eval()`` and ``train()``, so that adapters are merged and unmerged.
+    The whole state of the model is then restored: values of parameters, buffers and plain attributes, added
+    and removed attributes, hooks, modes, devices, memory layouts, ``requires_grad`` and gradients.
+    :func:`~genmeasures.tracing.snapshot.keep` describes what is covered. Inside the context the model runs on
+    copies of its parameters.
 
-    Raises ModelError naming the first parameter or running statistic that is NaN or infinite, or the
-    first parameter or buffer that is not initialized.
+    Args:
+        model: The model.
+        device: Device that it runs on.
+
+    Raises:
+        ModelError: A parameter or running statistic is NaN or infinite, or a parameter or buffer is not
+            initialized. The message names the first one.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> weight = net.weight.detach().clone()
+        >>> with undisturbed(net, torch.device("cpu")), torch.no_grad():
+        ...     _ = net.weight.zero_()
+        >>> torch.equal(net.weight, weight), net.training
+        (True, True)
     """
     _check_values(model)
     with ExitStack() as undo:
@@ -47,19 +60,26 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def lent(model: nn.Module, device: torch.device, own: Collection[str] = ()) -> Iterator[Callable[[], list[str]]]:
-    """Lend a model that is undisturbed already to one of its measures: at the end it is as before, again exactly.
+    """Lend a model to one measure inside :func:`undisturbed`, and restore it exactly at the end.
 
-    So no measure sees what another has left. Parameters are copied once more, and nothing is compared unless the
-    function that it yields is called.
+    No measure sees changes by another one. Parameters are copied again, and nothing is compared unless the
+    yielded function is called.
 
     Args:
-        model: the model, on the device.
-        device: where it runs.
-        own: what the model changes by itself when it runs, as :meth:`State.changes` said.
+        model: The model, on the device.
+        device: Device that it runs on.
+        own: Changes that the model makes by itself whenever it runs, as returned by :meth:`State.changes`.
 
     Yields:
-        A function that says what has been changed since, of parameters, buffers, ``requires_grad``, modes, hooks and
-        modules, but not of what is the model's own.
+        A function that returns the changes so far to parameters, buffers, ``requires_grad``, modes, hooks and
+        modules, except those in ``own``.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> with lent(net, torch.device("cpu")) as changes, torch.no_grad():
+        ...     _ = net.bias.add_(1)
+        ...     changes()
+        ['bias has changed']
     """
     before = State(model)
     with ExitStack() as undo:
@@ -68,10 +88,10 @@ def lent(model: nn.Module, device: torch.device, own: Collection[str] = ()) -> I
 
 
 class State:
-    """What a measure must leave as it is, to be compared with what it is later.
+    """State of a model that a measure must not change, for comparison with its later state.
 
-    Of parameters the memory is noted down, not the contents: where they have other memory by then, as in
-    :func:`lent`, contents are compared; where they have the same, their count of writes tells.
+    For parameters the memory is recorded instead of a copy of the contents. If a parameter still has the same memory
+    later, its version counter tells whether it was written to; else, as in :func:`lent`, contents are compared.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -90,66 +110,69 @@ class State:
 
     @torch.no_grad()
     def changes(self, model: nn.Module) -> list[str]:
-        """What is not as it was, a sentence each."""
+        """Return the differences between the model and this state, one sentence per difference."""
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        now, known = {*parameters, *buffers}, {*self._parameters, *self._buffers}
-        said = [f"{name} is gone" for name in known - now] + [f"{name} is new" for name in now - known]
+        after, before = {*parameters, *buffers}, {*self._parameters, *self._buffers}
+        messages = [f"{name} is gone" for name in before - after] + [f"{name} is new" for name in after - before]
         changed = [
-            name for name, one in buffers.items() if name in self._buffers and not _same(one, self._buffers[name])
+            name for name, buffer in buffers.items() if name in self._buffers and not _same(buffer, self._buffers[name])
         ]
-        for name, (before, version) in self._parameters.items():
+        for name, (data, version) in self._parameters.items():
             if name in parameters:
-                one = parameters[name]
-                written = one._version != version if _place(one) == _place(before) else not _same(one, before)
+                tensor = parameters[name]
+                same_memory = _address(tensor) == _address(data)
+                written = tensor._version != version if same_memory else not _same(tensor, data)
                 changed += [name] if written else []
         marks = _marks(model)
-        said = sorted(said) + [f"{name} has changed" for name in changed]
-        return said + [mark for mark in self._marks if mark in marks and marks[mark] != self._marks[mark]]
+        messages = sorted(messages) + [f"{name} has changed" for name in changed]
+        return messages + [mark for mark in self._marks if mark in marks and marks[mark] != self._marks[mark]]
 
 
 def _marks(model: nn.Module) -> dict[str, object]:
-    """What can be compared by ``==``, by what is said where it differs."""
-    made: dict[str, object] = {}
+    """State that is compared by ``==``, by the message for a difference."""
+    marks: dict[str, object] = {}
     for name, parameter in model.named_parameters():
-        made[f"requires_grad of {name} has changed"] = parameter.requires_grad
+        marks[f"requires_grad of {name} has changed"] = parameter.requires_grad
     for name, module in model.named_modules():
-        called = f"{type(module).__name__} {name}".strip()
-        made[f"the mode of {called} has changed"] = module.training
-        made[f"the modules of {called} have changed"] = [(key, id(one)) for key, one in module._modules.items()]
+        label = f"{type(module).__name__} {name}".strip()
+        marks[f"the mode of {label} has changed"] = module.training
+        marks[f"the modules of {label} have changed"] = [(key, id(child)) for key, child in module._modules.items()]
         hooks = (list(held) for key, held in vars(module).items() if key.endswith("_hooks") and isinstance(held, dict))
-        made[f"a hook is left on {called}, or taken from it"] = list(hooks)
-    return made
+        marks[f"a hook was added to {label} or removed from it"] = list(hooks)
+    return marks
 
 
-def _place(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
+    """Address of the memory of a tensor; 0 if it has no memory of its own."""
     try:
         return tensor.data_ptr()
-    except (RuntimeError, NotImplementedError):  # sparse ones and wrappers have no memory of their own
+    except (RuntimeError, NotImplementedError):  # a sparse tensor or a wrapper
         return 0
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same, on whatever device; what cannot be compared counts as the same."""
-    if one.shape != other.shape or one.dtype != other.dtype:
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors, on any devices, are equal; tensors that cannot be compared count as equal."""
+    if first.shape != second.shape or first.dtype != second.dtype:
         return False
     try:
-        return same_values(one, other.to(one.device))
-    except (RuntimeError, NotImplementedError):  # packed, sparse or nested ones
+        return same_values(first, second.to(first.device))
+    except (RuntimeError, NotImplementedError):  # packed, sparse or nested tensors
         return True
 
 
 def _train_again(modules: Sequence[nn.Module]) -> None:
-    """Go back to training mode as the modules themselves do; what that leaves another is put back after it."""
+    """Call the modules' own ``train()``; any differences that remain are restored afterwards."""
     for module in modules:
         if not module.training:
             try:
                 module.train()
-            except Exception:  # whatever a user's model raises
+            except Exception:  # a user's model may raise anything
                 log.debug("train() failed", exc_info=True)
 
 
 @torch.no_grad()
 def _check_values(model: nn.Module) -> None:
+    """Raise ModelError for uninitialized, NaN or infinite parameters and running statistics."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
             raise ModelError(f"{name} is not initialized: load its values, or run a lazy model on one batch first")

@@ -1,4 +1,4 @@
-"""The layers of a model that is not run: what is known of them without an input."""
+"""Layers of a model that is not run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from genmeasures.tracing.dtypes import is_readable, plain
 from genmeasures.tracing.geometry import MEASURED
 from genmeasures.tracing.skipped import attribute_tensors, not_measured
 
-REGISTERED = "without data, layers stand in the order in which the model registers them"
-"""The note of a model whose layers were listed, not run."""
+REGISTERED = "without data, layers are in the order in which the model registers them"
+"""Note on a model whose layers were listed without running it."""
 
 
 def listed(model: nn.Module) -> tuple[tuple[Layer, ...], tuple[tuple[str, str], ...]]:
-    """The convolutions and linear layers of a model in the order of ``named_modules``, and (name, reason) of others.
+    """List the convolutions and linear layers of a model in the order of ``named_modules``.
 
-    Of such a layer neither the spatial size nor the length of its input is known, which are () and 0, nor whether
-    the model calls it, and how often. A module that is registered twice is one layer.
+    Without an input, the spatial size and the input length of a layer are unknown; they are set to () and 0.
+    Whether and how often the model calls a layer is unknown too. A module that is registered twice is one layer.
+
+    Args:
+        model: The model, which is not run.
+
+    Returns:
+        The layers, and (name, reason) of each module with weights that is not measured.
 
     Raises:
-        ModelError: the model has no such layer.
+        ModelError: The model has no such layer.
 
     Example:
         >>> layers, _ = listed(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(8, 4)))
@@ -35,7 +41,7 @@ def listed(model: nn.Module) -> tuple[tuple[Layer, ...], tuple[tuple[str, str], 
     """
     layers: list[Layer] = []
     skipped: list[tuple[str, str]] = []
-    found = {id(module) for module in model.modules() if isinstance(module, MEASURED)}
+    measured = {id(module) for module in model.modules() if isinstance(module, MEASURED)}
     for name, module in model.named_modules():
         if not isinstance(module, MEASURED):
             continue
@@ -61,7 +67,7 @@ def listed(model: nn.Module) -> tuple[tuple[Layer, ...], tuple[tuple[str, str], 
                 tap=kind,
             )
         )
-    skipped += not_measured(model, found, attribute_tensors(model))
+    skipped += not_measured(model, measured, attribute_tensors(model))
     if not layers:
         raise ModelError("no layer can be measured: the model has no convolution and no linear layer with weights")
     return tuple(layers), tuple(skipped)

@@ -1,4 +1,4 @@
-"""Reads patches from a layer's input: gathered, or summed and compared by convolutions that unfold nothing."""
+"""Patches of a layer's input, gathered in blocks or reduced by convolutions without unfolding them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,37 @@ from genmeasures.statistics.clusters import cluster_sums, expanded, is_far, near
 from genmeasures.tracing.geometry import Geometry
 
 _BLOCK_BYTES = 1 << 23
-"""Patches gathered at a time: they stay in cache between gathering and use."""
+"""Bytes of patches gathered per block, which stay in cache until they are used."""
 _LANES = 8
 """Output channels of a convolution are padded to a multiple of this, for which there are fast kernels."""
 _GATHER_COST = 32
-"""Cost of gathering an element and using it, in multiplications of a convolution."""
+"""Cost of gathering and using one element, in multiplications of a convolution."""
 
 _RUN = 1 << 14
-"""Output positions whose patches are summed in float32 at a time, where single inputs or their slices are no larger."""
+"""Output positions whose patches are summed in float32 at a time (at least one slice of one input)."""
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
 class LayerReader(PatchReader):
-    """Reads patches from the input tensor of one call of a layer."""
+    """Reader of patches from the input of one call of a layer.
+
+    Args:
+        geometry: Geometry of the layer.
+        layer_input: (B, C, *S), or (B, *S, C) if ``channels_last``.
+        channels_last: Whether channels are the last dimension, as for linear layers.
+
+    Example:
+        >>> from torch import nn
+        >>> from genmeasures.tracing.geometry import geometry_of
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3)
+        >>> geometry = geometry_of(nn.Conv2d(1, 1, 2), (1, 1, 3, 3), (1, 1, 2, 2))
+        >>> reader = LayerReader(geometry, images, channels_last=False)
+        >>> reader.gather(torch.tensor([0, 0]), torch.tensor([0, 3]))  # first and last output position
+        tensor([[0., 1., 3., 4.],
+                [4., 5., 7., 8.]])
+    """
 
     def __init__(self, geometry: Geometry, layer_input: Tensor, channels_last: bool) -> None:
         self.geometry = geometry
@@ -42,27 +58,43 @@ class LayerReader(PatchReader):
         return WholeInputs(self, rows)
 
     def gather(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """float32 (n, D): for inputs ``rows`` (n,) and output ``positions`` (n,), in the order (*kernel, C)."""
+        """Gather the patches of some output positions.
+
+        Args:
+            rows: int64 (n,), indices of inputs in the batch.
+            positions: int64 (n,), flattened output positions.
+
+        Returns:
+            float32 (n, D), each patch in the order (*kernel, C).
+        """
         channels = self.geometry.channels
         if self.channels_last:
             return self.input.reshape(len(self.input), -1, channels)[rows, positions].float()
         field = self.geometry.field(positions)
         zeros = (field < 0).flatten().nonzero()[:, 0]
         size = math.prod(self.geometry.input_spatial)
-        # A pixel's channels are copied in one run: with channels innermost nothing has to be transposed.
+        # With channels last, the channels of a pixel are copied at once and nothing has to be transposed.
         patches = self._pixels().index_select(0, (field.clamp_(min=0) + rows[:, None] * size).flatten())
         patches.index_fill_(0, zeros, 0.0)
         return patches.view(len(rows), -1).float()
 
     def _pixels(self) -> Tensor:
-        """(B · positions, C): the input with channels innermost; a copy takes the input's place."""
+        """(B · positions, C): the input with channels last; a copy replaces the input."""
         pixels = self.input.flatten(2).transpose(1, 2).contiguous()
         self.input = pixels.transpose(1, 2).unflatten(2, self.geometry.input_spatial)
         return pixels.flatten(0, 1)
 
 
 class StoredPatches(PatchSet):
-    """Patches that have been unfolded, float32 (n, D)."""
+    """Patches that are in memory.
+
+    Args:
+        patches: float32 (n, D).
+
+    Example:
+        >>> StoredPatches(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).cluster_sums(torch.tensor([0, 0]), 1)
+        tensor([[4., 6.]], dtype=torch.float64)
+    """
 
     def __init__(self, patches: Tensor) -> None:
         self._patches = patches
@@ -81,15 +113,15 @@ class StoredPatches(PatchSet):
 
 
 class WholeInputs(PatchSet):
-    """Whole inputs of a layer, flattened in the order (*spatial, channels)."""
+    """Whole inputs of a layer as patches, flattened in the order (*spatial, channels)."""
 
     def __init__(self, reader: LayerReader, rows: Tensor) -> None:
         self._reader = reader
         self._rows = rows
 
     def unfold(self) -> Tensor:
-        given = self._reader.input
-        whole = (given if self._reader.channels_last else given.movedim(1, -1)).flatten(1)
+        inputs = self._reader.input
+        whole = (inputs if self._reader.channels_last else inputs.movedim(1, -1)).flatten(1)
         return (whole if len(self._rows) == len(whole) else whole.index_select(0, self._rows)).float()
 
     def select(self, rows: Tensor) -> PatchSet:
@@ -103,11 +135,11 @@ class WholeInputs(PatchSet):
 
 
 class ReceptiveFields(PatchSet):
-    """Receptive fields of output positions (n,) of the inputs ``rows`` (n,), ascending.
+    """Receptive fields of output ``positions`` (n,) of the inputs ``rows`` (n,), in ascending order.
 
-    Where most positions of the inputs are among them, p·c of all of them is one convolution with
-    the centroids as kernels, ‖p‖² a box filter over the pixels' square norms, and the sums by
-    cluster are the weight gradient of that convolution; else the patches are gathered in blocks.
+    If they cover most positions of the inputs, the products p·c are computed by a convolution with the
+    centroids as kernels, ‖p‖² by a box filter over the squared norms of pixels, and the cluster sums
+    as the weight gradient of that convolution. Else the patches are gathered in blocks.
     """
 
     def __init__(self, reader: LayerReader, rows: Tensor, positions: Tensor) -> None:
@@ -133,11 +165,11 @@ class ReceptiveFields(PatchSet):
         if not self._is_dense(len(centroids)):
             parts = [square_distances(patches, centroids, labels[part]) for part, patches in self._blocks()]
             return torch.cat(parts)
-        made, near = self._dense().square_distances(self._rows - self._first, self._positions, centroids, labels)
+        distances, near = self._dense().square_distances(self._rows - self._first, self._positions, centroids, labels)
         for rows in near.nonzero()[:, 0].split(self._block_rows) if bool(near.any()) else ():
             patches = self._reader.gather(self._rows[rows], self._positions[rows])
-            made[rows] = square_distances(patches, centroids, labels[rows])
-        return made
+            distances[rows] = square_distances(patches, centroids, labels[rows])
+        return distances
 
     @property
     def _first(self) -> int:
@@ -166,20 +198,20 @@ class ReceptiveFields(PatchSet):
 
 
 class _Dense:
-    """All receptive fields of a stack of inputs (B, C, *S), by convolutions."""
+    """All receptive fields of inputs (B, C, *S), processed by convolutions."""
 
     def __init__(self, geometry: Geometry, pixels: Tensor) -> None:
         self._geometry = geometry
         self._spatial = len(geometry.kernel)
         self._padding = geometry.before
-        one = pixels[0].double().flatten(1)
-        mean = one.mean(1)
-        far = is_far(float(one.square().sum(0).mean()), float(mean.square().sum()))
+        first = pixels[0].double().flatten(1)
+        mean = first.mean(1)
+        far = is_far(float(first.square().sum(0).mean()), float(mean.square().sum()))
         if far or geometry.padding_mode != "zeros" or not _pads_alike(geometry):
             pads = [pad for pair in zip(geometry.before[::-1], geometry.after[::-1], strict=True) for pad in pair]
             pixels = F.pad(pixels, pads, mode=_PAD_MODES[geometry.padding_mode])
             self._padding = (0,) * self._spatial
-        # Zeros outside the input are moved too: what a patch holds is what is centerd.
+        # The padding is shifted together with the input, so that whole patches are centered.
         self._origin = mean.to(pixels.dtype) if far else None
         self._pixels = pixels if self._origin is None else pixels - self._shaped(self._origin)
 
@@ -194,44 +226,44 @@ class _Dense:
         for pixels, members, padding in self._runs(grad):
             sums += self._sums(_split(pixels, top, members[:, 0].numel()), members, padding)
         high, low = sums[:k].movedim(1, -1).chunk(2, -1)
-        made: Tensor = (high + low).flatten(1)
+        total: Tensor = (high + low).flatten(1)
         if self._origin is not None:
-            made += torch.bincount(labels, minlength=k)[:, None] * self._tiled(self._origin)
-        return made
+            total += torch.bincount(labels, minlength=k)[:, None] * self._tiled(self._origin)
+        return total
 
     def _sums(self, pixels: Tensor, members: Tensor, padding: tuple[int, ...]) -> Tensor:
-        """(lanes, C, *kernel): sums of the patches of pixels (B, C, *S) by members (B, lanes, *outputs)."""
+        """(lanes, C, *kernel): sums of the patches of pixels (B, C, *S) by cluster membership (B, lanes, *outputs)."""
         geometry = self._geometry
         kernels = pixels.new_empty(members.shape[1], pixels.shape[1], *geometry.kernel)
-        _, sums, _ = torch.ops.aten.convolution_backward(
+        _, gradient, _ = torch.ops.aten.convolution_backward(
             members, pixels, kernels, None, geometry.stride, padding, geometry.dilation,
             False, [0] * self._spatial, 1, [False, True, False],
         )  # fmt: skip
-        made: Tensor = sums
-        return made
+        sums: Tensor = gradient
+        return sums
 
     def _runs(self, members: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, ...]]]:
-        """Some inputs, or slices of one along its first axis, with their members and padding."""
+        """Groups of inputs, or slices of row input along its first spatial axis, with membership and padding."""
         rows, each = members.shape[2], members[0, 0].numel()
         if each <= _RUN:
-            for pixels, some in zip(self._pixels.split(_RUN // each), members.split(_RUN // each), strict=True):
-                yield pixels, some, self._padding
+            for pixels, group in zip(self._pixels.split(_RUN // each), members.split(_RUN // each), strict=True):
+                yield pixels, group, self._padding
             return
         geometry, padding = self._geometry, (0, *self._padding[1:])
         after = geometry.after[0] if self._padding[0] else 0
         padded = F.pad(self._pixels, (*[0, 0] * (self._spatial - 1), self._padding[0], after))
         stride, reach = geometry.stride[0], geometry.dilation[0] * (geometry.kernel[0] - 1) + 1
         size = max(1, _RUN * rows // each)
-        for one in range(len(padded)):
+        for row in range(len(padded)):
             for start in range(0, rows, size):
                 stop = min(start + size, rows)
-                pixels = padded[one : one + 1, :, start * stride : (stop - 1) * stride + reach]
-                yield pixels, members[one : one + 1, :, start:stop], padding
+                pixels = padded[row : row + 1, :, start * stride : (stop - 1) * stride + reach]
+                yield pixels, members[row : row + 1, :, start:stop], padding
 
     def square_distances(
         self, rows: Tensor, positions: Tensor, centroids: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """float64 (n,), and bool (n,) where they are too small to come from an expansion."""
+        """float64 (n,) squared distances, and bool (n,) where they are too small to be computed by expansion."""
         rounded = centroids.to(self._pixels.dtype)
         if self._origin is not None:
             rounded = (centroids - self._tiled(self._origin)).to(self._pixels.dtype)
@@ -240,8 +272,8 @@ class _Dense:
         products = self._convolve(self._pixels, kernels).flatten(2)[rows, labels, positions]
         box = self._pixels.new_ones(1, 1, *self._geometry.kernel)
         norms = self._convolve(self._pixels.square().sum(1, keepdim=True), box).flatten(1)[rows, positions]
-        made = expanded(norms, products, rounded, labels)
-        return made, nearly_zero(made, norms)
+        distances = expanded(norms, products, rounded, labels)
+        return distances, nearly_zero(distances, norms)
 
     def _convolve(self, pixels: Tensor, kernels: Tensor) -> Tensor:
         convolution = _CONVOLUTIONS[self._spatial]
@@ -251,32 +283,33 @@ class _Dense:
         return by_channel.view(-1, *(1,) * self._spatial)
 
     def _tiled(self, by_channel: Tensor) -> Tensor:
-        """float64 (D,): a value a channel, at every element of the kernel."""
+        """float64 (D,): one value per channel, repeated for each kernel element."""
         return by_channel.double().repeat(math.prod(self._geometry.kernel))
 
 
 def _split(pixels: Tensor, top: float, count: int) -> Tensor:
-    """(B, 2 C, *S): pixels (B, C, *S), none above ``top``, rounded, and what that leaves of them.
+    """(B, 2 C, *S): pixels (B, C, *S) of magnitude at most ``top``, rounded, followed by the remainders.
 
-    Sums in float32 of ``count`` rounded ones are exact, whatever their order, and what is left is so
-    small that the rounding of its sum is below what float32 resolves of the pixels' mean. Where ``top``
-    is 0 or next to it, nothing is rounded.
+    float32 sums of ``count`` rounded pixels are exact in any order. The remainders are so small that the
+    rounding error of their sum is below the float32 resolution of the mean pixel. Nothing is rounded if
+    ``top`` is 0 or close to it.
     """
     unit = 2.0 ** (math.frexp(top)[1] - 24 + (count - 1).bit_length()) if 1e-30 < top < math.inf else 1.0
     size = (len(pixels), 2 * pixels.shape[1], *pixels.shape[2:])
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(pixels.dim(), torch.contiguous_format)
-    made = torch.empty(size, dtype=pixels.dtype, device=pixels.device, memory_format=layout)
-    high, low = made.chunk(2, 1)
+    parts = torch.empty(size, dtype=pixels.dtype, device=pixels.device, memory_format=layout)
+    high, low = parts.chunk(2, 1)
     torch.mul(pixels, 1 / unit, out=high).round_().mul_(unit)
     torch.sub(pixels, high, out=low)
-    return made
+    return parts
 
 
 def _pads_alike(geometry: Geometry) -> bool:
-    """Whether padding both ends of each dimension like its beginning gives the layer's output."""
+    """Whether the layer's output results if both ends of each dimension are padded like its beginning."""
     ends = zip(geometry.before, geometry.after, geometry.stride, strict=True)
     return all(0 <= before - after < stride for before, after, stride in ends)
 
 
 def _lanes(k: int) -> int:
+    """k rounded up to a multiple of _LANES."""
     return -(-k // _LANES) * _LANES

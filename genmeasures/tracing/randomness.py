@@ -1,4 +1,4 @@
-"""The generators of random numbers that a forward pass may draw from."""
+"""Random number generators that a forward pass may draw from."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from genmeasures.generators import generator_of, global_generators
 
 
 class Generators:
-    """torch's generators of the CPU and of the device, Python's and NumPy's global ones, and those that modules hold.
+    """The generators of torch on the CPU and the device, of Python and NumPy, and those in attributes of modules.
+
+    Args:
+        model: The model.
+        device: Device that it runs on.
 
     Example:
         >>> model = nn.Dropout()
         >>> generators = Generators(model, torch.device("cpu"))
         >>> with generators.kept():
         ...     generators.seed(7)
-        ...     one = model(torch.ones(100))
+        ...     first = model(torch.ones(100))
         ...     generators.seed(7)
-        ...     other = model(torch.ones(100))
-        >>> torch.equal(one, other)
+        ...     second = model(torch.ones(100))
+        >>> torch.equal(first, second)
         True
     """
 
@@ -34,28 +38,29 @@ class Generators:
             torch.cuda.init()
             index = torch.cuda.current_device() if device.index is None else device.index
             held[-1] = torch.cuda.default_generators[index]
-        found = [one for value in held.values() if (one := generator_of(value)) is not None]
-        self._generators = [*global_generators(), *found]
+        generators = [generator for value in held.values() if (generator := generator_of(value)) is not None]
+        self._generators = [*global_generators(), *generators]
 
     def seed(self, seed: int) -> None:
-        """Seed all of them with a number from 0 to 2⁶³ − 1."""
-        for one in self._generators:
-            one.seed(seed)
+        """Seed all generators with a number from 0 to 2⁶³ − 1."""
+        for generator in self._generators:
+            generator.seed(seed)
 
     def state(self) -> bytes:
-        """What is equal before and after a forward pass if and only if this draws no random number."""
-        return pickle.dumps([_plain(one.get()) for one in self._generators])
+        """Return the states of all generators: equal before and after a pass if and only if it draws nothing."""
+        return pickle.dumps([_plain(generator.get()) for generator in self._generators])
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """All of them are at the end as they were at the beginning."""
-        states = [one.get() for one in self._generators]
+        """Restore the states of all generators at the end."""
+        states = [generator.get() for generator in self._generators]
         try:
             yield
         finally:
-            for one, state in zip(self._generators, states, strict=True):
-                one.set(state)
+            for generator, state in zip(self._generators, states, strict=True):
+                generator.set(state)
 
 
 def _plain(state: Any) -> Any:
+    """A state that can be pickled deterministically."""
     return state.numpy().tobytes() if isinstance(state, torch.Tensor) else state

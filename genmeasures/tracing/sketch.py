@@ -1,4 +1,4 @@
-"""A model run for the shapes of its tensors alone, without memory for their elements."""
+"""Shape inference: runs of a model on tensors without elements."""
 
 from __future__ import annotations
 
@@ -18,22 +18,34 @@ from genmeasures.tracing.trace import tensors_in
 
 
 class Sketch:
-    """A copy of a model that shares its weights, for tensors that have a shape and no elements.
+    """A copy of a model that shares its weights and runs on fake tensors, which have a shape but no elements.
 
-    Inputs of any size cost nothing. The model itself does not run: what it may keep of a forward
-    pass stays in the copy. Raises ModelError for a model that cannot be copied.
+    Inputs of any size need no memory and no time. The model itself does not run: state that it keeps of
+    a forward pass stays in the copy.
+
+    Args:
+        model: The model.
+        device: Device of the fake tensors.
+
+    Raises:
+        ModelError: The model cannot be copied.
+
+    Example:
+        >>> sketch = Sketch(nn.Conv2d(3, 8, 3), torch.device("cpu"))
+        >>> tuple(sketch.model(sketch.input((1, 3, 100_000, 100_000))).shape)
+        (1, 8, 99998, 99998)
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         tensors = [*model.parameters(), *model.buffers()]
-        # Some weights are plain attributes, made of others by a hook.
+        # Some weights are plain attributes that a hook computes from others.
         tensors += [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
         try:
             self.model: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-        except Exception as error:  # whatever a user's model holds
+        except Exception as error:  # a user's model may raise anything
             raise ModelError(f"the model cannot be copied: {type(error).__name__}: {error}") from error
         self.last = ""
-        """Name of the module that was called last."""
+        """Name of the module called last."""
         self._device = device
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         for name, module in self.model.named_modules():
@@ -47,13 +59,13 @@ class Sketch:
         self.model.forward = sketched
 
     def input(self, shape: Sequence[int]) -> Tensor:
-        """An input float32 of that shape for :attr:`model`."""
+        """Return a float32 input of a given shape for :attr:`model`."""
         with self._mode:
             return torch.empty(tuple(shape), dtype=torch.float32, device=self._device)
 
     def original(self, module: nn.Module, model: nn.Module) -> nn.Module:
-        """The module of the model of which this one is the copy."""
-        names = {id(one): name for name, one in self.model.named_modules()}
+        """Return the module of the original model that corresponds to a module of the copy."""
+        names = {id(copied): name for name, copied in self.model.named_modules()}
         return model.get_submodule(names[id(module)])
 
     def _note(self, name: str) -> Callable[..., None]:
@@ -65,7 +77,7 @@ class Sketch:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's log of an operation that takes no such shape: the error itself says so, and may be expected."""
+    """Silence torch's log of operations that reject a shape: the error is raised anyway, and may be expected."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -75,7 +87,14 @@ def _quiet() -> Iterator[None]:
 
 
 class Shapes(TorchFunctionMode):
-    """Keeps the shapes of all tensors that functions make, in order."""
+    """Records the shapes of all tensors that torch functions return, in order.
+
+    Example:
+        >>> with Shapes() as shapes:
+        ...     _ = torch.ones(2, 3).flatten()
+        >>> shapes.made
+        [(2, 3), (6,)]
+    """
 
     def __init__(self) -> None:
         super().__init__()

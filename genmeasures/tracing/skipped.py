@@ -1,4 +1,4 @@
-"""Every module that has weights and is not measured, with the reason."""
+"""Modules with weights that are not measured, and the reasons."""
 
 from __future__ import annotations
 
@@ -16,36 +16,52 @@ _NORMALIZATIONS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU,
 )  # fmt: skip
 _RUNNING_STATISTICS = frozenset({"running_mean", "running_var"})
-"""Buffers that make a module a normalization, whatever its type: a frozen batch norm, for example."""
+"""Buffers by which a module of any type is a normalization, such as a frozen batch norm."""
 
 _TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
 _DEPTH = 3
+"""Depth to which nested lists and dicts are searched for tensors."""
 _LONGEST = 10_000
-"""Nested lists and dicts that are searched for tensors: how deep, and up to which length."""
+"""Length up to which lists and dicts are searched for tensors."""
 
 _PACKED_STORES = frozenset({"LinearPackedParams", "EmbeddingPackedParams", "PackedParameter"})
 """Modules of torch.ao that hold the packed weight of the quantized layer that they are part of."""
 _PROGRAMS = frozenset({"ExportedProgram", "AOTICompiledModel", "ScriptFunction", "InferenceSession"})
-"""Objects that are no modules and have weights of their own, by type name: their packages need not be installed."""
+"""Type names of objects with weights that are not modules; by name, because their packages may not be installed."""
 
 
 def attribute_tensors(model: nn.Module) -> list[Tensor]:
-    """All tensors in plain attributes of the model's modules, also in lists and dicts."""
+    """Return all tensors in plain attributes of the model's modules, also in lists and dicts.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> net.scale = torch.tensor([1.0, 2.0])
+        >>> attribute_tensors(net)
+        [tensor([1., 2.])]
+    """
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     return [value for module in modules for _, value in _attributes(module) if isinstance(value, Tensor)]
 
 
 def not_measured(model: nn.Module, called: Set[int], before: Sequence[Tensor]) -> Iterator[tuple[str, str]]:
-    """(name, reason) of every module that has weights and was not called as a layer that can be measured.
+    """Find the modules that have weights but were not called as a layer that can be measured.
 
     Weights are parameters, buffers and tensors in plain attributes (also in lists and dicts), except for
     masks, indices and single numbers; and packed weights of quantized layers. Normalization layers are
-    left out.
+    not reported.
 
     Args:
-        model: the model, after a forward pass.
-        called: ids of the modules that this pass called and that can be measured by their type.
-        before: :func:`attribute_tensors` before the pass, which set the others: they are no weights.
+        model: The model, after a forward pass.
+        called: Ids of the modules of a measurable type that the pass called.
+        before: Tensors of :func:`attribute_tensors` before the pass. Others were set by the pass and are not weights.
+
+    Yields:
+        (name, reason) of each module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2))
+        >>> list(not_measured(net, {id(net[1])}, []))
+        [('0', 'layers of type Embedding are not measured (parameters weight)')]
     """
     held = {id(tensor) for tensor in before}
     registered = {id(module) for module in model.modules()}
@@ -59,12 +75,12 @@ def not_measured(model: nn.Module, called: Set[int], before: Sequence[Tensor]) -
     scripted: list[str] = []
     for name, module in model.named_modules():
         if id(module) in inner or _is_store(module):
-            continue  # part of the layer whose weight it makes or keeps
+            continue  # part of the layer whose weight it computes or holds
         shown = name or "(model)"
         if isinstance(module, torch.jit.ScriptModule):
             own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
             if own or not any(name.startswith(f"{root}.") for root in scripted):
-                yield shown, "it is a TorchScript module, whose layers cannot be read: give the module it was made from"
+                yield shown, "it is a TorchScript module, whose layers cannot be read: pass the module it was made from"
             scripted.append(name)
             continue
         yield from _unregistered(shown, module, registered)
@@ -76,7 +92,7 @@ def not_measured(model: nn.Module, called: Set[int], before: Sequence[Tensor]) -
                 shown,
                 (
                     f"layers of type {type(module).__name__} ({type(module).__module__.partition('.modules')[0]}) hold "
-                    "quantized weights, which are not measured: give the model as it was before quantization"
+                    "quantized weights, which are not measured: pass the model before quantization"
                 ),
             )
         elif not isinstance(module, _NORMALIZATIONS):
@@ -91,7 +107,7 @@ def _is_store(module: nn.Module) -> bool:
 
 
 def _owners_of_packed_weights(model: nn.Module) -> frozenset[str]:
-    """Names of the modules whose packed weights are in themselves or in a module made to hold them."""
+    """Names of the modules that hold packed weights, themselves or in a child module for that purpose."""
     named = dict(model.named_modules())
     owners = set()
     for name, module in named.items():
@@ -106,7 +122,7 @@ def _owners_of_packed_weights(model: nn.Module) -> frozenset[str]:
 
 
 def _described(module: nn.Module, held: Set[int]) -> str:
-    """The weights of a module that is no layer by itself, in words: "parameters w, b; buffers scale"; "" for none."""
+    """The weights of a module that is not a layer, as text: "parameters w, b; buffers scale", or ""."""
     parameters = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(parametrized := getattr(module, "parametrizations", None), nn.ModuleDict):
         parameters = [*parametrized, *parameters]
@@ -114,9 +130,9 @@ def _described(module: nn.Module, held: Set[int]) -> str:
     if buffers.keys() >= _RUNNING_STATISTICS:
         buffers = {}
     if type(module).__module__.startswith("torch.ao.quantization."):
-        buffers = {}  # what observers have seen
+        buffers = {}  # statistics of observers
     attributes = dict(_attributes(module))
-    found = {
+    weights = {
         "parameters": parameters,
         "buffers": [name for name, buffer in buffers.items() if _may_be_weight(buffer)],
         "attributes": [
@@ -127,52 +143,53 @@ def _described(module: nn.Module, held: Set[int]) -> str:
         ],
     }
     return "; ".join(
-        f"{kind} {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" for kind, names in found.items() if names
+        f"{kind} {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" for kind, names in weights.items() if names
     )
 
 
 def _may_be_weight(tensor: Tensor) -> bool:
-    """Whether a tensor that is not registered as a parameter can be a weight: it is no mask, index or single number."""
+    """Whether a tensor that is not registered as a parameter may be a weight, not a mask, index or single number."""
     if isinstance(tensor, nn.Parameter) or tensor.requires_grad or tensor.is_quantized:
         return True
-    if tensor.numel() < 2 or isinstance(tensor, FakeTensor):  # no weight: a sketch shares those of its model
+    if tensor.numel() < 2 or isinstance(tensor, FakeTensor):  # a sketch shares the weights of its model
         return False
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_nested or tensor.is_complex():
-        return True  # whose values cannot be compared
+        return True  # its values cannot be compared
     if tensor.element_size() == 1 and tensor.dtype != torch.bool:  # packed: int8, uint8, the kinds of float8, …
         return True
     if not tensor.is_floating_point():
         return False
-    # A mask has two values, 0 and -inf for one; a constant tensor has one.
+    # A mask has two distinct values, such as 0 and -inf; a constant tensor has one.
     return not bool(((tensor == tensor.min()) | (tensor == tensor.max())).all())
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Names and values of a module's plain attributes, those in lists, tuples and dicts too: "heads[0]"."""
+    """Names and values of a module's plain attributes, including elements of lists, tuples and dicts ("heads[0]")."""
     for name, value in vars(module).items():
         if name not in _TORCH_ATTRIBUTES:
             yield from _flat(name, value, _DEPTH)
 
 
 def _flat(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    """A value, or the elements of a nested container."""
     if not isinstance(value, list | tuple | dict):
         yield name, value
     elif depth and len(value) <= _LONGEST:
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _flat(f"{name}[{key!r}]", one, depth - 1)
+        for key, element in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(f"{name}[{key!r}]", element, depth - 1)
 
 
 def _unregistered(name: str, module: nn.Module, registered: Set[int]) -> Iterator[tuple[str, str]]:
-    """Modules in plain attributes of a module: torch does not know them."""
+    """Modules in plain lists and dicts of a module, which torch does not register."""
     for attribute, value in _attributes(module):
         if not isinstance(value, nn.Module) or id(value) in registered:
             continue
         if next(value.parameters(), None) is not None or next(value.buffers(), None) is not None:
-            place = attribute if name == "(model)" else f"{name}.{attribute}"
+            path = attribute if name == "(model)" else f"{name}.{attribute}"
             yield (
-                place,
+                path,
                 (
-                    "it is held in a plain list or dict, so that torch does not count it among the model's modules: "
-                    "hold it in an nn.ModuleList or nn.ModuleDict"
+                    "it is in a plain list or dict, so that torch does not register it as a module of the model: "
+                    "use an nn.ModuleList or nn.ModuleDict"
                 ),
             )

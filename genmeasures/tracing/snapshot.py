@@ -1,4 +1,4 @@
-"""What a model keeps, in its modules and beside them: noted down, and put back."""
+"""Snapshots of the state of a model, in its modules and beside them, and their restoration."""
 
 from __future__ import annotations
 
@@ -19,35 +19,52 @@ from torch.nn.parameter import is_lazy
 from genmeasures.generators import generator_of
 
 _ELEMENTS = 10_000
-"""Containers of more elements are put back, and not looked into."""
+"""Containers with more elements are restored, but their elements are not visited."""
 _OBJECTS = 100_000
-"""Objects looked at, those nearest to the modules first: some models hold on to their trainer and its data."""
+"""Maximum number of objects visited, nearest to the modules first: some models refer to a trainer and its data."""
 _CONTENT_BYTES = 1 << 29
-"""Contents kept of tensors and arrays that are neither parameters nor buffers, the nearest first."""
+"""Bytes of contents kept of tensors and arrays that are neither parameters nor buffers, the nearest first."""
 _WASTE = 2
-"""Memory that parameters share is copied as one unless it is so many times as large as they are."""
+"""Memory shared by parameters is copied as one block unless it is more than this many times as large as they are."""
 
 _PLAIN_OBJECTS = (types.SimpleNamespace, argparse.Namespace)
-"""Classes of the standard library whose objects are looked into: the others belong to the process, such as loggers."""
+"""Classes of the standard library whose objects are visited. Others belong to the process, such as loggers."""
 
 
 def keep(model: nn.Module, device: torch.device, undo: ExitStack) -> None:
-    """Register with ``undo`` all that puts a model back as it is now; from now on it runs on copies of its parameters.
+    """Take a snapshot of a model and register its restoration; from now on the model runs on copies of its parameters.
 
-    Kept is what can be reached from the model's modules through attributes, ``dict``, ``list``,
-    ``tuple``, ``set`` and ``deque``, and plain objects: registered parameters, buffers, modules and
-    hooks, plain attributes of any kind, the attributes of the modules' own classes, the classes
-    themselves, gradients, ``requires_grad``, and the states of random generators. Of containers, the
-    elements are kept; of tensors and arrays, the contents.
+    The snapshot covers everything that can be reached from the model's modules through attributes, ``dict``,
+    ``list``, ``tuple``, ``set``, ``deque`` and plain objects: registered parameters, buffers, modules and
+    hooks, plain attributes of any kind, the classes of the modules and the attributes of these classes,
+    gradients, ``requires_grad``, and the states of random generators. It holds the elements of containers and
+    the contents of tensors and arrays.
 
-    Parameters get other memory: the originals are not written to, neither through ``.data`` nor when
-    an adapter is merged into a weight, and come back to the bit without having been compared. Those on
-    another device are left: moving them gives them other memory too. Other tensors are copied, and what
-    was written to them is written back. Plain copies stand in for tensors made in inference mode, which
-    autograd would not take.
+    Parameters get new memory, so that the originals are never written to, neither through ``.data`` nor when
+    an adapter is merged into a weight, and are restored to the bit without a comparison. Parameters on
+    another device are not copied, because moving them gives them new memory anyway. The contents of other
+    tensors are copied, and written back if they changed. Tensors created in inference mode, which autograd
+    rejects, are replaced by plain copies.
 
-    Not seen: what is held by closures, by caches of functions, by objects of the standard library or of
-    C++, and what lies beyond the limits at the head of this module.
+    Not covered: objects held by closures, by caches of functions, by objects of the standard library or of
+    C++, and objects beyond the limits at the top of this module.
+
+    Args:
+        model: The model.
+        device: Device that the model is going to run on.
+        undo: Stack that restores the model when it is closed.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> weight = net.weight.detach().clone()
+        >>> with ExitStack() as undo:
+        ...     keep(net, torch.device("cpu"), undo)
+        ...     net.weight.data.zero_()
+        ...     net.scale = 3.0
+        tensor([[0., 0.],
+                [0., 0.]])
+        >>> torch.equal(net.weight, weight), hasattr(net, "scale")
+        (True, False)
     """
     keeper = _Keeper(model, device)
     undo.callback(keeper.restore)
@@ -55,24 +72,26 @@ def keep(model: nn.Module, device: torch.device, undo: ExitStack) -> None:
 
 
 class _Keeper:
+    """A walk over the state of a model that collects calls to restore it."""
+
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model = model
         self._notes: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
-        """What puts things back, with its arguments."""
+        """Functions that restore the state, with their arguments."""
         self._device = device
         self._registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._seen: dict[int, object] = {}
-        """By id, all that has been looked at: nothing else can take over an id while it is here."""
+        """Visited objects by id; kept alive, so that no id is reused."""
         self._waiting: deque[object] = deque()
         self._containers: list[Any] = []
         self._copied: list[Tensor] = []
-        """Parameters that get other memory."""
+        """Parameters that get new memory."""
         self._plain: dict[int, Tensor] = {}
-        """By the id of a tensor made in inference mode, what stands in for it."""
+        """Replacements of tensors created in inference mode, by the id of the original."""
         self._content_bytes = _CONTENT_BYTES
 
     def restore(self) -> None:
-        """Put everything back, whatever fails or interrupts in between; the first error is raised in the end."""
+        """Restore everything, also if some of it fails or is interrupted; the first error is raised at the end."""
         failure: BaseException | None = None
         for restore, arguments in reversed(self._notes):
             try:
@@ -83,10 +102,10 @@ class _Keeper:
             raise failure
 
     def keep(self) -> None:
-        """Look at everything that can be reached, note how it is put back, and make the copies that are run on."""
+        """Visit all reachable objects, record how to restore them, and copy the parameters."""
         for module in self._model.modules():
             self._look(module)
-        # A scripted module's are in C++, where its attributes do not lead.
+        # Those of a scripted module are in C++ and cannot be reached through attributes.
         self._look_at((*self._model.parameters(), *self._model.buffers()))
         while self._waiting and len(self._seen) < _OBJECTS:
             self._keep(self._waiting.popleft())
@@ -94,8 +113,8 @@ class _Keeper:
             tensor.data = copy
         for container in self._containers if self._plain else ():
             kind, _ = _containers(container)
-            for place, value in list(kind.items(container) if issubclass(kind, dict) else enumerate(container)):
-                kind.__setitem__(container, place, self._without_inference(value))
+            for key, value in list(kind.items(container) if issubclass(kind, dict) else enumerate(container)):
+                kind.__setitem__(container, key, self._without_inference(value))
 
     def _note(self, restore: Callable[..., object], *arguments: Any) -> None:
         self._notes.append((restore, arguments))
@@ -110,7 +129,7 @@ class _Keeper:
             self._waiting.append(value)
 
     def _keep(self, value: object) -> None:
-        if type(value) in _CONTAINERS:  # by far the most, and quickly told
+        if type(value) in _CONTAINERS:  # the most frequent kind, and the fastest check
             self._keep_container(value)
         elif isinstance(value, Tensor):
             self._keep_tensor(value)
@@ -131,20 +150,20 @@ class _Keeper:
     def _keep_module(self, module: nn.Module) -> None:
         self._note(_restore_module, module, type(module), module.training)
         self._keep_container(vars(module))
-        for own in type(module).__mro__:
-            if own is nn.Module:
+        for cls in type(module).__mro__:
+            if cls is nn.Module:
                 break
-            if not _is_foreign(own) and id(own) not in self._seen:
-                self._seen[id(own)] = own
-                self._note(_restore_class, own, dict(vars(own)))
-                held = (value for name, value in vars(own).items() if not name.startswith("__"))
-                self._look_at(value for value in held if isinstance(value, dict | list | set | deque | Tensor))
+            if not _is_foreign(cls) and id(cls) not in self._seen:
+                self._seen[id(cls)] = cls
+                self._note(_restore_class, cls, dict(vars(cls)))
+                values = (value for name, value in vars(cls).items() if not name.startswith("__"))
+                self._look_at(value for value in values if isinstance(value, dict | list | set | deque | Tensor))
 
     def _keep_attributes(self, value: object) -> None:
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
             self._keep_container(attributes)
-        slots = [slot for one in type(value).__mro__ for slot in _slots(one)]
+        slots = [slot for cls in type(value).__mro__ for slot in _slots(cls)]
         if slots:
             before = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
             self._note(_restore_slots, value, slots, before)
@@ -154,7 +173,7 @@ class _Keeper:
         kind, restore = _containers(container)
         elements = list(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))
         self._notes.append((restore, (container, elements)))
-        if not elements:  # most are: modules have a dozen empty containers of hooks
+        if not elements:  # the usual case: a module has a dozen empty containers of hooks
             return
         if kind is not set:
             self._containers.append(container)
@@ -187,16 +206,16 @@ class _Keeper:
             tensor.grad = None
 
     def _stand_in(self, tensor: Tensor) -> None:
-        made = tensor.detach().clone()
+        replacement = tensor.detach().clone()
         if isinstance(tensor, nn.Parameter):
-            made = nn.Parameter(made, tensor.requires_grad)
-        made.__dict__.update(tensor.__dict__)
-        self._plain[id(tensor)] = made
+            replacement = nn.Parameter(replacement, tensor.requires_grad)
+        replacement.__dict__.update(tensor.__dict__)
+        self._plain[id(tensor)] = replacement
 
     def _without_inference(self, value: object) -> object:
         if type(value) is tuple:
-            made = tuple(map(self._without_inference, value))
-            return value if _same_objects(made, value) else made
+            replaced = tuple(map(self._without_inference, value))
+            return value if _same_objects(replaced, value) else replaced
         return self._plain.get(id(value), value)
 
     def _keep_array(self, array: np.ndarray[Any, Any]) -> None:
@@ -214,13 +233,14 @@ _ATOMS = frozenset({bool, int, float, complex, str, bytes, type, type(None), tor
 
 
 def _is_foreign(kind: type) -> bool:
-    """Whether a class belongs to the standard library, NumPy or torch itself: its objects are not the model's."""
+    """Whether a class belongs to the standard library, NumPy or torch, so that its objects are not part of a model."""
     module = kind.__module__
     top = module.partition(".")[0]
     return top in sys.stdlib_module_names or top == "numpy" or (top == "torch" and not module.startswith("torch.nn."))
 
 
 def _slots(kind: type) -> Iterator[str]:
+    """Attribute names of the slots of a class."""
     slots = kind.__dict__.get("__slots__", ())
     for slot in (slots,) if isinstance(slots, str) else slots:
         if slot not in ("__dict__", "__weakref__"):
@@ -229,32 +249,32 @@ def _slots(kind: type) -> Iterator[str]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is nothing but its elements: no sparse, nested, packed or wrapped one."""
+    """Whether a tensor consists of its elements only: it is not sparse, nested, packed or a wrapper."""
     own = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
     return not (own or tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided)
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Copies of tensors; those that share memory share that of their copies."""
+    """Copies of tensors; the copies of tensors that share memory share memory too."""
     sizes: Counter[int] = Counter()
     for tensor in tensors:
         sizes[tensor.untyped_storage().data_ptr()] += tensor.nbytes
     memory: dict[int, torch.UntypedStorage] = {}
-    made = []
+    copies = []
     for tensor in tensors:
         storage = tensor.untyped_storage()
-        place = storage.data_ptr()
-        if storage.nbytes() > _WASTE * sizes[place] or tensor.is_conj() or tensor.is_neg():
-            made.append(tensor.clone())
+        address = storage.data_ptr()
+        if storage.nbytes() > _WASTE * sizes[address] or tensor.is_conj() or tensor.is_neg():
+            copies.append(tensor.clone())
             continue
-        if place not in memory:
-            memory[place] = storage.clone()
+        if address not in memory:
+            memory[address] = storage.clone()
         empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        made.append(empty.set_(memory[place], tensor.storage_offset(), tensor.shape, tensor.stride()))
-    return made
+        copies.append(empty.set_(memory[address], tensor.storage_offset(), tensor.shape, tensor.stride()))
+    return copies
 
 
-# Putting back: each looks first, so that what is as it was is not written to.
+# Functions that restore: each compares first, so that unchanged objects are not written to.
 
 
 def _restore_dict(container: dict[Any, Any], before: list[tuple[Any, Any]]) -> None:
@@ -285,7 +305,7 @@ def _restore_deque(container: deque[Any], before: list[Any]) -> None:
 
 
 def _containers(container: object) -> tuple[Any, Callable[[Any, list[Any]], None]]:
-    """The base class whose methods are used, for a class of the user's may change them, and what puts elements back."""
+    """The base class whose methods are used, because a subclass may override them, and the restoring function."""
     if isinstance(container, dict):
         return OrderedDict if isinstance(container, OrderedDict) else dict, _restore_dict
     if isinstance(container, list):
@@ -294,14 +314,15 @@ def _containers(container: object) -> tuple[Any, Callable[[Any, list[Any]], None
 
 
 def _same_objects(now: Iterable[object], before: Iterable[object]) -> bool:
+    """Whether two sequences hold the same objects."""
     missing = object()
     return all(a is b for a, b in zip_longest(now, before, fillvalue=missing))
 
 
 def _restore_module(module: nn.Module, kind: type[nn.Module], training: bool) -> None:
-    if type(module) is not kind:  # a parametrization makes a class of its own
+    if type(module) is not kind:  # a parametrization creates a new class
         module.__class__ = kind
-    if module.training != training:  # a scripted module's mode is no attribute
+    if module.training != training:  # the mode of a scripted module is not an attribute
         module.training = training
 
 
@@ -332,7 +353,7 @@ def _restore_array(array: np.ndarray[Any, Any], before: np.ndarray[Any, Any]) ->
 
 def _restore_tensor(tensor: Tensor, data: Tensor, content: Tensor | None, leaf: bool, requires_grad: bool) -> None:
     with torch.no_grad():
-        if leaf and not tensor.is_leaf:  # written to in place by what has a gradient
+        if leaf and not tensor.is_leaf:  # an in-place operation with a tensor that requires gradients
             tensor.detach_()
         if leaf and tensor.requires_grad != requires_grad:
             tensor.requires_grad_(requires_grad)
@@ -342,9 +363,18 @@ def _restore_tensor(tensor: Tensor, data: Tensor, content: Tensor | None, leaf: 
             tensor.copy_(content)
 
 
-def same_values(one: Tensor, other: Tensor) -> bool:
-    """Whether all elements are the same, NaN being the same as NaN."""
-    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+def same_values(first: Tensor, second: Tensor) -> bool:
+    """Whether all elements of two tensors are equal, with NaN equal to NaN.
+
+    Args:
+        first: A tensor.
+        second: A tensor of the same shape on the same device.
+
+    Example:
+        >>> same_values(torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.nan]))
+        True
+    """
+    return torch.equal(first, second) or bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _remove_hooks(tensor: Tensor, name: str) -> None:

@@ -1,4 +1,4 @@
-"""One forward pass under observation: the measured layers in running order, and what follows each."""
+"""Traces of a model: the layers that can be measured, in running order, and where their outputs are read."""
 
 from __future__ import annotations
 
@@ -55,23 +55,33 @@ _ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
 _DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 )
-"""The identity on a model in evaluation mode."""
+"""Functions that are the identity in evaluation mode."""
 _FOLLOWED = _NORMALIZATIONS | _ACTIVATIONS | _DROPOUTS
 
 
 _NORM_ELEMENTS = 1 << 18
-"""Of a weight, converted to float64 at a time."""
+"""Elements of a weight that are converted to float64 at a time."""
 _SEEDS = (0, 1)
-"""Of the first pass and of the second: what is random shows."""
+"""Seeds of the first and the second pass, between which random features differ."""
 
 
 def is_followed(function: Callable[..., Any]) -> bool:
-    """Whether a function is a normalization, activation or dropout that a tap may follow."""
+    """Whether a function is a normalization, activation or dropout that a tap may follow.
+
+    Example:
+        >>> is_followed(torch.relu), is_followed(torch.flatten)
+        (True, False)
+    """
     return function in _FOLLOWED
 
 
 def tensors_in(values: Iterable[object]) -> Iterator[Tensor]:
-    """All tensors in (nested) arguments."""
+    """Iterate over all tensors in nested lists, tuples and dicts.
+
+    Example:
+        >>> [len(tensor) for tensor in tensors_in([torch.zeros(2), {"mask": [torch.zeros(3)]}, 4])]
+        [2, 3]
+    """
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -83,82 +93,94 @@ def tensors_in(values: Iterable[object]) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class TracedLayer:
-    """A layer that can be measured, and how to find its tensors in a forward pass."""
+    """A layer that can be measured, and how its tensors are found in a forward pass."""
 
     layer: Layer
     module: nn.Module
     call: int
-    """Which call of the module this is, from 0."""
+    """Index of the call of the module, from 0."""
     calls: int
-    """How often the module is called in one forward pass."""
+    """Number of calls of the module in one forward pass."""
     geometry: Geometry
     channels_last: bool
     follow: tuple[Callable[..., Any], ...]
-    """The functions (:func:`is_followed`) after which the output is read, in running order."""
+    """Functions (:func:`is_followed`) after which the output is read, in running order."""
     copy_input: bool
     """Whether the model overwrites the layer's input before the output can be read."""
     reads: int | None
-    """The index of the layer whose output, where it is tapped, is this layer's input; None if it is none's."""
+    """Index of the layer whose tapped output is this layer's input, None if there is no such layer."""
     note: str = ""
-    """What a reader of the layer's values must know: that its features are random, for example."""
+    """Caveat for the layer's values, for example that its features are random."""
 
     def output_shape(self, batch: int) -> tuple[int, ...]:
-        """The shape of the layer's output for that many inputs."""
+        """Return the shape of the layer's output for a number of inputs."""
         channels, spatial = self.layer.channels, self.layer.spatial
         return (batch, *spatial, channels) if self.channels_last else (batch, channels, *spatial)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The layers that can be measured, in running order, and (name, reason) of every other."""
+    """Result of :func:`trace`."""
 
     layers: tuple[TracedLayer, ...]
+    """Layers that can be measured, in running order."""
     skipped: tuple[tuple[str, str], ...]
+    """(name, reason) of each other module with weights."""
     note: str = ""
-    """What a reader of values of the whole model must know."""
+    """Caveat for values of the whole model."""
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is kept of a tensor, which itself is left to the model: a trace must not need more memory than a pass."""
+    """Record of a tensor without the tensor itself, so that a trace needs no more memory than a pass."""
 
     number: int
-    """Tells the tensor from all others of the pass, also from those that later take over its memory or its id."""
+    """Identifies the tensor in the pass, also after its memory or its id is reused."""
     shape: tuple[int, ...]
     version: int
-    """How often it had been written to."""
+    """Number of times it had been written to."""
 
 
 @dataclass
 class _Use:
+    """Use of a tensor by a function."""
+
     function: Callable[..., Any]
     first: bool
+    """Whether the tensor was the first argument."""
     result: _Seen
     input_versions: dict[int, int]
-    """By number, how often the inputs of the layers that had run had been written to."""
+    """Number of writes so far to the inputs of the layers that had run, by the number of the tensor."""
     sample: Sample | None
 
 
 @dataclass
 class _Call:
+    """Call of a module that can be measured."""
+
     name: str
     module: nn.Module
     count: int
+    """Index of the call of the module, from 0."""
     input: _Seen | None
     writes: Tensor | None
-    """What counts the writes to the input."""
+    """Tensor that counts the writes to the input."""
     output: _Seen | None
-    """None for what is no floating-point tensor."""
+    """None if the output is not a floating-point tensor."""
     output_kind: str
     readable: bool
-    """Whether input and output can be read."""
+    """Whether input and output can be converted to plain tensors."""
     sample: Sample | None
 
 
 class _Observer(TorchFunctionMode):
-    """Notes every call of a measured module, and which functions use which tensors, in one forward pass.
+    """Records the calls of measurable modules, and which functions use which tensors, in one forward pass.
 
-    watch: looks for every layer whether the pass has drawn random numbers by then.
+    Args:
+        batch: Number of inputs in the batch.
+        generators: Generators that the pass may draw from.
+        seed: Seed of the pass.
+        watch: Whether to check after each function whether the pass has drawn random numbers by then.
     """
 
     def __init__(self, batch: int, generators: Generators, seed: int, watch: bool) -> None:
@@ -166,9 +188,9 @@ class _Observer(TorchFunctionMode):
         self.calls: list[_Call] = []
         self.uses: dict[int, list[_Use]] = {}
         self.outputs: list[Sample | None] = []
-        """Of the model."""
+        """Samples of the outputs of the model."""
         self.drew = False
-        """Whether the pass has drawn random numbers, when last looked at."""
+        """Whether the pass had drawn random numbers at the last check."""
         self._numbers = WeakTensorKeyDictionary()
         self._count = 0
         self._batch = batch
@@ -179,7 +201,7 @@ class _Observer(TorchFunctionMode):
         self._before = generators.state()
 
     def run(self, model: nn.Module, inputs: Tensor) -> None:
-        """Make the pass."""
+        """Run the pass."""
         handles = [
             module.register_forward_hook(self._hook(name), with_kwargs=True)
             for name, module in model.named_modules()
@@ -195,38 +217,39 @@ class _Observer(TorchFunctionMode):
         self.outputs = [self._sample(tensor) for tensor in tensors_in([output])]
 
     def order(self) -> list[tuple[nn.Module, int]]:
-        """The calls of measured modules, in running order."""
+        """Return the calls of measurable modules, in running order."""
         return [(call.module, call.count) for call in self.calls]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = None if self._looking else next(tensors_in([result]), None)
-        if made is not None:
+        output = None if self._looking else next(tensors_in([result]), None)
+        if output is not None:
             followed = func in _FOLLOWED
             versions = (
                 {call.input.number: _version(call.writes) for call in self.calls if call.input} if followed else {}
             )
-            kept = self._sample(made) if followed else None
-            seen = self._seen(made)
-            for place, used in enumerate(tensors_in([*args, *(kwargs or {}).values()])):
-                self.uses.setdefault(self._number(used), []).append(_Use(func, place == 0, seen, versions, kept))
+            sample = self._sample(output) if followed else None
+            record = self._seen(output)
+            for index, tensor in enumerate(tensors_in([*args, *(kwargs or {}).values()])):
+                self.uses.setdefault(self._number(tensor), []).append(_Use(func, index == 0, record, versions, sample))
         return result
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             count = sum(call.module is module for call in self.calls)
-            given = next(tensors_in([*args, *kwargs.values()]), None)
-            read = None if given is None else self._seen(given)
-            made = self._seen(output) if isinstance(output, Tensor) and output.is_floating_point() else None
-            readable = all(is_readable(tensor) for tensor in (given, output) if isinstance(tensor, Tensor))
-            kept, kind, counter = self._sample(output), type(output).__name__, self._counter(given)
-            self.calls.append(_Call(name, module, count, read, counter, made, kind, readable, kept))
+            layer_input = next(tensors_in([*args, *kwargs.values()]), None)
+            read = None if layer_input is None else self._seen(layer_input)
+            seen_output = self._seen(output) if isinstance(output, Tensor) and output.is_floating_point() else None
+            readable = all(is_readable(tensor) for tensor in (layer_input, output) if isinstance(tensor, Tensor))
+            sample, kind, counter = self._sample(output), type(output).__name__, self._counter(layer_input)
+            self.calls.append(_Call(name, module, count, read, counter, seen_output, kind, readable, sample))
 
         return hook
 
     def _number(self, tensor: Tensor) -> int:
+        """Number that identifies a tensor in the pass."""
         if tensor not in self._numbers:
             self._count += 1
             self._numbers[tensor] = self._count
@@ -234,25 +257,26 @@ class _Observer(TorchFunctionMode):
         return number
 
     def _seen(self, tensor: Tensor) -> _Seen:
-        ragged = tensor.is_nested and tensor.layout == torch.strided  # it has no shape
+        ragged = tensor.is_nested and tensor.layout == torch.strided  # such a tensor has no shape
         return _Seen(self._number(tensor), () if ragged else tuple(tensor.shape), _version(tensor))
 
     def _counter(self, tensor: Tensor | None) -> Tensor | None:
-        """What counts the writes to a tensor, those through its views too, and has no memory of its elements."""
+        """A tensor without elements that counts the writes to another one, including those through views."""
         if tensor is None or tensor.is_inference():
             return None
         wrapped = type(tensor) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         if wrapped or tensor.layout != torch.strided:
             return tensor
-        self._looking = True  # this is no use of the tensor
+        self._looking = True  # not a use of the tensor by the model
         try:
-            made = tensor.detach()
-            made.data = made.new_empty(0)  # the counter stays that of the tensor
+            counter = tensor.detach()
+            counter.data = counter.new_empty(0)  # it still shares the version counter
         finally:
             self._looking = False
-        return made
+        return counter
 
     def _look(self) -> None:
+        """Check whether random numbers have been drawn."""
         self.drew = self.drew or self._generators.state() != self._before
 
     def _sample(self, tensor: object) -> Sample | None:
@@ -260,22 +284,28 @@ class _Observer(TorchFunctionMode):
             self._look()
         if isinstance(tensor, FakeTensor):  # it has no values
             return None
-        self._looking = True  # what a sample is made by is no use of the tensor
+        self._looking = True  # not a use of the tensor by the model
         try:
             return sample(tensor, self._batch, self.drew)
         finally:
             self._looking = False
 
     def follow(self, call: _Call, tap: str) -> tuple[tuple[Callable[..., Any], ...], bool, _Use | _Call]:
-        """The functions between a layer and its tap, whether its input is overwritten by then, and where it is tapped.
+        """Find where the output of a layer is read.
 
-        That is the last of these functions, or the call itself where there is none.
+        Args:
+            call: Call of the layer.
+            tap: "activation" or "linear", see :func:`trace`.
+
+        Returns:
+            The functions between the layer and the tap, whether the layer's input is overwritten by then, and the
+            use of the last of these functions (the call itself if there is none).
         """
         if tap != "activation":
             return (), False, call
         assert call.input is not None
         assert call.output is not None
-        taken: list[Callable[..., Any]] = []
+        functions: list[Callable[..., Any]] = []
         steps = 0
         normalized = activated = changed = False
         current, uses = call.output, self.uses.get(call.output.number, [])
@@ -286,7 +316,7 @@ class _Observer(TorchFunctionMode):
             if not use.first or use.function not in _FOLLOWED or use.result.shape != current.shape:
                 break
             if not in_place and len(uses) > 1:
-                break  # the tensor goes elsewhere too: what the next layer receives is not known
+                break  # the tensor has several uses: it is not clear which one the next layer receives
             if use.function in _NORMALIZATIONS:
                 if normalized:
                     break
@@ -295,32 +325,47 @@ class _Observer(TorchFunctionMode):
                 if activated:
                     break
                 activated = True
-            taken.append(use.function)
+            functions.append(use.function)
             if use.function not in _DROPOUTS:
-                steps = len(taken)
+                steps = len(functions)
                 tapped = use
                 version = use.input_versions[call.input.number]
                 changed = version < 0 or version != call.input.version
             uses = uses[1:] if in_place else self.uses.get(use.result.number, [])
             current = use.result
-        return tuple(taken[:steps]), changed, tapped
+        return tuple(functions[:steps]), changed, tapped
 
 
 def _version(tensor: Tensor | None) -> int:
-    """How often a tensor was written to; −1 where that is not counted: a forward pass under inference_mode."""
+    """Number of writes to a tensor; −1 if writes are not counted, as under inference_mode."""
     return -1 if tensor is None or tensor.is_inference() else int(tensor._version)
 
 
 def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
-    """Run the example (B, …) and list the model's layers in the order in which they ran.
+    """Run a model on example inputs and list its layers in running order.
 
-    It runs twice, the second time with the last input in the place of all and one input less: where its
-    features differ by more than rounding, or random numbers are drawn, the notes of the layers and of the
-    trace say so. No generator of random numbers is moved.
+    The model runs twice, the second time on copies of the last input and with one input less. If its features
+    differ by more than rounding, or if it draws random numbers, the notes of the layers and of the trace say
+    so. The states of random generators are restored.
 
-    The model must be in evaluation mode on the example's device. ``tap``: "activation" reads a
-    layer's output after the normalization and activation that directly follow it, "linear" the
-    bare output. Raises ModelError if the forward pass fails or no layer can be measured.
+    Args:
+        model: The model, in evaluation mode on the device of the example.
+        example: Inputs (B, …).
+        tap: "activation" to read the output of a layer after the normalization and activation that directly follow
+            it, "linear" to read the output of the layer itself.
+
+    Returns:
+        The layers that can be measured, and the reasons why others cannot.
+
+    Raises:
+        ModelError: The forward pass fails, or no layer can be measured.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+        >>> for traced in trace(net, torch.rand(2, 1, 8, 8), "activation").layers:
+        ...     print(traced.layer.name, traced.layer.tap, traced.layer.spatial, traced.geometry.patch_size)
+        0 Conv2d > relu (6, 6) 9
+        3 Linear () 144
     """
     generators = Generators(model, example.device)
     with generators.kept():
@@ -333,50 +378,50 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
             modules = set(model.modules())
             observer = _Observer(len(inputs), generators, seed, watch)
             observer.run(model, inputs)
-            if set(model.modules()) == modules:  # else it made some at this call, which were not seen
+            if set(model.modules()) == modules:  # else the call created modules, which were not observed
                 return observer
 
     observer = observe(example, _SEEDS[0])
     attributes = attribute_tensors(model)
-    # Only the batch dimension is shorter for fewer inputs: another may happen to be as long.
+    # One input less, because another dimension may happen to have the size of the batch.
     again = observe(alone(example, max(1, len(example) - 1)), _SEEDS[1])
     _check_order(observer, again)
     layers: list[TracedLayer] = []
     skipped: list[tuple[str, str]] = []
     calls = Counter(id(call.module) for call in observer.calls)
     makers: dict[tuple[int, int], int] = {}
-    places: list[int] = []
-    for place, (call, fewer) in enumerate(zip(observer.calls, again.calls, strict=True)):
+    indices: list[int] = []
+    for index, (call, fewer) in enumerate(zip(observer.calls, again.calls, strict=True)):
         name = call.name or "(model)"
         name = name if call.count == 0 else f"{name}#{call.count + 1}"
         reason = _unmeasurable(call, len(example), fewer if len(example) > 1 else None)
         if reason:
             skipped.append((name, reason))
             continue
-        follow, changed, made = observer.follow(call, tap)
+        follow, changed, source = observer.follow(call, tap)
         assert call.input is not None
         reads = makers.get((call.input.number, call.input.version))
-        result = made.output if isinstance(made, _Call) else made.result
+        result = source.output if isinstance(source, _Call) else source.result
         assert result is not None
         makers[result.number, result.version] = len(layers)
         layers.append(_describe(call, name, len(layers), calls[id(call.module)], follow, changed, reads))
-        places.append(place)
+        indices.append(index)
     skipped += not_measured(model, set(calls), attributes)
     if not layers:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise ModelError(
-            "no layer can be measured: convolutions and linear layers are, the model has "
+            "no layer can be measured: expected convolutions or linear layers, the model has "
             f"{', '.join(kinds) or 'no modules'}" + "".join(f"; {name}: {reason}" for name, reason in skipped)
         )
 
-    def observed(one: _Observer) -> Observed:
-        tapped = [one.follow(one.calls[place], tap)[2].sample for place in places]
-        return Observed([*tapped, *one.outputs], one.drew)
+    def observed(observer: _Observer) -> Observed:
+        tapped = [observer.follow(observer.calls[index], tap)[2].sample for index in indices]
+        return Observed([*tapped, *observer.outputs], observer.drew)
 
     def repeat(inputs: Tensor) -> Observed:
-        made = observe(inputs, _SEEDS[0], watch=True)
-        _check_order(observer, made)
-        return observed(made)
+        repeated = observe(inputs, _SEEDS[0], watch=True)
+        _check_order(observer, repeated)
+        return observed(repeated)
 
     by_site = notes(example, observed(observer), observed(again), repeat)
     described = tuple(replace(layer, note=note) for layer, note in zip(layers, by_site, strict=False))
@@ -384,52 +429,73 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
     return Trace(described, tuple(skipped), whole)
 
 
-def _check_order(one: _Observer, other: _Observer) -> None:
-    if one.order() != other.order():
-        random = one.drew and other.drew
+def _check_order(first: _Observer, second: _Observer) -> None:
+    """Raise ModelError unless two passes ran the same layers."""
+    if first.order() != second.order():
+        random = first.drew and second.drew
         raise ModelError(f"{OTHER_LAYERS}; {RANDOM}" if random else OTHER_LAYERS)
 
 
 def forward(model: nn.Module, inputs: Tensor) -> Any:
-    """Run the model, with errors that say what went in."""
-    # A compiled model has no calls to see. It cannot exist where the compiler was never imported.
+    """Run a model, without torch.compile, and describe its inputs in errors.
+
+    Args:
+        model: The model.
+        inputs: Batch (B, …).
+
+    Returns:
+        Output of the model.
+
+    Raises:
+        ModelError: The forward pass fails.
+
+    Example:
+        >>> forward(nn.Linear(3, 1), torch.zeros(2, 4))
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ModelError: the model rejects a batch of shape (2, 4), float32: ...
+    """
+    # Calls within a compiled model cannot be observed. There is none if the compiler was never imported.
     compiler = "torch._dynamo" in sys.modules
     try:
         with torch.compiler.set_stance("force_eager") if compiler else nullcontext():
             return model(inputs)
-    except Exception as error:  # whatever a user's model raises
+    except Exception as error:  # a user's model may raise anything
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-        what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        message = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         dtype = given_as(model, inputs.dtype)
         name = str(dtype).removeprefix("torch.")
         if dtype in (torch.float16, torch.bfloat16) and inputs.device.type == "cpu":
-            what += f" (not all operations take {name} on a CPU: run it on a GPU, or give model.float())"
-        raise ModelError(f"the model refuses a batch of shape {tuple(inputs.shape)}, {name}: {kind}{what}") from error
+            message += f" (not all operations support {name} on a CPU: run it on a GPU, or pass model.float())"
+        raise ModelError(
+            f"the model rejects a batch of shape {tuple(inputs.shape)}, {name}: {kind}{message}"
+        ) from error
 
 
 def _unmeasurable(call: _Call, batch: int, fewer: _Call | None) -> str:
-    """Why a layer's tensors cannot be read, if so; ``fewer``: the call for one input less, None if there is none."""
+    """Reason why a layer cannot be measured, or ""; ``fewer`` is its call for one input less, None if there is none."""
     module: MeasuredModule = call.module  # type: ignore[assignment]
     if call.input is None:
         return "it was called without a tensor"
     if call.output is None:
         return "its output is not a floating-point tensor"
-    given, made = call.input.shape, call.output.shape
-    if not isinstance(module, nn.Linear) and len(made) == len(module.kernel_size) + 1:
-        return f"it was called without a batch dimension (output of shape {made})"
+    input_shape, output_shape = call.input.shape, call.output.shape
+    if not isinstance(module, nn.Linear) and len(output_shape) == len(module.kernel_size) + 1:
+        return f"it was called without a batch dimension (output of shape {output_shape})"
     short = batch - 1 if fewer is None else fewer.output.shape[0] if fewer.output and fewer.output.shape else 0
-    if len(made) < 2 or given[:1] != (batch,) or made[0] != batch or short != batch - 1:
-        return f"its output of shape {made} does not have the batch of {batch} inputs first"
-    if not follows_geometry(module, given, made):
+    if len(output_shape) < 2 or input_shape[:1] != (batch,) or output_shape[0] != batch or short != batch - 1:
+        return f"the first dimension of its output of shape {output_shape} is not the batch of {batch} inputs"
+    if not follows_geometry(module, input_shape, output_shape):
         return (
-            f"its output of shape {made} does not follow from its input of shape {given} by its own kernel and padding"
+            f"its output of shape {output_shape} does not follow from its input of shape {input_shape}, its kernel and "
+            "its padding"
         )
     if not call.readable:
-        return f"its tensors are of type {call.output_kind}, which cannot be read as plain tensors"
+        return f"its tensors are of type {call.output_kind}, which cannot be converted to plain tensors"
     weight: Any = module.weight
     if not isinstance(weight, Tensor) or not is_readable(weight) or not plain(weight.detach()).is_floating_point():
         kind = f"as {weight.dtype}".replace("torch.", "") if isinstance(weight, Tensor) else "packed"
-        return f"its weight is stored {kind}: give the model as it was before quantization"
+        return f"its weight is stored {kind}: pass the model before quantization"
     return ""
 
 
@@ -442,6 +508,7 @@ def _describe(
     copy_input: bool,
     reads: int | None,
 ) -> TracedLayer:
+    """The traced layer of a call; ``reads`` is the index of the layer whose output it reads."""
     assert call.input is not None
     assert call.output is not None
     module: MeasuredModule = call.module  # type: ignore[assignment]
@@ -464,6 +531,6 @@ def _describe(
 
 
 def _norm(weight: Tensor) -> float:
-    """The Frobenius norm, summed in float64 without a copy of the whole in float64."""
+    """Frobenius norm, computed in float64 without a float64 copy of the whole weight."""
     parts = weight.flatten().split(_NORM_ELEMENTS)
     return math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))

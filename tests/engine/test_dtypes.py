@@ -243,7 +243,7 @@ def test_what_a_cpu_cannot_compute_in_half_precision_says_what_to_do(
     name = str(dtype).removeprefix("torch.")
     model = make()
     assert set(measured(model, data).davies_bouldin_status.values[0]) == {"ok"}
-    with pytest.raises(ModelError, match=rf"refuses a batch .*{name}.*run it on a GPU, or give model.float\(\)"):
+    with pytest.raises(ModelError, match=rf"rejects a batch .*{name}.*run it on a GPU, or pass model.float\(\)"):
         measured(model.to(dtype), data)
 
 
@@ -346,7 +346,7 @@ def test_tensors_that_cannot_be_read_are_skipped_with_the_reason(data: Any) -> N
     model = Inside(Wrapping, lambda x: x.inner).eval()
     traced = trace(model, data[0][:3], "activation")
     assert [one.layer.name for one in traced.layers] == ["a", "c"]
-    assert dict(traced.skipped) == {"b": "its tensors are of type Wrapping, which cannot be read as plain tensors"}
+    assert dict(traced.skipped) == {"b": "its tensors are of type Wrapping, which cannot be converted to plain tensors"}
 
 
 class Quantized(Wrapping):

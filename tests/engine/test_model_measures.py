@@ -77,7 +77,7 @@ HARM: dict[str, tuple[Callable[[Any], object], str]] = {
     "mode": (lambda model: model.train(), "the mode of Sequential has changed"),
     "hook": (
         lambda model: model[2].register_forward_hook(lambda *_: None),
-        "a hook is left on ReLU 2, or taken from it",
+        "a hook was added to ReLU 2 or removed from it",
     ),
     "requires_grad": (lambda model: model[4].bias.requires_grad_(False), "requires_grad of 4.bias has changed"),
     "module": (lambda model: model.append(nn.Softmax(1)), "the modules of Sequential have changed"),

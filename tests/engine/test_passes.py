@@ -147,7 +147,7 @@ def test_forward_calls(
         ((DaviesBouldin(space="pixel"),), 2, 0),
         ((Roughness(split="train"),), 2, 0),
         ((DaviesBouldin(space="patch"), Roughness(input_pca=4), Confidence()), 2, 1),
-        ((reader("to and fro", *[Pass("test", "vectors"), Pass("train", "projected")] * 2),), 3, 2),
+        ((reader("back and forth", *[Pass("test", "vectors"), Pass("train", "projected")] * 2),), 3, 2),
         (tuple(reader(f"r{i}", *[Pass("test", *EVERYTHING)] * 3, labeler_=KMeans()) for i in range(3)), 1, 3),
     ],
     ids=names,

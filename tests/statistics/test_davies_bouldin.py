@@ -1,4 +1,4 @@
-"""The Davies–Bouldin index from a stream of vectors, against scikit-learn's from all at once."""
+"""Streaming Davies–Bouldin index, compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Labels = NDArray[np.int64]
 def streamed(
     vectors: Vectors, labels: Labels, spread: str = "mean", batch: int = 10_000, seed: int | None = None
 ) -> float:
-    """The index from batches of a size, of the vectors in another order in each of the two passes."""
+    """The index from batches, with the vectors in a different order in each of the two passes."""
     rng = np.random.default_rng(seed)
 
     def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -62,7 +62,7 @@ def brute_force(vectors: Vectors, labels: Labels, spread: str) -> float:
 
 
 @pytest.mark.parametrize("distance", [1.0, 5.0, 9.0, 1e3])
-def test_vectors_at_their_centroid_are_no_distance_from_it(distance: float) -> None:
+def test_vectors_at_their_centroid_have_distance_zero(distance: float) -> None:
     """float32: expanded into products, the distance would be the root of what the products lose, or of less than 0."""
     rng = np.random.default_rng(0)
     points = rng.normal(size=(3, 60)).astype(np.float32) + np.float32(distance / 60**0.5)
@@ -99,7 +99,7 @@ def test_sums_are_exact(k: int) -> None:
 
 @pytest.mark.parametrize("tight", [1e-1, 1e-3, 1e-5])
 def test_a_tight_cluster_among_a_wide_one(tight: float) -> None:
-    """Its spread is small beside the length of its vectors, and the more so beside their sum."""
+    """Its spread is small compared with the norm of its vectors, and even smaller compared with their sum."""
     vectors, labels = background(60_000, 10, tight)
     sums = ClusterSums()
     sums.add(vectors, labels)
@@ -161,7 +161,7 @@ def test_many_clusters_with_one_centroid_are_undefined() -> None:
         streamed(vectors, labels)
 
 
-def test_memory_of_many_clusters_is_that_of_their_centroids() -> None:
+def test_memory_of_many_clusters_is_proportional_to_their_centroids() -> None:
     """3,000 clusters: five matrices of their pairs would take 340 MiB, one-hot labels of the vectors 230 MiB."""
     code = """
 import resource, torch
@@ -190,7 +190,7 @@ print((peak() - before) // 1024)
     st.integers(3, 80), st.integers(1, 12), st.integers(2, 7), st.sampled_from([0.0, 1e4]), st.integers(1, 90),
     st.integers(0, 10_000),
 )  # fmt: skip
-def test_any_stream_gives_what_sklearn_gives(n: int, d: int, k: int, offset: float, batch: int, seed: int) -> None:
+def test_any_stream_agrees_with_sklearn(n: int, d: int, k: int, offset: float, batch: int, seed: int) -> None:
     vectors, labels = sample(n, d, k, offset, seed)
     assume(2 <= len(np.unique(labels)) < n)
     found = streamed(vectors, labels, "mean", batch, seed)
@@ -209,7 +209,7 @@ def test_any_stream_gives_what_sklearn_gives(n: int, d: int, k: int, offset: flo
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(3, 60), st.integers(1, 6), st.integers(2, 5), st.integers(1, 70), st.integers(0, 10_000))
-def test_the_rms_variant_is_that_of_brute_force(n: int, d: int, k: int, batch: int, seed: int) -> None:
+def test_the_rms_variant_agrees_with_brute_force(n: int, d: int, k: int, batch: int, seed: int) -> None:
     vectors, labels = sample(n, d, k, seed=seed)
     found = streamed(vectors, labels, "rms", batch, seed)
     np.testing.assert_allclose(found, brute_force(vectors, labels, "rms"), rtol=1e-9, atol=1e-12)
@@ -218,7 +218,7 @@ def test_the_rms_variant_is_that_of_brute_force(n: int, d: int, k: int, batch: i
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
-def test_moving_turning_and_scaling_change_nothing(seed: int, scale: float, shift: float) -> None:
+def test_the_index_is_invariant_to_translation_rotation_and_scale(seed: int, scale: float, shift: float) -> None:
     vectors, labels = sample(50, 4, 3, seed=seed)
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(4, 4)))[0]
     found = streamed(vectors @ turn * scale + shift, labels)
@@ -247,7 +247,7 @@ def test_empty_clusters_are_left_out(spread: str) -> None:
     np.testing.assert_allclose(streamed(vectors, spaced, spread, 7), streamed(vectors, labels, spread, 7), rtol=1e-12)
 
 
-def test_empty_batches_change_nothing() -> None:
+def test_empty_batches_are_ignored() -> None:
     vectors, labels = (torch.from_numpy(array) for array in sample(40, 3, 3))
     first = ClusterSums()
     for rows in (slice(0, 0), slice(0, 25), slice(25, 25), slice(25, None)):
@@ -260,7 +260,7 @@ def test_empty_batches_change_nothing() -> None:
 
 def test_a_sample_in_one_cluster_is_undefined() -> None:
     vectors, _ = sample(20, 3, 2)
-    with pytest.raises(Undefined, match="1 cluster"):
+    with pytest.raises(Undefined, match="at least 2 clusters in the sample, got 1"):
         streamed(vectors, np.full(20, 5))
 
 

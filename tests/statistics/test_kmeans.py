@@ -1,4 +1,4 @@
-"""k-means against scikit-learn's, and the laws that every solution keeps."""
+"""k-means, compared with scikit-learn, and invariants of its solutions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_separated_blobs_are_found_as_by_sklearn(seed: int, offset: float) -> No
     assert adjusted_rand_score(found.labels, reference.labels_) == 1
 
 
-def test_more_than_one_restart_goes_on_with_all_points(digit_patches: Points, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_restarts_are_refined_on_all_points(digit_patches: Points, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best on the subsample need not be the best on all points."""
     monkeypatch.setattr(kmeans_module, "_SUBSAMPLE", 300)
     monkeypatch.setattr(kmeans_module, "_LARGER", 400)
@@ -99,7 +99,7 @@ def test_real_patches_beyond_the_subsample_are_clustered_as_well(digit_patches: 
 
 
 def check_solution(points: Points, k: int, found: Clusters) -> None:
-    """A fixed point of Lloyd's iterations, with all labels used and every inertia as said."""
+    """Check for a fixed point of Lloyd's iterations with all labels used and the correct inertia."""
     centers, labels = found.centers.numpy(), found.labels.numpy()
     distinct = len(np.unique(points, axis=0))
     assert 1 <= len(centers) <= min(k, distinct)
@@ -140,7 +140,7 @@ def test_labels_belong_to_centers_when_iterations_run_out(
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
-def test_fewer_distinct_points_than_clusters_make_a_cluster_each(k: int) -> None:
+def test_distinct_points_fewer_than_clusters_are_clusters(k: int) -> None:
     distinct = np.array([[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]])
     points = np.repeat(distinct, [4, 1, 9], axis=0)
     found = cluster(points, k)
@@ -165,7 +165,7 @@ def test_one_cluster_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize("times", [2, 20])
-def test_duplicates_multiply_the_inertia_and_move_nothing(times: int) -> None:
+def test_duplicates_multiply_the_inertia_and_do_not_move_centers(times: int) -> None:
     points = blobs(3)
     once, repeated = cluster(points, 5), cluster(np.tile(points, (times, 1)), 5)
     np.testing.assert_allclose(repeated.inertia, times * once.inertia, rtol=1e-9)
@@ -175,8 +175,8 @@ def test_duplicates_multiply_the_inertia_and_move_nothing(times: int) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10_000), st.floats(-1e4, 1e4), st.floats(1e-3, 1e3))
-def test_order_place_and_scale_of_the_points_do_not_matter(seed: int, shift: float, scale: float) -> None:
-    """Where the solution is unique, whichever points the starts happen to be."""
+def test_order_translation_and_scale_of_the_points_do_not_matter(seed: int, shift: float, scale: float) -> None:
+    """If the solution is unique, for any starting points."""
     points = blobs(seed % 7, 120)
     order = np.random.default_rng(seed).permutation(len(points))
     once, moved = cluster(points, 5, seed), cluster(points[order] * scale + shift, 5, seed)
@@ -193,7 +193,7 @@ def test_assignment_is_to_the_nearest_center(seed: int, k: int, d: int) -> None:
     np.testing.assert_array_equal(assign(torch.from_numpy(points), torch.from_numpy(centers)), expected)
 
 
-def test_the_generator_alone_decides() -> None:
+def test_the_generator_determines_the_result() -> None:
     points = np.random.default_rng(0).normal(size=(4000, 3))
     torch.manual_seed(1)
     before = torch.get_rng_state()

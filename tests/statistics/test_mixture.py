@@ -1,4 +1,4 @@
-"""Gaussian mixtures against SciPy's densities and scikit-learn's fits."""
+"""Gaussian mixtures, compared with densities of SciPy and fits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def features() -> tuple[Floats, NDArray[np.int64]]:
 
 
 @pytest.mark.parametrize("d", [1, 2, 10])
-def test_log_densities_are_those_of_scipy(d: int) -> None:
+def test_log_densities_agree_with_scipy(d: int) -> None:
     rng = np.random.default_rng(d)
     g = 5
     means = rng.normal(0, 3, (g, d))
@@ -143,7 +143,7 @@ def test_an_obvious_mixture_is_recovered() -> None:
 
 
 def test_dead_dimensions_and_equal_points_stay_defined() -> None:
-    """The covariance of a cluster of equal points is the ridge alone."""
+    """The covariance of a cluster of equal points is the ridge."""
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(0, 2, (400, 4)), np.tile([9.0, 9.0, 9.0, 9.0], (60, 1)), np.full((1, 4), -9.0)])
     points[:, 2] = 0
@@ -200,7 +200,7 @@ def test_scaling_the_features_shifts_log_densities(features: tuple[Floats, NDArr
     np.testing.assert_allclose(scaled, plain - 10 * np.log(factor), rtol=1e-6, atol=1e-6)
 
 
-def test_moving_the_features_changes_no_density(features: tuple[Floats, NDArray[np.int64]]) -> None:
+def test_densities_are_invariant_to_translation(features: tuple[Floats, NDArray[np.int64]]) -> None:
     points, labels = features[0][:3000], features[1][:3000]
     plain = fit(points, labels).component_log_densities(torch.from_numpy(points)).numpy()
     moved = fit(points + 1e4, labels).component_log_densities(torch.from_numpy(points + 1e4)).numpy()
@@ -230,7 +230,7 @@ def test_constant_data_is_undefined(value: float) -> None:
         fit(np.full((30, 4), value), np.arange(30) % 3)
 
 
-def test_the_generator_alone_decides(features: tuple[Floats, NDArray[np.int64]]) -> None:
+def test_the_generator_determines_the_result(features: tuple[Floats, NDArray[np.int64]]) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one, two = fit(*features, seed=3), fit(*features, seed=3)

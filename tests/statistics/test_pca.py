@@ -1,4 +1,4 @@
-"""PCA against scikit-learn's, which decomposes the float64 data matrix itself."""
+"""PCA, compared with scikit-learn, which decomposes the float64 data matrix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_components_variances_and_projections_are_those_of_sklearn(case: str) -> None:
+def test_components_variances_and_projections_agree_with_sklearn(case: str) -> None:
     n, k, d, offset = CASES[case]
     x = vectors(n, k, offset)
     found = fit_pca(x, d)[0]
@@ -61,7 +61,7 @@ def test_components_variances_and_projections_are_those_of_sklearn(case: str) ->
 
 @pytest.mark.parametrize(("n", "k"), [(100, 20), (15, 80)])
 def test_directions_without_variance_complete_the_basis(n: int, k: int) -> None:
-    """Rank 3 data, as of a layer with dead channels: five components are asked for."""
+    """Five components of data of rank 3, as of a layer with dead channels."""
     x = vectors(n, k, rank=3)
     x[:, 5:] = 0  # exactly of rank ≤ 5 with zero dimensions, and in float32 as well
     x[:, 3:5] = 0
@@ -102,7 +102,7 @@ def test_projections_are_uncorrelated_and_lose_no_more_than_they_must(
         )
 
 
-def test_long_vectors_never_make_a_square_matrix_of_their_length() -> None:
+def test_long_vectors_need_no_square_matrix_of_their_length() -> None:
     """400 000 × 400 000 in float64 would take 1.2 TB."""
     x = torch.zeros(6, 400_000)
     x[:, ::7] = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 57143)).astype(np.float32))
@@ -114,14 +114,14 @@ def test_long_vectors_never_make_a_square_matrix_of_their_length() -> None:
 @pytest.mark.parametrize(
     ("given_", "reason"),
     [
-        (torch.ones(1, 5), "1 vectors are too few"),
+        (torch.ones(1, 5), "at least 2 vectors for a PCA, got 1"),
         (torch.full((7, 5), 0.1), "constant features"),
         (torch.full((7, 5), 1e4) + torch.arange(5) / 3, "constant features"),
         (torch.full((3, 50), 0.3), "constant features"),
-        (torch.zeros(0, 5), "too few"),
+        (torch.zeros(0, 5), "at least 2 vectors for a PCA, got 0"),
     ],
 )
-def test_nothing_to_project_on_is_undefined(given_: torch.Tensor, reason: str) -> None:
+def test_samples_without_variance_are_undefined(given_: torch.Tensor, reason: str) -> None:
     with pytest.raises(Undefined, match=reason):
         fit_pca(given_, 3)
 
@@ -156,7 +156,7 @@ def test_large_samples_are_fitted_by_iteration(n: int, k: int, offset: float) ->
 
 
 @pytest.mark.usefixtures("iterated")
-def test_iteration_completes_the_basis_and_repeats_itself() -> None:
+def test_iteration_completes_the_basis_and_is_reproducible() -> None:
     x = vectors(300, 80, rank=3)
     x[:, 5:] = 0
     first, second = fit_pca(x, 6)[0], fit_pca(x, 6)[0]
@@ -165,7 +165,7 @@ def test_iteration_completes_the_basis_and_repeats_itself() -> None:
     assert torch.equal(first.components, second.components)
 
 
-def test_what_iteration_does_not_settle_is_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_on_which_iteration_does_not_converge_are_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
     x = vectors(300, 80)
     exact = fit_pca(x, 6)[0]
     monkeypatch.setattr(pca, "_EXACT", 20)

@@ -526,7 +526,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("batches_are_left_alone", WritesPatches, r"update writes into batch\.patches, "),
     ("batches_are_left_alone", WritesLater, r"compute writes into batch\.vectors, "),
     ("model_is_left_alone", Trains, r"leaves another model than it was given: 0\.weight has changed \(and 2 more\)"),
-    ("model_is_left_alone", LeavesHook, "a hook is left on Sequential"),
+    ("model_is_left_alone", LeavesHook, "a hook was added to Sequential"),
     ("model_is_left_alone", LeavesMode, "the mode of ReLU 1 has changed"),
     ("model_is_left_alone", LeavesBuffers, r"1\.running_mean has changed"),
     ("model_is_left_alone", Freezes, r"requires_grad of 0\.weight has changed"),

@@ -1,4 +1,4 @@
-"""A model is left as it was found, and one that cannot be measured is refused by name."""
+"""Restoration of models, and errors that name what cannot be measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INPUTS = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """Layers in different modes, a frozen one, one weight used twice, gradients on some."""
+    """Layers in different modes, a frozen layer, a tied weight, and gradients on some parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def net() -> Net:
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """Everything that can be seen of a model, by value."""
+    """State of a model, by value."""
     seen: dict[str, Any] = {
         "state": {name: (value.clone(), value.device) for name, value in model.state_dict().items()}
     }
@@ -150,7 +150,7 @@ USES = [
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_model_is_as_before(use: Callable[[nn.Module], None], fails: bool) -> None:
+def test_the_model_is_restored(use: Callable[[nn.Module], None], fails: bool) -> None:
     model = net()
     before = state(model)
     with contextlib.suppress(ZeroDivisionError), undisturbed(model, CPU):
@@ -166,8 +166,8 @@ def test_the_model_is_as_before(use: Callable[[nn.Module], None], fails: bool) -
 
 
 @pytest.mark.parametrize("use", [use for use in USES if use is not measured])
-def test_what_the_uses_do_can_be_seen(use: Callable[[nn.Module], None]) -> None:
-    """The test above could fail: without the guard something is another."""
+def test_the_uses_change_the_model(use: Callable[[nn.Module], None]) -> None:
+    """Without the guard, the test above would fail."""
     model = net()
     before = state(model)
     use(model)
@@ -175,8 +175,8 @@ def test_what_the_uses_do_can_be_seen(use: Callable[[nn.Module], None]) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_model_comes_back_from_another_device(fails: bool) -> None:
-    """The meta device holds no values: they are kept, not brought back."""
+def test_the_model_is_restored_from_another_device(fails: bool) -> None:
+    """The meta device has no values, so the originals must be restored."""
     model = net()
     before = state(model)
     with contextlib.suppress(ZeroDivisionError), undisturbed(model, META):
@@ -188,7 +188,7 @@ def test_the_model_comes_back_from_another_device(fails: bool) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_model_on_two_devices_goes_back_to_both() -> None:
+def test_a_model_on_two_devices_is_restored_to_both() -> None:
     model = net()
     model.head.to("cuda")
     before = state(model)
@@ -209,7 +209,7 @@ class Fussy(nn.Module):
         return self
 
 
-def test_a_model_that_fails_on_the_way_into_evaluation_mode_is_as_before() -> None:
+def test_a_model_whose_eval_fails_is_restored() -> None:
     model = Fussy()
     before = state(model)
     with pytest.raises(ZeroDivisionError), undisturbed(model, CPU):
@@ -230,7 +230,7 @@ def test_guards_can_be_nested() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["conv.weight", "norm.bias", "norm.running_var", "head.weight"])
-def test_values_that_are_not_finite_are_refused_by_name(name: str, value: float) -> None:
+def test_the_error_names_values_that_are_not_finite(name: str, value: float) -> None:
     model = net()
     tensor = dict([*model.named_parameters(), *model.named_buffers()])[name]
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_values_that_are_not_finite_are_refused_by_name(name: str, value: float)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.LazyConv2d(3, 3), lambda: nn.Conv2d(2, 3, 3, device="meta")])
-def test_values_that_are_not_there_are_refused_by_name(make: Callable[[], nn.Module]) -> None:
+def test_the_error_names_uninitialized_values(make: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1), make())
     with pytest.raises(ModelError, match=r"^1\.weight is not initialized"), undisturbed(model, CPU):
         pass
@@ -254,7 +254,7 @@ def test_a_model_without_parameters_passes() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
-def test_buffers_that_are_not_learned_may_be_infinite(value: float) -> None:
+def test_other_buffers_may_be_infinite(value: float) -> None:
     model = net()
     model.calls.fill_(value)
     model.register_buffer("attn_mask", torch.full((3, 3), value).triu(1))
@@ -263,7 +263,7 @@ def test_buffers_that_are_not_learned_may_be_infinite(value: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["running_mean", "norm_running_std", "moving_variance"])
-def test_statistics_are_known_by_name(name: str) -> None:
+def test_running_statistics_are_recognized_by_name(name: str) -> None:
     model = net()
     model.head.register_buffer(name, torch.tensor([1.0, torch.inf]))
     with pytest.raises(ModelError, match=rf"1 of 2 values of head\.{name} are NaN or infinite"):
@@ -274,7 +274,7 @@ def test_statistics_are_known_by_name(name: str) -> None:
 
 
 class Notes:
-    """A plain object that a module holds."""
+    """A plain object in an attribute of a module."""
 
     def __init__(self) -> None:
         self.cache: dict[int, Tensor] = {}
@@ -289,7 +289,7 @@ class Slots:
 
 
 class Keeps(nn.Module):
-    """A layer of eight features that does something to itself whenever it runs."""
+    """A layer of eight features that changes itself whenever it runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,7 +349,7 @@ class States(Keeps):
 
 
 class Parts(Keeps):
-    """Registers all that can be registered, and takes away."""
+    """Registers parameters, buffers, modules and hooks, and removes some."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -370,7 +370,7 @@ class Parts(Keeps):
 
 
 class Values(Keeps):
-    """Parameters are set from the first batch, each in a way of its own."""
+    """Parameters are set from the first batch, each in a different way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -387,7 +387,7 @@ class Values(Keeps):
 
 
 class Parametrizes(Keeps):
-    """The class of a parametrized module is another one."""
+    """The class of a parametrized module changes."""
 
     def keep(self, y: Tensor) -> None:
         if not parametrize.is_parametrized(self.linear):
@@ -395,7 +395,7 @@ class Parametrizes(Keeps):
 
 
 class Shared(Keeps):
-    """Keeps things in its class."""
+    """Stores state in its class."""
 
     tables: ClassVar[dict[int, Tensor]] = {}
     ready = False
@@ -405,7 +405,7 @@ class Shared(Keeps):
 
 
 class Grows(Keeps):
-    """A buffer becomes part of the graph, and parameters get gradients, in the forward pass itself."""
+    """In the forward pass, a buffer becomes part of the graph and parameters get gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -422,7 +422,7 @@ KEEPING = [Attributes, Containers, States, Parts, Values, Parametrizes, Shared, 
 
 
 def seen(value: Any, known: dict[int, Any]) -> Any:
-    """All that can be reached from a value, with identities and contents: written apart from the guard's own way."""
+    """Everything reachable from a value, with identities and contents, independent of the guard."""
     if value is None or isinstance(value, bool | int | float | str | type):
         return value
     if id(value) in known:
@@ -470,7 +470,7 @@ ROWS = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("kind", KEEPING)
-def test_what_modules_keep_is_put_back(kind: type[Keeps], error: type[BaseException] | None) -> None:
+def test_state_that_modules_keep_is_restored(kind: type[Keeps], error: type[BaseException] | None) -> None:
     model = wrapped(kind)
     model[1].linear.weight.grad = torch.ones(8, 8)
     before = seen(model, {})
@@ -497,7 +497,7 @@ def test_a_model_trains_after_it_was_measured(kind: type[Keeps], inference: bool
 
 
 @pytest.mark.parametrize("kind", [Attributes, Containers])
-def test_plain_copies_stand_in_for_what_was_made_in_inference_mode(kind: type[Keeps]) -> None:
+def test_tensors_created_in_inference_mode_are_replaced_by_plain_copies(kind: type[Keeps]) -> None:
     with torch.inference_mode():
         model = wrapped(kind)
     before = seen(model, {})
@@ -527,7 +527,7 @@ def test_memory_that_parameters_share_stays_shared() -> None:
 
 
 class Adapter(nn.Linear):
-    """Merges its adapter into the weight in evaluation mode, as LoRA layers do; going back rounds."""
+    """Merges its adapter into the weight in evaluation mode, as LoRA layers do; unmerging rounds."""
 
     def __init__(self) -> None:
         super().__init__(8, 8)
@@ -549,7 +549,7 @@ class Adapter(nn.Linear):
 
 
 class Frozen(nn.Sequential):
-    """Keeps its normalization in evaluation mode whatever comes."""
+    """Keeps its normalization in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(8, 8), nn.BatchNorm1d(8))
@@ -562,7 +562,7 @@ class Frozen(nn.Sequential):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", [Adapter, Frozen])
-def test_modes_are_reached_as_modules_reach_them(kind: type[nn.Module], training: bool) -> None:
+def test_modes_are_set_by_the_methods_of_the_modules(kind: type[nn.Module], training: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(kind(), nn.Linear(8, 2)).train(training)
     before = seen(model, {})
@@ -575,8 +575,8 @@ def test_modes_are_reached_as_modules_reach_them(kind: type[nn.Module], training
     assert equal(seen(model, {}), before)
 
 
-def test_the_way_back_is_the_modules_own() -> None:
-    """What a module does outside of itself on the way into evaluation mode is undone by its own ``train()``."""
+def test_training_mode_is_restored_by_the_methods_of_the_modules() -> None:
+    """Side effects of a module's ``eval()`` are undone by its own ``train()``."""
     outside: list[bool] = []
 
     class Told(nn.Linear):

@@ -1,4 +1,4 @@
-"""Whatever is given as a model is measured, or refused in words that say what it is and what to give instead."""
+"""Kinds of models that are measured, and errors that say what to pass instead of others."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def exported() -> Any:
 
 
 class Session:
-    """Has the methods of a session of ONNX Runtime."""
+    """An object with the methods of an ONNX Runtime session."""
 
     def run(self, names: Any, inputs: Any) -> list[Any]:
         return []
 
 
 class Compiled:
-    """Called as what torch compiles ahead of time is."""
+    """A callable like a model that torch compiled ahead of time."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
@@ -55,7 +55,7 @@ class NoForward(nn.Module):
         self.layer = nn.Linear(2, 2)
 
 
-ORIGINAL = r"give the torch\.nn\.Module that it was made from"
+ORIGINAL = r"pass the torch\.nn\.Module that it was made from"
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "scripted": (lambda: torch.jit.script(network()), f"a TorchScript module.*{ORIGINAL}"),
     "traced": (lambda: torch.jit.trace(network(), X[:2]), f"a TorchScript module.*{ORIGINAL}"),
@@ -68,12 +68,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: nn.Sequential(exported().module(), nn.Linear(4, 2)),
         f"its part '0' is made from a torch.export program.*{ORIGINAL}",
     ),
-    "session": (Session, f"of type Session.*its layers cannot be seen, {ORIGINAL}"),
-    "compiled ahead of time": (Compiled, f"of type Compiled.*its layers cannot be seen, {ORIGINAL}"),
-    "function": (lambda: lambda x: x, "of type function.*no layers can be seen in a function, give the module"),
-    "class": (lambda: nn.Flatten, "Flatten is a class, give an instance"),
+    "session": (Session, f"of type Session.*its layers cannot be observed, {ORIGINAL}"),
+    "compiled ahead of time": (Compiled, f"of type Compiled.*its layers cannot be observed, {ORIGINAL}"),
+    "function": (lambda: lambda x: x, "of type function.*a function has no layers, pass the module"),
+    "class": (lambda: nn.Flatten, "Flatten is a class, pass an instance"),
     "weights": (lambda: network().state_dict(), "weights without a model, build the model and load them"),
-    "list of layers": (lambda: nn.ModuleList([nn.Linear(2, 2)]), "a ModuleList, which has no forward method.*give"),
+    "list of layers": (lambda: nn.ModuleList([nn.Linear(2, 2)]), "a ModuleList, which has no forward method.*pass"),
     "dict of layers": (lambda: nn.ModuleDict({"a": nn.Linear(2, 2)}), "a ModuleDict, which has no forward method"),
     "no forward": (NoForward, "a NoForward, which has no forward method"),
     "tensor": (lambda: X, "of type Tensor, a torch.nn.Module is expected"),
@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_measured_is_refused_with_what_to_give(kind: str) -> None:
+def test_the_error_says_what_to_pass_instead(kind: str) -> None:
     make, reason = REFUSED[kind]
     for models in ({"odd": make()}, [make()]):
         with pytest.raises(ModelError, match=reason) as caught:
@@ -91,7 +91,7 @@ def test_what_cannot_be_measured_is_refused_with_what_to_give(kind: str) -> None
     assert any(name in str(caught.value) for name in ("model_0", "model model_0"))
 
 
-def test_a_refused_module_leaves_the_others_measured() -> None:
+def test_other_models_are_measured_despite_a_rejected_one() -> None:
     ds = measured({"good": network(), "script": torch.jit.script(network()), "none": NoForward()})
     status = [str(text) for text in ds.model_status.values]
     assert status[0] == "ok"
@@ -101,7 +101,7 @@ def test_a_refused_module_leaves_the_others_measured() -> None:
 
 
 @pytest.mark.parametrize("given", [exported, lambda: network, lambda: "nets.pt", lambda: 3])
-def test_one_thing_in_the_place_of_models(given: Callable[[], Any]) -> None:
+def test_a_single_object_instead_of_models(given: Callable[[], Any]) -> None:
     with pytest.raises(ModelError, match=r"models is of type .*, a list or dict of modules is expected"):
         measured(given())
 
@@ -118,7 +118,7 @@ def in_place(model: nn.Module) -> nn.Module:
 
 def called(model: nn.Module) -> nn.Module:
     class Called(nn.Module):
-        """Has no forward method, and is called all the same."""
+        """Has no forward method, but can be called."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""The layout a model is run in, and which layers read what others made."""
+"""Memory layout of a model, and layers that read the outputs of others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from genmeasures.tracing.guard import undisturbed
 
 
 class Views(nn.Module):
-    """Looks at the output of a convolution in a way that only the plain layout allows."""
+    """Reads the output of a convolution through a view that needs the contiguous layout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Views(nn.Module):
 
 
 class Strides(nn.Module):
-    """Gives another result for another layout."""
+    """Returns a result that depends on the layout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Strides(nn.Module):
 
 
 @pytest.mark.parametrize("net", [Views(), Strides()], ids=["views", "strides"])
-def test_models_that_cannot_run_channels_last_run_as_they_are(net: nn.Module) -> None:
+def test_models_that_cannot_run_channels_last_keep_their_layout(net: nn.Module) -> None:
     x = torch.randn(3, 3, 8, 8)
     before = net.conv.weight
     strides, expected = before.stride(), net(x)
@@ -54,7 +54,7 @@ def test_models_that_cannot_run_channels_last_run_as_they_are(net: nn.Module) ->
         (nn.Linear(3, 4), (3, 3), torch.contiguous_format),
     ],
 )
-def test_images_and_volumes_run_channels_last_and_weights_come_back(
+def test_images_and_volumes_run_channels_last_and_weights_are_restored(
     net: nn.Module, shape: tuple[int, ...], layout: torch.memory_format
 ) -> None:
     x, weight = torch.randn(shape), net.weight
@@ -67,13 +67,13 @@ def test_images_and_volumes_run_channels_last_and_weights_come_back(
     assert (weight.data_ptr(), weight.stride()) == (address, strides)
 
 
-def test_an_input_that_the_model_refuses_is_named() -> None:
+def test_the_error_describes_an_input_that_the_model_rejects() -> None:
     with pytest.raises(ModelError, match=r"batch of shape \(3, 5, 8, 8\)"):
         fastest_layout(nn.Conv2d(3, 4, 3), torch.randn(3, 5, 8, 8))
 
 
 class Adds(nn.Module):
-    """Between its convolutions something is added in place: the second reads other values than the first made."""
+    """Adds in place between its convolutions, so that the second reads other values than the first computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def reads(net: nn.Module, tap: str = "activation") -> list[int | None]:
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-def test_a_layer_reads_what_the_one_before_it_made(inplace: bool) -> None:
+def test_a_layer_reads_the_output_of_the_previous_one(inplace: bool) -> None:
     relu = nn.ReLU(inplace)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), relu, nn.MaxPool2d(2), nn.Conv2d(4, 4, 1),

@@ -1,4 +1,4 @@
-"""Sums of patches and their distances, by convolutions and by gathering, against unfolding everything in float64."""
+"""Sums and distances of patches by convolutions and by gathering, compared with unfolding in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[Any, Tensor]:
-    """A convolution and an input for it, with whatever kernel, stride, dilation and padding."""
+    """A convolution with any kernel, stride, dilation and padding, and an input for it."""
     dims = draw(st.integers(1, 3))
     kernel = [draw(st.integers(1, 3)) for _ in range(dims)]
     dilation = [draw(st.integers(1, 2)) for _ in range(dims)]
@@ -52,7 +52,7 @@ def unfolded(conv: Any, inputs: Tensor) -> Tensor:
 
 
 def fields(conv: Any, inputs: Tensor, chosen: Tensor) -> Any:
-    """The receptive fields of these of all positions of all inputs."""
+    """The receptive fields of some positions of some inputs."""
     with torch.no_grad():
         shape = tuple(conv(inputs).shape)
     positions = int(np.prod(shape[2:]))
@@ -98,28 +98,28 @@ def check(conv: Any, inputs: Tensor, k: int, share: float, seed: int, cost: floa
 
 @settings(deadline=None, max_examples=150)
 @given(layers(), st.integers(1, 11), st.floats(0.05, 1), st.integers(0, 1000))
-def test_convolutions_give_what_unfolding_gives(layer: Any, k: int, share: float, seed: int) -> None:
+def test_convolutions_agree_with_unfolding(layer: Any, k: int, share: float, seed: int) -> None:
     check(*layer, k, share, seed, cost=1e9)
 
 
 @settings(deadline=None, max_examples=60)
 @given(layers(), st.integers(1, 11), st.floats(0.05, 1), st.integers(0, 1000))
-def test_gathering_gives_what_unfolding_gives(layer: Any, k: int, share: float, seed: int) -> None:
+def test_gathering_agrees_with_unfolding(layer: Any, k: int, share: float, seed: int) -> None:
     with mock.patch.object(patches, "_BLOCK_BYTES", 500):
         check(*layer, k, share, seed, cost=0)
 
 
 @pytest.mark.parametrize("cost", [0, 1e9])
 def test_far_from_the_origin(cost: float) -> None:
-    """Mean 1e4, spread 1, where float32 products keep no digit of a distance; also with zeros around the image."""
+    """Mean 1e4 and spread 1, for which float32 products lose all digits of a distance; also with zero padding."""
     torch.manual_seed(0)
     for padding in (0, 1):
         check(nn.Conv2d(16, 3, 3, padding=padding), 1e4 + torch.randn(6, 16, 12, 12), 5, 1.0, 0, cost)
 
 
 @pytest.mark.parametrize("cost", [0, 1e9])
-def test_clusters_far_tighter_than_they_lie_apart(cost: float) -> None:
-    """Distances within clusters are a millionth of the patches' lengths: an expansion would show noise alone."""
+def test_clusters_much_tighter_than_their_distances(cost: float) -> None:
+    """Distances within clusters are a millionth of the norms of patches: an expansion would return noise only."""
     torch.manual_seed(0)
     level = torch.randn(8, 4, 1, 1).expand(-1, -1, 9, 9)
     inputs = level + 1e-6 * torch.randn(8, 4, 9, 9)
@@ -161,7 +161,7 @@ def test_a_background_of_little_noise(shape: tuple[int, ...], run: int) -> None:
         assert float(distances[labels == label].mean()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_more_clusters_than_are_multiplied_with() -> None:
+def test_more_clusters_than_products_are_computed_with() -> None:
     """1,500 clusters of 1,800 patches, gathered in blocks."""
     torch.manual_seed(0)
     conv, inputs = nn.Conv2d(3, 2, 3), torch.randn(8, 3, 17, 17)
@@ -202,7 +202,7 @@ def test_stored_patches(dtype: torch.dtype) -> None:
     assert stored.unfold() is vectors
 
 
-def test_few_positions_are_gathered_and_most_are_not() -> None:
+def test_few_positions_are_gathered_and_many_are_convolved() -> None:
     conv, inputs = nn.Conv2d(8, 8, 3, padding=1), torch.randn(4, 8, 32, 32)
     for count, dense in ((40, False), (4096, True)):
         chosen = torch.arange(0, 4096, 4096 // count)

@@ -1,4 +1,4 @@
-"""A patch is what the layer really read: weight times patch plus bias is the layer's own output, at every position.
+"""Patches contain what the layer reads: weight times patch plus bias is its output, at all positions.
 
 Inputs and weights are small integers and the layers run in float64, so both sides are exact.
 """
@@ -28,7 +28,7 @@ def whole(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def filled(layer: nn.Module) -> Any:
-    """The layer with whole-numbered parameters, in float64."""
+    """The layer with integer parameters, in float64."""
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = whole(tuple(parameter.shape), seed)
     return layer.eval()
@@ -197,8 +197,8 @@ def test_memory_layout_does_not_matter(layout: str) -> None:
     assert torch.equal(inputs, before)
 
 
-def test_memory_is_that_of_the_sample_and_not_of_the_layer() -> None:
-    """A layer of 10⁹ positions and 27 kernel elements: the fields of all would take 200 GB."""
+def test_memory_depends_on_the_sample_and_not_on_the_layer() -> None:
+    """A layer with 10⁹ positions and 27 kernel elements: the fields of all positions would take 200 GB."""
     shape = (1, 1, 1000, 1000, 1000)
     geometry = geometry_of(nn.Conv3d(1, 1, 3, padding=1), shape, shape)
     place = 500 * 1000 * 1000 + 500 * 1000 + 500
@@ -230,7 +230,7 @@ def test_a_layer_that_pads_or_extends_its_input_itself_is_skipped(layer: nn.Conv
 
 
 class Ternary(nn.Conv2d):
-    """Reads what any convolution reads; only its weight is another."""
+    """Reads its input like any convolution; only its weight differs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.relu(self._conv_forward(x, self.weight.sign(), self.bias))

@@ -1,4 +1,4 @@
-"""Every module that has weights is measured or listed with the reason why not."""
+"""Modules with weights are measured, or listed with the reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def accounted(traced: Trace) -> dict[str, str]:
 
 
 class Own(nn.Module):
-    """A layer with a weight that is kept in some way of its own."""
+    """A layer whose weight is stored in an unusual way."""
 
     def __init__(self, keep: Callable[[Own, Tensor], None], use: Callable[[Own, Tensor], Tensor]) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ OWN: dict[str, tuple[Callable[[Own, Tensor], None], Callable[[Own, Tensor], Tens
 
 
 @pytest.mark.parametrize("way", OWN)
-def test_weights_kept_in_any_way_are_listed(way: str) -> None:
+def test_weights_stored_in_any_way_are_listed(way: str) -> None:
     keep, use, named = OWN[way]
     model = nn.Sequential(nn.Linear(5, 4), Own(keep, use), nn.ReLU()).eval()
     traced = trace(model, torch.randn(3, 5), "activation")
@@ -102,7 +102,7 @@ def test_weights_kept_in_any_way_are_listed(way: str) -> None:
 
 
 class Constants(nn.Module):
-    """Tensors that are no weights: masks, indices, single numbers, and what normalizations have seen."""
+    """Tensors that are not weights: masks, indices, single numbers, and running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,13 +127,13 @@ class FrozenNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)  # type: ignore[arg-type]
 
 
-def test_what_is_no_weight_is_not_listed() -> None:
+def test_other_tensors_are_not_listed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), FrozenNorm(), nn.BatchNorm2d(4), Constants()).eval()
     assert trace(model, IMAGES, "activation").skipped == ()
 
 
 class Caches(nn.Module):
-    """Keeps what it made last."""
+    """Stores its last output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Caches(nn.Module):
         return self.last
 
 
-def test_tensors_that_a_pass_leaves_behind_are_no_weights() -> None:
+def test_tensors_stored_by_a_pass_are_not_weights() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Caches()).eval()
     model(IMAGES)
     assert trace(model, IMAGES, "activation").skipped == ()
@@ -155,7 +155,7 @@ def test_tensors_that_a_pass_leaves_behind_are_no_weights() -> None:
 
 
 class Encoder(nn.Module):
-    """A bit of everything that language models are made of."""
+    """The kinds of layers that language models consist of."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ def test_quantized_layers_are_listed(make: Callable[[], tuple[nn.Module, Tensor]
 
 
 class Int8Linear(nn.Linear):
-    """As bitsandbytes has it: a linear layer by type whose weight is integers."""
+    """A linear layer with an integer weight, as in bitsandbytes."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features)
@@ -246,14 +246,14 @@ class Int8Linear(nn.Linear):
         return F.linear(x, self.weight * self.scale, self.bias)
 
 
-def test_a_linear_layer_whose_weight_is_whole_numbers_is_listed() -> None:
+def test_a_linear_layer_with_an_integer_weight_is_listed() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Int8Linear(nn.Linear(4, 3))).eval()
     found = accounted(trace(model, torch.randn(3, 5), "activation"))
-    assert found == {"0": "", "2": "its weight is stored as int8: give the model as it was before quantization"}
+    assert found == {"0": "", "2": "its weight is stored as int8: pass the model before quantization"}
 
 
 class Holder(nn.Module):
-    """Modules in a plain list, as beginners do it."""
+    """Modules in a plain list, a common mistake."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class Holder(nn.Module):
         return x
 
 
-def test_modules_in_a_plain_list_are_listed_with_what_to_do() -> None:
+def test_modules_in_a_plain_list_are_listed_with_the_remedy() -> None:
     traced = trace(nn.Sequential(Holder()).eval(), torch.randn(3, 5), "activation")
     assert [one.layer.name for one in traced.layers] == ["0.first"]
     assert set(dict(traced.skipped)) == {"0.layers[0]", "0.layers[2]"}
@@ -354,7 +354,7 @@ def test_no_module_with_weights_vanishes(number: int) -> None:
     assert all(reason == "" or len(reason) > 20 for reason in found.values())
 
 
-def test_a_model_of_which_nothing_can_be_measured_says_what_it_has() -> None:
+def test_the_error_lists_the_modules_if_none_can_be_measured() -> None:
     model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)).eval(), {nn.Linear})
     with pytest.raises(ModelError, match=r"no layer can be measured.*0: layers of type Linear.*quantized"):
         trace(model, torch.randn(3, 4), "activation")

@@ -1,4 +1,4 @@
-"""Which layers a model has, in which order, and that a tap reads what plain forward hooks read."""
+"""Layers of a model in running order, and taps compared with plain forward hooks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names(traced: Trace) -> list[str]:
 
 
 def taps(traced: Trace) -> dict[str, str]:
-    """What is followed behind each layer, without the layer itself."""
+    """Functions followed after each layer, without the layer itself."""
     return {one.layer.name: one.layer.tap.partition(" > ")[2] for one in traced.layers}
 
 
@@ -39,7 +39,7 @@ def reasons(traced: Trace) -> dict[str, str]:
 def read(
     model: nn.Module, inputs: Tensor = INPUTS, tap: str = "activation", example: Tensor | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Input and output of every layer as the tap delivers them, checked to come in running order."""
+    """Input and output of all layers as delivered by the tap, which must be in running order."""
     model.eval()
     traced = trace(model, inputs[:3] if example is None else example, tap)
     got: dict[str, tuple[Tensor, Tensor]] = {}
@@ -55,7 +55,7 @@ def read(
 
 
 def hooked(model: nn.Module, places: list[str], inputs: Tensor = INPUTS) -> list[Tensor]:
-    """The last outputs of submodules, by plain forward hooks, each copied at once."""
+    """Last outputs of submodules, copied by plain forward hooks."""
     made: dict[str, Tensor] = {}
     model.eval()
     for place in places:
@@ -72,7 +72,7 @@ def same(left: Tensor, right: Tensor) -> None:
 
 
 class Between(nn.Module):
-    """A convolution, something behind it, and a convolution that receives it."""
+    """A convolution, a module after it, and a convolution that receives its output."""
 
     def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Between(nn.Module):
 
 
 def norm(layer: nn.Module) -> nn.Module:
-    """A normalization that does something: random statistics and weights."""
+    """A normalization with random statistics and weights."""
     torch.manual_seed(1)
     for tensor in (*layer.parameters(), *layer.buffers()):
         if tensor.is_floating_point():
@@ -127,7 +127,7 @@ def test_every_activation_module_is_followed(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("dropout", [nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout()], ids=repr)
-def test_an_output_is_read_before_the_dropout_behind_it(dropout: nn.Module) -> None:
+def test_an_output_is_read_before_the_dropout_after_it(dropout: nn.Module) -> None:
     """But after an activation that follows a dropout."""
     behind = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), dropout, nn.Conv2d(4, 2, 1)).eval()
     between = nn.Sequential(nn.Conv2d(2, 4, 3), dropout, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
@@ -270,13 +270,13 @@ def test_a_function_that_does_not_follow_directly_or_alone_is_not_followed(betwe
     assert set(got) == {"first", "second"}
 
 
-def test_what_is_used_again_after_an_activation_in_place_is_the_activation() -> None:
+def test_an_activation_in_place_is_read_by_later_uses() -> None:
     model = Between(lambda x: x.relu_() + x)
     assert taps(trace(model, INPUTS[:3], "activation"))["first"] == "relu"
     same(read(model)["first"][1], model.bare().relu())
 
 
-def test_reading_a_shape_is_no_use() -> None:
+def test_reading_a_shape_is_not_a_use() -> None:
     def between(x: Tensor) -> Tensor:
         assert x.shape[1] == x.size(1) == 4
         assert x.dim() == x.ndim == 4
@@ -396,7 +396,7 @@ class Functional(nn.Module):
         return F.relu(F.conv2d(x, self.kernel))
 
 
-def test_a_model_without_measurable_layers_says_what_it_has() -> None:
+def test_the_error_lists_the_modules_of_a_model_without_measurable_layers() -> None:
     with pytest.raises(ModelError, match=r"no layer can be measured.*Functional.*kernel"):
         trace(Functional(), INPUTS[:3], "activation")
     with pytest.raises(ModelError, match=r"the model has LSTM"):
@@ -412,7 +412,7 @@ def test_a_model_that_is_one_layer() -> None:
 
 
 class UNet(nn.Module):
-    """Skips, strided and transposed convolutions, every activation a module of its own."""
+    """Skip connections, strided and transposed convolutions, and activations as separate modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -533,10 +533,10 @@ def test_linear_layers_on_sequences() -> None:
 @pytest.mark.parametrize("steps", [2, 3, 6], ids="{} steps".format)
 @pytest.mark.parametrize("before", [lambda x: x.transpose(0, 1), lambda x: x.flatten(0, 1)], ids=["turned", "folded"])
 def test_layers_whose_batch_is_not_first_are_skipped(before: Callable[[Tensor], Tensor], steps: int) -> None:
-    """Also where another dimension happens to be as long as the batch of the trace."""
+    """Also if another dimension happens to have the size of the traced batch."""
     traced = trace(Sequence(before), torch.randn(3, steps, 4), "activation")
     assert names(traced) == ["enter"]
-    assert "does not have the batch of 3 inputs first" in reasons(traced)["inner"]
+    assert "is not the batch of 3 inputs" in reasons(traced)["inner"]
 
 
 class Unbatched(nn.Module):
@@ -603,7 +603,7 @@ def test_other_layers_with_reparametrized_weights_are_still_reported() -> None:
 
 
 class Adapted(nn.Linear):
-    """A layer that hands on what another one makes."""
+    """A layer that returns the output of another one."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base.in_features, base.out_features)
@@ -732,7 +732,7 @@ def test_an_input_that_the_model_overwrites_is_the_one_that_the_layer_read(late:
 
 
 class Data(nn.Module):
-    """A forward pass that the data decide, where the inputs' mean is above zero."""
+    """A forward pass that depends on whether the mean of the inputs is above zero."""
 
     def __init__(self, otherwise: Callable[[Data, Tensor], Tensor]) -> None:
         super().__init__()
@@ -772,9 +772,9 @@ def test_a_forward_pass_that_depends_on_the_data_is_an_error(otherwise: Callable
     traced = trace(model, low[:3], "activation")
     with torch.no_grad(), tapped(model, traced.layers, lambda *_: None) as running:
         running.run(low)
-        with pytest.raises(ModelError, match=r"depend on the data|was due") as caught:
+        with pytest.raises(ModelError, match=r"depend on the data|expected an output of shape") as caught:
             running.run(high)
-        assert "refuses" not in str(caught.value)
+        assert "rejects" not in str(caught.value)
         running.run(low)
 
 
@@ -797,13 +797,13 @@ def test_a_batch_of_one_that_is_squeezed_away_is_an_error_naming_the_layer() -> 
         ) as running,
     ):
         running.run(INPUTS)
-        with pytest.raises(ModelError, match=r"head .* \(2,\), \(1, 2\) was due"):
+        with pytest.raises(ModelError, match=r"expected an output of shape \(1, 2\) from layer head .*, got \(2,\)"):
             running.run(INPUTS[:1])
     assert got == ["conv", "head", "conv"]
 
 
 class Careful(nn.Module):
-    """Goes on when its layer fails."""
+    """Continues if its layer fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -817,7 +817,7 @@ class Careful(nn.Module):
 
 
 class Watched(nn.Module):
-    """Counts how often each of its parts begins."""
+    """Counts the calls of its parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -830,7 +830,7 @@ class Watched(nn.Module):
         return self.inner(x)
 
 
-def test_a_pass_can_end_with_the_last_layer_asked_for() -> None:
+def test_a_pass_can_end_with_the_last_requested_layer() -> None:
     model = Watched().eval()
     whole = read(model)
     traced = trace(model, INPUTS[:3], "activation")
@@ -852,8 +852,8 @@ def test_a_pass_can_end_with_the_last_layer_asked_for() -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("tap", ["activation", "linear"])
-def test_an_error_of_the_receiver_is_not_lost_where_the_pass_ends_early(tap: str, size: int) -> None:
-    """The model goes on after the error in its first layer, and the pass ends with its second, if not by its shape."""
+def test_an_error_of_the_receiver_is_not_lost_if_the_pass_ends_early(tap: str, size: int) -> None:
+    """The model continues after an error in its first layer; the pass ends with the second layer or a shape error."""
     model = nn.Sequential(Careful(), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)).eval()
     model[0].conv = nn.Conv2d(2, 2, size)
     chosen = trace(model, INPUTS[:3], tap).layers[:2]
@@ -872,7 +872,7 @@ def test_an_error_of_the_receiver_is_not_lost_where_the_pass_ends_early(tap: str
     "error", [RuntimeError("own"), ModelError("own"), ZeroDivisionError("own"), AttributeError("own")]
 )
 @pytest.mark.parametrize("tap", ["activation", "linear"])
-def test_an_error_of_the_receiver_is_raised_as_itself(
+def test_an_error_of_the_receiver_is_raised_unchanged(
     make: Callable[[], nn.Module], error: Exception, tap: str
 ) -> None:
     model = make().eval()
@@ -888,7 +888,7 @@ def test_an_error_of_the_receiver_is_raised_as_itself(
         assert caught.value is error
         fail = False
         running.run(INPUTS)
-        with pytest.raises(ModelError, match=r"refuses|depend"):
+        with pytest.raises(ModelError, match=r"rejects|depend"):
             running.run(INPUTS[:, :1])
 
 
@@ -902,13 +902,13 @@ def test_an_error_of_the_receiver_is_raised_as_itself(
         OSError("sizes"),
     ],
 )
-def test_an_error_of_the_model_says_what_went_in(error: Exception) -> None:
+def test_an_error_of_the_model_describes_the_inputs(error: Exception) -> None:
     def refuse(x: Tensor) -> Tensor:
         raise error
 
     model = nn.Sequential(nn.Conv2d(2, 3, 3))
     model[0].register_forward_pre_hook(lambda *_: refuse(INPUTS))
-    with pytest.raises(ModelError, match=r"refuses a batch of shape \(3, 2, 8, 8\), float32: (\w+: )?sizes$") as caught:
+    with pytest.raises(ModelError, match=r"rejects a batch of shape \(3, 2, 8, 8\), float32: (\w+: )?sizes$") as caught:
         trace(model, INPUTS[:3], "activation")
     assert caught.value.__cause__ is error
 
@@ -917,7 +917,7 @@ def hook_count(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def test_hooks_are_gone_afterwards_and_the_users_own_are_kept() -> None:
+def test_hooks_are_removed_and_those_of_the_user_are_kept() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())
     calls: list[int] = []
     model[0].register_forward_hook(lambda *_: calls.append(1))
@@ -926,7 +926,7 @@ def test_hooks_are_gone_afterwards_and_the_users_own_are_kept() -> None:
     with pytest.raises(ZeroDivisionError), tapped(model, traced.layers, lambda *_: None):
         raise ZeroDivisionError
     assert hook_count(model) == 1
-    with pytest.raises(ModelError, match="refuses"):
+    with pytest.raises(ModelError, match="rejects"):
         trace(model, INPUTS[:3, :1], "activation")
     assert hook_count(model) == 1
     before = len(calls)
@@ -945,7 +945,7 @@ def test_an_output_that_a_hook_of_the_user_replaces_is_read_as_replaced() -> Non
 
 
 def test_the_receiver_may_use_tensor_functions_of_any_kind() -> None:
-    """They are no part of the model's forward pass."""
+    """They are not part of the model's forward pass."""
     model = Between(nn.Sequential(nn.ReLU(), nn.Dropout()))
     seen: list[str] = []
 
@@ -977,14 +977,14 @@ def test_tensors_of_a_layer_do_not_outlive_their_use() -> None:
     assert most <= 2
 
 
-def test_nor_where_the_model_fails_before_their_use() -> None:
+def test_tensors_are_released_if_the_model_fails() -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1), norm(nn.BatchNorm2d(2)), nn.Flatten(), nn.Linear(128, 2))
     made: list[weakref.ref[Tensor]] = []
     model[0].register_forward_hook(lambda *given: made.append(weakref.ref(given[-1])))
     traced = trace(model, INPUTS[:3], "activation")
     model[1].register_forward_pre_hook(lambda *_: torch.zeros(1).view(2))
     with tapped(model, traced.layers, lambda *_: None) as running:
-        with torch.no_grad(), pytest.raises(ModelError, match="refuses"):
+        with torch.no_grad(), pytest.raises(ModelError, match="rejects"):
             running.run(INPUTS)
         gc.collect()
         assert made[-1]() is None
@@ -1022,7 +1022,7 @@ def test_tracing_changes_neither_inputs_nor_outputs() -> None:
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the memory that tensors made within hold at the same time, at most."""
+    """Peak memory in bytes of the tensors created inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1059,7 +1059,7 @@ def _deep(layers: int, norm: bool, residual: bool) -> nn.Module:
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_trace_holds_no_more_tensors_than_a_pass(norm: bool, residual: bool) -> None:
-    """Of twelve layers a pass holds the tensors of one; a trace holds some elements of each beside them."""
+    """A pass holds the tensors of one of twelve layers; a trace also holds some elements of each layer."""
     model, x = _deep(12, norm, residual), torch.randn(3, 8, 320, 320)
     with torch.no_grad():
         with Live() as bare:

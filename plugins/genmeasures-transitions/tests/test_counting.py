@@ -148,7 +148,7 @@ def test_curvature_of_a_linear_model_on_a_polyline() -> None:
 
 
 def test_curvature_at_a_kink() -> None:
-    """On a line to and fro the slope is 1 or 0 behind a ReLU, −1 or 0 on the way back: 1, 1 and twice nothing."""
+    """On a line back and forth the slope is 1 or 0 behind a ReLU, −1 or 0 on the way back: 1, 1 and twice nothing."""
     there_and_back = Polyline(torch.tensor([[-1.0], [1.0]]))
     # 0 → 1 in the middle, 1 → −1 at the end, −1 → 0 in the middle, 0 → 0 at the beginning.
     assert curvature(nn.ReLU(), there_and_back, 1000, 64) == pytest.approx(0.5 * 4)

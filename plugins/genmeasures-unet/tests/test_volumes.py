@@ -26,7 +26,7 @@ IMAGE = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
 MASK = (IMAGE > 20).astype(np.uint8)
 
 
-def centerd(case: Case, size: tuple[int, ...]) -> Case:
+def centered(case: Case, size: tuple[int, ...]) -> Case:
     """The case with zeros on both sides, an odd one after it."""
     assert case.mask is not None
     more = [wide - side for wide, side in zip(size, case.mask.shape, strict=True)]
@@ -60,7 +60,7 @@ def test_npz_with_names_and_sizes_undoes_the_padding(tmp_path: Path, monkeypatch
         Case(name, rng.integers(1, 256, (1, *shape)).astype(np.float32), rng.integers(0, 3, shape))
         for name, shape in (("p", (3, 4, 5)), ("q", (6, 3, 2)), ("r", (6, 7, 5)))
     ]
-    full = [centerd(case, (6, 7, 5)) for case in cases]
+    full = [centered(case, (6, 7, 5)) for case in cases]
     save_npz(
         tmp_path / "a.npz",
         x=np.stack([case.image[0] for case in full]).astype(np.uint8),
@@ -448,7 +448,7 @@ def test_the_brain_template_comes_without_network(monkeypatch: pytest.MonkeyPatc
         np.testing.assert_array_equal(case.mask, case.mask[::-1])
         # White matter is brighter in T1-weighted images.
         assert case.image[0][case.mask == 2].mean() > 1.1 * case.image[0][case.mask == 1].mean()
-    # In litres; an adult brain has about 0.6 to 1.1 of gray, 0.4 to 0.7 of white matter.
+    # In liters; an adult brain has about 0.6 to 1.1 of gray, 0.4 to 0.7 of white matter.
     gray, white = sum(np.bincount(case.mask.ravel()) for case in slabs if case.mask is not None)[1:] * 8e-6
     assert 0.6 < gray < 1.1
     assert 0.4 < white < 0.7

@@ -64,7 +64,7 @@ class Ellipse(Trajectory):
 
     def tangents(self, start: int, stop: int, k: int) -> Tensor:
         angles = self.angles(start, stop, k)
-        # Of a segment run to and fro the tangent has no direction at its ends: there it is as good as 0.
+        # Of a segment run back and forth the tangent has no direction at its ends: there it is as good as 0.
         speed = np.maximum(np.interp(angles, self._angles, self._speed), 1e-9 * self.length)
         return self._u * self._column(-np.sin(angles) / speed) + self._v * self._column(np.cos(angles) / speed)
 
@@ -115,7 +115,7 @@ def ellipse_through(a: Tensor, b: Tensor, c: Tensor) -> Ellipse:
     """The Steiner circumellipse of three inputs (…), float32: g + (a − g)·cos t + (b − c)/√3·sin t.
 
     g is their centroid; the ellipse passes through a at t = 0, b at 2π/3 and c at 4π/3. Of three
-    inputs on a line it is a segment, run to and fro. Raises Undefined if the three are equal.
+    inputs on a line it is a segment, run back and forth. Raises Undefined if the three are equal.
     """
     center = (a + b + c) / 3
     return Ellipse(center, a - center, (b - c) / 3**0.5)
