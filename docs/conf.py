@@ -17,6 +17,8 @@ html_theme_options = {"description": "Generalization measures of trained network
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
 # Types stand in the docstrings, with shapes, where they say more than the signature.
 autodoc_typehints = "signature"
+# A return type is prose with a shape, not a list of names to link.
+napoleon_use_rtype = False
 autodoc_typehints_format = "short"
 
 

@@ -25,6 +25,7 @@ FOLDERS = (
     "conf",
     "docs",
     *(str(path.relative_to(ROOT)) for path in ROOT.glob("plugins/*/src")),
+    "plugins/template",
 )
 SUFFIXES = {".py", ".md", ".rst", ".yaml", ".tmpl"}
 

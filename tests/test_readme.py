@@ -29,7 +29,7 @@ def test_the_python_example_runs() -> None:
 
 def test_the_measure_in_ten_lines_runs() -> None:
     text = genmeasures.plugin.__doc__ or ""
-    code = "\n".join(line[4:] for line in text.split("::\n")[1].split("\nwith the entry point")[0].splitlines())
+    code = "\n".join(line[4:] for line in text.split("::\n")[1].split("\nand the entry point")[0].splitlines())
     names: dict[str, object] = {}
     exec(compile(code, "plugin", "exec"), names)
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))

@@ -8,9 +8,9 @@ import re
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import genmeasures
 from genmeasures.errors import OptionError
 from genmeasures.registry import registry
+from genmeasures.version import __version__
 
 _SUFFIX = ".tmpl"
 
@@ -44,7 +44,7 @@ def new_plugin_command(name: str, folder: str) -> int:
         "{{distribution}}": target.name,
         "{{package}}": f"genmeasures_{measure}",
         "{{class}}": "".join(part.capitalize() for part in measure.split("_")),
-        "{{requirement}}": compatible_requirement(genmeasures.__version__),
+        "{{requirement}}": compatible_requirement(__version__),
     }
     try:
         _write(_template(), target, words)

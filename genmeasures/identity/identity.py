@@ -134,7 +134,18 @@ def data_identity(sources: Mapping[Split, DataSource]) -> str:
 
 
 def versions_identity(distributions: Iterable[str]) -> str:
-    """Hash the versions of distributions, and the code of the core that values depend on."""
+    """Hash the versions of distributions, and the code of the core that values depend on.
+
+    Args:
+        distributions: names of installed distributions.
+
+    Returns:
+        The hash, in hexadecimal.
+
+    Example:
+        >>> versions_identity(["numpy", "torch"]) == versions_identity(["torch", "numpy"])
+        True
+    """
     digest = hashlib.blake2b(f"{__version__} {_core()}".encode(), digest_size=DIGEST_SIZE)
     for name in sorted({*distributions} - {CORE}):
         digest.update(f"\0{name} {version(name)}".encode())

@@ -33,7 +33,7 @@ SAID = {
     "labeler@measure.davies_bouldin.labeler=kmeans": "prefix it with a plus sign, +labeler@measure.davies_bouldin.lab",
     "labeler@measure.rougness.labeler=class_label": "'rougness' is not among the measures of this run (did you mean",
     "+seed=1": "+seed=1: 'seed' exists already: leave out the plus sign, seed=1",
-    "+extractor=whole_tensor": "leave the plus sign out, extractor=whole_tensor",
+    "+extractor=whole_tensor": "leave out the plus sign, extractor=whole_tensor",
     "~sead": "~sead: there is no setting 'sead' to remove (did you mean 'seed'?)",
     "~seed": "~seed: a run needs this setting",
     "seed": "seed: a setting must be of the form KEY=VALUE",

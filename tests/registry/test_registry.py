@@ -89,7 +89,7 @@ BAD = {
     ),
     "no_comma": (
         SPARSITY.replace('(Variable("sparsity", "share of zero activations"),)', 'Variable("sparsity", "zeros")'),
-        "ComponentError: Sparsity: variables is one Variable, not a tuple: write variables = (Variable(",
+        "ComponentError: Sparsity: variables must be a tuple, got one Variable: write variables = (Variable(",
     ),
     "raises": (SPARSITY.replace("    register(Sparsity)\n", "    1 / 0\n"), "ZeroDivisionError"),
 }
