@@ -613,7 +613,7 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert versions_identity(["torch", "torch"]) == plain
     assert versions_identity(["torch", "numpy"]) != plain
     with monkeypatch.context() as patch:
-        patch.setattr("genmeasures.__version__", "9.9")
+        patch.setattr("genmeasures.identity.identity.__version__", "9.9")
         assert versions_identity(["torch"]) != plain
     origins.version.cache_clear()
     try:

@@ -122,11 +122,11 @@ def test_model_measures_too(nets: dict[str, nn.Module], data: Any) -> None:
         ({"a_status": Roughness()}, "a variable cannot end in '_status'"),
         ({"layer": Roughness()}, "a variable cannot be called 'layer'"),
         ({"generalization_gap": Roughness()}, "a variable cannot be called 'generalization_gap'"),
-        ({"a b": Roughness()}, "'a b' is no name for it"),
-        ({"": Roughness()}, "'' is no name for it"),
-        ({"_x": Roughness()}, "'_x' is no name for it"),
-        ({8: Roughness()}, "8 is no name for it"),
-        ({"x": 8}, "a name or Measure is expected, not int"),
+        ({"a b": Roughness()}, "'a b' is not a name"),
+        ({"": Roughness()}, "'' is not a name"),
+        ({"_x": Roughness()}, "'_x' is not a name"),
+        ({8: Roughness()}, "8 is not a name"),
+        ({"x": 8}, "expected a name or an object of Measure, got int"),
         ({}, "there are no measures"),
     ],
 )  # fmt: skip
@@ -157,7 +157,7 @@ def test_layers_by_place_and_name(nets: dict[str, nn.Module], data: Any, layers:
 
 @pytest.mark.parametrize("place", [3, -4])
 def test_a_place_out_of_range(nets: dict[str, nn.Module], data: Any, place: int) -> None:
-    said = rf"there is no layer {place} to measure: the model has 3, and places go from -3 to 2 \(0 is '0', -1 is '4'\)"
+    said = rf"there is no layer {place} to measure: the model has 3, with indices from -3 to 2 \(0 is '0', -1 is '4'\)"
     with pytest.raises(OptionError, match=said):
         measured(nets, data, [DaviesBouldin()], layers=[place])
 

@@ -125,7 +125,7 @@ def load(path: str | Path) -> xr.Dataset:
     version = ds.attrs.get("schema_version")
     if not np.isscalar(version) or version != SCHEMA_VERSION:
         raise ResultError(
-            f"{path} must be a result with schema version {SCHEMA_VERSION}, got {version}: measure again with this "
+            f"{path} must be a result with schema version {SCHEMA_VERSION}, got {version!r}: measure again with this "
             "version of genmeasures"
         )
     try:

@@ -417,7 +417,7 @@ def test_nothing_to_collect(
     (tmp_path / "empty").mkdir()
     assert main(["collect", folder]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: there is no ")
+    assert err.startswith("error: ")
     assert folder in err
     assert err.count("\n") == 1
 
@@ -463,8 +463,8 @@ def test_a_run_writes_its_table(run: Callable[..., Any], tmp_path: Path) -> None
     (path,) = results(tmp_path)
     table = pd.read_csv(path.with_name(f"{path.stem}-judged.csv"))
     assert table["against"].tolist() == ["test_accuracy", "generalization_gap"]
-    assert table["status"].tolist() == ["note: 3 models: no interval from fewer than 8"] * 2
-    assert "no interval from fewer than 8" in out
+    assert table["status"].tolist() == ["note: no intervals: 3 models, at least 8 are needed"] * 2
+    assert "no intervals: 3 models, at least 8 are needed" in out
 
 
 def test_a_run_of_which_most_models_failed_is_no_success(

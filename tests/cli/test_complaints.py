@@ -42,9 +42,6 @@ SAID = {
     "seed=${sed}": "seed=${sed}: ${sed} refers to a setting that does not exist (did you mean ${seed}?)",
     "output=${nowhere}": "output=${nowhere}: ${nowhere} refers to a setting that does not exist",
     "seed=${oc.env:GENMEASURES_NOT_THERE}": "Environment variable 'GENMEASURES_NOT_THERE' not found",
-    "experiment=unet_hippocampus": (
-        "task.volumes: set the environment variable GENMEASURES_HIPPOCAMPUS, or task.volumes=…"
-    ),
     "task.path='half": "task.path='half: this cannot be parsed: a text with special characters needs quotes",
     "figures=off": "figures must be true or false, got 'off'",
     "force=banana": "force must be true or false, got 'banana'",

@@ -324,7 +324,7 @@ def one_result(tmp_path_factory: pytest.TempPathFactory, folders: Any) -> Path:
     [
         (["--aggregator", "lastk"], "there is no aggregator 'lastk' (did you mean 'last_k'?"),
         (["--aggregator", "last_k", "n=2"], "the aggregator 'last_k' has no option 'n'"),
-        (["--aggregator", "last_k", "2"], "'2': options are given as OPTION=VALUE"),
+        (["--aggregator", "last_k", "2"], "'2': an option must be of the form OPTION=VALUE"),
         (["--aggregator", "last_k", "k=[1"], "'k=[1': the value cannot be read"),
         (["--aggregator", "single"], "the aggregator 'single' needs the option 'layer'"),
         (["--against", "test_acuracy"], "test_acuracy"),

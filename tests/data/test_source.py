@@ -234,8 +234,11 @@ def test_a_model_is_given_plain_tensors() -> None:
 def test_places_without_a_number_are_refused() -> None:
     hidden = np.ma.array(LABELS.numpy(), mask=LABELS.numpy() == 2)
     refused((INPUTS, hidden), "a masked array has missing elements.*ignore_index")
-    refused((np.ma.array(INPUTS.numpy(), mask=INPUTS.numpy() > 0), LABELS), "a masked array has places")
-    refused(Pairs([np.ma.array(x.numpy(), mask=x.numpy() > 0) for x in INPUTS], LABELS), "a masked array has places")
+    refused((np.ma.array(INPUTS.numpy(), mask=INPUTS.numpy() > 0), LABELS), "a masked array has missing elements")
+    refused(
+        Pairs([np.ma.array(x.numpy(), mask=x.numpy() > 0) for x in INPUTS], LABELS),
+        "a masked array has missing elements",
+    )
     refused((INPUTS, pd.Series(LABELS, dtype="Int64").where(LABELS.numpy() > 1)), "the target of sample 0 is NaN")
     refused((INPUTS, pd.Series(["a"] * N, dtype="category")), "the targets must be an array of numbers, got Series")
     refused((torch.nested.nested_tensor([torch.zeros(2, 3)] * N), LABELS), "nested tensors have no one shape")

@@ -188,7 +188,7 @@ def test_measures_of_weights_need_no_data(digits_net: nn.Module, digits: Any) ->
         np.testing.assert_array_equal(ds[name], with_data[name])
     np.testing.assert_allclose(ds["weight_norm"], with_data["weight_norm"])
     assert np.isnan(ds["positions"].values).all()
-    assert "as the model registers them" in ds["layer"].attrs["long_name"]
+    assert "in the order of registration" in ds["layer"].attrs["long_name"]
     assert statuses(ds, "spectral") == {"ok"}
     assert ds["model_status"].values.tolist() == ["ok"]
     assert np.isfinite(genmeasures.aggregate(ds)["spectral"].values).all()

@@ -162,12 +162,12 @@ def test_memory_is_that_of_the_values_kept() -> None:
     for _ in range(8):
         labeler.observe(torch.zeros(4, 1, 300, 300))
     held = sum(one.untyped_storage().nbytes() for one in labeler._seen)
-    assert held == 8 * 4 * histogram._VALUES_AN_INPUT * 8
+    assert held == 8 * 4 * histogram._VALUES_PER_INPUT * 8
 
 
 def test_a_labeler_without_training_targets_says_so() -> None:
     for labeler in (Histogram(), fitted(Histogram()), fitted(Histogram(4, "quantile"))):
-        with pytest.raises(DataError, match="training targets, and there are none"):
+        with pytest.raises(DataError, match="fitted on the training targets, none of which has a label"):
             labeler.label(torch.zeros(3, 1), ())
 
 
@@ -182,7 +182,7 @@ def test_a_layer_of_other_dimensions_is_refused(channels: int) -> None:
 def test_a_copy_has_no_edges() -> None:
     labeler = fitted(Histogram(7, "quantile"), torch.randn(20, 1)).clone()
     assert labeler.options() == {"bins": 7, "edges": "quantile"}
-    with pytest.raises(DataError, match="there are none"):
+    with pytest.raises(DataError, match="none of which has a label"):
         labeler.label(torch.zeros(3, 1), ())
 
 

@@ -220,13 +220,13 @@ def netcdf(ds: xr.Dataset) -> bytes:
 @pytest.mark.parametrize(
     ("attrs", "message"),
     [
-        ({"schema_version": SCHEMA_VERSION + 1}, "schema 3, expected 2.*measure again"),
-        ({"schema_version": "2"}, "expected 2"),
-        ({}, "schema None"),
-        ({"schema_version": 2, "hparams": "{"}, "hparams is not JSON"),
-        ({"schema_version": 2, "hparams": '{"a": 1}'}, "hparams is no list"),
-        ({"schema_version": 2, "settings": "a: [b"}, "settings is not YAML"),
-        ({"schema_version": 2, "settings": "- a"}, "settings is no mapping"),
+        ({"schema_version": SCHEMA_VERSION + 1}, "with schema version 2, got 3: measure again"),
+        ({"schema_version": "2"}, "with schema version 2, got '2'"),
+        ({}, "got None"),
+        ({"schema_version": 2, "hparams": "{"}, "hparams must be a JSON list of names: Expecting"),
+        ({"schema_version": 2, "hparams": '{"a": 1}'}, "hparams must be a JSON list of names, got "),
+        ({"schema_version": 2, "settings": "a: [b"}, "settings must be a YAML mapping: while parsing"),
+        ({"schema_version": 2, "settings": "- a"}, "settings must be a YAML mapping, got "),
         ({"schema_version": 2, "original_names": '{"absent": "a"}'}, "absent"),
         ({"schema_version": 2, "original_names": "3"}, ": ValueError: .*dictionary"),
     ],
@@ -249,7 +249,7 @@ def test_files_without_a_checksum(result: xr.Dataset, tmp_path: Path) -> None:
     """Those of schema 1, and those that another program wrote, are refused with the remedy."""
     path = tmp_path / "result.nc"
     path.write_bytes(netcdf(xr.Dataset(coords={"model": ["a"]}, attrs={"schema_version": 1})))
-    with pytest.raises(ResultError, match=r"result\.nc: it has no checksum.*schema 1\): measure again"):
+    with pytest.raises(ResultError, match=r"result\.nc: it has no checksum.*schema version 1\): measure again"):
         load(path)
     save(result, path)
     with xr.open_dataset(path) as opened:

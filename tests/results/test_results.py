@@ -228,7 +228,9 @@ def test_a_hyper_parameter_of_a_name_that_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("value", [None, (64, 64), {"a": 1}, [1, 2]])
 def test_a_hyper_parameter_that_is_no_scalar(value: Any) -> None:
-    with pytest.raises(ResultError, match="model a: the hyperparameter 'width'"):
+    with pytest.raises(
+        ResultError, match="model a: the hyperparameter or metric 'width' must be a number, a text or a bool"
+    ):
         one("a", hparams={"width": value})
 
 
@@ -317,7 +319,7 @@ def test_whole_numbers_that_no_float_holds() -> None:
 
 
 def test_equal_names_cannot_be_combined() -> None:
-    with pytest.raises(ResultError, match="same name: a"):
+    with pytest.raises(ResultError, match="duplicate names: a"):
         combined(one("a"), one("b"), one("a"))
 
 
@@ -527,7 +529,7 @@ def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path: Path, collec
 
 def test_nothing_to_collect(tmp_path: Path, collected: Callable[[], Any]) -> None:
     assert collected().files == {}
-    with pytest.raises(ResultError, match="no folder"):
+    with pytest.raises(ResultError, match="absent does not exist"):
         collect(tmp_path / "absent", tmp_path / "collected")
 
 

@@ -358,7 +358,10 @@ def test_objects_are_refused_and_never_run(kind: str, tmp_path: Path, module: st
     ("content", "fault"),
     [
         ({"epoch": 3, "optimizer": {}}, r"no state dict; expected names with tensors, got: epoch \(int\)"),
-        ({"model": {"a": torch.ones(1)}, "net": {"b": torch.ones(1)}}, r"1 unexpected: a; .* tried: 'model', 'net'$"),
+        (
+            {"model": {"a": torch.ones(1)}, "net": {"b": torch.ones(1)}},
+            r"1 unexpected: a; .* attempts: 'model', 'net'$",
+        ),
         ([torch.ones(1)], "no state dict: its content is of type list"),
         (torch.ones(3), "no state dict: its content is of type Tensor"),
     ],

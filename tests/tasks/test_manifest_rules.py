@@ -392,5 +392,5 @@ def test_functions_that_build_models_are_called_in_their_turn(digits: Any, make_
     ds = genmeasures.measure([broken, make_net(0, 3)], x, x, **OPTIONS)
     assert "KeyError" in str(ds["model_status"].values[0])
     for wrong in (nn.Linear, lambda x: x, 3):
-        with pytest.raises(ModelError, match=r"model_0 is of type .*, or a function without arguments"):
+        with pytest.raises(ModelError, match=r"model_0 is of type .* or a function without arguments"):
             genmeasures.measure([wrong], x, x, **OPTIONS)  # type: ignore[list-item]

@@ -61,7 +61,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "traced": (lambda: torch.jit.trace(network(), X[:2]), f"a TorchScript module.*{ORIGINAL}"),
     "frozen": (lambda: torch.jit.freeze(torch.jit.script(network())), f"a TorchScript module.*{ORIGINAL}"),
     "scripted function": (lambda: torch.jit.trace(torch.relu, X[:2]), f"ScriptFunction.*TorchScript.*{ORIGINAL}"),
-    "exported": (exported, f"of type ExportedProgram, a torch.nn.Module is expected.*torch.export.*{ORIGINAL}"),
+    "exported": (exported, f"of type ExportedProgram, expected a torch.nn.Module .*torch.export.*{ORIGINAL}"),
     "exported module": (lambda: exported().module(), f"it is made from a torch.export program.*{ORIGINAL}"),
     "unflattened": (lambda: torch.export.unflatten(exported()), f"it is made from a torch.export program.*{ORIGINAL}"),
     "exported part": (
@@ -76,8 +76,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "list of layers": (lambda: nn.ModuleList([nn.Linear(2, 2)]), "a ModuleList, which has no forward method.*pass"),
     "dict of layers": (lambda: nn.ModuleDict({"a": nn.Linear(2, 2)}), "a ModuleDict, which has no forward method"),
     "no forward": (NoForward, "a NoForward, which has no forward method"),
-    "tensor": (lambda: X, "of type Tensor, a torch.nn.Module is expected"),
-    "name": (lambda: "resnet18", "of type str, a torch.nn.Module is expected"),
+    "tensor": (lambda: X, "of type Tensor, expected a torch.nn.Module"),
+    "name": (lambda: "resnet18", "of type str, expected a torch.nn.Module"),
 }
 
 
@@ -102,7 +102,7 @@ def test_other_models_are_measured_despite_a_rejected_one() -> None:
 
 @pytest.mark.parametrize("given", [exported, lambda: network, lambda: "nets.pt", lambda: 3])
 def test_a_single_object_instead_of_models(given: Callable[[], Any]) -> None:
-    with pytest.raises(ModelError, match=r"models is of type .*, a list or dict of modules is expected"):
+    with pytest.raises(ModelError, match=r"models is of type .*, expected a list or dict of modules"):
         measured(given())
 
 
