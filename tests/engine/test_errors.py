@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
