@@ -93,30 +93,30 @@ def _compare(model: nn.Module, train, test, extractor: str | Extractor, batch: i
     return {"bare": floor, "seconds": seconds, "ratio": seconds / floor, "memory": memory, "peak": before + memory}
 
 
-def vgg_small(share: float) -> dict[str, float]:
-    return against_bare(vgg(), int(1000 * share), _IMAGE, "receptive_field")
+def vgg_small(fraction: float) -> dict[str, float]:
+    return against_bare(vgg(), int(1000 * fraction), _IMAGE, "receptive_field")
 
 
-def vgg_large(share: float) -> dict[str, float]:
+def vgg_large(fraction: float) -> dict[str, float]:
     # Generated on access, as if read from a disk, so that only the memory of the measures grows with the data.
-    train, test = (Images(int(10_000 * share), _IMAGE, seed) for seed in (1, 2))
+    train, test = (Images(int(10_000 * fraction), _IMAGE, seed) for seed in (1, 2))
     return _compare(vgg(), train, test, "receptive_field", _BATCH)
 
 
-def vgg_all(share: float) -> dict[str, float]:
-    return against_bare(vgg(), int(1000 * share), _IMAGE, ReceptiveField(cap=None))
+def vgg_all(fraction: float) -> dict[str, float]:
+    return against_bare(vgg(), int(1000 * fraction), _IMAGE, ReceptiveField(cap=None))
 
 
-def unet(share: float) -> dict[str, float]:
-    return against_bare(UNet3D().eval(), int(200 * share), (1, 64, 64, 16), "receptive_field", 8)
+def unet(fraction: float) -> dict[str, float]:
+    return against_bare(UNet3D().eval(), int(200 * fraction), (1, 64, 64, 16), "receptive_field", 8)
 
 
-def whole_tensor(share: float) -> dict[str, float]:
+def whole_tensor(fraction: float) -> dict[str, float]:
     # With fewer vectors without structure, clusters would be single vectors, and new vectors all in one cluster.
-    return against_bare(vgg(), max(100, int(1000 * share)), _IMAGE, "whole_tensor")
+    return against_bare(vgg(), max(100, int(1000 * fraction)), _IMAGE, "whole_tensor")
 
 
-def pgdl(share: float) -> dict[str, float]:
+def pgdl(fraction: float) -> dict[str, float]:
     """A task of the size of the competition's first one (1.67 million parameters), read from disk."""
     config = {
         "model_config": [
@@ -143,7 +143,7 @@ def pgdl(share: float) -> dict[str, float]:
         known = {"train_accuracy": 1.0, "test_accuracy": 0.5}
         write_model_configs(folder / "model_configs.json", {"0": {"width": 256}}, {"0": known})
         for seed, split in enumerate(("train", "test")):
-            inputs, targets = tensors(int(1000 * share), _IMAGE, seed + 1)
+            inputs, targets = tensors(int(1000 * fraction), _IMAGE, seed + 1)
             write_split(folder / "dataset_1" / split, inputs, targets)
         task = genmeasures.load_task("pgdl", path=folder)
         begin = time.perf_counter()
@@ -154,9 +154,9 @@ def pgdl(share: float) -> dict[str, float]:
     return {**made, "loading": loading, "seconds": seconds, "ratio": seconds / made["bare"]}
 
 
-def tiles(share: float) -> dict[str, float]:
+def tiles(fraction: float) -> dict[str, float]:
     """A volume of 256³ in tiles and as a whole: additional memory and time."""
-    side = max(48, 8 * round(32 * share ** (1 / 3)))
+    side = max(48, 8 * round(32 * fraction ** (1 / 3)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ResidualUNet(depth=2).eval()
@@ -180,9 +180,9 @@ def tiles(share: float) -> dict[str, float]:
     }
 
 
-def tracing(share: float) -> dict[str, float]:
+def tracing(fraction: float) -> dict[str, float]:
     """Peak resident memory of a trace of three volumes of 64³, compared with the forward pass alone."""
-    side = max(16, 8 * round(8 * share ** (1 / 3)))
+    side = max(16, 8 * round(8 * fraction ** (1 / 3)))
     model, volumes = UNet3D().eval(), torch.randn(3, 1, side, side, side, generator=torch.Generator().manual_seed(1))
     small = torch.zeros(3, 1, 16, 16, 16)
     with torch.no_grad():
@@ -198,10 +198,10 @@ def tracing(share: float) -> dict[str, float]:
     return {"bare_memory": floor, "memory": above, "memory_ratio": above / max(floor, 1e-3), "seconds": seconds}
 
 
-def sklearn(share: float) -> dict[str, float]:
+def sklearn(fraction: float) -> dict[str, float]:
     """The three measures, compared with a scikit-learn pipeline."""
     model = vgg()
-    train, test = (tensors(int(1000 * share), _IMAGE, seed) for seed in (1, 2))
+    train, test = (tensors(int(1000 * fraction), _IMAGE, seed) for seed in (1, 2))
     genmeasures.measure([vgg()], tensors(8, _IMAGE, 3), tensors(8, _IMAGE, 4))
     floor = bare(model, torch.utils.data.TensorDataset(*train), torch.utils.data.TensorDataset(*test))
     seconds = ours(model, train, test, "receptive_field")
@@ -216,12 +216,12 @@ def sklearn(share: float) -> dict[str, float]:
     }
 
 
-def clustering(share: float) -> dict[str, float]:
+def clustering(fraction: float) -> dict[str, float]:
     """k-means and mixtures of one layer, 80 000 × 10, compared with scikit-learn: medians over 20 seeds."""
-    model, seeds = vgg(), math.ceil(20 * share)
+    model, seeds = vgg(), math.ceil(20 * fraction)
     with torch.inference_mode():
-        output = model[:4](tensors(int(400 * share), _IMAGE, 1)[0]).flatten(2).transpose(1, 2).flatten(0, 1)
-    chosen = torch.randperm(len(output), generator=torch.Generator().manual_seed(0))[: int(80_000 * share)]
+        output = model[:4](tensors(int(400 * fraction), _IMAGE, 1)[0]).flatten(2).transpose(1, 2).flatten(0, 1)
+    chosen = torch.randperm(len(output), generator=torch.Generator().manual_seed(0))[: int(80_000 * fraction)]
     pixels = output[chosen].double().numpy()
     points = np.ascontiguousarray(PCA(10).fit_transform(pixels))
     tensor = torch.from_numpy(points)
@@ -284,19 +284,19 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help="rows to run (default: all)")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--share", type=float, default=1.0, help="fraction of the images (default: 1; timings need all of them)"
+        "--fraction", type=float, default=1.0, help="fraction of the images (default: 1; timings need all of them)"
     )
     parser.add_argument("--output", default="benchmarks/results.json")
     options = parser.parse_args()
     if options.row:
-        print(json.dumps(ROWS[options.row](options.share)))
+        print(json.dumps(ROWS[options.row](options.fraction)))
         return 0
     missed = 0
     results: dict[str, dict[str, float]] = {}
     for name in options.rows or ROWS:
         begin = time.perf_counter()
         process = subprocess.run(
-            [sys.executable, "-m", "benchmarks.run", "--row", name, "--share", str(options.share)],
+            [sys.executable, "-m", "benchmarks.run", "--row", name, "--fraction", str(options.fraction)],
             stdout=subprocess.PIPE,
             check=False,
         )

@@ -95,9 +95,9 @@ def plain(path: Path) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(classes)
 
 
-def tfrecord(share: float) -> dict[str, float]:
+def tfrecord(fraction: float) -> dict[str, float]:
     """Images of 32 × 32 in batches of 128 with all checksums verified and a new index, compared with the plain loop."""
-    count = max(20, int(10_000 * share))
+    count = max(20, int(10_000 * fraction))
     rng = np.random.default_rng(0)
     images = rng.standard_normal((count, *_IMAGE), np.float32)
     classes = rng.integers(0, 10, count)
