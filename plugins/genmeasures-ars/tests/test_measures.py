@@ -165,20 +165,20 @@ def test_class_targets_are_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("option", "value", "message"),
     [
-        ("objective", "AM"),
-        ("steps", 0),
-        ("steps", 1.5),
-        ("step_size", 0),
-        ("step_size", "fast"),
-        ("step_size", float("inf")),
-        ("starts", 0),
-        ("memory", True),
+        ("objective", "AM", "objective='AM' is unknown"),
+        ("steps", 0, "steps must be an integer ≥ 1, got 0"),
+        ("steps", 1.5, "steps must be an integer ≥ 1, got 1.5"),
+        ("step_size", 0, "step_size must be a number > 0, got 0"),
+        ("step_size", "fast", "step_size must be a number > 0, got 'fast'"),
+        ("step_size", float("inf"), "step_size must be a number > 0, got inf"),
+        ("starts", 0, "starts must be an integer ≥ 1, got 0"),
+        ("memory", True, r"memory must be an integer ≥ 1 \(MiB\), got True"),
     ],
 )
-def test_options_of_ars(option: str, value: object) -> None:
-    with pytest.raises(OptionError, match=f"ARS: {option}="):
+def test_options_of_ars(option: str, value: object, message: str) -> None:
+    with pytest.raises(OptionError, match=f"ARS: {message}"):
         ARS(**{option: value})
 
 

@@ -12,8 +12,7 @@ import pytest
 from genmeasures_pgdl import PGDL
 from genmeasures_pgdl.folders import unpack
 
-from genmeasures.files import temporary_path
-from genmeasures.plugin import DataError
+from genmeasures.plugin import DataError, temporary_path
 
 CONFIG = "task/model_1/config.json"
 LARGE = 2**28
@@ -42,7 +41,7 @@ def no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bomb_is_refused_and_can_be_allowed(bomb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = PGDL(bomb, cache=str(tmp_path / "cache"))
     with pytest.raises(
-        DataError, match=r"bomb\.zip .* unpack to 0\.3 GB, .* set GENMEASURES_TRUST_ARCHIVES=1 in the env"
+        DataError, match=r"bomb\.zip .* unpack to 0\.3 GB, .* set the environment variable GENMEASURES_TRUST_ARCHIVES=1"
     ):
         task.models()
     assert not list(tmp_path.rglob("*"))
