@@ -20,7 +20,7 @@ from keras_reference import forward
 from torch import nn
 
 import genmeasures
-from genmeasures.errors import GenmeasuresError, ModelError
+from genmeasures.plugin import GenmeasuresError, ModelError
 
 DATA = Path(__file__).parent / "data" / "keras_golden"
 SHARED = Path(__file__).parents[4] / "shared" / "data"

@@ -21,8 +21,7 @@ from genmeasures_pgdl.network import build_network
 from genmeasures_pgdl.sources import images
 
 import genmeasures
-from genmeasures.errors import DataError, OptionError
-from genmeasures.files import temporary_path
+from genmeasures.plugin import DataError, OptionError, temporary_path
 
 TINY: dict[str, Any] = {
     "grid": {"width": (2, 3), "dropout": (0.0, 0.2), "depth": (1,), "weight_decay": (0.1,), "batch_size": (16,)},

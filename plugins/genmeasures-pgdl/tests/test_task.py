@@ -19,7 +19,7 @@ from genmeasures_pgdl.network import build_network
 from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 
 import genmeasures
-from genmeasures.errors import DataError, OptionError
+from genmeasures.plugin import DataError, OptionError
 
 IDS = ("3", "20", "100", "7")
 

@@ -13,8 +13,7 @@ from genmeasures_unet import UNetDenoising, UNetSegmentation
 from genmeasures_unet import task as task_module
 
 import genmeasures
-from genmeasures.files import temporary_path
-from genmeasures.plugin import DataError, ModelError, OptionError
+from genmeasures.plugin import DataError, ModelError, OptionError, temporary_path
 
 
 def balls(path: Path, count: int = 10, size: int = 20, classes: int = 2) -> Path:
