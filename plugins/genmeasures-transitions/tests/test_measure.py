@@ -88,7 +88,7 @@ def test_inputs_without_a_label_belong_to_no_class(images: tuple[Tensor, Tensor]
         for triple in draw_triples(given(targets=unlabeled), 20, kind):
             assert all(bool((known == one).flatten(1).all(1).any()) for one in triple)
     unlabeled[2:] = -1
-    with pytest.raises(Undefined, match="three training inputs, 2 have a label"):
+    with pytest.raises(Undefined, match="three training inputs with a label, got 2"):
         draw_triples(given(targets=unlabeled), 1, "same")
     assert len(draw_triples(given(targets=unlabeled), 3, "any")) == 3
 
@@ -128,17 +128,22 @@ def test_the_model_is_left_as_it_was(cnn: nn.Module, given: Given) -> None:
 @pytest.mark.parametrize(
     ("options", "inputs", "targets", "reason"),
     [
-        ({}, torch.randn(2, 1, 8, 8), None, "three training inputs, there are 2"),
+        ({}, torch.randn(2, 1, 8, 8), None, "three training inputs, got 2"),
         ({}, torch.ones(9, 1, 8, 8), None, "constant"),
-        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.arange(6) // 2, "no class has three"),
-        ({"classes": "different"}, torch.randn(6, 1, 8, 8), torch.arange(6) % 2, "as many, the training data have 2"),
-        ({"classes": "same"}, torch.randn(6, 1, 8, 8), None, "classes are told apart by"),
-        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.randn(6), "classes are told apart by"),
+        (
+            {"classes": "same"},
+            torch.randn(6, 1, 8, 8),
+            torch.arange(6) // 2,
+            "class with three training inputs, and there is none",
+        ),
+        ({"classes": "different"}, torch.randn(6, 1, 8, 8), torch.arange(6) % 2, "three in the training data, got 2"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), None, "triples by class need"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.randn(6), "triples by class need"),
         ({"trajectory": "random_ellipse"}, torch.ones(9, 1, 8, 8), None, "constant"),
         ({"trajectory": "translations"}, torch.ones(9, 1, 8, 8), None, "constant"),
-        ({"trajectory": "translations"}, torch.randn(2, 1, 8, 8), None, "as many test inputs, there are 2"),
+        ({"trajectory": "translations"}, torch.randn(2, 1, 8, 8), None, "test inputs, got 2"),
         ({"trajectory": "translations"}, torch.randn(9, 64), None, "flat"),
-        ({}, torch.ones(9, 1, 8, 8).long(), None, "integers"),
+        ({}, torch.ones(9, 1, 8, 8).long(), None, "floating-point inputs, got torch.int64"),
     ],
 )
 def test_degenerate_data(
