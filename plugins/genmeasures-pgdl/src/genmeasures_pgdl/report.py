@@ -36,6 +36,12 @@ def show_scores(config: DictConfig) -> None:
 
     Args:
         config: the configuration of the run, of which ``output`` and ``aggregator`` are used.
+
+    Example:
+        >>> import tempfile
+        >>> aggregator = {"_target_": "genmeasures.aggregators.Frobenius"}
+        >>> with tempfile.TemporaryDirectory() as folder:  # without results, nothing is printed
+        ...     show_scores(DictConfig({"output": folder, "aggregator": aggregator}))
     """
     console = make_console()
     folder = Path(config.output)
