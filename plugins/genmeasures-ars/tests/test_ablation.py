@@ -1,4 +1,4 @@
-"""Ablation against a copy whose weights are really zero."""
+"""Ablation, compared with a copy whose weights are zero."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_gap() -> None:
     assert largest_gap([0.9, 0.8, 0.1], [0.9, 0.2, 0.1]) == 0
 
 
-def test_a_model_that_is_no_classifier() -> None:
+def test_a_model_that_is_not_a_classifier() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval()
     x, y = images(6)
     with pytest.raises(DataError, match="classifier"):

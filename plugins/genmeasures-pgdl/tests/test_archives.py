@@ -1,4 +1,4 @@
-"""Archives of tasks, among them some made to do harm: they fill no disk, and write nowhere but in their folder."""
+"""Archives of tasks, including malicious ones, which must not fill the disk or write outside of their folder."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_names_that_leave_the_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
-def test_entries_that_are_no_files(kind: int, tmp_path: Path) -> None:
+def test_entries_that_are_not_files(kind: int, tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as made:
         entry = zipfile.ZipInfo("task/model_1")
@@ -79,7 +79,7 @@ def test_entries_that_are_no_files(kind: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("second", [CONFIG, "./" + CONFIG, "task//model_1/config.json", "task/Model_1/CONFIG.json"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_names_that_are_there_twice(second: str, tmp_path: Path) -> None:
+def test_duplicate_names(second: str, tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr(CONFIG, "{}")
@@ -87,7 +87,7 @@ def test_names_that_are_there_twice(second: str, tmp_path: Path) -> None:
     refused(archive, tmp_path, "duplicate entry .*; nothing is unpacked")
 
 
-def test_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr("task/model_1", "x")
@@ -135,7 +135,7 @@ def test_folders_of_killed_unpackings_are_removed(tmp_path: Path) -> None:
     assert sorted(cache.iterdir()) == sorted([going_on, folder])
 
 
-def test_unpacking_is_done_once_whoever_is_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_unpacking_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
         made.writestr(CONFIG, "{}")
     cache = tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""``experiment=pgdl``: every task of a folder, and one table, also where a task is damaged."""
+"""``experiment=pgdl``: all tasks of a folder and one table, also if a task is damaged."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_published_scores() -> None:
     assert published_scores(["toy"]).empty
 
 
-def test_results_measured_in_other_ways_have_rows_of_their_own(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_different_settings_have_separate_rows(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (tasks / "mine").rename(tasks / "2020")  # a name that Hydra would take for a number
     assert run(tasks) == 0

@@ -1,4 +1,4 @@
-"""TFRecord shards: real ones, our own, records built by hand, and every damage that a file can have."""
+"""TFRecord shards: official ones, written ones, records built by hand, and damaged files."""
 
 from __future__ import annotations
 
