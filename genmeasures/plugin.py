@@ -30,7 +30,13 @@ A feature measure gets the length of a vector from ``self.extractor.vector_size(
 module and the weight of a layer from ``data.module(layer)`` and ``data.weight(layer)``, and the name, hyperparameters
 and metrics of the model from ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from ``sample``, and
 draws with :func:`mix` and :func:`places`.
+
+A report reads results with :func:`load_result`, and prints tables with :class:`Column` and :func:`print_table`. The
+functions for reports are imported on first use.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from genmeasures.callbacks import at_end
 from genmeasures.data.keys import mix
@@ -47,7 +53,7 @@ from genmeasures.errors import (
     shown,
 )
 from genmeasures.extractors.samples import Drawn, Every, places
-from genmeasures.files import remove_stale_temporaries, write_atomically, write_folder_atomically
+from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically, write_folder_atomically
 from genmeasures.interfaces import (
     SPLITS,
     Aggregator,
@@ -88,10 +94,18 @@ from genmeasures.tasks.digits import split_digits
 from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
+if TYPE_CHECKING:
+    from genmeasures.aggregators import Frobenius
+    from genmeasures.judging import published_scores, score_table
+    from genmeasures.report import Column, make_console, print_line, print_table, write_table, write_text
+    from genmeasures.results import is_merged, settings_of
+    from genmeasures.results import load as load_result
+
 __all__ = [
     "SPLITS",
     "Aggregator",
     "ClassLabel",
+    "Column",
     "Component",
     "ComponentError",
     "DataError",
@@ -102,6 +116,7 @@ __all__ = [
     "FeatureBatch",
     "FeatureLabeler",
     "FeatureMeasure",
+    "Frobenius",
     "GenmeasuresError",
     "Histogram",
     "KMeans",
@@ -140,23 +155,57 @@ __all__ = [
     "graph_memory",
     "hookimpl",
     "is_count",
+    "is_merged",
     "load_checkpoint",
+    "load_result",
+    "make_console",
     "mix",
     "nearest",
     "one_of",
     "one_thread",
     "places",
+    "print_line",
+    "print_table",
+    "published_scores",
     "remove_stale_temporaries",
     "require",
     "run_in_processes",
     "save_checkpoint",
+    "score_table",
+    "settings_of",
     "shown",
     "split_digits",
     "tapped",
+    "temporary_path",
     "trace",
     "traced_layers",
     "usable_device",
     "worker_count",
     "write_atomically",
     "write_folder_atomically",
+    "write_table",
+    "write_text",
 ]
+
+_LAZY = {
+    "Column": "genmeasures.report",
+    "Frobenius": "genmeasures.aggregators",
+    "is_merged": "genmeasures.results",
+    "load_result": "genmeasures.results",
+    "make_console": "genmeasures.report",
+    "print_line": "genmeasures.report",
+    "print_table": "genmeasures.report",
+    "published_scores": "genmeasures.judging",
+    "score_table": "genmeasures.judging",
+    "settings_of": "genmeasures.results",
+    "write_table": "genmeasures.report",
+    "write_text": "genmeasures.report",
+}
+"""Where the names for reports are defined."""
+
+
+def __getattr__(name: str) -> Any:
+    # Reports need pandas and matplotlib, which take a second to import: plugins of measures do not wait for them.
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), "load" if name == "load_result" else name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

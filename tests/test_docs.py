@@ -47,6 +47,9 @@ def test_every_component_is_described(documented: set[str]) -> None:
             assert not silent, f"{cls.__name__}: {silent}"
 
 
-_ALIASES = {"SPLITS", "ModelValue", "Register", "Split", "Values", "hookimpl"} | set(genmeasures.labelers.__all__)
-"""Labelers, which have a page of their own, and what needs no page: a constant, unions, a protocol of the hooks and
-pluggy's marker."""
+_ALIASES = {"SPLITS", "ModelValue", "Register", "Split", "Values", "hookimpl"} | {
+    *genmeasures.labelers.__all__,
+    *genmeasures.plugin._LAZY,
+}
+"""Labelers and tools for reports, which have a page of their own, and what needs no page: a constant, unions, a
+protocol of the hooks and pluggy's marker."""

@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 
-PACKAGES = ("genmeasures.identity", "genmeasures.statistics", "genmeasures.tracing")
+from genmeasures.registry.known_plugins import PLUGINS
+
+PACKAGES = (
+    *("genmeasures.identity", "genmeasures.statistics", "genmeasures.tracing"),
+    *(f"genmeasures_{plugin}" for plugin in PLUGINS),
+)
 MODULES = ("contexts", "errors", "failures", "kept", "progress")
 
 
@@ -51,4 +56,5 @@ def test_arguments_are_documented(name: str) -> None:
 
 def test_functions_are_found() -> None:
     assert "kmeans" in dict(functions("genmeasures.statistics.kmeans"))
-    assert len(list(modules())) > 20
+    assert "curvature" in dict(functions("genmeasures_transitions.counting"))
+    assert len(list(modules())) > 50

@@ -68,9 +68,11 @@ def _main(given: list[str]) -> int:
         "--against", action="append", metavar="NAME",
         help="metric that measures are judged against, such as test_accuracy; may be repeated",
     )  # fmt: skip
-    plugins = commands.add_parser("plugins", help="list the installed plugins, or show one component")
+    plugins = commands.add_parser("plugins", help="list the installed plugins, or show one component or plugin")
     plugins.add_argument(
-        "name", nargs="?", help="component, NAME or KIND.NAME, to show with its options, defaults and docstring"
+        "name",
+        nargs="?",
+        help="component, NAME or KIND.NAME, to show with its options, defaults and docstring, or a plugin to list",
     )
     for command in (collect, plugins):
         command.add_argument("--json", action="store_true", help="print JSON")

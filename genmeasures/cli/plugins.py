@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -11,17 +12,17 @@ from rich.text import Text
 
 from genmeasures.errors import shown
 from genmeasures.interfaces import Component
-from genmeasures.registry import OptionInfo, options_of, registry, target_of
+from genmeasures.registry import KINDS, OptionInfo, PluginInfo, options_of, registry, target_of
 from genmeasures.registry.configs import REQUIRED, without_args
 from genmeasures.report import make_console, print_json, print_line
 
 
 def plugins_command(json: bool = False, name: str | None = None) -> int:
-    """Print all plugins, or one component with its options, defaults and docstring.
+    """Print all plugins, one component with its options, defaults and docstring, or one plugin.
 
     Args:
         json: Print JSON for machines.
-        name: Component as NAME or KIND.NAME, or None for all plugins.
+        name: Component as NAME or KIND.NAME, plugin if no component has its name, or None for all plugins.
 
     Returns:
         The exit status, 0.
@@ -29,16 +30,21 @@ def plugins_command(json: bool = False, name: str | None = None) -> int:
     Raises:
         OptionError: If there is no such component.
     """
+    infos = registry().plugins
     if name is not None:
-        _print_component(name, json)
-    elif json:
-        print_json([_plugin(info) for info in registry().plugins])
+        named = [info for info in infos if name in (info.name, info.distribution)]
+        if not named or any(name in registry().names(kind) for kind in KINDS):
+            _print_component(name, json)
+            return 0
+        infos = named
+    if json:
+        print_json([_plugin(info) for info in infos])
     else:
-        _print_plugins(make_console())
+        _print_plugins(make_console(), infos)
     return 0
 
 
-def _plugin(info: Any) -> dict[str, Any]:
+def _plugin(info: PluginInfo) -> dict[str, Any]:
     """A plugin as JSON."""
     components = [{"kind": kind, "name": c.name, "options": _parameters(c)} for kind, c in info.components]
     return {
@@ -50,8 +56,8 @@ def _plugin(info: Any) -> dict[str, Any]:
     }
 
 
-def _print_plugins(console: Console) -> None:
-    for info in registry().plugins:
+def _print_plugins(console: Console, infos: Sequence[PluginInfo]) -> None:
+    for info in infos:
         console.print(
             Text.assemble((shown(info.name), "bold"), shown(f"  {info.distribution} {info.version}")), soft_wrap=True
         )

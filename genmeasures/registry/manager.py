@@ -21,6 +21,7 @@ from genmeasures.failures import origin
 from genmeasures.interfaces import Component
 from genmeasures.registry import specs
 from genmeasures.registry.kinds import KINDS, kind_of
+from genmeasures.registry.known_plugins import plugin_of
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +147,18 @@ class Registry:
         return kinds[0], name
 
     def missing(self, kind: str, name: str, known: Iterable[str]) -> str:
-        """Return the message for an unknown component: the nearest known name, and plugins that failed to load."""
-        message = f"there is no {kind} {name!r}{nearest(name, known)}"
+        """Return the message for an unknown component.
+
+        It names the package to install if that is known, or else the nearest known name; and plugins that failed to
+        load.
+        """
+        plugin = plugin_of(kind, name)
+        if plugin is None or plugin in [info.name for info in self.plugins]:
+            message = f"there is no {kind} {name!r}{nearest(name, known)}"
+        else:
+            message = f"there is no {kind} {name!r}: it comes with a plugin, pip install genmeasures[{plugin}]"
+            if ALLOWED in os.environ:
+                message += f", and {ALLOWED} must name {plugin!r}"
         for info in self.plugins:
             if info.error:
                 message += (

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
+from torch import nn
 
 import genmeasures
 from genmeasures.cli.main import main
 from genmeasures.errors import OptionError
-from genmeasures.registry import manager
+from genmeasures.registry import known_plugins, manager
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,7 +166,7 @@ def test_a_class_that_is_not_there_is_told(
         (
             "from genmeasures.plugin import Variable, ModelMeasure\n"
             "class Mine(ModelMeasure):\n    variables = Variable('a', 'b')\n",
-            "ComponentError: Mine: variables is one Variable, not a tuple: write variables = (Variable(",
+            "ComponentError: Mine: variables must be a tuple, got one Variable: write variables = (Variable(",
 
         ),
         (None, "there is no file "),
@@ -252,6 +254,82 @@ def test_a_component_is_shown_as_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["plugins", "single", "--json"]) == 0
     (layer,) = json.loads(capsys.readouterr().out)["options"]
     assert (layer["name"], layer["required"], layer["default"]) == ("layer", True, None)
+
+
+def test_the_components_of_a_plugin_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no component has its name."""
+    for name in ("transitions", "genmeasures-transitions"):
+        assert main(["plugins", name]) == 0
+        out = capsys.readouterr().out
+        assert "transition_count(trajectory='training_ellipse'" in " ".join(out.split())
+        assert "roughness" not in out
+    assert main(["plugins", "transitions", "--json"]) == 0
+    (plugin,) = json.loads(capsys.readouterr().out)
+    assert [component["name"] for component in plugin["components"]] == ["transition_count"]
+    assert main(["plugins", "ars"]) == 0
+    assert capsys.readouterr().out.startswith("measure ars ")
+
+
+@pytest.fixture
+def core_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("GENMEASURES_PLUGINS", "")
+    manager.registry.cache_clear()
+    yield
+    manager.registry.cache_clear()
+
+
+@pytest.mark.usefixtures("core_alone")
+@pytest.mark.parametrize(
+    ("arguments", "kind", "name", "extra"),
+    [
+        (["run", "task=pgdl", "task.path=nets"], "task", "pgdl", "pgdl"),
+        (["run", "experiment=pgdl"], "experiment", "pgdl", "pgdl"),
+        (["run", "experiment=unet_hippocampus"], "experiment", "unet_hippocampus", "unet"),
+        (["run", "task=unet_denoising"], "task", "unet_denoising", "unet"),
+        (["run", "measure=[roughness,jacobian_norm]"], "measure", "jacobian_norm", "jacobian"),
+        (["check", "class_selectivity"], "component", "class_selectivity", "ars"),
+        (["plugins", "transitions"], "component", "transitions", "transitions"),
+        (["plugins", "measure.transition_count"], "measure", "transition_count", "transitions"),
+    ],
+)
+def test_missing_plugins_are_named(
+    arguments: list[str], kind: str, name: str, extra: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    said = f"error: there is no {kind} {name!r}: it comes with a plugin, pip install genmeasures[{extra}], and GENM"
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.usefixtures("core_alone")
+@pytest.mark.parametrize("name", ["pgdl", "unet", "unet_denoising"])
+def test_missing_tasks_are_named_in_python(name: str) -> None:
+    with pytest.raises(OptionError, match=rf"no task '{name}': .* pip install genmeasures\[{name[:4]}\]"):
+        genmeasures.load_task(name)
+
+
+@pytest.mark.usefixtures("core_alone")
+@pytest.mark.parametrize(
+    ("name", "extra"), [("ars", "ars"), ("jacobian_norm", "jacobian"), ("transition_count", "transitions")]
+)
+def test_missing_measures_are_named_in_python(name: str, extra: str) -> None:
+    with pytest.raises(OptionError, match=rf"no measure '{name}': .* pip install genmeasures\[{extra}\]"):
+        genmeasures.measure([nn.Linear(2, 2)], torch.zeros(4, 2), measures=[name])
+
+
+def test_known_plugins_are_those_of_the_repository() -> None:
+    """With all their components and experiments."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["all"] == [f"genmeasures[{','.join(known_plugins.PLUGINS)}]"]
+    infos = {info.name: info for info in manager.registry().plugins}
+    for plugin, known in known_plugins.PLUGINS.items():
+        provided: dict[str, list[str]] = {}
+        for kind, component in infos[plugin].components:
+            provided.setdefault(kind, []).append(component.name)
+        recipes = ROOT.glob(f"plugins/genmeasures-{plugin}/src/*/conf/experiment/*.yaml")
+        experiments = sorted(path.stem for path in recipes)
+        if experiments:
+            provided["experiment"] = experiments
+        assert {kind: sorted(names) for kind, names in provided.items()} == {k: list(v) for k, v in known.items()}
 
 
 def test_a_run_can_be_pinned_to_named_plugins(monkeypatch: pytest.MonkeyPatch) -> None:

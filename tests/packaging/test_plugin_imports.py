@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-import genmeasures
+import genmeasures.plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {"genmeasures", "genmeasures.plugin", "genmeasures.testing"}
@@ -48,3 +50,12 @@ def f():
 """
     assert forbidden(source) == ["genmeasures.tracing", "genmeasures.run", "genmeasures.tasks.cnn"]
     assert len(FILES) > 30
+
+
+def test_names_for_reports_are_imported_on_first_use() -> None:
+    """Plugins of measures do not wait for pandas and matplotlib."""
+    code = "import genmeasures.plugin, sys; print({'pandas', 'matplotlib'} & {*sys.modules})"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "set()"
+    exported = {name: getattr(genmeasures.plugin, name) for name in genmeasures.plugin.__all__}
+    assert exported["load_result"].__module__ == "genmeasures.results.store"

@@ -1,4 +1,4 @@
-"""ARS in strides against 1500 steps one by one, on ten networks: ``python benchmarks/strides.py`` (ten minutes)."""
+"""ARS in strides compared with 1500 single steps, on ten networks: ``python benchmarks/strides.py`` (ten minutes)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from genmeasures.plugin import SmallCNN, Undefined, trace
 class _Block(nn.Module):
     """Two convolutions with batch normalization and a shortcut."""
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, channels: int, kernels: int, stride: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(inside, outside, 3, stride, 1), nn.Conv2d(outside, outside, 3, 1, 1)
-        self.norm, self.norm2 = nn.BatchNorm2d(outside), nn.BatchNorm2d(outside)
-        self.shortcut = nn.Identity() if inside == outside else nn.Conv2d(inside, outside, 1, stride)
+        self.first, self.second = nn.Conv2d(channels, kernels, 3, stride, 1), nn.Conv2d(kernels, kernels, 3, 1, 1)
+        self.norm, self.norm2 = nn.BatchNorm2d(kernels), nn.BatchNorm2d(kernels)
+        self.shortcut = nn.Identity() if channels == kernels else nn.Conv2d(channels, kernels, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.norm2(self.second(torch.relu(self.norm(self.first(x)))))
-        return torch.relu(made + self.shortcut(x))
+        residual = self.norm2(self.second(torch.relu(self.norm(self.first(x)))))
+        return torch.relu(residual + self.shortcut(x))
 
 
 def _resnet() -> nn.Module:
@@ -56,7 +56,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def trained(name: str, seed: int, x: Tensor, y: Tensor) -> nn.Module:
-    """A network after 300 steps; the UNet takes the noise off the digits' masks."""
+    """A network after 300 steps. The UNet segments noisy digits, the others classify."""
     torch.manual_seed(seed)
     model = NETWORKS[name]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
@@ -64,8 +64,8 @@ def trained(name: str, seed: int, x: Tensor, y: Tensor) -> nn.Module:
         chosen = torch.randint(len(x), (64,))
         optimizer.zero_grad()
         if name == "unet":
-            made, mask = model(x[chosen] + 0.2 * torch.randn_like(x[chosen])), (x[chosen] > 0.3).float()
-            nn.functional.binary_cross_entropy_with_logits(made, mask).backward()
+            logits, mask = model(x[chosen] + 0.2 * torch.randn_like(x[chosen])), (x[chosen] > 0.3).float()
+            nn.functional.binary_cross_entropy_with_logits(logits, mask).backward()
         else:
             nn.functional.cross_entropy(model(x[chosen]), y[chosen, 0]).backward()
         optimizer.step()
@@ -76,19 +76,20 @@ def main() -> None:
     (x, y), (x_test, y_test) = digits()
     for seed, name in enumerate(NETWORKS):
         model = trained(name, seed, x, y)
-        layers = [one.layer for one in trace(model, x[:3], "activation").layers if one.layer.kind != "Linear"]
+        traced = trace(model, x[:3], "activation").layers
+        layers = [layer.layer for layer in traced if layer.layer.kind != "Linear"]
         values, seconds = [], []
         for growth in (0.04, 0.0):
             begin = time.process_time()
-            made = ARS(growth=growth).measure(model, layers, data(x_test, y_test, 0))["ars_kernel"]
+            scores = ARS(growth=growth).measure(model, layers, data(x_test, y_test, 0))["ars_kernel"]
             seconds.append(time.process_time() - begin)
-            values.append([one for one in made if not isinstance(one, Undefined)])
-        moved = np.abs(np.concatenate(values[0]) - np.concatenate(values[1]))
-        means = [np.nanmean(one) - np.nanmean(other) for one, other in zip(*values, strict=True)]
+            values.append([score for score in scores if not isinstance(score, Undefined)])
+        changes = np.abs(np.concatenate(values[0]) - np.concatenate(values[1]))
+        means = [np.nanmean(strided) - np.nanmean(stepped) for strided, stepped in zip(*values, strict=True)]
         print(
-            f"{name}: {seconds[0]:.0f} s instead of {seconds[1]:.0f}; a kernel moves by {np.nanmean(moved):.4f} on "
-            f"average, {np.nanmax(moved):.3f} at most, {np.mean(moved > 0.05):.1%} by more than 0.05; layers by "
-            f"{min(means):+.4f} to {max(means):+.4f}",
+            f"{name}: {seconds[0]:.0f} s instead of {seconds[1]:.0f}; ARS of kernels changes by "
+            f"{np.nanmean(changes):.4f} on average, by {np.nanmax(changes):.3f} at most, and by more than 0.05 for "
+            f"{np.mean(changes > 0.05):.1%}; that of layers by {min(means):+.4f} to {max(means):+.4f}",
             flush=True,
         )
 

@@ -1,12 +1,11 @@
-"""Do the paper's claims hold for small networks? ``python benchmarks/study.py``, some minutes.
+"""Test of the paper's claims on small networks: ``python benchmarks/study.py`` (a few minutes).
 
-Networks of four convolutions of 16 kernels are trained on scikit-learn's digits, upsampled to 16×16,
-with and without batch normalization, from several seeds. Reported are, with the figures of all
-networks also where a claim does not hold:
+Networks with four convolutions of 16 kernels are trained on scikit-learn's digits, upsampled to 16×16, with and without
+batch normalization, from several seeds. For all networks, also where a claim does not hold, the study prints
 
-1. the share of kernels whose RS under IAM is at most that under AM (paper, figure 1);
-2. test accuracy with the half of a layer's kernels silenced that have the lowest ARS, and with the
-   half that have the highest, and the largest gap of the two curves (figure 2, table 1);
+1. the fraction of kernels whose RS under IAM is at most that under AM (paper, figure 1);
+2. the test accuracy with the half of the kernels of a layer silenced that have the lowest ARS, or the highest, and the
+   largest gap of the two curves (figure 2, table 1);
 3. the mean ARS with and without batch normalization (figure 3).
 """
 
@@ -28,11 +27,11 @@ WIDTH, DEPTH, SIZE = 16, 4, 16
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Train and test images (N, 1, 16, 16) and classes (N, 1)."""
-    made = []
+    splits = []
     for x, y in split_digits():
         large = nn.functional.interpolate(torch.from_numpy(x), size=(SIZE, SIZE), mode="bilinear")
-        made.append((large, torch.from_numpy(y)[:, None]))
-    return made[0], made[1]
+        splits.append((large, torch.from_numpy(y)[:, None]))
+    return splits[0], splits[1]
 
 
 def trained(x: Tensor, y: Tensor, norm: bool, seed: int, steps: int = 300) -> nn.Module:
@@ -74,19 +73,20 @@ def main() -> None:
         for seed in range(options.seeds):
             begin = time.perf_counter()
             model = trained(x, y, norm, seed)
-            traced = [one for one in trace(model, x[:3], "activation").layers if one.layer.kind == "Conv2d"]
-            layers = [one.layer for one in traced]
-            made = {
+            traced = trace(model, x[:3], "activation").layers
+            traced = [layer for layer in traced if layer.layer.kind == "Conv2d"]
+            layers = [layer.layer for layer in traced]
+            values = {
                 name: ARS(name, steps=options.steps).measure(model, layers, data(x_test, y_test, seed))
                 for name in ("am", "iam")
             }
             means = []
-            for place, layer in enumerate(traced):
+            for index, layer in enumerate(traced):
                 am, iam, scores = (
-                    made[a][b][place] for a, b in (("am", "rs_kernel"), ("iam", "rs_kernel"), ("iam", "ars_kernel"))
+                    values[a][b][index] for a, b in (("am", "rs_kernel"), ("iam", "rs_kernel"), ("iam", "ars_kernel"))
                 )
                 if isinstance(scores, Undefined) or isinstance(am, Undefined):
-                    print(f"  layer {place + 1}: {scores}")
+                    print(f"  layer {index + 1}: {scores}")
                     continue
                 at_most.append(float((iam <= am).mean()))
                 strictly.append(float((iam < am).mean()))
@@ -96,7 +96,7 @@ def main() -> None:
                 halves.append((curves[0, half], curves[1, half], largest_gap(curves[0], curves[1])))
                 means.append(float(np.nanmean(scores)))
                 print(
-                    f"  layer {place + 1}: mean ARS {means[-1]:.3f}, RS under IAM ≤ AM for {at_most[-1]:.2f} "
+                    f"  layer {index + 1}: mean ARS {means[-1]:.3f}, RS under IAM ≤ AM for {at_most[-1]:.2f} "
                     f"(< for {strictly[-1]:.2f}) of kernels, {int(np.isnan(scores).sum())} without ARS; half silenced: "
                     f"lowest {halves[-1][0]:.3f}, highest {halves[-1][1]:.3f}, gap {halves[-1][2]:.3f}"
                 )
@@ -109,7 +109,7 @@ def main() -> None:
                 flush=True,
             )
         low, high, gap = np.mean(halves, axis=0)
-        less = sum(one < other for one, other, _ in halves)
+        less = sum(lowest < highest for lowest, highest, _ in halves)
         print(f"batch_norm={norm}: RS under IAM ≤ AM: {np.mean(at_most):.3f} of kernels (<: {np.mean(strictly):.3f})")
         print(
             f"batch_norm={norm}: accuracy with the lowest half by ARS silenced {low:.3f}, with the highest {high:.3f}; "

@@ -1,4 +1,4 @@
-"""Ablation against a copy whose weights are really zero."""
+"""Ablation, compared with a copy whose weights are zero."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_orders() -> None:
     one, other = (kernel_order(range(50), "random", torch.Generator().manual_seed(4)) for _ in range(2))
     assert one.tolist() == other.tolist()
     assert sorted(one) == list(range(50))
-    with pytest.raises(OptionError, match="order='up'"):
+    with pytest.raises(OptionError, match="order must be one of ascending, descending, random, got 'up'"):
         kernel_order(scores, "up")
     with pytest.raises(OptionError, match="generator"):
         kernel_order(scores, "random")
@@ -56,7 +56,7 @@ def test_gap() -> None:
     assert largest_gap([0.9, 0.8, 0.1], [0.9, 0.2, 0.1]) == 0
 
 
-def test_a_model_that_is_no_classifier() -> None:
+def test_a_model_that_is_not_a_classifier() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval()
     x, y = images(6)
     with pytest.raises(DataError, match="classifier"):
@@ -100,5 +100,5 @@ def test_a_model_that_differentiates_in_its_forward_pass() -> None:
             return made.flatten(1)
 
     model, (x, y) = Slope().eval(), images(6)
-    with pytest.raises(Undefined, match="takes gradients within its forward pass"):
+    with pytest.raises(Undefined, match="computes gradients within its forward pass"):
         accuracy_curve(model, traced(model, x)[0], [range(3)], data(x, y).batches("test"))

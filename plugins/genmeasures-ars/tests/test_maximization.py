@@ -1,4 +1,4 @@
-"""The ascent: against closed forms, and one kernel at a time."""
+"""Activation maximization, compared with closed forms and with single ascents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def naive(
 
 @pytest.mark.parametrize("objective", ["am", "iam"])
 @pytest.mark.parametrize(("place", "upto"), [(0, 3), (1, 6)])
-def test_side_by_side_is_one_at_a_time(objective: str, place: int, upto: int) -> None:
+def test_batched_ascents_equal_single_ones(objective: str, place: int, upto: int) -> None:
     model = small(norm=True)
     layer = traced(model, NOISE)[place]
     kernels = torch.arange(layer.layer.channels)
@@ -62,16 +62,16 @@ def test_the_objective_of_am_rises() -> None:
 
 
 def test_a_linear_convolution_has_a_known_maximizer() -> None:
-    """One output pixel and no activation: every step goes along the kernel, which the input so comes to look like."""
+    """One output pixel and no activation: every step is along the kernel, which the input therefore resembles."""
     torch.manual_seed(0)
     model = nn.Conv2d(2, 3, 6).eval()
     (layer,) = traced(model, NOISE)
     with truncated(model, layer) as run:
-        made = ascend(run, NOISE[:3], torch.arange(3), "am", strides(500, 0.1, 0.04))
+        reached = ascend(run, NOISE[:3], torch.arange(3), "am", strides(500, 0.1, 0.04))
         other = ascend(run, NOISE[:3], torch.arange(3), "iam", strides(500, 0.1, 0.04))
     weight = model.weight.detach()
     unit = weight / weight.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    torch.testing.assert_close(made.inputs, NOISE[:3] + 50 * unit, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(reached.inputs, NOISE[:3] + 50 * unit, rtol=1e-3, atol=1e-3)
     contrast = weight - (weight.sum(0) - weight) / 3
     similar = nn.functional.cosine_similarity(other.inputs.flatten(1), contrast.flatten(1))
     assert (similar > 0.99).all()
@@ -83,19 +83,19 @@ def test_objectives_by_hand() -> None:
     assert float(objective_of(means, kernels, "iam")) == 2
 
 
-def test_a_silent_kernel_stays_where_it_is() -> None:
+def test_the_input_of_a_silent_kernel_does_not_move() -> None:
     model = small()
     with torch.no_grad():
         model[0].bias[1] = -1e3
     layer = traced(model, NOISE)[0]
     with truncated(model, layer) as run:
         begin, responds = begin_at(run, NOISE)
-        made = ascend(run, NOISE[begin], torch.arange(5), "am", [0.1] * 5)
+        reached = ascend(run, NOISE[begin], torch.arange(5), "am", [0.1] * 5)
     assert responds.tolist() == [True, False, True, True, True]
-    assert torch.equal(made.inputs[1], NOISE[0])
+    assert torch.equal(reached.inputs[1], NOISE[0])
 
 
-def test_a_kernel_begins_where_it_responds() -> None:
+def test_ascents_begin_at_an_input_with_a_response() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU()).eval()
     with torch.no_grad():
         model[0].weight.fill_(1.0)
@@ -105,12 +105,12 @@ def test_a_kernel_begins_where_it_responds() -> None:
         assert begin_at(run, noise)[0].tolist() == [2]
 
 
-def test_what_lies_behind_the_layer_is_not_run() -> None:
+def test_later_layers_are_not_run() -> None:
     model = small()
     ran: list[nn.Module] = []
     example = images(3)[0]
     layer = traced(model, example)[0]
-    model[4].register_forward_hook(lambda module, given, output: ran.append(module))
+    model[4].register_forward_hook(lambda module, args, output: ran.append(module))
     with truncated(model, layer) as run:
         run(example)
     assert not ran
@@ -131,7 +131,7 @@ def test_no_gradient_is_an_error() -> None:
         ascend(run, NOISE[:3], torch.arange(3), "am", [0.1] * 2)
 
 
-def test_memory_settles_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     layer = traced(model, NOISE)[1]
     with truncated(model, layer) as run:
@@ -144,13 +144,13 @@ def test_memory_settles_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2**20 / (10 * kept) < unbounded < 2**20 / kept
 
 
-def test_strides_go_as_far_as_the_steps() -> None:
-    made = strides(1500, 0.1, 0.04)
-    assert sum(made) == pytest.approx(150)
-    assert len(made) == 130
-    assert made[:25] == [0.1] * 25
-    behind = [sum(made[:place]) for place in range(len(made))]
-    assert made[26:-1] == pytest.approx([0.04 * way for way in behind[26:-1]])
+def test_strides_cover_the_path_of_the_steps() -> None:
+    lengths = strides(1500, 0.1, 0.04)
+    assert sum(lengths) == pytest.approx(150)
+    assert len(lengths) == 130
+    assert lengths[:25] == [0.1] * 25
+    behind = [sum(lengths[:index]) for index in range(len(lengths))]
+    assert lengths[26:-1] == pytest.approx([0.04 * path for path in behind[26:-1]])
     assert strides(7, 0.5, 0.0) == [0.5] * 7
 
 
@@ -162,7 +162,7 @@ def test_strides_reach_what_single_steps_reach(objective: str) -> None:
     kernels = torch.arange(layer.layer.channels)
     with truncated(model, layer) as run:
         start = NOISE[begin_at(run, NOISE)[0]]
-        made = ascend(run, start, kernels, objective, strides(1500, 0.1, 0.04))
+        reached = ascend(run, start, kernels, objective, strides(1500, 0.1, 0.04))
         x = start.clone()
         for _ in range(1500):
             x.requires_grad_()
@@ -170,11 +170,11 @@ def test_strides_reach_what_single_steps_reach(objective: str) -> None:
             (gradient,) = torch.autograd.grad(objective_of(means, kernels, objective).sum(), x)
             x = (x + 0.1 * gradient / gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()).detach()
         plain = objective_of(model[:6](x).flatten(2).mean(2), kernels, objective).detach().double()
-    assert float(made.objective.sum()) >= 0.99 * float(plain.sum())
-    assert (made.objective >= 0.9 * plain).all()
+    assert float(reached.objective.sum()) >= 0.99 * float(plain.sum())
+    assert (reached.objective >= 0.9 * plain).all()
 
 
-def test_the_best_input_of_the_way_is_kept() -> None:
+def test_the_best_input_of_the_path_is_kept() -> None:
     """A stride beyond the only input that the kernel responds to: max(0, 1 − |x − 1|) of x = 0.5 + 0.4, then 2.9."""
 
     class Tent(nn.Module):
@@ -190,20 +190,20 @@ def test_the_best_input_of_the_way_is_kept() -> None:
     start = torch.full((3, 1, 1, 1), 0.5)
     (layer,) = traced(model, start)
     with truncated(model, layer) as run:
-        made = ascend(run, start, torch.zeros(3, dtype=torch.int64), "am", [0.4, 2.0])
-    torch.testing.assert_close(made.inputs, torch.full((3, 1, 1, 1), 0.9))
-    torch.testing.assert_close(made.objective, torch.full((3,), 0.9).double())
-    torch.testing.assert_close(made.maps, torch.full((3, 1, 1), 0.9))
+        reached = ascend(run, start, torch.zeros(3, dtype=torch.int64), "am", [0.4, 2.0])
+    torch.testing.assert_close(reached.inputs, torch.full((3, 1, 1, 1), 0.9))
+    torch.testing.assert_close(reached.objective, torch.full((3,), 0.9).double())
+    torch.testing.assert_close(reached.maps, torch.full((3, 1, 1), 0.9))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-24, 1.0, 1e30])
-def test_a_step_is_as_long_whatever_the_scale_of_the_gradient(scale: float) -> None:
+def test_steps_do_not_depend_on_the_scale_of_the_gradient(scale: float) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False)).eval()
     with torch.no_grad():
         model[0].weight.copy_(torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * scale)
     start = torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     (layer,) = traced(model, start)
     with truncated(model, layer) as run:
-        made = ascend(run, start[:2], torch.arange(2), "am", [0.1])
-    change = (made.inputs - start[:2]).square().mean(dim=(1, 2, 3)).sqrt()
+        reached = ascend(run, start[:2], torch.arange(2), "am", [0.1])
+    change = (reached.inputs - start[:2]).square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(change, torch.full((2,), 0.1), rtol=1e-4, atol=0)

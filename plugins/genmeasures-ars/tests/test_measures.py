@@ -17,35 +17,35 @@ from genmeasures.plugin import DataError, ModelError, ModelMeasure, OptionError,
 
 X, Y = images()
 ROUNDING = 1e-5
-"""Relative difference that float32 activations of other batches explain."""
+"""Relative difference of float32 activations in batches of other sizes."""
 MEASURES = [ARS(steps=15), ClassSelectivity(), CumulativeAblation(ARS(steps=5)), CumulativeAblation(ClassSelectivity())]
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=repr)
 def test_every_variable_for_every_layer(measure: ModelMeasure) -> None:
     model = small(norm=True)
-    given = layers(model, X)
-    made = measure.measure(model, given, data(X, Y))
-    assert sorted(made) == sorted(variable.name for variable in measure.variables)
+    measured = layers(model, X)
+    results = measure.measure(model, measured, data(X, Y))
+    assert sorted(results) == sorted(variable.name for variable in measure.variables)
     for variable in measure.variables:
-        value = made[variable.name]
+        value = results[variable.name]
         if not variable.dims:
             assert isinstance(value, float)
             continue
         assert len(value) == 3
         assert isinstance(value[2], Undefined)
         assert "linear" in str(value[2])
-        for layer, one in zip(given[:2], value, strict=False):
+        for layer, entry in zip(measured[:2], value, strict=False):
             if variable.dims == ("layer",):
-                assert isinstance(one, float | Value)
+                assert isinstance(entry, float | Value)
             else:
-                assert isinstance(one, np.ndarray)
-                assert one.dtype == np.float64
-                assert one.shape == (layer.channels,)
+                assert isinstance(entry, np.ndarray)
+                assert entry.dtype == np.float64
+                assert entry.shape == (layer.channels,)
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=repr)
-def test_the_model_is_left_as_it_was(measure: ModelMeasure) -> None:
+def test_model_is_unchanged(measure: ModelMeasure) -> None:
     model = small(norm=True)
     model[0].bias.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -72,9 +72,9 @@ def test_same_seed_same_value(measure: ModelMeasure) -> None:
 
 def test_means_of_a_layer_are_over_its_kernels() -> None:
     model = small()
-    made = ARS(steps=15).measure(model, layers(model, X), data(X, None))
+    results = ARS(steps=15).measure(model, layers(model, X), data(X, None))
     for name in ("ars", "rs", "ar"):
-        for mean, values in zip(made[name][:2], made[f"{name}_kernel"][:2], strict=True):
+        for mean, values in zip(results[name][:2], results[f"{name}_kernel"][:2], strict=True):
             number = mean.value if isinstance(mean, Value) else mean
             assert number == pytest.approx(np.nanmean(values))
 
@@ -90,9 +90,9 @@ def test_chunks_do_not_change_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_layers_do_not_depend_on_which_are_chosen() -> None:
     model = small()
-    given = layers(model, X)
-    whole = ARS(steps=5).measure(model, given, data(X, None))
-    alone = ARS(steps=5).measure(model, given[1:2], data(X, None))
+    measured = layers(model, X)
+    whole = ARS(steps=5).measure(model, measured, data(X, None))
+    alone = ARS(steps=5).measure(model, measured[1:2], data(X, None))
     np.testing.assert_array_equal(whole["ars_kernel"][1], alone["ars_kernel"][0])
 
 
@@ -100,29 +100,29 @@ def test_a_dead_layer_has_a_status() -> None:
     model = small()
     with torch.no_grad():
         model[0].bias.fill_(-1e4)
-    made = ARS(steps=3).measure(model, layers(model, X), data(X, None))
-    assert isinstance(made["ars"][0], Undefined)
-    assert "no kernel responds" in str(made["ars"][0])
+    results = ARS(steps=3).measure(model, layers(model, X), data(X, None))
+    assert isinstance(results["ars"][0], Undefined)
+    assert "no kernel responds" in str(results["ars"][0])
 
 
 def test_a_dead_kernel_is_fully_replaced_under_am() -> None:
     model = small()
     with torch.no_grad():
         model[0].bias[1] = -1e4
-    made = ARS("am", steps=3).measure(model, layers(model, X), data(X, None))
-    assert made["ar_kernel"][0][1] == 0
-    assert made["rs_kernel"][0][1] > 0
-    assert made["ars_kernel"][0][1] == 1
+    results = ARS("am", steps=3).measure(model, layers(model, X), data(X, None))
+    assert results["ar_kernel"][0][1] == 0
+    assert results["rs_kernel"][0][1] > 0
+    assert results["ars_kernel"][0][1] == 1
 
 
 def test_kernels_without_a_value_are_counted() -> None:
     model = small()
     with torch.no_grad():
         model[0].bias[1] = -1e4
-    made = ClassSelectivity().measure(model, layers(model, X), data(X, Y))
-    assert np.isnan(made["class_selectivity_kernel"][0][1])
-    assert isinstance(made["class_selectivity"][0], Value)
-    assert "1 of 5" in made["class_selectivity"][0].note
+    results = ClassSelectivity().measure(model, layers(model, X), data(X, Y))
+    assert np.isnan(results["class_selectivity_kernel"][0][1])
+    assert isinstance(results["class_selectivity"][0], Value)
+    assert "1 of 5" in results["class_selectivity"][0].note
 
 
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d])
@@ -131,8 +131,8 @@ def test_other_convolutions(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(kind(2, 4, 3), nn.ReLU()).eval()
     x = torch.randn(4, 2, *([5] * dims))
-    made = ARS(steps=5).measure(model, layers(model, x), data(x, None))
-    assert made["rs_kernel"][0].shape == (4,)
+    results = ARS(steps=5).measure(model, layers(model, x), data(x, None))
+    assert results["rs_kernel"][0].shape == (4,)
 
 
 def test_training_data_will_do_for_the_shape_of_an_input() -> None:
@@ -144,17 +144,17 @@ def test_training_data_will_do_for_the_shape_of_an_input() -> None:
             raise ModelError("ars needs test data, and none are given")
         return both.batches("train")
 
-    given = layers(model, X)
-    made = ARS(steps=3).measure(model, given, dataclasses.replace(both, batches=batches))
-    expected = ARS(steps=3).measure(model, given, data(X, None))
-    np.testing.assert_array_equal(made["ars_kernel"][0], expected["ars_kernel"][0])
+    measured = layers(model, X)
+    results = ARS(steps=3).measure(model, measured, dataclasses.replace(both, batches=batches))
+    expected = ARS(steps=3).measure(model, measured, data(X, None))
+    np.testing.assert_array_equal(results["ars_kernel"][0], expected["ars_kernel"][0])
 
 
 def test_inputs_without_gradient() -> None:
     model = small()
-    given = layers(model, X)
+    measured = layers(model, X)
     with pytest.raises(DataError, match="int64"):
-        ARS().measure(model, given, data(X.long(), None))
+        ARS().measure(model, measured, data(X.long(), None))
 
 
 def test_class_targets_are_needed() -> None:
@@ -165,20 +165,20 @@ def test_class_targets_are_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("option", "value", "message"),
     [
-        ("objective", "AM"),
-        ("steps", 0),
-        ("steps", 1.5),
-        ("step_size", 0),
-        ("step_size", "fast"),
-        ("step_size", float("inf")),
-        ("starts", 0),
-        ("memory", True),
+        ("objective", "AM", "objective='AM' is unknown"),
+        ("steps", 0, "steps must be an integer ≥ 1, got 0"),
+        ("steps", 1.5, "steps must be an integer ≥ 1, got 1.5"),
+        ("step_size", 0, "step_size must be a number > 0, got 0"),
+        ("step_size", "fast", "step_size must be a number > 0, got 'fast'"),
+        ("step_size", float("inf"), "step_size must be a number > 0, got inf"),
+        ("starts", 0, "starts must be an integer ≥ 1, got 0"),
+        ("memory", True, r"memory must be an integer ≥ 1 \(MiB\), got True"),
     ],
 )
-def test_options_of_ars(option: str, value: object) -> None:
-    with pytest.raises(OptionError, match=f"ARS: {option}="):
+def test_options_of_ars(option: str, value: object, message: str) -> None:
+    with pytest.raises(OptionError, match=f"ARS: {message}"):
         ARS(**{option: value})
 
 
@@ -209,10 +209,10 @@ def test_defaults() -> None:
 
 def test_the_status_tells_how_classes_were_read() -> None:
     """One-hot targets mean the same classes, and what depends on them says so."""
-    model, given = small(norm=True), torch.nn.functional.one_hot(Y[:, 0]).float()
+    model, measured = small(norm=True), torch.nn.functional.one_hot(Y[:, 0]).float()
     measures = [ClassSelectivity(), ARS(steps=2)]
     expected = genmeasures.measure([model], test=(X, Y[:, 0]), measures=measures)
-    found = genmeasures.measure([model], test=(X, given), measures=measures)
+    found = genmeasures.measure([model], test=(X, measured), measures=measures)
     for name in ("class_selectivity", "class_selectivity_kernel"):
         np.testing.assert_array_equal(found[name].values, expected[name].values)
         assert "one-hot targets were read as class numbers" in str(found[f"{name}_status"].values.flat[0])

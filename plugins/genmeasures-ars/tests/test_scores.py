@@ -1,4 +1,4 @@
-"""RS, AR and ARS against the paper and by brute force."""
+"""RS, AR and ARS, compared with the paper and with brute force."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What exact Jacobian norms cost, in plain backward passes and against a loop: ``python benchmarks/cost.py``.
+"""Cost of exact Jacobian norms, in plain backward passes and compared with a loop: ``python benchmarks/cost.py``.
 
-Everything is timed in turns within one run, so that the ratios hold whatever else the machine does.
+All variants are timed in turns within one run, so that the ratios do not depend on the load of the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CLASSES = 10
 
 
 def dense(size: int, depth: int, width: int) -> nn.Module:
-    """A fully connected network in the manner of Novak et al."""
+    """A fully connected network like those of Novak et al."""
     torch.manual_seed(0)
     parts: list[nn.Module] = [nn.Flatten()]
     for layer in range(depth):
@@ -61,35 +61,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--turns", type=int, default=5)
-    given = parser.parse_args()
+    options = parser.parse_args()
     networks = {
         "MLP 5 × 200, 28×28": (dense(784, 5, 200), (1, 28, 28)),
         "CNN 16, 32, 8×8": (network(8, 1, 16, 32), (1, 8, 8)),
         "CNN 16, 32, 3×32×32": (network(32, 3, 16, 32), (3, 32, 32)),
         "VGG 32, 64, 128, 3×32×32": (network(32, 3, 32, 64, 128), (3, 32, 32)),
     }
-    print(f"batch of {given.batch}, {_CLASSES} outputs, {torch.get_num_threads()} threads; medians of {given.turns}")
+    print(
+        f"batch of {options.batch}, {_CLASSES} outputs, {torch.get_num_threads()} threads; medians of {options.turns}"
+    )
     lines: list[str] = []
     met = True
     for name, (model, shape) in networks.items():
-        took = costs(model, shape, given.batch, given.turns)
+        took = costs(model, shape, options.batch, options.turns)
         print(f"{name}, seconds: " + ", ".join(f"{what} {value:.4f}" for what, value in took.items()))
         figures = [
             ("exact norms, in outputs × plain backward passes", 1.3, took["exact"] / took["plain"] / _CLASSES, False),
-            ("the whole measure, likewise", 1.3, took["measure"] / took["plain"] / _CLASSES, False),
+            (
+                "the whole measure, in outputs × plain backward passes",
+                1.3,
+                took["measure"] / took["plain"] / _CLASSES,
+                False,
+            ),
             ("times faster than a loop of autograd.functional.jacobian", 5, took["loop"] / took["exact"], True),
         ]
         for what, limit, figure, at_least in figures:
             fine = figure >= limit if at_least else figure <= limit
             met &= fine
-            due = f"{'≥' if at_least else '≤'} {limit}"
-            lines.append(f"| {name}: {what} | {due} | {figure:.2f} | {'met' if fine else 'missed'} |")
-    print("| target | due | measured | verdict |\n| --- | --- | ---: | --- |", *lines, sep="\n")
+            target = f"{'≥' if at_least else '≤'} {limit}"
+            lines.append(f"| {name}: {what} | {target} | {figure:.2f} | {'met' if fine else 'missed'} |")
+    print("| quantity | target | measured | verdict |\n| --- | --- | ---: | --- |", *lines, sep="\n")
     return 0 if met else 1
 
 
 def costs(model: nn.Module, shape: tuple[int, ...], batch: int, turns: int) -> dict[str, float]:
-    """Seconds of everything for one network."""
+    """Seconds of each variant for one network."""
     inputs = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
     targets = torch.arange(batch) % _CLASSES
     run = runner(model)
@@ -103,12 +110,12 @@ def costs(model: nn.Module, shape: tuple[int, ...], batch: int, turns: int) -> d
         with frozen(model):
             return exact_backward(run, inputs, True, targets)
 
-    def probabilities(one: Tensor) -> Tensor:
-        made: Tensor = model(one[None])[0].softmax(0)
-        return made
+    def probabilities(x: Tensor) -> Tensor:
+        softmax: Tensor = model(x[None])[0].softmax(0)
+        return softmax
 
     def loop() -> object:
-        return [torch.autograd.functional.jacobian(probabilities, one).norm() for one in inputs]
+        return [torch.autograd.functional.jacobian(probabilities, x).norm() for x in inputs]
 
     def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
         yield inputs, targets[:, None]
@@ -125,7 +132,7 @@ def costs(model: nn.Module, shape: tuple[int, ...], batch: int, turns: int) -> d
             generator=torch.Generator().manual_seed(0),
         )
 
-    layers = [one.layer for one in trace(model, inputs[:3], "activation").layers]
+    layers = [layer.layer for layer in trace(model, inputs[:3], "activation").layers]
     tasks = {
         "forward": lambda: run(inputs),
         "plain": lambda: torch.autograd.grad(loss, parameters, retain_graph=True),

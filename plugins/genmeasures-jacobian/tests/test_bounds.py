@@ -1,4 +1,4 @@
-"""Cross-entropy bounds against numbers worked by hand, and their order."""
+"""Cross-entropy bounds, compared with manual calculations, and their order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_by_hand() -> None:
     assert float(approximation(loss, 4, 5)) == pytest.approx(0.7603453163)
 
 
-def test_two_classes_leave_no_choice() -> None:
+def test_bounds_are_equal_for_two_classes() -> None:
     loss = np.linspace(0.01, 4, 9)
     np.testing.assert_allclose(lower_bound(loss, 3, 2), upper_bound(loss, 3))
     np.testing.assert_allclose(approximation(loss, 3, 2), math.sqrt(2) * upper_bound(loss, 3))
@@ -34,13 +34,13 @@ def test_order(classes: int) -> None:
     assert (lower <= approximation(loss, 2.5, classes)).all()
 
 
-def test_no_loss_no_norm() -> None:
+def test_bounds_vanish_without_loss() -> None:
     assert lower_bound(0.0, 1, 10) == upper_bound(0.0, 1) == approximation(0.0, 1, 10) == 0
     assert float(lower_bound(1e-18, 1, 2)) == pytest.approx(math.sqrt(2) * 1e-18, abs=0)
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_they_hold_for_orthogonal_gradients_of_logits(seed: int) -> None:
+def test_bounds_hold_for_orthogonal_gradients_of_logits(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     orthogonal, _ = torch.linalg.qr(torch.randn(12, 6, generator=generator))
     weight = 3 * orthogonal.T

@@ -1,4 +1,4 @@
-"""The pure functions: exact norms and estimates against closed forms and torch.autograd.functional."""
+"""Exact and estimated norms, compared with closed forms and torch.autograd.functional."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def squares(jacobian: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("exact", [exact_backward, exact_forward])
-def test_of_a_linear_model_is_the_closed_form(exact: type) -> None:
+def test_linear_model_in_closed_form(exact: type) -> None:
     weight = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.0, 1.0]])
     inputs = torch.tensor([[0.3, -0.2], [1.0, 0.7]])
     targets = torch.tensor([2, 0])
@@ -63,7 +63,7 @@ def test_rows_of_true_classes_agree_with_autograd() -> None:
         torch.testing.assert_close(found.target, expected, rtol=1e-4, atol=0)
 
 
-def test_a_sure_network_keeps_its_jacobian() -> None:
+def test_jacobian_of_a_confident_network() -> None:
     # At 1 − σ ≈ e^{−40} the softmax is constant in float32. With p = (1 − ε, ε): J = ε [[1, −1], [−1, 1]] W.
     weight = torch.tensor([[40.0, 1.0], [0.0, 2.0]])
     inputs = torch.tensor([[1.0, 0.0]])
@@ -87,7 +87,7 @@ def test_cross_entropy() -> None:
 
 @pytest.mark.parametrize("softmax", [True, False])
 @pytest.mark.parametrize("network", [convolutional, dense])
-def test_estimates_are_unbiased_and_know_their_error(network: type, softmax: bool) -> None:
+def test_estimates_are_unbiased_with_the_stated_error(network: type, softmax: bool) -> None:
     model, inputs = network(), images(3)
     expected = squares(jacobians(model, inputs, softmax))
     found = hutchinson(runner(model), inputs, softmax, range(3), 500).jacobian
@@ -107,12 +107,12 @@ def test_norms_from_few_projections_have_little_bias() -> None:
     assert float(error.square().mean().sqrt()) == pytest.approx(float(found.std()), rel=0.15)
 
 
-def test_norms_of_nothing_are_zero() -> None:
+def test_norms_of_zeros_are_zero() -> None:
     found, error = norms(torch.zeros(4, 2, dtype=torch.float64))
     assert found.tolist() == error.tolist() == [0, 0]
 
 
-def test_signs_belong_to_an_input_not_to_its_batch() -> None:
+def test_signs_do_not_depend_on_the_batch() -> None:
     together = signs([7, 8, 9], 3, 13)
     assert together.shape == (3, 3, 13)
     assert set(together.unique().tolist()) == {-1, 1}
@@ -135,9 +135,9 @@ def test_outputs_that_cannot_be_differentiated() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.mean()
 
-    with pytest.raises(ModelError, match="type tuple"):
+    with pytest.raises(ModelError, match="must be one floating-point tensor, got tuple"):
         exact_backward(runner(Tuple()), inputs, True)
-    with pytest.raises(ModelError, match="batch first"):
+    with pytest.raises(ModelError, match="first dimension of the output of the model must be the batch"):
         exact_backward(runner(Pooled()), inputs, True)
     for exact in (exact_backward, exact_forward):
         with pytest.raises(Undefined, match="no gradient"):
@@ -145,7 +145,7 @@ def test_outputs_that_cannot_be_differentiated() -> None:
 
 
 class Own(nn.Module):
-    """Detaches its input and has a graph of its own, as a model of forces has."""
+    """Detaches its input and builds a graph from another leaf, as models of forces do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Own(nn.Module):
             return self.first(x.detach().requires_grad_()).tanh()
 
 
-def test_a_graph_that_does_not_reach_the_input_is_no_gradient() -> None:
+def test_a_graph_that_does_not_reach_the_input_is_undefined() -> None:
     inputs, run = torch.randn(3, 4), runner(Own())
     with pytest.raises(Undefined, match="no gradient"):
         exact_backward(run, inputs, True)
@@ -165,7 +165,7 @@ def test_a_graph_that_does_not_reach_the_input_is_no_gradient() -> None:
 
 
 def test_models_that_call_torch_func_are_differentiated() -> None:
-    """Their memory cannot be told from saved tensors: one input at a time fits. Against the closed form."""
+    """Their memory is not known from saved tensors, so that batches have one input. Compared with the closed form."""
 
     class Slope(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

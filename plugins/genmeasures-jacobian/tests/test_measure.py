@@ -1,4 +1,4 @@
-"""The measures as the core calls them."""
+"""The measures as the engine calls them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_exact_values() -> None:
     assert found["jacobian_norm_lower"] < found["jacobian_norm_approximation"]
 
 
-def test_estimates_stand_by_their_error() -> None:
+def test_estimates_are_within_their_error() -> None:
     model, inputs = convolutional(), images()
     exact = measured(model, data_of(inputs, CLASSES))
     found = measured(model, data_of(inputs, CLASSES), method="hutchinson", projections=256)
@@ -86,7 +86,7 @@ def test_estimates_stand_by_their_error() -> None:
 
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
 @pytest.mark.parametrize("samples", [None, 7])
-def test_nothing_depends_on_the_batches(method: str, samples: int | None) -> None:
+def test_values_do_not_depend_on_the_batches(method: str, samples: int | None) -> None:
     model, inputs = convolutional(), images()
     one, other = (measured(model, data_of(inputs, CLASSES, batch), method=method, samples=samples) for batch in (12, 5))
     for name, value in one.items():  # equal bits: the measure makes batches of its own, whatever those of the data
@@ -95,7 +95,7 @@ def test_nothing_depends_on_the_batches(method: str, samples: int | None) -> Non
     np.testing.assert_allclose(number(small["jacobian_norm"]), number(one["jacobian_norm"]), rtol=ROUNDING)
 
 
-def test_a_seed_draws_the_projections() -> None:
+def test_projections_depend_on_the_seed() -> None:
     model, inputs = convolutional(), images()
     first, again, other = (
         measured(model, data_of(inputs, seed=seed), method="hutchinson")["jacobian_norm"].value for seed in (0, 0, 1)
@@ -143,24 +143,24 @@ def test_dense_outputs(softmax: bool) -> None:
     assert mean["jacobian_norm"].value == pytest.approx(expected / 6, rel=1e-4)
     found = measured(model, data_of(inputs, masks), output=output, method="hutchinson", projections=200)
     assert abs(found["jacobian_norm"].value - expected) < 4 * found["jacobian_norm_error"]
-    with pytest.raises(Undefined, match="not dense" if softmax else "output=softmax"):
+    with pytest.raises(Undefined, match="got dense outputs" if softmax else "output=softmax"):
         raise exact["jacobian_norm_upper"]
 
 
-def test_auto_estimates_where_both_ends_are_long() -> None:
+def test_auto_estimates_if_inputs_and_outputs_are_large() -> None:
     inputs = images(3, 12)
     assert measured(dense(), data_of(inputs))["jacobian_norm_error"] > 0
     assert measured(dense(), data_of(images(3)))["jacobian_norm_error"] == 0  # 72 elements of input, 108 of output
 
 
-def test_a_function_without_a_forward_derivative_goes_backward() -> None:
+def test_backward_passes_for_a_function_without_forward_derivative() -> None:
     inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(3, 8), Sine(), nn.Linear(8, 5)).eval()
     expected = jacobians(model, inputs, True).square().sum((1, 2)).sqrt().mean()
     assert measured(model, data_of(inputs))["jacobian_norm"].value == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_model_is_unchanged() -> None:
     model, inputs = convolutional(), images()
     model[0].weight.requires_grad_(False)
     model[4].weight.grad = torch.ones_like(model[4].weight)
@@ -197,7 +197,7 @@ def test_values_within_no_grad_and_inference_mode() -> None:
         (torch.full((12, 1), 5), "classes from 0 to 4, got 5 to 5"),
     ],
 )
-def test_without_classes_the_bounds_alone_are_undefined(targets: Tensor | None, reason: str) -> None:
+def test_without_classes_only_the_bounds_are_undefined(targets: Tensor | None, reason: str) -> None:
     found = measured(convolutional(), data_of(images(), targets))
     assert found["jacobian_norm"].value > 0
     for name in ("lower", "upper", "approximation", "target", "sample_loss"):
@@ -206,7 +206,7 @@ def test_without_classes_the_bounds_alone_are_undefined(targets: Tensor | None, 
 
 
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
-def test_inputs_without_a_label_have_no_row_of_their_class(method: str) -> None:
+def test_inputs_without_a_label_are_left_out_of_the_bounds(method: str) -> None:
     model, inputs = convolutional(), images()
     some = CLASSES.clone()
     some[::4] = -1
@@ -238,7 +238,7 @@ def test_degenerate_inputs_and_outputs() -> None:
     with pytest.raises(Undefined, match="4 of 4 inputs is not finite"):
         measured(linear(torch.tensor([[1e38, 1e38, 1e38], [-1e38, 0, 0]])), data_of(inputs * 1e5), output="softmax")
     found = measured(nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)), data_of(inputs))
-    assert "probabilities already" in found["jacobian_norm"].note
+    assert "already probabilities" in found["jacobian_norm"].note
     assert measured(linear(torch.zeros(2, 3)), data_of(inputs), method="hutchinson")["jacobian_norm"].value == 0
 
 
@@ -248,10 +248,10 @@ def test_degenerate_inputs_and_outputs() -> None:
         ({"output": "probabilities"}, "JacobianNorm: output='probabilities'"),
         ({"method": "hutch"}, "method='hutch' is unknown .did you mean 'hutchinson'"),
         ({"reduction": "max"}, "reduction='max'"),
-        ({"projections": 1}, "projections must be an integer ≥ 2, not 1"),
-        ({"samples": 0}, "samples must be an integer ≥ 1, or None for all inputs, not 0"),
+        ({"projections": 1}, "projections must be an integer ≥ 2, got 1"),
+        ({"samples": 0}, "samples must be an integer ≥ 1, or None for all inputs, got 0"),
         ({"split": "validation"}, "split='validation'"),
-        ({"memory": 0.5}, "memory must be an integer of MiB ≥ 1, not 0.5"),
+        ({"memory": 0.5}, "memory must be an integer ≥ 1 .MiB., got 0.5"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -275,7 +275,7 @@ def test_layers(tap: str, ends: list[int]) -> None:
         assert abs(value - true) < 4 * error
 
 
-def test_layers_from_either_side() -> None:
+def test_forward_and_backward_estimates_of_layers_agree() -> None:
     model, inputs = convolutional(), images(3)
     traced = traced_layers(model, layers_of(model, inputs), inputs)
     expected = torch.stack([jacobians(model[:end], inputs, False).square().sum((1, 2)) for end in (3, 6, 8)])
@@ -289,8 +289,8 @@ def test_layers_from_either_side() -> None:
         assert ((squares.mean(0) - expected).abs() < 4.5 * error).all()
 
 
-def test_layers_are_projected_on_signs_of_their_own() -> None:
-    """Two layers with one Jacobian: with the same signs their estimates would err alike."""
+def test_layers_have_independent_signs() -> None:
+    """Two layers with the same Jacobian: with the same signs, their errors would be equal."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).eval()
     with torch.no_grad():
         model[1].weight.copy_(torch.eye(6))
@@ -321,7 +321,7 @@ def test_layers_do_not_depend_on_the_batches(samples: int | None) -> None:
     assert small["layer_jacobian"] == pytest.approx(one["layer_jacobian"], rel=ROUNDING)
 
 
-def test_a_layer_that_reads_no_input_is_undefined() -> None:
+def test_a_layer_that_does_not_depend_on_the_input_is_undefined() -> None:
     class Blind(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -337,7 +337,7 @@ def test_a_layer_that_reads_no_input_is_undefined() -> None:
     assert isinstance(found["layer_jacobian"][1], Undefined)
 
 
-def test_layers_that_are_not_there() -> None:
+def test_layers_that_the_model_does_not_have() -> None:
     inputs = images(3)
     with pytest.raises(ModelError, match="no layer"):
         LayerJacobian().measure(dense(), layers_of(convolutional(), inputs), data_of(inputs))
@@ -372,12 +372,12 @@ def test_layers_in_a_run() -> None:
     ],
 )
 def test_defaults(measure: type[JacobianNorm | LayerJacobian], defaults: dict[str, Any]) -> None:
-    """From them the Hydra config is derived, which names result files."""
+    """The Hydra config is derived from them, and names of result files from the config."""
     assert measure().options() == defaults
     assert measure(**defaults).clone().options() == defaults
 
 
-def test_both_are_registered() -> None:
+def test_both_measures_are_registered() -> None:
     registered: list[type] = []
     genmeasures_jacobian.genmeasures_register(registered.append)
     assert registered == [JacobianNorm, LayerJacobian]

@@ -1,4 +1,4 @@
-"""Archives of tasks, among them some made to do harm: they fill no disk, and write nowhere but in their folder."""
+"""Archives of tasks, including malicious ones, which must not fill the disk or write outside of their folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 from genmeasures_pgdl import PGDL
 from genmeasures_pgdl.folders import unpack
 
-from genmeasures.files import temporary_path
-from genmeasures.plugin import DataError
+from genmeasures.plugin import DataError, temporary_path
 
 CONFIG = "task/model_1/config.json"
 LARGE = 2**28
@@ -42,7 +41,7 @@ def no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bomb_is_refused_and_can_be_allowed(bomb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = PGDL(bomb, cache=str(tmp_path / "cache"))
     with pytest.raises(
-        DataError, match=r"bomb\.zip .* unpack to 0\.3 GB, .* set GENMEASURES_TRUST_ARCHIVES=1 in the env"
+        DataError, match=r"bomb\.zip .* unpack to 0\.3 GB, .* set the environment variable GENMEASURES_TRUST_ARCHIVES=1"
     ):
         task.models()
     assert not list(tmp_path.rglob("*"))
@@ -68,7 +67,7 @@ def test_names_that_leave_the_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
-def test_entries_that_are_no_files(kind: int, tmp_path: Path) -> None:
+def test_entries_that_are_not_files(kind: int, tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as made:
         entry = zipfile.ZipInfo("task/model_1")
@@ -80,7 +79,7 @@ def test_entries_that_are_no_files(kind: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("second", [CONFIG, "./" + CONFIG, "task//model_1/config.json", "task/Model_1/CONFIG.json"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_names_that_are_there_twice(second: str, tmp_path: Path) -> None:
+def test_duplicate_names(second: str, tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr(CONFIG, "{}")
@@ -88,7 +87,7 @@ def test_names_that_are_there_twice(second: str, tmp_path: Path) -> None:
     refused(archive, tmp_path, "duplicate entry .*; nothing is unpacked")
 
 
-def test_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr("task/model_1", "x")
@@ -136,7 +135,7 @@ def test_folders_of_killed_unpackings_are_removed(tmp_path: Path) -> None:
     assert sorted(cache.iterdir()) == sorted([going_on, folder])
 
 
-def test_unpacking_is_done_once_whoever_is_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_unpacking_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
         made.writestr(CONFIG, "{}")
     cache = tmp_path / "cache"

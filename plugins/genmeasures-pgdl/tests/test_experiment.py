@@ -1,8 +1,9 @@
-"""``experiment=pgdl``: every task of a folder, and one table, also where a task is damaged."""
+"""``experiment=pgdl``: all tasks of a folder and one table, also if a task is damaged."""
 
 from __future__ import annotations
 
 import itertools
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +13,16 @@ from genmeasures_pgdl.network import build_network
 from genmeasures_pgdl.report import official_scores
 from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 
-from genmeasures import results
-from genmeasures.aggregators import Frobenius
-from genmeasures.cli.main import main
-from genmeasures.judging import published_scores
+from genmeasures.plugin import Frobenius, published_scores
 
 ROOT = Path(__file__).resolve().parents[3]
+(SCRIPT,) = entry_points(group="console_scripts", name="genmeasures")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command ``genmeasures`` in this process."""
+    status: int = SCRIPT.load()(arguments)
+    return status
 
 
 def write_task(folder: Path, seed: int) -> None:
@@ -85,15 +90,15 @@ def test_chosen_tasks(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_published_scores() -> None:
-    made = published_scores(["task1_v4", "task2_v1", "task9", "task1"])
-    assert made.loc["DB × label-wise mixup (winner), as published"].tolist()[:3] == [25.22, 22.19, 25.86]
-    assert made["task1"].isna().all()
-    assert made.loc["sharpness (baseline), as published"].tolist()[:2] == [0.0, 0.0]
-    assert made.loc["sharpness (baseline), as published"].isna()["task9"]
+    published = published_scores(["task1_v4", "task2_v1", "task9", "task1"])
+    assert published.loc["DB × label-wise mixup (winner), as published"].tolist()[:3] == [25.22, 22.19, 25.86]
+    assert published["task1"].isna().all()
+    assert published.loc["sharpness (baseline), as published"].tolist()[:2] == [0.0, 0.0]
+    assert published.loc["sharpness (baseline), as published"].isna()["task9"]
     assert published_scores(["toy"]).empty
 
 
-def test_results_measured_in_other_ways_have_rows_of_their_own(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_different_settings_have_separate_rows(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (tasks / "mine").rename(tasks / "2020")  # a name that Hydra would take for a number
     assert run(tasks) == 0
@@ -112,7 +117,8 @@ def test_official_scores_leave_out_merged_and_damaged_files(
     assert run(tasks, "task.which=mine") == 0
     (result,) = (tmp_path / "out").glob("*.nc")
     before, _ = official_scores(result.parent, Frobenius())
-    (merged,) = results.collect(result.parent, result.parent).files
+    assert main(["collect", str(result.parent), "--output", str(result.parent)]) == 0
+    (merged,) = {*result.parent.glob("*.nc")} - {result}
     content = bytearray(result.read_bytes())
     (result.parent / "half.nc").write_bytes(content[: len(content) // 2])
     content[len(content) // 2] ^= 1

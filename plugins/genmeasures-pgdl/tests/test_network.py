@@ -1,4 +1,4 @@
-"""Keras architectures and weights: against Keras's own logits, and against loops that follow its documentation."""
+"""Keras architectures and weights, compared with logits of Keras and with loops that follow its documentation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from keras_reference import forward
 from torch import nn
 
 import genmeasures
-from genmeasures.errors import GenmeasuresError, ModelError
+from genmeasures.plugin import GenmeasuresError, ModelError
 
 DATA = Path(__file__).parent / "data" / "keras_golden"
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -213,7 +213,7 @@ def test_layers_are_named_as_in_keras_and_matched_by_position(tmp_path: Path) ->
         (lambda c: c.update(model_config=[]), "model_config must be a list of at least one layer"),
     ],
 )
-def test_an_architecture_that_cannot_be(tmp_path: Path, change: Any, message: str | None) -> None:
+def test_invalid_architectures(tmp_path: Path, change: Any, message: str | None) -> None:
     config = json.loads(json.dumps(CONFIG))
     change(config)
     path = tmp_path / "config.json"
@@ -227,7 +227,7 @@ def test_an_architecture_that_cannot_be(tmp_path: Path, change: Any, message: st
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"null", b"NaN"])
-def test_what_is_not_a_config(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_configs(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"config\.json"):
         read_network(tmp_path / "config.json")
@@ -253,7 +253,7 @@ _KINDS = st.sampled_from([
     shape=st.lists(st.integers(1, 6), min_size=1, max_size=4) | _VALUES,
 )
 @settings(max_examples=300, deadline=None)
-def test_no_config_does_worse_than_our_error(layers: list[tuple[str, dict[str, Any]]], shape: Any) -> None:
+def test_any_config_raises_a_genmeasures_error_at_most(layers: list[tuple[str, dict[str, Any]]], shape: Any) -> None:
     content = {"model_config": [{"layer_name": kind, **given} for kind, given in layers], "input_shape": shape}
     with contextlib.suppress(GenmeasuresError):
         build_network(content)
@@ -261,7 +261,7 @@ def test_no_config_does_worse_than_our_error(layers: list[tuple[str, dict[str, A
 
 @given(content=_VALUES)
 @settings(max_examples=100, deadline=None)
-def test_no_json_does_worse_than_our_error(content: Any) -> None:
+def test_any_json_raises_a_genmeasures_error_at_most(content: Any) -> None:
     with pytest.raises(ModelError):
         build_network(content)
 

@@ -1,4 +1,4 @@
-"""Tasks in the style of PGDL that are made here, and the data that they are made from."""
+"""Training of tasks like those of PGDL, and their data."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from genmeasures_pgdl.network import build_network
 from genmeasures_pgdl.sources import images
 
 import genmeasures
-from genmeasures.errors import DataError, OptionError
-from genmeasures.files import temporary_path
+from genmeasures.plugin import DataError, OptionError, temporary_path
 
 TINY: dict[str, Any] = {
     "grid": {"width": (2, 3), "dropout": (0.0, 0.2), "depth": (1,), "weight_decay": (0.1,), "batch_size": (16,)},
@@ -92,13 +91,13 @@ def test_training_changes_the_weights(made: Path) -> None:
     assert all(not before[name].any() for name in before if name.endswith("bias"))
 
 
-def test_a_made_task_is_measured(made: Path) -> None:
+def test_a_trained_task_is_measured(made: Path) -> None:
     ds = genmeasures.measure(PGDL(made), measures=["davies_bouldin"])
     assert ds["model_status"].values.tolist() == ["ok"] * 4
     assert np.isfinite(ds["davies_bouldin"]).any("layer").all()
 
 
-def test_only_what_is_missing_is_made(task: Path) -> None:
+def test_only_missing_models_are_trained(task: Path) -> None:
     before = files(task)
     shutil.rmtree(task / "model_2")
     left = temporary_path(task / "model_2")  # of a process that was killed two days ago
@@ -118,7 +117,7 @@ def test_only_what_is_missing_is_made(task: Path) -> None:
     assert json.loads((task / "model_1" / "training.json").read_text())["epochs"] == 2
 
 
-def test_workers_and_global_state_do_not_matter(made: Path, tmp_path: Path) -> None:
+def test_models_do_not_depend_on_workers_and_global_state(made: Path, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     other = make_task(tmp_path / made.name, made.name, workers=2, **TINY)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -129,7 +128,7 @@ def test_workers_and_global_state_do_not_matter(made: Path, tmp_path: Path) -> N
     assert (made / "model_configs.json").read_bytes() == (other / "model_configs.json").read_bytes()
 
 
-def test_the_seed_matters(made: Path, tmp_path: Path) -> None:
+def test_models_depend_on_the_seed(made: Path, tmp_path: Path) -> None:
     grid = {**TINY["grid"], "width": (2,), "dropout": (0.0,)}
     other = make_task(tmp_path / made.name, made.name, workers=1, **{**TINY, "grid": grid, "seed": 1})
     a, b = (next(iter(PGDL(one).model(0, initial=True).parameters())) for one in (made, other))
@@ -185,7 +184,7 @@ def test_the_folder_of_another_task(task: Path, tmp_path: Path) -> None:
         ({"grid": {"batch_norm": (1,)}}, "batch_norm must be distinct Booleans, got"),
     ],
 )
-def test_options_that_are_wrong(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_invalid_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         make_task(tmp_path / "task", **options)
     assert not (tmp_path / "task").exists()
@@ -368,7 +367,7 @@ def test_missing_cifar10(cifar: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_an_evil_pickle_is_not_run(cifar: Path, tmp_path: Path, protocol: int) -> None:
+def test_a_malicious_pickle_is_not_executed(cifar: Path, tmp_path: Path, protocol: int) -> None:
     evil = _Evil(os.system, f"touch {tmp_path / 'ran'}")
     (cifar / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(evil, protocol=protocol))
     with pytest.raises(DataError, match=r"test_batch .*posix\.system is not allowed"):

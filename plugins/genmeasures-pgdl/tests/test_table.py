@@ -16,7 +16,7 @@ WIDTHS = (40, 60, 80, 120, 200)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_scores_of_many_tasks_lose_tasks_and_no_digits(width: int) -> None:
+def test_scores_of_many_tasks_lose_tasks_but_not_digits(width: int) -> None:
     rng = np.random.default_rng(0)
     tasks = [f"task{i}_v4" for i in range(12)]
     scores = pd.DataFrame(100 * rng.random((3, 12)), index=[name[:40] for name in NAMES], columns=tasks)

@@ -1,4 +1,4 @@
-"""PGDL tasks on disk: every place that files may lie in, damage of every kind, and a run over a task."""
+"""PGDL tasks on disk: the supported layouts, damaged files, and a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genmeasures_pgdl.network import build_network
 from genmeasures_pgdl.writer import write_model, write_model_configs, write_split
 
 import genmeasures
-from genmeasures.errors import DataError, OptionError
+from genmeasures.plugin import DataError, OptionError
 
 IDS = ("3", "20", "100", "7")
 
@@ -86,7 +86,7 @@ def check(read: PGDL) -> None:
     assert not torch.equal(read.model("model_20")(x[None]), read.model(20, initial=True)(x[None]))
 
 
-def test_a_task_is_found_wherever_it_lies(written: Path, tmp_path: Path) -> None:
+def test_a_task_is_found_at_any_supported_path(written: Path, tmp_path: Path) -> None:
     check(PGDL(written))
     check(PGDL(written.parent))
     check(PGDL(str(written.parent), which="task1_v4"))
@@ -166,7 +166,7 @@ def test_an_archive_with_a_link_or_damage(tmp_path: Path) -> None:
         PGDL(tmp_path / "c.zip", cache=str(tmp_path / "b.zip")).models()
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_paths_without_a_task(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder or zip archive"):
         PGDL(tmp_path / "none").models()
     with pytest.raises(DataError, match="holds no PGDL task"):
@@ -200,7 +200,7 @@ def _configs(task: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda t: (t / "model_7" / "weights.hdf5").unlink(), "there is no file"),
     ],
 )
-def test_a_damaged_model_fails_by_itself(task: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_a_damaged_model_does_not_affect_the_others(task: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(task)
     read = PGDL(task)
     ds = genmeasures.measure(read, measures=["roughness"])

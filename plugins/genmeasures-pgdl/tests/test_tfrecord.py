@@ -1,4 +1,4 @@
-"""TFRecord shards: real ones, our own, records built by hand, and every damage that a file can have."""
+"""TFRecord shards: official ones, written ones, records built by hand, and damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from genmeasures.errors import DataError
+from genmeasures.plugin import DataError
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 HERE = Path(__file__).parent / "data" / "keras_golden"

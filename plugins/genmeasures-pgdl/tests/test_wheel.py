@@ -1,4 +1,4 @@
-"""The wheel of the plugin brings its configs and its entry point."""
+"""The wheel of the plugin contains its configs and its entry point."""
 
 from __future__ import annotations
 

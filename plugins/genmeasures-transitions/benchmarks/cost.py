@@ -1,8 +1,8 @@
-"""What counting transitions costs, as a ratio to the bare forward pass over the same points, inside one run.
+"""Cost of counting transitions, relative to a plain forward pass over the same points.
 
-``OMP_NUM_THREADS=1 python benchmarks/cost.py``. The bare pass is given its points ready made, and
-the batch size at which it is fastest; counting makes its points itself. The two are timed in turn,
-and the figure is the median of their ratios.
+Run it with ``OMP_NUM_THREADS=1 python benchmarks/cost.py``. The plain pass has its points in memory, and the batch size
+at which it is fastest; counting includes the computation of the points. The two are timed in turns, and the result is
+the median of their ratios.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import nn
 POINTS = 2**12
 ROUNDS = 9
 _LONG = 0.4
-"""Seconds from which one timing is long enough."""
+"""Minimum seconds of one timing."""
 TARGET = 1.3
 
 
 def models() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """A small network of convolutions and one without, each with the shape of an input."""
+    """A small CNN and an MLP, each with the shape of an input."""
     torch.manual_seed(0)
     cnn = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -47,7 +47,7 @@ def models() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 
 
 def seconds(call: Callable[[], object], times: int = 1) -> float:
-    """How long one call takes, of several in a row."""
+    """Seconds per call, averaged over several calls."""
     begin = time.perf_counter()
     for _ in range(times):
         call()
@@ -55,7 +55,7 @@ def seconds(call: Callable[[], object], times: int = 1) -> float:
 
 
 def main() -> None:
-    """Print a line for each model: target, figure, verdict."""
+    """Print target, result and verdict for each model."""
     for name, (model, shape) in models().items():
         path = ellipse_through(*torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)).unbind())
         example = path.points(0, 3, POINTS)
@@ -63,7 +63,7 @@ def main() -> None:
         batch = batch_size(activations, example)
         points = path.points(0, POINTS, POINTS)
 
-        def bare(rows: int, model: nn.Module = model, points: torch.Tensor = points) -> None:
+        def plain(rows: int, model: nn.Module = model, points: torch.Tensor = points) -> None:
             with torch.inference_mode():
                 for start in range(0, POINTS, rows):
                     model(points[start : start + rows])
@@ -74,17 +74,17 @@ def main() -> None:
         ours()
         times = max(1, round(_LONG / seconds(ours)))
         trials = {
-            rows: seconds(lambda rows=rows: bare(rows), 2 * times) for rows in (32, 64, 128, 256, 512, 1024, batch)
+            rows: seconds(lambda rows=rows: plain(rows), 2 * times) for rows in (32, 64, 128, 256, 512, 1024, batch)
         }
         best = min(trials, key=lambda rows: trials[rows])
-        rounds = [(seconds(ours, times), seconds(lambda: bare(best), times)) for _ in range(ROUNDS)]  # noqa: B023
+        rounds = [(seconds(ours, times), seconds(lambda: plain(best), times)) for _ in range(ROUNDS)]  # noqa: B023
         ratio = statistics.median(counting / passing for counting, passing in rounds)
         counting, passing = (statistics.median(column) for column in zip(*rounds, strict=True))
-        bent = seconds(lambda: curvature(model, path, POINTS // 4, batch)) * 4  # noqa: B023
+        slopes = seconds(lambda: curvature(model, path, POINTS // 4, batch)) * 4  # noqa: B023
         print(
-            f"{name}: target ≤ {TARGET}, figure {ratio:.2f}, {'met' if ratio <= TARGET else 'MISSED'} "
-            f"(counting {1e3 * counting:.0f} ms at batch {batch}, bare {1e3 * passing:.0f} ms at batch {best}); "
-            f"curvature at as many points {bent / passing:.1f}"
+            f"{name}: target ≤ {TARGET}, measured {ratio:.2f}, {'met' if ratio <= TARGET else 'MISSED'} "
+            f"(counting {1e3 * counting:.0f} ms at batch {batch}, plain {1e3 * passing:.0f} ms at batch {best}); "
+            f"curvature at as many points: {slopes / passing:.1f} plain passes"
         )
 
 

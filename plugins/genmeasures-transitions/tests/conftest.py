@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Fixtures: a small network, images and their data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def given(images: tuple[Tensor, Tensor]) -> Callable[..., ModelData]:
-    """Data as the engine hands them over, in batches of any size."""
+    """Data as the engine passes them, in batches of any size."""
 
     def make(batch: int = 7, inputs: Tensor | None = None, targets: Tensor | None = images[1]) -> ModelData:
         all_inputs = images[0] if inputs is None else inputs

@@ -1,4 +1,4 @@
-"""Which activations have codes, where they change, and which layer an activation follows."""
+"""Activation codes, their thresholds, and the layers that activations follow."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_code_is_the_number_of_the_linear_piece() -> None:
         assert sum(code.astype(int) for code in codes(x, activation.thresholds)).tolist() == [pieces]
 
 
-def test_codes_in_either_order_of_memory_and_on_other_dtypes() -> None:
+def test_codes_in_any_memory_format_and_dtype() -> None:
     x = torch.randn(4, 3, 5, 2)
     plain = codes(x, (0.0,))[0]
     assert (codes(x.to(memory_format=torch.channels_last), (0.0,))[0] == plain.transpose(0, 2, 3, 1)).all()
@@ -115,7 +115,7 @@ def test_activations_without_a_code_are_named(place: int) -> None:
         find_activations(model, torch.randn(3, 3))
 
 
-def test_recurrent_layers_have_none() -> None:
+def test_recurrent_layers_have_no_code() -> None:
     class Last(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Transitions and curvature against what can be worked out by hand or by brute force."""
+"""Transitions and curvature, compared with manual calculations and with brute force."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_jump_over_a_piece_counts_two() -> None:
 
 
 def brute_force(model: nn.Sequential, points: Tensor) -> list[int]:
-    """From all codes at once."""
+    """Computed from all codes at once."""
     counts = []
     x = points
     with torch.no_grad():
@@ -103,8 +103,8 @@ def test_streaming_against_brute_force(cnn: nn.Sequential, points: int) -> None:
     assert count_transitions(laid_out, found, path, points, 64).tolist() == expected
 
 
-def test_the_way_of_other_devices(cnn: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There codes are tensors, and nothing is read before the end."""
+def test_codes_as_tensors_on_other_devices(cnn: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes are tensors there, and counts are read only at the end."""
 
     def tensors(pre: Tensor, thresholds: tuple[float, ...]) -> list[Tensor]:
         return [pre > threshold for threshold in thresholds]
@@ -116,7 +116,7 @@ def test_the_way_of_other_devices(cnn: nn.Sequential, monkeypatch: pytest.Monkey
     assert count_transitions(cnn, found, path, 100, 16).tolist() == expected
 
 
-def test_other_activations_in_a_later_batch() -> None:
+def test_other_activations_in_a_later_batch_are_an_error() -> None:
     class Fickle(nn.Module):
         calls = 0
 
@@ -141,7 +141,7 @@ def test_curvature_of_a_linear_model_on_a_circle(radius: float) -> None:
 
 
 def test_curvature_of_a_linear_model_on_a_polyline() -> None:
-    """f' is constant on an edge: what is left are the turns at the corners, √2 each on a square."""
+    """f' is constant on an edge, so that only the turns at the corners remain, √2 each on a square."""
     square = Polyline(torch.tensor([[0.0, 0.0], [2, 0], [2, 2], [0, 2]]))
     model = linear([[3.0, 0.0], [0.0, 3.0]], [1.0, 2.0])
     assert curvature(model, square, 40, 7) == pytest.approx(0.5 * 4 * 3 * math.sqrt(2), rel=1e-5)
@@ -155,7 +155,7 @@ def test_curvature_at_a_kink() -> None:
 
 
 def test_a_transformer() -> None:
-    """Its fused kernels would hide the activations, and have no derivative."""
+    """Its fused kernels hide the activations, and have no forward derivative."""
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(encoder, nn.Flatten(), nn.Linear(40, 3)).eval()
@@ -166,7 +166,7 @@ def test_a_transformer() -> None:
     assert curvature(model, path, 50, 20) > 0
 
 
-def test_curvature_of_an_output_that_reads_no_input() -> None:
+def test_curvature_of_a_constant_output() -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.zeros(len(x), 2)
@@ -174,8 +174,8 @@ def test_curvature_of_an_output_that_reads_no_input() -> None:
     assert curvature(Constant(), circle(1), 10, 4) == 0
 
 
-def test_curvature_is_that_of_double_precision(cnn: nn.Sequential) -> None:
-    """The rounding of float32 does not add up over many points."""
+def test_curvature_matches_double_precision(cnn: nn.Sequential) -> None:
+    """Rounding errors of float32 do not accumulate over many points."""
     path = ellipse_through(*torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)).unbind())
 
     class Double(nn.Module):

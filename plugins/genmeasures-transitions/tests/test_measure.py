@@ -69,7 +69,7 @@ def test_the_values_are_those_of_the_drawn_trajectories(cnn: nn.Module, given: G
     assert values["transition_count_trajectory"].tolist() == expected
 
 
-def test_the_classes_of_the_triples(images: tuple[Tensor, Tensor], given: Given) -> None:
+def test_classes_of_triples(images: tuple[Tensor, Tensor], given: Given) -> None:
     def classes(triple: tuple[Tensor, ...]) -> list[int]:
         return [int(images[1][int((images[0] == one).flatten(1).all(1).nonzero())]) for one in triple]
 
@@ -88,31 +88,31 @@ def test_inputs_without_a_label_belong_to_no_class(images: tuple[Tensor, Tensor]
         for triple in draw_triples(given(targets=unlabeled), 20, kind):
             assert all(bool((known == one).flatten(1).all(1).any()) for one in triple)
     unlabeled[2:] = -1
-    with pytest.raises(Undefined, match="three training inputs, 2 have a label"):
+    with pytest.raises(Undefined, match="three training inputs with a label, got 2"):
         draw_triples(given(targets=unlabeled), 1, "same")
     assert len(draw_triples(given(targets=unlabeled), 3, "any")) == 3
 
 
-def test_values_depend_on_targets_where_classes_are_told_apart() -> None:
+def test_values_depend_on_targets_unless_classes_is_any() -> None:
     assert TransitionCount().from_targets() == ()
     assert len(TransitionCount(classes="same").from_targets()) == len(TransitionCount.variables)
 
 
-def test_random_ellipses_are_as_bright_as_the_data(given: Given) -> None:
+def test_random_ellipses_have_the_moments_of_the_data(given: Given) -> None:
     data = given(inputs=3 + 2 * torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0)), targets=None)
     drawn = torch.stack([torch.stack(triple) for triple in draw_random(data, 30)])
     assert float(drawn.mean()) == pytest.approx(3, abs=0.1)
     assert float(drawn.std()) == pytest.approx(2, abs=0.1)
 
 
-def test_the_global_generator_is_left_alone(cnn: nn.Module, given: Given) -> None:
+def test_global_generator_is_unchanged(cnn: nn.Module, given: Given) -> None:
     state = torch.random.get_rng_state()
     for options in OPTIONS:
         TransitionCount(**options, **FEW).measure(cnn, [], given())
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_model_is_left_as_it_was(cnn: nn.Module, given: Given) -> None:
+def test_model_is_unchanged(cnn: nn.Module, given: Given) -> None:
     before = {name: value.clone() for name, value in cnn.state_dict().items()}
     layers = layers_of(cnn, torch.randn(3, 1, 8, 8))
     TransitionCount(**FEW).measure(cnn, layers, given())
@@ -128,17 +128,22 @@ def test_the_model_is_left_as_it_was(cnn: nn.Module, given: Given) -> None:
 @pytest.mark.parametrize(
     ("options", "inputs", "targets", "reason"),
     [
-        ({}, torch.randn(2, 1, 8, 8), None, "three training inputs, there are 2"),
+        ({}, torch.randn(2, 1, 8, 8), None, "three training inputs, got 2"),
         ({}, torch.ones(9, 1, 8, 8), None, "constant"),
-        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.arange(6) // 2, "no class has three"),
-        ({"classes": "different"}, torch.randn(6, 1, 8, 8), torch.arange(6) % 2, "as many, the training data have 2"),
-        ({"classes": "same"}, torch.randn(6, 1, 8, 8), None, "classes are told apart by"),
-        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.randn(6), "classes are told apart by"),
+        (
+            {"classes": "same"},
+            torch.randn(6, 1, 8, 8),
+            torch.arange(6) // 2,
+            "class with three training inputs, and there is none",
+        ),
+        ({"classes": "different"}, torch.randn(6, 1, 8, 8), torch.arange(6) % 2, "three in the training data, got 2"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), None, "triples by class need"),
+        ({"classes": "same"}, torch.randn(6, 1, 8, 8), torch.randn(6), "triples by class need"),
         ({"trajectory": "random_ellipse"}, torch.ones(9, 1, 8, 8), None, "constant"),
         ({"trajectory": "translations"}, torch.ones(9, 1, 8, 8), None, "constant"),
-        ({"trajectory": "translations"}, torch.randn(2, 1, 8, 8), None, "as many test inputs, there are 2"),
+        ({"trajectory": "translations"}, torch.randn(2, 1, 8, 8), None, "test inputs, got 2"),
         ({"trajectory": "translations"}, torch.randn(9, 64), None, "flat"),
-        ({}, torch.ones(9, 1, 8, 8).long(), None, "integers"),
+        ({}, torch.ones(9, 1, 8, 8).long(), None, "floating-point inputs, got torch.int64"),
     ],
 )
 def test_degenerate_data(
@@ -154,7 +159,7 @@ def test_a_smooth_activation(given: Given) -> None:
         TransitionCount(**FEW).measure(model, [], given())
 
 
-def test_an_output_that_cannot_be_differentiated_leaves_the_counts(given: Given) -> None:
+def test_counts_of_an_output_that_cannot_be_differentiated(given: Given) -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return torch.relu(x), x
@@ -164,7 +169,7 @@ def test_an_output_that_cannot_be_differentiated_leaves_the_counts(given: Given)
     assert isinstance(values["path_curvature"], Undefined)
 
 
-def test_a_curvature_that_is_not_asked_for(cnn: nn.Module, given: Given) -> None:
+def test_curvature_can_be_left_out(cnn: nn.Module, given: Given) -> None:
     values = TransitionCount(points=30, trajectories=2, curvature_points=0).measure(cnn, [], given())
     assert isinstance(values["path_curvature"], Undefined)
     assert values["transition_count"] > 0
@@ -184,7 +189,7 @@ def test_a_curvature_that_is_not_asked_for(cnn: nn.Module, given: Given) -> None
         ({"curvature_points": True}, "curvature_points must be"),
     ],
 )
-def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
+def test_options_out_of_range_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(OptionError, match=named):
         TransitionCount(**options)
 
@@ -196,7 +201,7 @@ def test_the_hooks() -> None:
 
 
 def test_defaults() -> None:
-    """From them the Hydra config is derived, which names result files."""
+    """The Hydra config is derived from them, and names of result files from the config."""
     defaults = {
         "trajectory": "training_ellipse",
         "classes": "any",

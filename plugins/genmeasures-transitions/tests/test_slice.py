@@ -1,4 +1,4 @@
-"""The slice against codes compared by brute force."""
+"""Slices, compared with brute force."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_slice_against_brute_force(mlp: nn.Sequential) -> None:
     assert (made.boundaries() == made.boundaries(0) | made.boundaries(1)).all()
 
 
-def test_the_corners_lie_where_they_are(mlp: nn.Sequential) -> None:
+def test_corners_are_the_three_inputs(mlp: nn.Sequential) -> None:
     a, b, c = three()
     made = slice_through(mlp, a, b, c, resolution=5, margin=0)
     for i, one in enumerate((a, b, c)):
@@ -61,7 +61,7 @@ def test_the_corners_lie_where_they_are(mlp: nn.Sequential) -> None:
     assert made.y.max() == made.corners[:, 1].max()
 
 
-def test_a_line_through_the_plane_by_hand() -> None:
+def test_two_half_planes_by_hand() -> None:
     """One unit with the boundary x₀ = 0.5: two halves."""
     layer = nn.Linear(2, 1)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_a_line_through_the_plane_by_hand() -> None:
     assert made.boundaries().sum() == 10
 
 
-def test_no_slice(mlp: nn.Sequential) -> None:
+def test_errors_of_slices(mlp: nn.Sequential) -> None:
     a, b, c = three()
     for third in (a, b, a + 2 * (b - a)):
         with pytest.raises(Undefined, match="line"):

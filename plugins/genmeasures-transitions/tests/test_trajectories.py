@@ -1,4 +1,4 @@
-"""Trajectories: where they run, at which distances, and what is none."""
+"""Trajectories: points, distances, tangents, and degenerate inputs."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_tangents_are_the_unit_directions_of_the_path(path: Trajectory) -> None:
     assert close.sum() >= k - 4
 
 
-def test_points_do_not_depend_on_what_is_asked_for_with_them(path: Trajectory) -> None:
+def test_points_do_not_depend_on_the_others_of_a_call(path: Trajectory) -> None:
     parts = [path.points(start, min(start + 7, 50), 50) for start in range(0, 50, 7)]
     assert torch.equal(torch.cat(parts), path.points(0, 50, 50))
 
 
-def test_translations_run_through_every_one() -> None:
+def test_translations_pass_through_all_of_them() -> None:
     image = torch.zeros(1, 2, 4)
     image[..., 1] = 1
     points = translations(image).points(0, 8, 8)
@@ -75,7 +75,7 @@ def test_translations_run_through_every_one() -> None:
     assert torch.equal(points[7], (points[6] + points[0]) / 2)
 
 
-def test_constant_trajectories_are_none() -> None:
+def test_constant_trajectories_are_undefined() -> None:
     same = torch.ones(1, 3, 3)
     with pytest.raises(Undefined, match="constant"):
         ellipse_through(same, same, same)

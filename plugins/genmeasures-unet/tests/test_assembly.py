@@ -1,4 +1,4 @@
-"""Predictions of whole volumes, against direct passes and a loop over voxels."""
+"""Predictions of whole volumes, compared with direct passes and with a loop over voxels."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_convolution_is_exact_where_the_patches_see_enough() -> None:
     assert wrong.tolist() == [False, False, True, True, False, False]
 
 
-def test_overlap_lessens_the_error_of_a_convolution_at_the_borders_of_patches() -> None:
+def test_overlap_reduces_the_error_at_the_borders_of_patches() -> None:
     conv = seeded(nn.Conv2d, 1, 1, 3, padding=1)
     volume = random(1, 32, 32)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_small_volumes_are_padded_in_the_middle() -> None:
     assert torch.equal(first, expected)
 
 
-def test_modes_are_as_before_even_after_an_error() -> None:
+def test_modes_are_restored_even_after_an_error() -> None:
     model = nn.Sequential(Recording(), nn.Dropout(0.9), nn.BatchNorm2d(1))
     model.train()
     model[2].eval()
@@ -192,7 +192,7 @@ def test_modes_are_as_before_even_after_an_error() -> None:
     assert not got.is_inference()
 
 
-def test_batches_make_no_difference() -> None:
+def test_predictions_do_not_depend_on_the_batch_size() -> None:
     conv = seeded(nn.Conv3d, 1, 2, 3, padding=1)
     volume = random(1, 7, 9, 5)
     one = predict_volume(conv, volume, (4, 4, 4), batch_size=1, output=probabilities)
@@ -214,7 +214,7 @@ def test_probabilities_and_classes() -> None:
     assert classes(random(4, 2, 3, 5)).shape == (2, 3, 5)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatched_arguments_are_refused() -> None:
     model, volume = nn.Identity(), torch.zeros(1, 6, 6)
     for bad in (torch.zeros(1, 6), torch.zeros(1, 1, 6, 6, 6), torch.zeros(1, 0, 6)):
         with pytest.raises(DataError, match="cannot predict a volume of shape"):

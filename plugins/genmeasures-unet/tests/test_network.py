@@ -21,7 +21,7 @@ def net(*args: int, **kwargs: int) -> ResidualUNet:
 
 
 @pytest.mark.parametrize(("dimensions", "depth"), [(2, 5), (3, 5), (3, 2), (2, 1)])
-def test_a_layer_for_each_stage_and_the_last(dimensions: int, depth: int) -> None:
+def test_one_layer_per_stage_and_the_head(dimensions: int, depth: int) -> None:
     """The paper's depth 5 gives its 11 layers, all of them measured."""
     x = np.random.default_rng(0).normal(size=(8, 1, *[9] * dimensions)).astype(np.float32)
     made = genmeasures.measure({"net": net(dimensions, depth=depth)}, x, x, measures=["roughness"])
@@ -51,14 +51,14 @@ def test_kernels_strides_and_widths_are_the_papers() -> None:
     channels=st.integers(1, 3),
     out_channels=st.integers(1, 4),
 )
-def test_any_size_goes_through(sides: list[int], depth: int, channels: int, out_channels: int) -> None:
+def test_images_of_any_size(sides: list[int], depth: int, channels: int, out_channels: int) -> None:
     made = net(2, channels, out_channels, depth=depth)
     with torch.inference_mode():
         assert made(torch.zeros(2, channels, *sides)).shape == (2, out_channels, *sides)
 
 
 @pytest.mark.parametrize("sides", [(1, 1, 1), (5, 2, 7), (24, 32, 16), (33, 17, 1)])
-def test_any_size_of_volume_goes_through(sides: tuple[int, ...]) -> None:
+def test_volumes_of_any_size(sides: tuple[int, ...]) -> None:
     with torch.inference_mode():
         assert net(3)(torch.zeros(1, 1, *sides)).shape == (1, 1, *sides)
 

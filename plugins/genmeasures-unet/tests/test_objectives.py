@@ -1,4 +1,4 @@
-"""Training objectives: worked by hand, by loops over voxels, and by what must hold between them."""
+"""Training objectives, compared with manual calculations, loops over voxels, and each other."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def cases(draw: st.DrawFn, channels: st.SearchStrategy[int]) -> tuple[Tensor, Te
 
 @settings(deadline=None)
 @given(cases(st.integers(1, 4)))
-def test_as_by_loops_over_voxels(case: tuple[Tensor, Tensor]) -> None:
+def test_objectives_match_loops_over_voxels(case: tuple[Tensor, Tensor]) -> None:
     logits, mask = case
     expected = loops(logits.flatten(2).numpy(), mask.flatten(1).numpy())
     for name, objective in OBJECTIVES.items():
@@ -111,7 +111,7 @@ def test_as_by_loops_over_voxels(case: tuple[Tensor, Tensor]) -> None:
 
 @settings(deadline=None)
 @given(cases(st.just(1)))
-def test_two_classes_are_as_one_channel_of_their_difference(case: tuple[Tensor, Tensor]) -> None:
+def test_two_classes_equal_one_channel_of_their_difference(case: tuple[Tensor, Tensor]) -> None:
     logits, mask = case
     background = torch.linspace(-2, 2, logits.numel(), dtype=torch.float64).view_as(logits)
     both = torch.cat([background, logits + background], dim=1)
@@ -147,7 +147,7 @@ def test_cross_entropy_does_not_saturate() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_truth_costs_nothing_and_its_opposite_most(name: str, channels: int) -> None:
+def test_the_correct_mask_has_the_lowest_loss(name: str, channels: int) -> None:
     mask = torch.tensor([[0, 1, 1, 0]])
     if channels == 1:
         right = torch.where(mask == 1, 50.0, -50.0)[:, None]
@@ -172,7 +172,7 @@ def test_dice_of_inputs_without_foreground_falls_with_the_foreground_predicted()
     assert values[-1] == pytest.approx(0, abs=1e-6)
 
 
-def test_dice_takes_each_input_for_itself() -> None:
+def test_dice_is_computed_per_input() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 1, 5, 5, generator=generator)
     mask = torch.stack([torch.ones(5, 5), torch.zeros(5, 5), torch.eye(5)]).long()
@@ -180,7 +180,7 @@ def test_dice_takes_each_input_for_itself() -> None:
     assert dice_loss(logits, mask).item() == pytest.approx(sum(each) / 3, rel=1e-6)
 
 
-def test_bool_and_small_integer_masks_are_as_int64() -> None:
+def test_bool_and_small_integer_masks_equal_int64() -> None:
     for kind in (torch.bool, torch.uint8, torch.int16):
         for objective in OBJECTIVES.values():
             assert objective(BINARY, BINARY_MASK.to(kind)) == objective(BINARY, BINARY_MASK)
@@ -208,7 +208,7 @@ def test_bool_and_small_integer_masks_are_as_int64() -> None:
         (torch.zeros(0, 1, 4), torch.zeros(0, 4).long(), "none of them empty"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, logits: Tensor, mask: Tensor, message: str) -> None:
+def test_mismatched_arguments_are_refused(name: str, logits: Tensor, mask: Tensor, message: str) -> None:
     with pytest.raises(DataError, match=message):
         OBJECTIVES[name](logits, mask)
 

@@ -1,4 +1,4 @@
-"""Patches: groups against a loop over all places, how evenly they are drawn, and that they are what they say."""
+"""Patches: groups compared with a loop over all positions, and the distribution and content of draws."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def masks_and_sizes(draw: st.DrawFn) -> tuple[NDArray[np.int64], tuple[int, ...]
 
 @given(masks_and_sizes())
 @settings(deadline=None)
-def test_groups_are_those_of_a_loop_over_all_places(made: tuple[NDArray[np.int64], tuple[int, ...]]) -> None:
+def test_groups_match_a_loop_over_all_positions(made: tuple[NDArray[np.int64], tuple[int, ...]]) -> None:
     mask, size = made
     groups = patch_groups(mask, size)
     assert groups.dtype == np.int8
@@ -93,7 +93,7 @@ def window(array: NDArray[Any], corner: tuple[int, ...], size: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 30, 61])
-def test_draws_are_even_over_groups_and_over_the_cases_of_a_group(count: int) -> None:
+def test_draws_are_uniform_over_groups_and_their_cases(count: int) -> None:
     cases = three_cases()
     x, y = PatchSampler(cases, SIZE).draw(count, np.random.default_rng(count))
     assert (x.dtype, x.shape, y.dtype, y.shape) == (np.float32, (count, 2, *SIZE), np.int64, (count, *SIZE))
@@ -105,7 +105,7 @@ def test_draws_are_even_over_groups_and_over_the_cases_of_a_group(count: int) ->
         assert max(of[i] for i in holders) - min(of[i] for i in holders) <= 1
 
 
-def test_patches_are_the_content_of_their_place() -> None:
+def test_patches_are_the_content_of_their_position() -> None:
     cases = three_cases()
     x, y = PatchSampler(cases, SIZE).draw(100, np.random.default_rng(0))
     for patch, mask in zip(x, y, strict=True):
@@ -114,7 +114,7 @@ def test_patches_are_the_content_of_their_place() -> None:
         np.testing.assert_array_equal(mask, window(cases[case].mask, corner, SIZE))  # type: ignore[arg-type]
 
 
-def test_every_place_of_a_group_comes_up_about_equally_often() -> None:
+def test_positions_of_a_group_are_equally_likely() -> None:
     case = three_cases()[0]
     assert case.mask is not None
     groups = slow_groups(case.mask, SIZE)
@@ -128,14 +128,14 @@ def test_every_place_of_a_group_comes_up_about_equally_often() -> None:
     assert sum(drawn.values()) == 30_000
 
 
-def test_the_seed_decides_the_draw() -> None:
+def test_draws_depend_on_the_seed() -> None:
     sampler = PatchSampler(three_cases(), SIZE)
     first, again, other = (sampler.draw(20, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_the_order_of_a_draw_is_mixed() -> None:
+def test_draws_are_shuffled() -> None:
     _, y = PatchSampler(three_cases(), SIZE).draw(60, np.random.default_rng(0))
     assert all({slow_group(mask) for mask in half} == {0, 1, 2} for half in (y[:30], y[30:]))
 
@@ -160,7 +160,7 @@ def test_small_cases_are_padded() -> None:
     assert not y[0][[0, 3, 4]].any()
 
 
-def test_targets_are_cut_at_the_same_places() -> None:
+def test_targets_are_cut_at_the_same_positions() -> None:
     cases = three_cases()
     targets = [-case.image[:1].astype(np.float64) for case in cases]
     sampler = PatchSampler(cases, SIZE, targets)
@@ -183,7 +183,7 @@ GOOD = Case("good", IMAGE, MASK)
         (Case("odd", IMAGE[..., None], MASK[..., None]), "odd has 3 spatial axes, but the patch size has 2"),
     ],
 )
-def test_cases_that_do_not_fit_are_named(bad: Case, fault: str) -> None:
+def test_mismatched_cases_are_named(bad: Case, fault: str) -> None:
     with pytest.raises(DataError, match=fault):
         PatchSampler([GOOD, bad], (2, 2))
 
@@ -198,12 +198,12 @@ def test_cases_that_do_not_fit_are_named(bad: Case, fault: str) -> None:
         ([IMAGE, IMAGE.astype(np.float64)], "other: the channels or dtype of its target differ"),
     ],
 )
-def test_targets_that_do_not_fit_are_named(targets: list[NDArray[Any]], fault: str) -> None:
+def test_mismatched_targets_are_named(targets: list[NDArray[Any]], fault: str) -> None:
     with pytest.raises(DataError, match=fault):
         PatchSampler([GOOD, Case("other", IMAGE, MASK)], (2, 2), targets)
 
 
-def test_what_cannot_be_drawn_is_refused() -> None:
+def test_impossible_draws_are_refused() -> None:
     with pytest.raises(DataError, match="no cases"):
         PatchSampler([], (2, 2))
     with pytest.raises(DataError, match="do not fit into a mask of shape"):

@@ -1,4 +1,4 @@
-"""Scores of predictions, against scikit-learn and scikit-image."""
+"""Scores of predictions, compared with scikit-learn and scikit-image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def labeled(draw: st.DrawFn) -> Pair:
 
 @settings(deadline=None)
 @given(labeled())
-def test_iou_and_dice_are_as_in_scikit_learn(pair: Pair) -> None:
+def test_iou_and_dice_match_scikit_learn(pair: Pair) -> None:
     predicted, truth, classes = pair
     there = [c for c in range(1, classes) if (truth == c).any()]
     if not there:
@@ -62,7 +62,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("score", [iou, dice])
-def test_class_numbers_that_do_not_fit_are_refused(score: Callable[..., float]) -> None:
+def test_class_labels_out_of_range_are_refused(score: Callable[..., float]) -> None:
     ones = np.ones((2, 2), np.int64)
     with pytest.raises(DataError, match="truth: expected class labels from 0 to 1, got labels from 2 to 2"):
         score(ones, 2 * ones)
@@ -84,7 +84,7 @@ def test_class_numbers_that_do_not_fit_are_refused(score: Callable[..., float]) 
         lambda shape: st.tuples(*[hnp.arrays(np.float32, shape, elements=st.integers(-100, 100))] * 2)
     )
 )
-def test_r2_is_as_in_scikit_learn(pair: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
+def test_r2_matches_scikit_learn(pair: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
     predicted, truth = pair
     if np.ptp(truth) == 0:
         assert math.isnan(r2(predicted, truth))
@@ -107,7 +107,7 @@ def test_r2_works_in_float64() -> None:
 @pytest.mark.parametrize(
     ("shape", "window"), [((12, 9), 7), ((7, 20), 7), ((6, 20), 5), ((9, 8, 4), 3), ((3, 8, 8), 3), ((16, 16, 16), 7)]
 )
-def test_ssim_is_as_in_scikit_image(shape: tuple[int, ...], window: int) -> None:
+def test_ssim_matches_scikit_image(shape: tuple[int, ...], window: int) -> None:
     metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
     rng = np.random.default_rng(0)
     truth = rng.random(shape).astype(np.float32)
@@ -130,7 +130,7 @@ def test_ssim_by_hand() -> None:
     assert ssim(-truth, truth, 1.0) == pytest.approx(expected)
 
 
-def test_ssim_says_what_does_not_fit() -> None:
+def test_errors_of_ssim() -> None:
     volume = np.zeros((8, 8, 8))
     for bad in (volume[0, 0], volume[:2], volume[None]):
         with pytest.raises(DataError, match="at least 3 voxels"):
@@ -142,7 +142,7 @@ def test_ssim_says_what_does_not_fit() -> None:
             ssim(volume, volume, wrong)
 
 
-def test_ssim_names_the_extra_where_scikit_image_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ssim_names_the_extra_if_scikit_image_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(GenmeasuresError, match=r"pip install 'genmeasures-unet\[mri\]'"):
         ssim(np.zeros((8, 8)), np.zeros((8, 8)), 1.0)

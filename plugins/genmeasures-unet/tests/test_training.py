@@ -1,4 +1,4 @@
-"""Training of UNets: it learns, it goes on after a break as if there had been none, and its scores are right."""
+"""Training of UNets: learning, resumption after an interruption, and scores."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_denoising_is_learnt(tmp_path: Path) -> None:
     assert found["test_r2"] > bare + 0.2
 
 
-def test_a_break_changes_nothing(whole: Run, tmp_path: Path) -> None:
+def test_an_interruption_changes_nothing(whole: Run, tmp_path: Path) -> None:
     broken = run_in(tmp_path, epochs=1)
     train(broken, CASES, CPU)
     assert metrics(broken, 2) is None
@@ -102,7 +102,7 @@ def test_a_break_changes_nothing(whole: Run, tmp_path: Path) -> None:
         assert metrics(longer, epoch) == metrics(whole, epoch)
 
 
-def test_a_break_between_checkpoint_and_state_changes_nothing(whole: Run, tmp_path: Path) -> None:
+def test_an_interruption_between_checkpoint_and_state_changes_nothing(whole: Run, tmp_path: Path) -> None:
     broken = run_in(tmp_path, epochs=2)
     train(broken, CASES, CPU)
     state = broken.state.read_bytes()
@@ -114,7 +114,7 @@ def test_a_break_between_checkpoint_and_state_changes_nothing(whole: Run, tmp_pa
 
 @pytest.mark.parametrize("name", ["epoch002.pt", "training.pt"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
-def test_damaged_files_are_made_again(name: str, content: bytes | None, whole: Run, tmp_path: Path) -> None:
+def test_damaged_files_are_written_again(name: str, content: bytes | None, whole: Run, tmp_path: Path) -> None:
     run = run_in(tmp_path)
     train(run, CASES, CPU)
     path = tmp_path / name
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, caplog: pytest.LogCapture
         load(run, 1, CASES)
 
 
-def test_scores_are_those_of_whole_volumes(whole: Run) -> None:
+def test_scores_are_computed_on_whole_volumes(whole: Run) -> None:
     """A patch as large as the volume: nothing is assembled, and scikit-learn says the rest."""
     run = replace(whole, recipe=replace(RECIPE, patch=(20, 20)))
     model = load(whole, 3, CASES)
@@ -156,13 +156,13 @@ def test_training_scores_are_of_as_many_cases_as_test_scores() -> None:
     assert [case.name for case in CASES.scored(Denoising(1.0, 2))] == ["disc0-0", "disc0-1"]
 
 
-def test_another_seed_gives_another_network(whole: Run, tmp_path: Path) -> None:
+def test_networks_depend_on_the_seed(whole: Run, tmp_path: Path) -> None:
     other = run_in(tmp_path / "seed", epochs=1, seed=1)
     train(other, CASES, CPU)
     assert not same(weights(other, 1), weights(whole, 1))
 
 
-def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:
+def test_global_generator_is_unchanged(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     numpy_before = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
     train(run_in(tmp_path, epochs=1), CASES, CPU)

@@ -1,4 +1,4 @@
-"""The tasks of UNets: what they train and keep, the data they give, and measuring them."""
+"""UNet tasks: training, checkpoints, data, and a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from genmeasures_unet import UNetDenoising, UNetSegmentation
 from genmeasures_unet import task as task_module
 
 import genmeasures
-from genmeasures.files import temporary_path
-from genmeasures.plugin import DataError, ModelError, OptionError
+from genmeasures.plugin import DataError, ModelError, OptionError, temporary_path
 
 
 def balls(path: Path, count: int = 10, size: int = 20, classes: int = 2) -> Path:
@@ -63,12 +62,12 @@ def test_models_are_objectives_by_seeds_by_epochs(task: UNetSegmentation) -> Non
         assert not model.build().training
 
 
-def test_what_is_trained_is_not_trained_again(task: UNetSegmentation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_networks_are_not_trained_again(task: UNetSegmentation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_module, "train", lambda *_: pytest.fail("it is trained again"))
     assert len(task.models()) == 8
 
 
-def test_more_epochs_go_on_from_what_is_there(task: UNetSegmentation, folder: Path) -> None:
+def test_more_epochs_resume_training(task: UNetSegmentation, folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("epoch*.pt")}
     longer = UNetSegmentation(**small(folder, objectives=["mse"], epochs=3))
     assert len(longer.models()) == 3
@@ -87,7 +86,7 @@ def test_processes_give_the_same_networks(task: UNetSegmentation, folder: Path) 
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_cases_are_split_once_for_all(task: UNetSegmentation) -> None:
+def test_cases_are_split_once(task: UNetSegmentation) -> None:
     cases = task.cases()
     names = [case.name for case in (*cases.train, *cases.test)]
     assert (len(cases.train), len(cases.test)) == (8, 2)
@@ -144,7 +143,7 @@ def test_denoising(folder: Path) -> None:
     assert result.attrs["metric"] == "r2"
 
 
-def test_a_damaged_checkpoint_fails_by_itself(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_does_not_affect_the_others(tmp_path: Path) -> None:
     balls(tmp_path / "balls.npz")
     models = UNetSegmentation(**small(tmp_path, objectives=["mse"])).models()
     next(tmp_path.rglob("epoch002.pt")).write_bytes(b"nonsense")
@@ -153,7 +152,7 @@ def test_a_damaged_checkpoint_fails_by_itself(tmp_path: Path) -> None:
     assert models[0].build() is not None
 
 
-def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+def test_the_next_run_removes_files_of_a_killed_one(tmp_path: Path) -> None:
     balls(tmp_path / "balls.npz")
     task = UNetSegmentation(**small(tmp_path, objectives=["mse"], epochs=1))
     task.models()

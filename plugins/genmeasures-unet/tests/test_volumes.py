@@ -1,4 +1,4 @@
-"""Volumes: files of every layout and what can be wrong with them, preparation, and the brain template."""
+"""Volumes: supported and damaged files, preprocessing, and the brain template."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_padding_at_the_end_is_noticed(tmp_path: Path) -> None:
         read_cases(save_npz(tmp_path / "a.npz", x=x, shape=np.array([[4, 4]])))
 
 
-def test_files_that_are_not_there_or_damaged(tmp_path: Path) -> None:
+def test_missing_or_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         read_cases(tmp_path / "absent.npz")
     with pytest.raises(DataError, match=r"volumes must be an \.npz"):
@@ -174,7 +174,7 @@ def test_a_nifti_file_is_one_case_without_mask(tmp_path: Path, suffix: str) -> N
     np.testing.assert_array_equal(case.image, IMAGE[np.newaxis])
 
 
-def test_flips_and_exchanges_of_the_header_are_undone(tmp_path: Path) -> None:
+def test_axes_are_brought_to_canonical_order(tmp_path: Path) -> None:
     # Stored axes run down, to the left and to the front: as scanners may store sagittal slices.
     stored = IMAGE[::-1, :, ::-1].transpose(2, 0, 1)
     affine = np.array([[0, -2, 0, 2], [0, 0, 3, 0], [-4, 0, 0, 12], [0, 0, 0, 1.0]])
@@ -297,16 +297,14 @@ def test_folders_without_volumes(tmp_path: Path) -> None:
         (MASK, np.diag([1, 1, 1.3, 1]), "the mask is displaced by up to 0.9 mm from its image"),
     ],
 )
-def test_labels_that_do_not_fit_are_named(
-    tmp_path: Path, label: NDArray[Any], affine: NDArray[Any], fault: str
-) -> None:
+def test_mismatched_labels_are_named(tmp_path: Path, label: NDArray[Any], affine: NDArray[Any], fault: str) -> None:
     save_nifti(tmp_path / "images" / "a.nii.gz", IMAGE)
     save_nifti(tmp_path / "labels" / "a.nii.gz", label, affine)
     with pytest.raises(DataError, match=rf"labels/a\.nii\.gz: case a: {fault}"):
         read_cases(tmp_path)
 
 
-def test_headers_that_are_rounded_differently_fit(tmp_path: Path) -> None:
+def test_headers_may_be_rounded_differently(tmp_path: Path) -> None:
     save_nifti(tmp_path / "images" / "a.nii.gz", IMAGE)
     save_nifti(tmp_path / "labels" / "a.nii.gz", MASK, np.diag([1, 1, 1.1, 1]))
     assert len(read_cases(tmp_path)) == 1

@@ -83,7 +83,7 @@ def accuracy_curve(
     silenced = torch.empty(0, dtype=torch.int64)
     kept: list[Tensor] = []
 
-    def silence(_: TracedLayer, given: Tensor, output: Tensor) -> None:
+    def silence(_: TracedLayer, entered: Tensor, output: Tensor) -> None:
         if output.requires_grad:
             raise Undefined("the model computes gradients within its forward pass: its kernels cannot be silenced")
         output[:, silenced] = 0  # in place, since the rest of the model reads this tensor
@@ -114,9 +114,13 @@ def accuracy_curve(
 
 
 def largest_gap(ascending: ArrayLike, descending: ArrayLike) -> float:
-    """Return max_k (descending_k − ascending_k) of two accuracy curves (I + 1,), from 0 to all kernels silenced.
+    """Return max_k (descending_k − ascending_k) of two accuracy curves.
 
-    It is positive where kernels of low score matter more, and at least 0, since the curves meet at both ends.
+    It is positive if kernels of low score matter more, and at least 0, since the curves meet at both ends.
+
+    Args:
+        ascending: Accuracies (I + 1,) with 0 to I kernels silenced, those of low score first.
+        descending: Accuracies (I + 1,), with kernels of high score silenced first.
 
     Example:
         >>> largest_gap([1.0, 0.25, 0.0], [1.0, 0.75, 0.0])

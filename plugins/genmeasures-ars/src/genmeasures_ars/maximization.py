@@ -46,7 +46,15 @@ class Ascent:
 
 
 def objective_of(means: Tensor, kernels: Tensor, objective: str) -> Tensor:
-    """Return h_i ("am", eq. 1) or h_i − (1/I) Σ_{j≠i} h_j ("iam", eq. 2), (n,), from means h (n, I).
+    """Return the objectives h_i ("am", eq. 1) or h_i − (1/I) Σ_{j≠i} h_j ("iam", eq. 2).
+
+    Args:
+        means: Mean activations h (n, I) of all kernels of the layer for n inputs.
+        kernels: int64 (n,), the kernel i of each input.
+        objective: ``"am"`` or ``"iam"``.
+
+    Returns:
+        Objectives (n,), in the dtype of ``means``.
 
     Example:
         >>> objective_of(torch.tensor([[4.0, 1.0]]), torch.tensor([0]), "iam")
@@ -57,21 +65,33 @@ def objective_of(means: Tensor, kernels: Tensor, objective: str) -> Tensor:
 
 
 def begin_at(run: Truncated, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first noise input (s, …) that each kernel responds to, int64 (I,), and bool (I,): whether it exists.
+    """Return the first noise input that each kernel responds to.
 
-    At an input to which a kernel is silent everywhere, its gradient is zero, and the ascent would not move.
+    At an input to which a kernel does not respond at all, its gradient is zero, and the ascent would not move.
+
+    Args:
+        run: Truncated network.
+        noise: Inputs (s, …).
+
+    Returns:
+        Indices of the inputs, int64 (I,), and whether there is one, bool (I,).
 
     Example:
         >>> begin_at(lambda x: torch.stack([x, -x], 1), torch.tensor([[-1.0], [2.0]]))
         (tensor([1, 0]), tensor([True, True]))
     """
     with torch.no_grad():
-        responds = torch.cat([(run(one) > 0).flatten(2).any(2) for one in noise.split(1)])
+        responds = torch.cat([(run(start) > 0).flatten(2).any(2) for start in noise.split(1)])
     return responds.int().argmax(0), responds.any(0)
 
 
 def strides(steps: int, step_size: float, growth: float) -> list[float]:
-    """Return lengths with the sum steps · step_size, each the fraction ``growth`` of the path before it, ≥ step_size.
+    """Return the lengths of strides along a path of the length ``steps`` · ``step_size``.
+
+    Args:
+        steps: Number of steps of constant length that the path stands for.
+        step_size: Length of a step, the smallest length of a stride except for the last.
+        growth: Length of a stride as a fraction of the path before it.
 
     Example:
         >>> strides(8, 1.0, 0.5)
@@ -85,17 +105,24 @@ def strides(steps: int, step_size: float, growth: float) -> list[float]:
 
 
 def ascend(run: Truncated, inputs: Tensor, kernels: Tensor, objective: str, lengths: Sequence[float]) -> Ascent:
-    """Run gradient ascent from inputs (n, …), each for its own kernel int64 (n,), in one batch.
+    """Run gradient ascents side by side in one batch.
 
-    v ← ½ v + ½ g/rms(g), x ← x + length · v/rms(v), for all lengths, since RS and AR may stay constant for long and
-    then change.
+    A step is v ← ½ v + ½ g/rms(g), x ← x + length · v/rms(v). There is no early stopping, since RS and AR may stay
+    constant for long and then change.
+
+    Args:
+        run: Truncated network.
+        inputs: Inputs (n, …) to start from.
+        kernels: int64 (n,), the kernel of each input.
+        objective: ``"am"`` or ``"iam"``.
+        lengths: Lengths of the steps, see :func:`strides`.
 
     Raises:
         ModelError: If no gradient reaches the inputs.
 
     Example:
-        >>> found = ascend(lambda x: torch.stack([x, -x], 1), torch.ones(1, 3), torch.tensor([1]), "am", [1.0, 1.0])
-        >>> found.inputs
+        >>> ascent = ascend(lambda x: torch.stack([x, -x], 1), torch.ones(1, 3), torch.tensor([1]), "am", [1.0, 1.0])
+        >>> ascent.inputs
         tensor([[-1., -1., -1.]])
     """
     x = inputs.detach().clone()
@@ -119,17 +146,31 @@ def ascend(run: Truncated, inputs: Tensor, kernels: Tensor, objective: str, leng
 
 
 def fitting_batch(run: Truncated, example: Tensor, parameters: Sequence[nn.Parameter], memory: int) -> int:
-    """Return how many inputs (1, …) fit into ``memory`` bytes in one step of an ascent, at least 1.
+    """Return the number of inputs of one step of an ascent that fit into memory.
 
-    The memory of an input is twice what a forward pass keeps for its gradient, since gradients are as large. Parameters
-    exist once for all batches. On a CPU, the number is limited to the fastest.
+    An input needs twice the memory that a forward pass keeps for its gradient, since gradients are as large. Parameters
+    exist once for all batches. On a CPU, the number is at most 16, which is fastest.
+
+    Args:
+        run: Truncated network.
+        example: One input (1, …).
+        parameters: Parameters of the network, which are not counted.
+        memory: Memory in bytes.
+
+    Returns:
+        Number of inputs, at least 1.
+
+    Example:
+        >>> net = nn.Conv2d(1, 2, 3)
+        >>> fitting_batch(net, torch.zeros(1, 1, 8, 8), list(net.parameters()), memory=2**26)
+        16
     """
     graph = graph_memory(run, example, parameters)
     if graph is None:
         return 1
     kept, output = graph
-    one: int = kept + (output.numel() + 3 * example.numel()) * output.element_size()
-    return max(1, min(memory // (2 * one), _CPU_BATCH if example.device.type == "cpu" else sys.maxsize))
+    per_input: int = kept + (output.numel() + 3 * example.numel()) * output.element_size()
+    return max(1, min(memory // (2 * per_input), _CPU_BATCH if example.device.type == "cpu" else sys.maxsize))
 
 
 def _response(run: Truncated, x: Tensor, kernels: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:

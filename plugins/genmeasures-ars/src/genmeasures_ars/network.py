@@ -29,7 +29,14 @@ _EXAMPLES = 3
 
 @contextmanager
 def truncated(model: nn.Module, layer: TracedLayer) -> Iterator[Truncated]:
-    """Run the network up to the activation of a layer, and not beyond.
+    """Context with the network up to the activation of a layer.
+
+    Args:
+        model: Network in evaluation mode.
+        layer: Traced layer.
+
+    Yields:
+        A function from inputs (B, …) to activation maps (B, I, *spatial).
 
     Example:
         >>> from genmeasures.plugin import trace
@@ -41,7 +48,7 @@ def truncated(model: nn.Module, layer: TracedLayer) -> Iterator[Truncated]:
     """
     outputs: list[Tensor] = []
 
-    def keep(_: TracedLayer, given: Tensor, output: Tensor) -> None:
+    def keep(_: TracedLayer, entered: Tensor, output: Tensor) -> None:
         outputs.append(output)
 
     with tapped(model, [layer], keep, stop=True) as tap:
@@ -58,6 +65,12 @@ def example_of(data: ModelData) -> Tensor:
 
     Raises:
         DataError: If the inputs have no gradient.
+
+    Example:
+        >>> import torch
+        >>> from genmeasures.testing import model_data
+        >>> example_of(model_data(torch.zeros(8, 1, 5, 5))).shape
+        torch.Size([3, 1, 5, 5])
     """
     try:
         inputs = _first(data, "test")
@@ -74,12 +87,24 @@ def _first(data: ModelData, split: Split) -> Tensor:
 
 
 def convolutions(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> list[TracedLayer | Undefined]:
-    """Return the traced layer for each of ``layers``, or Undefined for a linear layer.
+    """Return the traced layer for each layer, or Undefined for a linear layer.
 
     AR counts what the activation passes: outputs are read after the activation even if the run reads linear outputs.
 
+    Args:
+        model: Network in evaluation mode.
+        layers: Layers of the run.
+        example: A few inputs (B, …).
+
     Raises:
         ModelError: If the model does not run one of the layers.
+
+    Example:
+        >>> import torch
+        >>> from genmeasures.testing import layers_of
+        >>> net, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 4)), torch.zeros(2, 1, 5, 5)
+        >>> [type(layer).__name__ for layer in convolutions(net, layers_of(net, x), x)]
+        ['TracedLayer', 'Undefined']
     """
     return [
         Undefined("a linear layer has no kernels with activation maps")

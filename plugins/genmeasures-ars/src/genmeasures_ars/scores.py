@@ -43,10 +43,17 @@ def ar(maps: Tensor) -> NDArray[np.float64]:
 
 
 def ars(rs: ArrayLike, ar: ArrayLike) -> NDArray[np.float64]:
-    """Return ARS = (2/π)·atan(RS/AR), float64 in the common shape of both (eq. 5).
+    """Return ARS = (2/π)·atan(RS/AR) (eq. 5).
 
-    It is 1, the limit, where AR = 0 and RS > 0. It is NaN where both are 0: no kernel responds to the input, which
+    It is 1, the limit, if AR = 0 and RS > 0. It is NaN if both are 0: no kernel responds to the input, which
     indicates neither a feature that no kernel replaces (0) nor one that was not learned (1).
+
+    Args:
+        rs: Representational substitution RS, see :func:`rs`.
+        ar: Activated response AR, see :func:`ar`.
+
+    Returns:
+        float64, in the common shape of both.
 
     Example:
         >>> ars([0.5, 0.3, 0.0], [0.5, 0.0, 0.0])

@@ -81,10 +81,17 @@ class ClassMeans:
 
 
 def classes_of(targets: Tensor | None, what: str) -> Tensor:
-    """Return the classes int64 (B,) of the targets of a batch, −1 for an input without a label.
+    """Return the classes of the targets of a batch.
+
+    Args:
+        targets: Targets (B, …) of the data, or None.
+        what: What the error message says needs classes.
+
+    Returns:
+        int64 (B,), −1 for an input without a label.
 
     Raises:
-        DataError: If the targets are not one class per input; the message names ``what``.
+        DataError: If the targets are not one class per input.
 
     Example:
         >>> classes_of(torch.tensor([[2], [0]]), "my_measure")

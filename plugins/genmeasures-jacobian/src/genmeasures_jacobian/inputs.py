@@ -1,4 +1,4 @@
-"""Selection of inputs and size of batches, neither of which depends on the batches of the data."""
+"""Selection of inputs and size of batches, independent of the batches of the data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,29 @@ from genmeasures.plugin import (
 
 _ROWS = {"cpu": 64}
 _ROWS_ELSEWHERE = 512
-"""Inputs to run at once, at most: on a CPU, what is computed of more leaves the caches before it is read again."""
+"""Maximum number of inputs per batch. On a CPU, the activations of larger batches do not fit into the caches."""
 
 
 def check_sampling(measure: ModelMeasure, projections: object, samples: object, split: object, memory: object) -> None:
-    """Raise OptionError for one of these options that is out of range."""
+    """Check the options that both measures have.
+
+    Args:
+        measure: Measure that the error names.
+        projections: Number of projections.
+        samples: Maximum number of inputs, or None.
+        split: Split of the inputs.
+        memory: MiB for a batch.
+
+    Raises:
+        OptionError: If one of them is out of range.
+
+    Example:
+        >>> from genmeasures_jacobian import LayerJacobian
+        >>> LayerJacobian(projections=1)
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: LayerJacobian: projections must be an integer ≥ 2, got 1
+    """
     require(is_count(projections, 2), measure, f"projections must be an integer ≥ 2, got {projections!r}")
     message = f"samples must be an integer ≥ 1, or None for all inputs, got {samples!r}"
     require(samples is None or is_count(samples), measure, message)
@@ -37,21 +55,48 @@ def check_sampling(measure: ModelMeasure, projections: object, samples: object, 
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise Undefined unless the norms (N,) of all inputs are finite."""
+    """Raise Undefined unless the norms (N,) of all inputs are finite.
+
+    Example:
+        >>> check_finite(torch.tensor([1.0, torch.inf]))
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.Undefined: the Jacobian of 1 of 2 inputs is not finite
+    """
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise Undefined(f"the Jacobian of {bad} of {len(values)} inputs is not finite")
 
 
 def seed_base(generator: torch.Generator) -> int:
-    """What is added to an input's number to give the seed of its random projections."""
+    """Draw the number that is added to the index of an input for the seed of its random projections.
+
+    Example:
+        >>> seed_base(torch.Generator().manual_seed(0)) == seed_base(torch.Generator().manual_seed(0))
+        True
+    """
     return int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
 
 
 def choose(data: ModelData, split: Split, samples: int | None) -> tuple[Tensor, Tensor | None]:
-    """At most ``samples`` inputs (N, …) with their targets (N, C, *S), the same for every model and order of the data.
+    """Choose inputs, the same for every model and for every order of the data.
 
-    Raises Undefined for inputs that have no gradient, token ids for one.
+    Args:
+        data: Data of the run.
+        split: Split of the inputs.
+        samples: Maximum number of inputs, or None for all.
+
+    Returns:
+        Inputs (N, …), and targets (N, C, *S) or None.
+
+    Raises:
+        Undefined: If the inputs are integers, such as token ids, which have no gradient.
+
+    Example:
+        >>> from genmeasures.testing import model_data
+        >>> inputs, targets = choose(model_data(torch.rand(8, 2)), "test", 3)
+        >>> inputs.shape
+        torch.Size([3, 2])
     """
     inputs, targets = data.sample(split, samples)
     if not inputs.is_floating_point():
@@ -60,28 +105,61 @@ def choose(data: ModelData, split: Split, samples: int | None) -> tuple[Tensor, 
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
-    """0 … count − 1 in parts of about the same length, ``size`` at most."""
+    """Split a range into parts of about the same length.
+
+    Args:
+        count: Length of the range.
+        size: Maximum length of a part.
+
+    Yields:
+        Slices that cover 0 to ``count`` − 1 in order.
+
+    Example:
+        >>> list(chunks(5, 3))
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
     parts = math.ceil(count / size)
     for part in range(parts):
         yield slice(part * count // parts, (part + 1) * count // parts)
 
 
 def fitting_rows(model: nn.Module, run: Callable[[Tensor], Any], example: Tensor, memory: int) -> int:
-    """How many inputs at once fit into so many MiB with all that the graph of ``run`` keeps of them; at least 1.
+    """Return the number of inputs per batch whose graph fits into memory.
 
-    run: what is to be run with the model. example (B, …): a few inputs.
+    Args:
+        model: Model whose parameters are not counted.
+        run: Function of a batch whose graph is measured.
+        example: A few inputs (B, …).
+        memory: Approximate MiB for the graph.
+
+    Returns:
+        Number of inputs, at least 1.
+
+    Example:
+        >>> net = nn.Linear(2, 3)
+        >>> fitting_rows(net, net, torch.zeros(4, 2), memory=1)
+        64
     """
     graph = graph_memory(run, example, (*model.parameters(), *model.buffers()))
     if graph is None:
         return 1
-    # Beside the graph: three gradients by the input in float64.
+    # In addition to the graph: three gradients with respect to the input in float64.
     needed = graph[0] / len(example) + 24 * example[0].numel()
     return int(min(max(memory * 2**20 // needed, 1), _ROWS.get(example.device.type, _ROWS_ELSEWHERE)))
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients by the parameters, which would be computed and kept for nothing; restored at the end."""
+    """Context in which parameters do not require gradients, which are not used; restored at the end.
+
+    Example:
+        >>> net = nn.Linear(2, 3)
+        >>> with frozen(net):
+        ...     net.weight.requires_grad
+        False
+        >>> net.weight.requires_grad
+        True
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:

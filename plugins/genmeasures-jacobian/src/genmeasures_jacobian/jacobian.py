@@ -1,8 +1,8 @@
-"""Square norms of the Jacobian of a model's output by its input, input by input.
+"""Square norms of the Jacobian of the output of a model with respect to its input, per input.
 
-B inputs in a batch with d elements each, C channels of the output (classes), P positions (1 unless
-the output is dense). Logits are handed around as (B, C, P). Gradients of logits are as precise as
-the model's parameters; the softmax, and all sums, are float64.
+A batch has B inputs of d elements. The output has C channels (classes) and P positions, 1 unless it is dense; logits
+have the shape (B, C, P). Gradients of logits have the precision of the parameters; the softmax and all sums are
+float64.
 """
 
 from __future__ import annotations
@@ -20,58 +20,97 @@ from genmeasures_jacobian.projections import signs
 from genmeasures_jacobian.softmax import Softmax
 
 Run: TypeAlias = Callable[[Tensor], Tensor]
-"""Takes inputs (B, …) to logits (B, C, P)."""
+"""Maps inputs (B, …) to logits (B, C, P)."""
 
 
 @dataclass(frozen=True)
 class Squares:
-    """Square norms of a batch, float64: one row a projection where they are estimated, a single row where exact."""
+    """Square norms of a batch, float64: one row per projection if they are estimated, one row if they are exact."""
 
     jacobian: Tensor
-    """(m, B): ‖J‖_F², J of the softmax or of the logits, over all positions."""
+    """(m, B): ‖J‖_F² for J of the softmax or of the logits, over all positions."""
     logits: Tensor | None
-    """(m', B): ‖∂f/∂x‖_F² of the logits; None where not asked for."""
+    """(m', B): ‖∂f/∂x‖_F² of the logits; None if it is not computed."""
     target: Tensor | None
-    """(B,): ‖J_y‖₂² of the true class; None where not asked for."""
+    """(B,): ‖J_y‖₂² of the true class; None if it is not computed."""
     output: Tensor
-    """(B, C, P): the logits, as the model computes them."""
+    """(B, C, P): logits in the dtype of the model."""
 
 
 def runner(model: nn.Module) -> Run:
-    """The model as a function with one output (B, C, P), of (B,), (B, C) or (B, C, *S).
+    """Return the model as a function with an output of shape (B, C, P).
 
-    Raises ModelError, when called, for an output that is not one floating-point tensor with the batch first.
+    Args:
+        model: Its output has the shape (B,), (B, C) or (B, C, *S).
+
+    Returns:
+        A function of the inputs. It raises ModelError if the output is not one floating-point tensor whose first
+        dimension is the batch.
+
+    Example:
+        >>> runner(nn.Linear(2, 3))(torch.zeros(5, 2)).shape
+        torch.Size([5, 3, 1])
     """
 
     def run(inputs: Tensor) -> Tensor:
         with eager():
-            # A copy, for a model may overwrite its input, which a leaf of the graph does not allow.
+            # A copy, because a model may overwrite its input, which a leaf of the graph does not allow.
             output = model(inputs.clone())
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-            raise ModelError(f"the model's output is of type {kind}, not one floating-point tensor to differentiate")
+            raise ModelError(f"the output of the model must be one floating-point tensor, got {kind}")
         if output.dim() == 0 or len(output) != len(inputs):
-            raise ModelError(f"the model's output of shape {tuple(output.shape)} does not have the batch first")
+            shape = tuple(output.shape)
+            raise ModelError(
+                f"the first dimension of the output of the model must be the batch of {len(inputs)}, got shape {shape}"
+            )
         return output.reshape(len(output), output.shape[1] if output.dim() > 1 else 1, -1)
 
     return run
 
 
 def outputs(run: Run, inputs: Tensor) -> Tensor:
-    """(B, C, P) without a graph."""
+    """Compute the output without a graph.
+
+    Args:
+        run: Model as a function, see :func:`runner`.
+        inputs: (B, …).
+
+    Returns:
+        (B, C, P).
+
+    Example:
+        >>> outputs(runner(nn.Linear(2, 3)), torch.zeros(5, 2)).requires_grad
+        False
+    """
     with torch.inference_mode(False), torch.no_grad():
         return run(inputs)
 
 
 def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | None = None) -> Squares:
-    """By one backward pass for every output.
+    """Compute square norms by one backward pass per output.
 
-    inputs (B, …). softmax: of its probabilities rather than of the logits. targets: int64 (B,), the
-    true classes, whose rows are wanted too, for P = 1. ``logits`` is filled too.
+    For the most probable class r, with the differences D_i = g_i − g_r of the gradients of the logits and
+    H = Σ_i σ_i D_i, row i is J_i = σ_i (D_i − H). Instead of the rows, three sums over them are kept. The class r of
+    each input comes first, because the others need its gradient.
 
-    With r the most probable class, D_i = g_i − g_r the gradients of the logits from there and
-    H = Σ_i σ_i D_i, row i is J_i = σ_i (D_i − H): three sums are kept of the rows, not the rows. The
-    r of every input comes first, so that its gradient is there when the others come.
+    Args:
+        run: Model as a function, see :func:`runner`.
+        inputs: (B, …).
+        softmax: Whether J is that of the softmax; otherwise it is that of the logits.
+        targets: True classes, int64 (B,), if ``target`` is to be computed; P must be 1.
+
+    Returns:
+        Exact square norms; ``logits`` is computed in any case.
+
+    Raises:
+        Undefined: If the output has no gradient with respect to the input.
+
+    Example:
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> net.weight.data = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+        >>> exact_backward(runner(net), torch.zeros(1, 2), softmax=False).jacobian
+        tensor([[25.]], dtype=torch.float64)
     """
     leaf, output = _graph(run, inputs)
     batch, channels, positions = output.shape
@@ -81,7 +120,7 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
     head = Softmax(output)
 
     def row_of(channel: Tensor, position: int) -> Tensor:
-        """float64 (B, d): of each input's logit at its channel (B,)."""
+        """Gradients float64 (B, d) of the logit of each input at its channel (B,)."""
         cotangent = torch.zeros_like(output)
         cotangent[:, :, position].scatter_(1, channel[:, None], 1.0)
         return gradient(output, leaf, cotangent).flatten(1).double()
@@ -93,9 +132,9 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
         squares = torch.zeros_like(total)
         mean, squares_mean, true = torch.zeros(3, *leaf.flatten(1).shape, dtype=torch.float64, device=leaf.device)
         reference: Tensor | None = None
-        for place in range(channels):
-            # The first of the channels trades places with the most probable one.
-            channel = first if place == 0 else torch.where(first == place, 0, place)
+        for index in range(channels):
+            # Channel 0 and the most probable one are swapped.
+            channel = first if index == 0 else torch.where(first == index, 0, index)
             row = row_of(channel, position)
             logits += _square(row)
             if softmax:
@@ -106,7 +145,7 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
                 true[chosen] = row[chosen]
             if not softmax:
                 total += _square(row)
-            elif place:
+            elif index:
                 weight = probabilities.gather(1, channel[:, None])
                 squares += weight[:, 0].square() * _square(row)
                 mean.addcmul_(weight, row)
@@ -122,10 +161,29 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
 
 
 def exact_forward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | None = None, rows: int = 1) -> Squares:
-    """By forward-mode differentiation along every element of the input; the same as :func:`exact_backward`.
+    """Compute square norms by forward-mode differentiation along every element of the input.
 
-    rows: how many to run at once, each with one direction. Raises NotImplementedError or RuntimeError
-    for a model with a function that has no forward derivative.
+    The result is that of :func:`exact_backward`.
+
+    Args:
+        run: Model as a function, see :func:`runner`.
+        inputs: (B, …).
+        softmax: Whether J is that of the softmax; otherwise it is that of the logits.
+        targets: True classes, int64 (B,), if ``target`` is to be computed; P must be 1.
+        rows: Number of rows of a forward pass, each an input with one direction.
+
+    Returns:
+        Exact square norms.
+
+    Raises:
+        Undefined: If the output has no gradient with respect to the input.
+        NotImplementedError: If a function of the model has no forward derivative; some raise RuntimeError.
+
+    Example:
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> net.weight.data = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+        >>> exact_forward(runner(net), torch.zeros(1, 2), softmax=False).jacobian
+        tensor([[25.]], dtype=torch.float64)
     """
     batch, size = len(inputs), inputs[0].numel()
     total = torch.zeros(batch, dtype=torch.float64, device=inputs.device)
@@ -150,7 +208,25 @@ def exact_forward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | Non
 
 
 def pushed(run: Run, inputs: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs (B, C, P) and their derivatives along the tangents, float64, by forward-mode differentiation."""
+    """Compute outputs and their derivatives along tangents by forward-mode differentiation.
+
+    Args:
+        run: Model as a function, see :func:`runner`.
+        inputs: (B, …).
+        tangents: Directions, of the shape of ``inputs``.
+
+    Returns:
+        Outputs (B, C, P), and derivatives float64 (B, C, P).
+
+    Raises:
+        Undefined: If the output has no gradient with respect to the input.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> net.weight.data = torch.tensor([[3.0, 4.0]])
+        >>> pushed(runner(net), torch.ones(1, 2), torch.tensor([[1.0, 0.0]]))
+        (tensor([[[7.]]]), tensor([[[3.]]], dtype=torch.float64))
+    """
     with torch.inference_mode(False), torch.no_grad(), forward_ad.dual_level():
         output, tangent = forward_ad.unpack_dual(run(forward_ad.make_dual(inputs.clone(), tangents)))
         if tangent is None:
@@ -161,11 +237,31 @@ def pushed(run: Run, inputs: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
 def hutchinson(
     run: Run, inputs: Tensor, softmax: bool, seeds: Sequence[int], projections: int, targets: Tensor | None = None
 ) -> Squares:
-    """Estimates ‖vᵀJ‖² for random signs v (Hutchinson 1990), by one backward pass for each.
+    """Estimate square norms by ‖vᵀJ‖² for random signs v, with one backward pass per projection.
 
-    seeds: of the signs of each input. targets: as of :func:`exact_backward`; the logits are then
-    estimated too, with an eighth of the projections, for they are averaged over inputs, and the rows
-    of the true classes are exact.
+    Source: Hutchinson 1990, "A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian Smoothing
+    Splines".
+
+    Args:
+        run: Model as a function, see :func:`runner`.
+        inputs: (B, …).
+        softmax: Whether J is that of the softmax; otherwise it is that of the logits.
+        seeds: Seeds of the signs of each input.
+        projections: Number m of projections.
+        targets: True classes, int64 (B,), if ``logits`` and ``target`` are to be computed; P must be 1. ``logits`` has
+            an eighth of the projections, because it is averaged over inputs; ``target`` is exact.
+
+    Returns:
+        Estimated square norms.
+
+    Raises:
+        Undefined: If the output has no gradient with respect to the input.
+
+    Example:
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> net.weight.data = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+        >>> hutchinson(runner(net), torch.zeros(1, 2), False, seeds=[0], projections=3).jacobian.flatten()
+        tensor([25., 25., 25.], dtype=torch.float64)
     """
     leaf, output = _graph(run, inputs)
     head = Softmax(output)
@@ -173,13 +269,13 @@ def hutchinson(
     vectors = signs(seeds, projections + few, output[0].numel()).to(output.device)
 
     def square(vector: Tensor, through: bool) -> Tensor:
-        """float64 (B,): ‖vᵀJ‖² for v (B, C, P), of the softmax or of the logits."""
+        """‖vᵀJ‖², float64 (B,), of the softmax or of the logits, for v (B, C, P)."""
         cotangent = head.product(vector) if through else vector.double()
-        # Scaled, for in float32 the square of a sure network's gradient is none.
+        # Scaled, because the squared gradient of a confident network underflows in float32.
         scale = cotangent.abs().amax((1, 2), keepdim=True)
         scale = torch.where(scale > 0, scale, 1.0)
-        made = gradient(output, leaf, (cotangent / scale).to(output.dtype))
-        return _square(made) * scale[:, 0, 0].square()
+        row = gradient(output, leaf, (cotangent / scale).to(output.dtype))
+        return _square(row) * scale[:, 0, 0].square()
 
     total = torch.stack([square(vector.view_as(output), softmax) for vector in vectors[:projections]])
     if targets is None:
@@ -190,7 +286,7 @@ def hutchinson(
 
 
 def _graph(run: Run, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """A leaf for the inputs and the output (B, C, P) with its graph. Raises Undefined where there is none."""
+    """A leaf for the inputs, and the output (B, C, P) with its graph; Undefined if there is no graph."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = inputs.detach().clone().requires_grad_()
         output = run(leaf)
@@ -200,18 +296,35 @@ def _graph(run: Run, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient(output: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
-    """Of the leaf (B, …). Raises Undefined for a model that detaches its input, and has a graph of its own."""
-    (made,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
-    if made is None:
-        raise _no_gradient()
-    return made.detach()
+    """Compute the gradient with respect to a leaf, and keep the graph.
+
+    Args:
+        output: Tensor with a graph.
+        leaf: (B, …).
+        cotangent: Weights of the elements of ``output``, of its shape.
+
+    Returns:
+        Gradient (B, …).
+
+    Raises:
+        Undefined: If ``output`` does not depend on ``leaf``.
+
+    Example:
+        >>> leaf = torch.ones(2, requires_grad=True)
+        >>> gradient(3 * leaf, leaf, torch.tensor([1.0, 2.0]))
+        tensor([3., 6.])
+    """
+    (row,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
+    if row is None:
+        raise _no_gradient()  # the model detaches its input, and its graph starts at something else
+    return row.detach()
 
 
 def _no_gradient() -> Undefined:
-    return Undefined("the model's output has no gradient by its input")
+    return Undefined("the output of the model has no gradient with respect to the input")
 
 
 def _square(rows: Tensor) -> Tensor:
-    """float64 (B,): square norms of rows (B, …)."""
-    made: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=torch.float64).square()
-    return made
+    """Square norms, float64 (B,), of rows (B, …)."""
+    squares: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=torch.float64).square()
+    return squares

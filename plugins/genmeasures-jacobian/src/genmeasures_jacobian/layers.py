@@ -119,7 +119,7 @@ class LayerJacobian(ModelMeasure):
                         parts.append(push(model, traced, inputs, seeds, self.projections, rows))
                         continue
                     except (ModelError, NotImplementedError, RuntimeError) as error:
-                        # Few functions have no forward derivative. What else is wrong goes wrong backward too.
+                        # Few functions have no forward derivative. Any other error occurs in the backward pass as well.
                         log.debug("no forward-mode differentiation", exc_info=error)
                         forward = False
                 parts.append(pull(model, traced, inputs, seeds, self.projections))
@@ -143,22 +143,41 @@ class LayerJacobian(ModelMeasure):
 def push(
     model: nn.Module, layers: Sequence[TracedLayer], inputs: Tensor, seeds: Sequence[int], projections: int, rows: int
 ) -> Tensor:
-    """‖J_ℓ w‖², float64 (m, L, B), for m random w of each of B inputs (B, …), ``rows`` of them at once.
+    """Project the Jacobians of all layers on random directions of the input, by forward-mode passes.
 
-    NaN for a layer without a gradient by the input. Raises ModelError or RuntimeError for a function
-    without a forward derivative.
+    Args:
+        model: Model without gradients of its parameters.
+        layers: L layers, traced.
+        inputs: (B, …).
+        seeds: Seeds of the directions of each input.
+        projections: Number m of directions per input.
+        rows: Number of rows of a forward pass, each an input with one direction.
+
+    Returns:
+        ‖J_ℓ w‖², float64 (m, L, B); NaN for a layer without a gradient with respect to the input.
+
+    Raises:
+        ModelError: If a function of the model has no forward derivative; some raise RuntimeError.
+
+    Example:
+        >>> net = nn.Linear(1, 2, bias=False)
+        >>> net.weight.data = torch.tensor([[3.0], [4.0]])
+        >>> from genmeasures.testing import layers_of
+        >>> layers = traced_layers(net, layers_of(net, torch.ones(3, 1)), torch.ones(3, 1))
+        >>> push(net, layers, torch.ones(2, 1), seeds=[0, 1], projections=1, rows=8)
+        tensor([[[25., 25.]]], dtype=torch.float64)
     """
     batch = len(inputs)
     vectors = signs(seeds, projections, inputs[0].numel())
     squares = torch.full((projections, len(layers), batch), torch.nan, dtype=torch.float64, device=inputs.device)
-    places = {id(layer): place for place, layer in enumerate(layers)}
+    indices = {id(layer): index for index, layer in enumerate(layers)}
     start, count = 0, 0
 
-    def receive(layer: TracedLayer, given: Tensor, output: Tensor) -> None:
+    def receive(layer: TracedLayer, entered: Tensor, output: Tensor) -> None:
         tangent = forward_ad.unpack_dual(output).tangent
         if tangent is not None:
             square = torch.linalg.vector_norm(tangent.flatten(1), dim=1, dtype=torch.float64).square()
-            squares[start : start + count, places[id(layer)]] = square.view(count, batch)
+            squares[start : start + count, indices[id(layer)]] = square.view(count, batch)
 
     step = max(1, rows // batch)
     with torch.no_grad(), tapped(model, layers, receive, stop=True) as tap:
@@ -174,31 +193,46 @@ def push(
 def pull(
     model: nn.Module, layers: Sequence[TracedLayer], inputs: Tensor, seeds: Sequence[int], projections: int
 ) -> Tensor:
-    """‖vᵀJ_ℓ‖², float64 (m, L, B), for m random v of each layer and input, by backward passes.
+    """Project the Jacobians of all layers on random directions of their outputs, by backward passes.
 
-    NaN for a layer without a gradient by the input.
+    Args:
+        model: Model without gradients of its parameters.
+        layers: L layers, traced.
+        inputs: (B, …).
+        seeds: Seeds of the directions of each input.
+        projections: Number m of directions per layer and input.
+
+    Returns:
+        ‖vᵀJ_ℓ‖², float64 (m, L, B); NaN for a layer without a gradient with respect to the input.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> net.weight.data = torch.tensor([[3.0, 4.0]])
+        >>> from genmeasures.testing import layers_of
+        >>> layers = traced_layers(net, layers_of(net, torch.ones(3, 2)), torch.ones(3, 2))
+        >>> pull(net, layers, torch.ones(2, 2), seeds=[0, 1], projections=1)
+        tensor([[[25., 25.]]], dtype=torch.float64)
     """
     squares = torch.full((projections, len(layers), len(inputs)), torch.nan, dtype=torch.float64, device=inputs.device)
-    made: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
 
-    def receive(layer: TracedLayer, given: Tensor, output: Tensor) -> None:
-        made[id(layer)] = output.clone()  # the model may write over the output itself
+    def receive(layer: TracedLayer, entered: Tensor, output: Tensor) -> None:
+        outputs[id(layer)] = output.clone()  # the model may overwrite the output itself
 
     with torch.enable_grad(), tapped(model, layers, receive, stop=True) as tap:
         leaf = inputs.detach().clone().requires_grad_()
         tap.run(leaf.clone())
-    for place, layer in enumerate(layers):
-        output = made[id(layer)]
+    for index, layer in enumerate(layers):
+        output = outputs[id(layer)]
         if not output.requires_grad:
             continue
-        # Signs of a layer's own: two layers of the same size shall not share them. The generator of a CPU reads
-        # the lower 32 bits of a seed alone.
-        own = [seed + 2**20 * (place + 1) for seed in seeds]
+        # Layers of the same size must not share signs. The generator of the CPU reads the lower 32 bits of a seed.
+        own = [seed + 2**20 * (index + 1) for seed in seeds]
         for number, vector in enumerate(signs(own, projections, output[0].numel())):
             cotangent = vector.to(output).view_as(output)
             try:
                 row = gradient(output, leaf, cotangent)
             except Undefined:
                 break
-            squares[number, place] = torch.linalg.vector_norm(row.flatten(1), dim=1, dtype=torch.float64).square()
+            squares[number, index] = torch.linalg.vector_norm(row.flatten(1), dim=1, dtype=torch.float64).square()
     return squares

@@ -121,7 +121,7 @@ class JacobianNorm(ModelMeasure):
             dims=("sample",),
         ),
         _auxiliary("jacobian_norm_sample_loss", "cross-entropy of each input", ("sample",)),
-        _auxiliary("jacobian_norm_sample_index", "place of each input in its split", ("sample",)),
+        _auxiliary("jacobian_norm_sample_index", "index of each input in its split", ("sample",)),
     )
 
     def __init__(
@@ -167,7 +167,7 @@ class JacobianNorm(ModelMeasure):
                 raise Undefined("the softmax of a single output is constant: set output=logits")
             reason = self._no_classes(targets, channels, positions)
             classes = None if reason or targets is None else targets[:, 0]
-            # An input without a label, −1, is given a class here, and what comes of it is left out below.
+            # Inputs without a label, −1, have class 0 here; their values are left out below.
             known = None if classes is None else classes.clamp(min=0)
             parts = self._squares(model, run, inputs, known, logits[0].numel(), base)
         squares = torch.cat([part.jacobian for part in parts], 1).cpu()
@@ -205,7 +205,7 @@ class JacobianNorm(ModelMeasure):
                     parts.append(exact_forward(run, batch, softmax, own, rows))
                     continue
                 except (NotImplementedError, RuntimeError) as error:
-                    # Few functions have no forward derivative. What else is wrong goes wrong backward too.
+                    # Few functions have no forward derivative. Any other error occurs in the backward pass as well.
                     log.debug("no forward-mode differentiation", exc_info=error)
                     forward = False
             if exact:

@@ -1,4 +1,4 @@
-"""Random signs, and what the squares of random projections tell of a norm (Hutchinson 1990)."""
+"""Random signs, and norms from the squares of random projections (Hutchinson 1990)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,48 @@ from torch import Tensor
 
 
 def signs(seeds: Sequence[int], projections: int, size: int) -> Tensor:
-    """int8 (projections, B, size) of −1 and 1, those of each of B inputs from a seed of its own.
+    """Draw random signs, which depend on the seed of an input alone and not on the other inputs of its batch.
 
-    So an input's signs do not depend on what else is in its batch.
+    Args:
+        seeds: Seeds of the B inputs.
+        projections: Number of vectors per input.
+        size: Number of elements of a vector.
+
+    Returns:
+        int8 (projections, B, size) of −1 and 1, on the CPU.
+
+    Example:
+        >>> vectors = signs([3, 4], projections=2, size=5)
+        >>> vectors.shape, torch.equal(vectors[:, 1:], signs([4], projections=2, size=5))
+        (torch.Size([2, 2, 5]), True)
     """
     generator = torch.Generator()
     shifts = torch.arange(8, dtype=torch.uint8, device="cpu")
-    made = torch.empty(projections, len(seeds), size, dtype=torch.int8, device="cpu")
+    vectors = torch.empty(projections, len(seeds), size, dtype=torch.int8, device="cpu")
     for row, seed in enumerate(seeds):
         generator.manual_seed(seed)
         shape = (projections, -(-size // 8))
         drawn = torch.randint(256, shape, dtype=torch.uint8, generator=generator, device="cpu")
         bits = (drawn[:, :, None] >> shifts) & 1
-        made[:, row] = bits.flatten(1)[:, :size].to(torch.int8) * 2 - 1
-    return made
+        vectors[:, row] = bits.flatten(1)[:, :size].to(torch.int8) * 2 - 1
+    return vectors
 
 
 def norms(squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms (…) and their standard errors (…) from squared projections (m, …) of m ≥ 2, all float64.
+    """Estimate norms and their standard errors from squared projections.
 
     For independent random signs v, E‖vᵀJ‖² = ‖J‖_F². The root of the mean is too small by about
-    s²/(8 m · mean^{3/2}), which is added: what bias is left is of the second order in 1/m.
+    s²/(8 m · mean^{3/2}), which is added; the remaining bias is of second order in 1/m.
+
+    Args:
+        squares: float64 (m, …), squared projections, m ≥ 2.
+
+    Returns:
+        Norms and their standard errors, float64 (…).
+
+    Example:
+        >>> norms(torch.tensor([[4.0], [4.0]], dtype=torch.float64))
+        (tensor([2.], dtype=torch.float64), tensor([0.], dtype=torch.float64))
     """
     count = len(squares)
     mean = squares.mean(0)

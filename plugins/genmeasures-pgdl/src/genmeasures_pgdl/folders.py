@@ -86,7 +86,7 @@ def find_tasks(path: Path, cache: Path) -> dict[str, TaskFolder]:
 
 
 def choose_task(path: Path, which: str | None, cache: Path) -> TaskFolder:
-    """The task of a name at a path.
+    """Find the task of a name at a path.
 
     Args:
         path: as in :func:`find_tasks`.
@@ -96,6 +96,15 @@ def choose_task(path: Path, which: str | None, cache: Path) -> TaskFolder:
     Raises:
         OptionError: there is no task of that name, or there are several and no name is given.
         DataError: there is no task.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = Path(folder) / "task1_v4" / "model_0"
+        ...     model.mkdir(parents=True)
+        ...     _ = (model / "config.json").write_text("{}")
+        ...     choose_task(Path(folder), None, cache=Path(folder)).model_ids()
+        ['0']
     """
     tasks = find_tasks(path, cache)
     if which is None:
@@ -119,7 +128,16 @@ def unpack(archive: Path, cache: Path) -> Path:
 
     Raises:
         DataError: the archive is damaged, an entry leaves the folder or is neither a file nor a folder, the contents
-            do not fit on the disk, or the compression ratio is that of a file made to fill the disk.
+            do not fit on the disk, or the compression ratio is that of a zip bomb.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive = Path(folder) / "task1.zip"
+        ...     with zipfile.ZipFile(archive, "w") as content:
+        ...         content.writestr("model_0/config.json", "{}")
+        ...     (unpack(archive, Path(folder) / "cache") / "model_0" / "config.json").read_text()
+        '{}'
     """
     about = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:12]

@@ -481,6 +481,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status, 0 or 2.
+
+    Example:
+        >>> main(["task", "--family", "none"])
+        2
     """
     parser = argparse.ArgumentParser(
         prog="python -m genmeasures_pgdl.recipe", description="Train a grid of networks as a PGDL task."

@@ -10,8 +10,21 @@ import xarray as xr
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from genmeasures import aggregate, judge, judging, report, results
-from genmeasures.plugin import Aggregator, GenmeasuresError, ResultError
+from genmeasures import aggregate, judge
+from genmeasures.plugin import (
+    Aggregator,
+    GenmeasuresError,
+    ResultError,
+    is_merged,
+    load_result,
+    make_console,
+    print_line,
+    published_scores,
+    score_table,
+    settings_of,
+    write_table,
+    write_text,
+)
 from genmeasures_pgdl.table import markdown_scores, render_scores
 
 SECONDS_PER_MODEL = 300
@@ -23,24 +36,30 @@ def show_scores(config: DictConfig) -> None:
 
     Args:
         config: the configuration of the run, of which ``output`` and ``aggregator`` are used.
+
+    Example:
+        >>> import tempfile
+        >>> aggregator = {"_target_": "genmeasures.aggregators.Frobenius"}
+        >>> with tempfile.TemporaryDirectory() as folder:  # without results, nothing is printed
+        ...     show_scores(DictConfig({"output": folder, "aggregator": aggregator}))
     """
-    console = report.make_console()
+    console = make_console()
     folder = Path(config.output)
     scores, remarks = official_scores(folder, instantiate(config.aggregator, _convert_="all"))
     for remark in remarks:
-        report.print_line(console, remark)
+        print_line(console, remark)
     if scores.empty:
         return
-    published = judging.published_scores([str(name) for name in scores.columns])
-    table = judging.score_table(pd.concat([scores, published]))
+    published = published_scores([str(name) for name in scores.columns])
+    table = score_table(pd.concat([scores, published]))
     render_scores(table, console)
     try:
-        report.write_table(table.reset_index(), folder / "pgdl.csv")
-        report.write_text(markdown_scores(table), folder / "pgdl.md")
+        write_table(table.reset_index(), folder / "pgdl.csv")
+        write_text(markdown_scores(table), folder / "pgdl.md")
     except ResultError as error:  # the scores are printed already, and the results are saved
-        report.print_line(console, str(error), "yellow")
+        print_line(console, str(error), "yellow")
         return
-    report.print_line(console, f"table: {folder / 'pgdl.csv'}, {folder / 'pgdl.md'}")
+    print_line(console, f"table: {folder / 'pgdl.csv'}, {folder / 'pgdl.md'}")
 
 
 def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame, list[str]]:
@@ -59,7 +78,7 @@ def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame,
 
     Example:
         >>> import tempfile
-        >>> from genmeasures.aggregators import Frobenius
+        >>> from genmeasures.plugin import Frobenius
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     scores, remarks = official_scores(Path(folder), Frobenius())
         >>> scores.empty, remarks
@@ -69,12 +88,12 @@ def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame,
     remarks = []
     for path in sorted(folder.glob("*.nc")):
         try:
-            ds = results.load(path)
+            ds = load_result(path)
             judged = judge(aggregate(ds, aggregator), "generalization_gap", resamples=1)
         except GenmeasuresError as error:
             remarks.append(f"{path} is left out: {error}")
             continue
-        if results.is_merged(ds):
+        if is_merged(ds):
             remarks.append(f"{path} is left out: it is merged from other results")
             continue
         task = str(ds.attrs.get("task", path.stem))
@@ -101,7 +120,7 @@ def official_scores(folder: Path, aggregator: Aggregator) -> tuple[pd.DataFrame,
 
 def _setting(ds: xr.Dataset) -> str:
     """Settings of a result except its measures: results with equal settings share a row."""
-    settings = results.settings_of(ds).items()
+    settings = settings_of(ds).items()
     return ", ".join(f"{key}={value}" for key, value in settings if key != "measures" and value is not None)
 
 

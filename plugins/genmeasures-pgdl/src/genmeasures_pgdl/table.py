@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from genmeasures import report
-from genmeasures.plugin import shown
+from genmeasures.plugin import Column, print_table, shown
 
 _TITLE = "PGDL score × 100 per task and on average, with 95% bootstrap intervals over tasks"
 
@@ -31,10 +30,10 @@ def render_scores(scores: pd.DataFrame, console: Console) -> None:
     leave = [0, *range(1, len(header) - 1), 0]
     cells = [list(column) for column in zip(*body, strict=True)] if body else [[] for _ in header]
     columns = [
-        report.Column(name, column, names=not index, leave=leave[index])
+        Column(name, column, names=not index, leave=leave[index])
         for index, (name, column) in enumerate(zip(header, cells, strict=True))
     ]
-    report.print_table(console, _TITLE, columns)
+    print_table(console, _TITLE, columns)
 
 
 def markdown_scores(scores: pd.DataFrame) -> str:

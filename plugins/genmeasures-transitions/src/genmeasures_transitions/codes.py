@@ -1,8 +1,8 @@
-"""Activation codes: which linear piece each unit of a network is on (Novak et al. 2018).
+"""Activation codes, the linear piece of each unit of a network (Novak et al. 2018).
 
-A unit's code is the number of thresholds that its pre-activation exceeds: {0, 1} for ReLU and its
-leaky kin, {0, 1, 2} for ReLU6, Hardtanh and Hardsigmoid. So the ‖·‖₁ distance of two codes is the
-number of (unit, threshold) pairs on which "exceeds" differs, and booleans are all that is compared.
+The code of a unit is the number of thresholds that its pre-activation exceeds: {0, 1} for ReLU and its leaky variants,
+{0, 1, 2} for ReLU6, Hardtanh and Hardsigmoid. Therefore the ‖·‖₁ distance of two codes is the number of pairs of a unit
+and a threshold for which this differs, and only booleans are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from genmeasures.plugin import Layer, ModelError, Undefined, eager
 
 Function: TypeAlias = Callable[..., Any]
 Receiver: TypeAlias = Callable[[int, Tensor], None]
-"""Called with the place of an activation among all and its pre-activation (B, …), before the activation runs."""
+"""Called with the index of an activation and its pre-activation (B, …), before the activation runs."""
 
 
 def _one_kink(*args: Any, **kwargs: Any) -> tuple[float, ...]:
@@ -53,7 +53,7 @@ _CODED: Mapping[Function, Callable[..., tuple[float, ...]]] = {
     **dict.fromkeys((F.hardtanh, F.hardtanh_), _hardtanh),
     F.hardsigmoid: _hardsigmoid,
 }  # fmt: skip
-"""The thresholds of an activation, of the arguments it is called with."""
+"""Thresholds of an activation as a function of the arguments of its call."""
 
 _UNCODED: frozenset[Function] = frozenset(
     {
@@ -69,7 +69,7 @@ _UNCODED: frozenset[Function] = frozenset(
         torch._VF.lstm, torch._VF.gru, torch._VF.rnn_tanh, torch._VF.rnn_relu,
     }
 )  # fmt: skip
-"""Activations without a code here, smooth or not: to leave them out in silence would give a count of less than all."""
+"""Activations without a code, smooth or not. A count that left them out would be too low."""
 
 _KEPT: frozenset[Function] = frozenset(
     {
@@ -78,58 +78,92 @@ _KEPT: frozenset[Function] = frozenset(
         F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
     }
 )  # fmt: skip
-"""What may stand between a layer and its activation."""
+"""Functions that may lie between a layer and its activation."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """One call of an activation with a code in the forward pass."""
+    """One call of an activation with a code in the forward pass.
+
+    Example:
+        >>> Activation("relu6", (0.0, 6.0), shape=(8, 4, 4), layer=0).thresholds
+        (0.0, 6.0)
+    """
 
     name: str
     """``relu``, ``hardtanh``, …"""
     thresholds: tuple[float, ...]
-    """A unit's code is how many of them its pre-activation exceeds."""
+    """The code of a unit is the number of them that its pre-activation exceeds."""
     shape: tuple[int, ...]
     """Shape of the pre-activation, without the batch."""
     layer: int | None
-    """Place, among the layers asked for, of the one that it directly follows; None if it follows none."""
+    """Index of the layer that it directly follows, or None."""
 
 
 def run(model: nn.Module, inputs: Tensor) -> Any:
-    """The model's output. A compiled model is run uncompiled: otherwise it calls no functions that could be seen."""
+    """Run a model, without compilation, because the function calls of a compiled model cannot be intercepted.
+
+    Args:
+        model: Model in evaluation mode.
+        inputs: (B, …).
+
+    Returns:
+        The output of the model.
+
+    Example:
+        >>> run(nn.ReLU(), torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
     with eager():
         return model(inputs)
 
 
 def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    given = args[0] if args else kwargs.get("input")
-    return given if isinstance(given, Tensor) else None
+    """The input of a function call, if it is a tensor."""
+    value = args[0] if args else kwargs.get("input")
+    return value if isinstance(value, Tensor) else None
 
 
 class Coder(TorchFunctionMode):
-    """Hands over the pre-activation of each activation with a code, in the midst of a forward pass."""
+    """Passes the pre-activation of each activation with a code to a function, during a forward pass.
+
+    Args:
+        model: Model in evaluation mode.
+        activations: Activations from :func:`find_activations`.
+        receive: Called with the index of the activation and its pre-activation (B, …).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> shapes = []
+        >>> coder = Coder(net, find_activations(net, torch.zeros(2, 2)), lambda index, pre: shapes.append(pre.shape))
+        >>> _ = coder.run(torch.zeros(5, 2))
+        >>> shapes
+        [torch.Size([5, 3])]
+    """
 
     def __init__(self, model: nn.Module, activations: Sequence[Activation], receive: Receiver) -> None:
         super().__init__()
         self._model = model
         self._activations = activations
         self._receive = receive
-        self._place = 0
+        self._index = 0
         self._rows = 0
         self._fits = True
 
     def run(self, inputs: Tensor) -> Any:
-        """The output for a batch (B, …).
+        """Return the output for a batch (B, …).
 
-        Raises ModelError if other activations run than were found, Undefined for a NaN or infinite output.
+        Raises:
+            ModelError: If the model runs other activations than those found.
+            Undefined: If the output has NaN or infinite values.
         """
-        self._place, self._rows, self._fits = 0, len(inputs), True
+        self._index, self._rows, self._fits = 0, len(inputs), True
         with self:
             output = run(self._model, inputs)
-        if not self._fits or self._place != len(self._activations):
+        if not self._fits or self._index != len(self._activations):
             raise ModelError(
-                "the model ran other activations for this batch than for the first one: "
-                "forward passes that depend on the data cannot be measured"
+                "the model ran other activations for this batch than for the first one: models whose forward pass "
+                "depends on the data cannot be measured"
             )
         if isinstance(output, Tensor) and not bool(torch.isfinite(output.sum())):
             raise Undefined("NaN or infinite activations")
@@ -139,18 +173,18 @@ class Coder(TorchFunctionMode):
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _CODED:
-            given = _first(args, kwargs or {})
-            place, self._place = self._place, self._place + 1
-            fits = place < len(self._activations) and given is not None
-            if fits and given is not None and given.shape == (self._rows, *self._activations[place].shape):
-                self._receive(place, given)  # before the call, which may write over it
+            pre = _first(args, kwargs or {})
+            index, self._index = self._index, self._index + 1
+            fits = index < len(self._activations) and pre is not None
+            if fits and pre is not None and pre.shape == (self._rows, *self._activations[index].shape):
+                self._receive(index, pre)  # before the call, which may overwrite it
             else:
                 self._fits = False
         return func(*args, **(kwargs or {}))
 
 
 class _Finder(TorchFunctionMode):
-    """Lists the activations, and which of them directly follow an output of the layers."""
+    """Lists the activations, and the layers that they directly follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,14 +192,14 @@ class _Finder(TorchFunctionMode):
         self.rows: list[int] = []
         self.uncoded: list[str] = []
         self._follows: dict[int, int] = {}
-        self._alive: list[Tensor] = []  # so that no later tensor can take over an id
+        self._alive: list[Tensor] = []  # so that no other tensor reuses an id
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = _first(args, kwargs or {})
-        shape = tuple(given.shape) if given is not None else ()
-        layer = self._follows.get(id(given))
+        value = _first(args, kwargs or {})
+        shape = tuple(value.shape) if value is not None else ()
+        layer = self._follows.get(id(value))
         result = func(*args, **(kwargs or {}))
         if func in _CODED:
             thresholds = _CODED[func](*args, **(kwargs or {}))
@@ -177,7 +211,7 @@ class _Finder(TorchFunctionMode):
             if func in _KEPT and layer is not None:
                 self._follow(result, layer)
             else:
-                self._follows.pop(id(result), None)  # written over in place: no longer what the layer made
+                self._follows.pop(id(result), None)  # overwritten in place: no longer the output of the layer
         return result
 
     def _follow(self, output: Tensor, layer: int) -> None:
@@ -186,13 +220,13 @@ class _Finder(TorchFunctionMode):
 
     @contextmanager
     def watching(self, model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
-        """Hooks on the layers, removed at the end."""
+        """Context with hooks on the layers."""
         calls: dict[str, dict[int, int]] = {}
-        for place, layer in enumerate(layers):
+        for index, layer in enumerate(layers):
             name, mark, call = layer.name.rpartition("#")  # "name#2" is the second call of a shared module
             if not mark or not call.isdigit():
                 name, call = layer.name, "1"
-            calls.setdefault("" if name == "(model)" else name, {})[int(call)] = place
+            calls.setdefault("" if name == "(model)" else name, {})[int(call)] = index
         handles = [
             module.register_forward_hook(self._hook(calls[name]))
             for name, module in model.named_modules()
@@ -204,27 +238,42 @@ class _Finder(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, places: Mapping[int, int]) -> Callable[[nn.Module, Any, Any], None]:
+    def _hook(self, indices: Mapping[int, int]) -> Callable[[nn.Module, Any, Any], None]:
         calls = count(1)
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            place = places.get(next(calls))
-            if place is not None and isinstance(output, Tensor):
-                self._follow(output, place)
+            index = indices.get(next(calls))
+            if index is not None and isinstance(output, Tensor):
+                self._follow(output, index)
 
         return hook
 
 
 def find_activations(model: nn.Module, example: Tensor, layers: Sequence[Layer] = ()) -> tuple[Activation, ...]:
-    """The activations with a code, in running order, of a model in evaluation mode.
+    """Find the activations of a model.
 
-    example: float32 (B, …), B ≥ 2. layers: those that activations are attributed to, where they
-    follow directly or after a normalization. Raises Undefined if an activation has no code, if
-    there is none, or if one does not have the batch as its first dimension.
+    Args:
+        model: Model in evaluation mode.
+        example: Inputs float32 (B, …), B ≥ 2.
+        layers: Layers that activations are attributed to, if they follow directly or after a normalization.
+
+    Returns:
+        The activations in the order of the forward pass.
+
+    Raises:
+        Undefined: If an activation has no code, there is no activation, or the first dimension of one is not the batch.
+        ModelError: If the activations depend on the number of inputs.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4), nn.Hardtanh())
+        >>> for activation in find_activations(net, torch.zeros(2, 2)):
+        ...     print(activation.name, activation.thresholds, activation.shape)
+        relu (0.0,) (3,)
+        hardtanh (-1.0, 1.0) (4,)
     """
     finders = []
     with torch.no_grad():
-        # Only the batch dimension is shorter for fewer inputs: another may happen to be as long.
+        # Another dimension may have the length of the batch, but only the batch is shorter for fewer inputs.
         for inputs in (example, example[:-1]):
             finder = _Finder()
             with finder.watching(model, layers), finder:
@@ -234,13 +283,13 @@ def find_activations(model: nn.Module, example: Tensor, layers: Sequence[Layer] 
     if finder.uncoded:
         names = ", ".join(dict.fromkeys(finder.uncoded))
         raise Undefined(
-            f"{names} has no activation code: ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh and Hardsigmoid have one"
+            f"{names} has no activation code; ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh and Hardsigmoid have one"
         )
     if not finder.found:
-        raise Undefined("the model calls no activation that has a code")
+        raise Undefined("the model has no activation with a code")
     for activation, rows, less in zip(finder.found, finder.rows, fewer.rows, strict=False):
         if (rows, less) != (len(example), len(example) - 1):
-            raise Undefined(f"{activation.name} on {activation.shape} does not have the inputs as its first dimension")
+            raise Undefined(f"the first dimension of {activation.name} on {activation.shape} is not the batch")
     if fewer.found != finder.found:
         raise ModelError("the model runs other activations for fewer inputs")
     return tuple(finder.found)

@@ -1,4 +1,4 @@
-"""Transitions and curvature along a trajectory, streamed: a row of codes is all that is kept of a batch."""
+"""Transitions and curvature along a trajectory, computed in batches of which only one row is kept."""
 
 from __future__ import annotations
 
@@ -19,39 +19,64 @@ from genmeasures_transitions.codes import Activation, Coder, run
 from genmeasures_transitions.trajectories import Trajectory
 
 Codes: TypeAlias = Any
-"""bool (B, …): whether a threshold is exceeded, a NumPy array of the CPU, a tensor elsewhere."""
+"""Whether a threshold is exceeded, bool (B, …): a NumPy array on the CPU, a tensor on other devices."""
 
 _CELLS = 2**18
-"""Elements of the largest tensor of a batch, about: it stays in the cache, and the calls do not tell."""
+"""Approximate number of elements of the largest tensor of a batch: it fits into the cache, and the overhead of calls is
+negligible."""
 _ROWS = (32, 1024)
 
 
 def batch_size(activations: Sequence[Activation], example: Tensor) -> int:
-    """Points to run at once, from the size of the largest activation and of one input of the example (B, …)."""
+    """Return the number of points per batch.
+
+    Args:
+        activations: Activations of the model.
+        example: Inputs (B, …).
+
+    Returns:
+        A number from 32 to 1024, by the size of the largest activation or input.
+
+    Example:
+        >>> batch_size([Activation("relu", (0.0,), shape=(1024,), layer=None)], torch.zeros(1, 2))
+        256
+    """
     largest = max(example[0].numel(), *(int(np.prod(activation.shape)) for activation in activations))
     return int(np.clip(_CELLS // largest, *_ROWS))
 
 
 def codes(pre: Tensor, thresholds: Sequence[float]) -> list[Codes]:
-    """bool (B, …) for each threshold: whether the pre-activation (B, …) exceeds it; the code is their sum."""
+    """Return whether pre-activations exceed each threshold. The code is the sum over the thresholds.
+
+    Args:
+        pre: Pre-activation (B, …).
+        thresholds: Thresholds of the activation.
+
+    Returns:
+        One array per threshold, bool (B, …); on the CPU, channels are the last dimension.
+
+    Example:
+        >>> [exceeds.tolist() for exceeds in codes(torch.tensor([[-1.0, 3.0, 7.0]]), (0.0, 6.0))]
+        [[[False, True, True]], [[False, False, True]]]
+    """
     if pre.device.type != "cpu" or pre.dtype not in (torch.float32, torch.float64):
         return [pre > threshold for threshold in thresholds]
     if pre.dim() > 2 and not pre.is_contiguous():
-        pre = pre.movedim(1, -1)  # channels last: the order in memory is the fast one
-    values = pre.detach().numpy()  # NumPy compares eight times as fast as PyTorch does on a CPU
+        pre = pre.movedim(1, -1)  # channels last: the comparison is fastest in the order of memory
+    values = pre.detach().numpy()  # NumPy compares eight times as fast as PyTorch on a CPU
     return [values > threshold for threshold in thresholds]
 
 
-def _differences(one: Codes, other: Codes) -> int | Tensor:
-    """On how many elements codes differ: a tensor of a GPU, so that nothing waits for it."""
-    if isinstance(one, Tensor):
-        return torch.count_nonzero(one != other)
-    return int(np.count_nonzero(one != other))
+def _differences(before: Codes, after: Codes) -> int | Tensor:
+    """Number of elements that differ; on a GPU a tensor, which avoids a synchronization."""
+    if isinstance(before, Tensor):
+        return torch.count_nonzero(before != after)
+    return int(np.count_nonzero(before != after))
 
 
 @dataclass
 class _Tally:
-    """Transitions of one activation: points come batch by batch in order."""
+    """Transitions of one activation, whose points are added in order, batch by batch."""
 
     thresholds: tuple[float, ...]
     total: int | Tensor = 0
@@ -59,41 +84,63 @@ class _Tally:
     _last: list[Codes] = field(default_factory=list)
 
     def add(self, pre: Tensor) -> None:
-        made = codes(pre, self.thresholds)
-        for code in made:
+        batch = codes(pre, self.thresholds)
+        for code in batch:
             self.total = self.total + _differences(code[1:], code[:-1])
         if self._last:
-            self._link(self._last, [code[:1] for code in made])
+            self._link(self._last, [code[:1] for code in batch])
         else:
-            self._first = [_copy(code[:1]) for code in made]
-        self._last = [_copy(code[-1:]) for code in made]
+            self._first = [_copy(code[:1]) for code in batch]
+        self._last = [_copy(code[-1:]) for code in batch]
 
     def close(self) -> int:
-        """All transitions, with that from the last point to the first."""
+        """The total, including the transitions from the last point to the first."""
         self._link(self._last, self._first)
         return int(self.total)
 
     def _link(self, before: Sequence[Codes], after: Sequence[Codes]) -> None:
-        for one, other in zip(before, after, strict=True):
-            self.total = self.total + _differences(one, other)
+        for last, first in zip(before, after, strict=True):
+            self.total = self.total + _differences(last, first)
 
 
 def _copy(code: Codes) -> Codes:
-    """A row by itself, which does not keep its whole batch alive."""
+    """A copy of a row, so that its batch can be freed."""
     return code.clone() if isinstance(code, Tensor) else code.copy()
 
 
 def count_transitions(
     model: nn.Module, activations: Sequence[Activation], trajectory: Trajectory, points: int, batch: int
 ) -> NDArray[np.int64]:
-    """t = Σ_i ‖c(z_i) − c(z_{(i+1) mod k})‖₁ of each activation (Novak et al. 2018), int64 (activations,).
+    """Count the transitions of each activation, t = Σ_i ‖c(z_i) − c(z_{(i+1) mod k})‖₁.
 
-    activations: what :func:`~genmeasures_transitions.find_activations` found in the model. points: k,
-    equidistant on the trajectory. batch: how many are run at once. Raises ModelError if a batch runs
-    other activations.
+    Source: Novak et al. 2018, "Sensitivity and Generalization in Neural Networks".
+
+    Args:
+        model: Model in evaluation mode.
+        activations: Activations from :func:`~genmeasures_transitions.find_activations`.
+        trajectory: Closed trajectory in input space.
+        points: Number k of equidistant points on the trajectory.
+        batch: Number of points per forward pass.
+
+    Returns:
+        int64 (activations,).
+
+    Raises:
+        ModelError: If a batch runs other activations.
+        Undefined: If an output has NaN or infinite values.
+
+    Example:
+        The circle crosses the boundary x₀ = 0 of a unit twice.
+
+        >>> from genmeasures_transitions import Ellipse, find_activations
+        >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU())
+        >>> net[0].weight.data = torch.tensor([[1.0, 0.0]])
+        >>> circle = Ellipse(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        >>> count_transitions(net, find_activations(net, torch.zeros(2, 2)), circle, points=99, batch=32)
+        array([2])
     """
     tallies = [_Tally(activation.thresholds) for activation in activations]
-    coder = Coder(model, activations, lambda place, pre: tallies[place].add(pre))
+    coder = Coder(model, activations, lambda index, pre: tallies[index].add(pre))
     with torch.no_grad():
         for start in range(0, points, batch):
             coder.run(trajectory.points(start, min(start + batch, points), points))
@@ -101,13 +148,31 @@ def count_transitions(
 
 
 def curvature(model: nn.Module, trajectory: Trajectory, points: int, batch: int) -> float:
-    """½ Σ_i ‖f'(z_i) − f'(z_{(i+1) mod k})‖_F, with f' the derivative of the output along the path by its length.
+    """Compute the curvature ½ Σ_i ‖f'(z_i) − f'(z_{(i+1) mod k})‖_F of the output along a trajectory.
 
-    f' comes from forward-mode differentiation: no rounding adds up over the points. Differences of
-    outputs would be free, but in float32 their rounding, divided by the distance of neighbors and
-    summed over all points, grows with the square of k: from some ten thousand points on it outweighs
-    the curvature. Raises Undefined if the output is not one tensor, NotImplementedError if one of the
-    model's functions has no forward derivative.
+    f' is the derivative of the output with respect to arc length, from forward-mode differentiation, whose rounding
+    errors do not accumulate over the points. Differences of outputs would need no derivative, but in float32 their
+    rounding errors, divided by the distance of neighbors and summed over all points, grow with k²: from about ten
+    thousand points on, they exceed the curvature.
+
+    Args:
+        model: Model in evaluation mode.
+        trajectory: Closed trajectory in input space.
+        points: Number k of equidistant points on the trajectory.
+        batch: Number of points per forward pass.
+
+    Returns:
+        The curvature; about π for an isometry on a circle.
+
+    Raises:
+        Undefined: If the output is not one tensor.
+        NotImplementedError: If a function of the model has no forward derivative.
+
+    Example:
+        >>> from genmeasures_transitions import Ellipse
+        >>> circle = Ellipse(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        >>> round(curvature(nn.Identity(), circle, points=1000, batch=100), 3)
+        3.142
     """
     total = 0.0
     first: Tensor | None = None
@@ -128,16 +193,17 @@ def curvature(model: nn.Module, trajectory: Trajectory, points: int, batch: int)
 
 
 def _slopes(model: nn.Module, inputs: Tensor, tangents: Tensor) -> Tensor:
-    """(B, outputs): derivatives of the output at the inputs, along the tangents."""
-    # Transformers and attention have fused kernels without a forward derivative: a mode and the choice keep them out.
+    """Derivatives (B, outputs) of the output at the inputs, along the tangents."""
+    # The fused kernels of transformers and of attention have no forward derivative: a mode and a choice of the backend
+    # avoid them.
     with forward_ad.dual_level(), BaseTorchFunctionMode(), sdpa_kernel(SDPBackend.MATH):
         output = run(model, forward_ad.make_dual(inputs, tangents))
         if not isinstance(output, Tensor):
-            raise Undefined(f"the model's output is a {type(output).__name__}, not one tensor to differentiate")
+            raise Undefined(f"the output of the model must be one tensor, got {type(output).__name__}")
         value, slope = forward_ad.unpack_dual(output)
-        slope = torch.zeros_like(value) if slope is None else slope  # an output that reads no input
+        slope = torch.zeros_like(value) if slope is None else slope  # the output does not depend on the input
         return slope.reshape(len(inputs), -1)
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    return float(torch.linalg.vector_norm(one - other, dim=1, dtype=torch.float64).sum())
+def _distance(rows: Tensor, others: Tensor) -> float:
+    return float(torch.linalg.vector_norm(rows - others, dim=1, dtype=torch.float64).sum())

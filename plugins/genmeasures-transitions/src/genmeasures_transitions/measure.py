@@ -117,8 +117,10 @@ class TransitionCount(ModelMeasure):
         counts = np.stack([count_transitions(model, activations, path, self.points, batch) for path in paths])
         means = counts.mean(0)
         by_layer: list[float | Undefined] = []
-        for place in range(len(layers)):
-            own = [float(mean) for mean, one in zip(means, activations, strict=True) if one.layer == place]
+        for index in range(len(layers)):
+            own = [
+                float(mean) for mean, activation in zip(means, activations, strict=True) if activation.layer == index
+            ]
             by_layer.append(sum(own) if own else Undefined("no activation with a code follows this layer directly"))
         return {
             "transition_count": float(means.sum()),
@@ -129,10 +131,10 @@ class TransitionCount(ModelMeasure):
 
     def _curvature(self, model: nn.Module, paths: Sequence[Trajectory], batch: int) -> float | Undefined:
         if self.curvature_points == 0:
-            return Undefined("not asked for: curvature_points is 0")
+            return Undefined("not computed: curvature_points is 0")
         try:
             return sum(curvature(model, path, self.curvature_points, batch) for path in paths) / len(paths)
-        except Undefined as reason:  # the counts stand
+        except Undefined as reason:  # the counts are valid nevertheless
             return reason
         except NotImplementedError as reason:
             return Undefined(f"the model cannot be differentiated in forward mode: {str(reason).splitlines()[0]}")
@@ -141,7 +143,7 @@ class TransitionCount(ModelMeasure):
         if self.trajectory == "translations":
             images = draw_images(data, self.trajectories)
             if images[0].dim() < 2:
-                raise Undefined("horizontal translations need images (channels, …, width), inputs are flat")
+                raise Undefined("horizontal translations need images (channels, …, width), got flat inputs")
             return [translations(image) for image in images]
         if self.trajectory == "random_ellipse":
             return [ellipse_through(*triple) for triple in draw_random(data, self.trajectories)]

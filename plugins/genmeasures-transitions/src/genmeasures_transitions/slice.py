@@ -1,4 +1,4 @@
-"""A two-dimensional slice of input space with its linear regions, as data for an image."""
+"""Linear regions on a two-dimensional slice of input space, as data for an image."""
 
 from __future__ import annotations
 
@@ -17,52 +17,79 @@ from genmeasures_transitions.counting import batch_size, codes
 
 @dataclass(frozen=True)
 class Slice:
-    """A grid in a plane through three inputs. Two grid points with the same number lie in the same region."""
+    """Linear regions on a grid in the plane through three inputs a, b and c.
+
+    Two grid points with equal numbers lie in the same region.
+    """
 
     x: NDArray[np.float64]
-    """(nx,): coordinates along the first axis, from a toward b, in distances of input space."""
+    """(nx,): coordinates along the first axis, from a to b, in distances of input space."""
     y: NDArray[np.float64]
-    """(ny,): along the second axis, at right angles to the first, toward c."""
+    """(ny,): coordinates along the second axis, orthogonal to the first, toward c."""
     corners: NDArray[np.float64]
     """(3, 2): the coordinates of a, b and c; a is the origin."""
     regions: NDArray[np.int64]
-    """(ny, nx): number of the region that the codes of all activations tell."""
+    """(ny, nx): number of the region, by the codes of all activations."""
     activations: tuple[str, ...]
-    """Names of the activations, in running order."""
+    """Names of the activations, in the order of the forward pass."""
     by_activation: NDArray[np.int64]
-    """(activations, ny, nx): the same by the code of each activation alone."""
+    """(activations, ny, nx): number of the region, by the codes of one activation."""
 
     def boundaries(self, activation: int | None = None) -> NDArray[np.bool_]:
-        """(ny, nx): whether a boundary runs between a grid point and its next in x or in y.
+        """Return whether a boundary lies between a grid point and the next one in x or in y.
 
-        activation: place of the one whose boundaries alone are meant.
+        Args:
+            activation: Index of an activation, for its boundaries alone; None for all boundaries.
+
+        Returns:
+            bool (ny, nx).
         """
         regions = self.regions if activation is None else self.by_activation[activation]
-        found = np.zeros(regions.shape, dtype=bool)
-        found[:, :-1] |= regions[:, :-1] != regions[:, 1:]
-        found[:-1] |= regions[:-1] != regions[1:]
-        return found
+        boundaries = np.zeros(regions.shape, dtype=bool)
+        boundaries[:, :-1] |= regions[:, :-1] != regions[:, 1:]
+        boundaries[:-1] |= regions[:-1] != regions[1:]
+        return boundaries
 
 
 def slice_through(
     model: nn.Module, a: Tensor, b: Tensor, c: Tensor, resolution: int = 256, margin: float = 0.25
 ) -> Slice:
-    """The linear regions of a model in the plane through three inputs (…), float32 (Novak et al. 2018, the 2D slice).
+    """Compute the linear regions of a model in the plane through three inputs.
 
-    The model must be in evaluation mode on the inputs' device. resolution: grid points along each
-    axis. margin: how far the grid goes beyond the three, as a share of their extent. Where an activation region is
-    smaller than the grid it may be missed. Raises Undefined if the three lie on a line or an
-    activation has no code, OptionError for a resolution < 2 or a negative margin.
+    Regions smaller than the spacing of the grid can be missed.
+
+    Source: Novak et al. 2018, "Sensitivity and Generalization in Neural Networks", two-dimensional slices.
+
+    Args:
+        model: Model in evaluation mode, on the device of the inputs.
+        a: float32 (…).
+        b: float32 (…).
+        c: float32 (…).
+        resolution: Number of grid points along each axis.
+        margin: Margin around the three inputs, as a fraction of their extent.
+
+    Raises:
+        Undefined: If the inputs lie on a line, or an activation has no code.
+        OptionError: If ``resolution`` is less than 2 or ``margin`` is negative.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 1), nn.ReLU())
+        >>> net[0].weight.data, net[0].bias.data = torch.tensor([[1.0, 0.0]]), torch.tensor([-0.5])
+        >>> a, b, c = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> slice_through(net, a, b, c, resolution=4, margin=0).regions[0]
+        array([0, 0, 1, 1])
     """
     if resolution < 2 or margin < 0:
-        raise OptionError(f"slice_through: resolution={resolution} must be ≥ 2 and margin={margin} ≥ 0")
+        raise OptionError(
+            f"slice_through: resolution must be ≥ 2 and margin ≥ 0, got resolution={resolution} and margin={margin}"
+        )
     first, second = (b - a).double().flatten(), (c - a).double().flatten()
     width = float(torch.linalg.vector_norm(first))
     along = float(first @ second) / width if width else 0.0
     upright = second - first * (along / width) if width else second
     height = float(torch.linalg.vector_norm(upright))
     if not height > 1e-6 * max(width, float(torch.linalg.vector_norm(second))) or not width:
-        raise Undefined("the three inputs lie on a line: there is no plane through them alone")
+        raise Undefined("the three inputs lie on a line, and do not define a plane")
     corners = np.array([[0, 0], [width, 0], [along, height]])
     low, high = corners.min(0), corners.max(0)
     low, high = low - margin * (high - low), high + margin * (high - low)
@@ -72,23 +99,23 @@ def slice_through(
 
     def points(start: int, stop: int) -> Tensor:
         row, column = np.divmod(np.arange(start, stop), resolution)
-        shares = (
+        coordinates = (
             torch.from_numpy(values.astype(np.float32)).to(a.device).reshape(-1, *[1] * a.dim())
             for values in (x[column], y[row])
         )
-        return torch.addcmul(a, right, next(shares)).addcmul_(up, next(shares))
+        return torch.addcmul(a, right, next(coordinates)).addcmul_(up, next(coordinates))
 
     activations = find_activations(model, points(0, 3))
     batch = batch_size(activations, points(0, 1))
-    # Equal codes have equal digests, and a row's digest is all that is kept of it.
+    # Only the digest of each row is kept: equal codes have equal digests.
     digests: list[list[bytes]] = [[] for _ in activations]
 
-    def receive(place: int, pre: Tensor) -> None:
-        made = codes(pre, activations[place].thresholds)
+    def receive(index: int, pre: Tensor) -> None:
+        exceeded = codes(pre, activations[index].thresholds)
         bits = [np.packbits(np.asarray(code if isinstance(code, np.ndarray) else code.cpu()).reshape(len(pre), -1), 1)
-                for code in made]  # fmt: skip
+                for code in exceeded]  # fmt: skip
         rows = np.concatenate(bits, 1)
-        digests[place] += [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
+        digests[index] += [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
 
     coder = Coder(model, activations, receive)
     total = resolution * resolution
@@ -108,6 +135,6 @@ def slice_through(
 
 
 def _numbers(keys: list[bytes]) -> NDArray[np.int64]:
-    """(n,): 0, 1, 2, … by the first place at which each key comes."""
+    """Numbers int64 (n,) of the keys, in the order in which they first occur."""
     known: dict[bytes, int] = {}
     return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Closed trajectories in input space, whose points are made when they are asked for."""
+"""Closed trajectories in input space, whose points are computed on demand."""
 
 from __future__ import annotations
 
@@ -12,30 +12,64 @@ from torch import Tensor
 from genmeasures.plugin import Undefined
 
 _TABLE = 2**14
-"""Intervals in which the arc length of an ellipse is tabulated."""
+"""Number of intervals in which the arc length of an ellipse is tabulated."""
 
 
 class Trajectory(abc.ABC):
-    """A closed curve, on which point i of k lies i/k of its length from the beginning.
+    """A closed curve with equidistant points: the arc length up to point i of k is i/k of the whole.
 
-    Every point is made by itself, elementwise: it does not depend on which others are asked for.
+    Points are computed elementwise, so that a point does not depend on the others of the same call.
+
+    Attributes:
+        length: Arc length.
     """
 
     length: float
 
     @abc.abstractmethod
     def points(self, start: int, stop: int, k: int) -> Tensor:
-        """float32 (stop − start, …): points ``start`` to ``stop`` of k."""
+        """Compute points on the curve.
+
+        Args:
+            start: Index of the first point.
+            stop: Index after the last point.
+            k: Number of points on the whole curve.
+
+        Returns:
+            float32 (stop − start, …).
+        """
 
     @abc.abstractmethod
     def tangents(self, start: int, stop: int, k: int) -> Tensor:
-        """float32 (stop − start, …): the unit tangents there, in the direction of running."""
+        """Compute the unit tangents at points, in the direction of the parameter.
+
+        Args:
+            start: Index of the first point.
+            stop: Index after the last point.
+            k: Number of points on the whole curve.
+
+        Returns:
+            float32 (stop − start, …).
+        """
 
 
 class Ellipse(Trajectory):
-    """z(t) = center + u·cos t + v·sin t, for three tensors of the shape of one input.
+    """The ellipse z(t) = center + u·cos t + v·sin t.
 
-    Raises Undefined if u and v are so short that z is constant.
+    Args:
+        center: float32 (…), of the shape of one input.
+        u: float32 (…).
+        v: float32 (…).
+
+    Raises:
+        Undefined: If u and v are so short that z is constant.
+
+    Example:
+        >>> circle = Ellipse(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        >>> round(circle.length, 3)
+        6.283
+        >>> circle.points(0, 1, 4)
+        tensor([[1., 0.]])
     """
 
     def __init__(self, center: Tensor, u: Tensor, v: Tensor) -> None:
@@ -51,8 +85,8 @@ class Ellipse(Trajectory):
         self._angles, self._speed, self._lengths = angles, speed, lengths
 
     def angles(self, start: int, stop: int, k: int) -> NDArray[np.float64]:
-        """(stop − start,): the t of these points."""
-        # Equal steps of t would crowd where the ellipse is flat.
+        """Return the parameters t of points, float64 (stop − start,)."""
+        # Points with equal steps of t would not be equidistant.
         along = np.arange(start, stop) * (self.length / k)
         angles: NDArray[np.float64] = np.interp(along, self._lengths, self._angles)
         return angles
@@ -64,7 +98,7 @@ class Ellipse(Trajectory):
 
     def tangents(self, start: int, stop: int, k: int) -> Tensor:
         angles = self.angles(start, stop, k)
-        # Of a segment run back and forth the tangent has no direction at its ends: there it is as good as 0.
+        # At the ends of a degenerate ellipse, a segment, the tangent has no direction and is set to almost 0.
         speed = np.maximum(np.interp(angles, self._angles, self._speed), 1e-9 * self.length)
         return self._u * self._column(-np.sin(angles) / speed) + self._v * self._column(np.cos(angles) / speed)
 
@@ -74,7 +108,19 @@ class Ellipse(Trajectory):
 
 
 class Polyline(Trajectory):
-    """The closed polyline through vertices (m, …), float32, back to the first. Raises Undefined if all are equal."""
+    """The closed polyline through vertices.
+
+    Args:
+        vertices: float32 (m, …).
+
+    Raises:
+        Undefined: If all vertices are equal.
+
+    Example:
+        >>> square = Polyline(torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
+        >>> square.length, square.points(1, 2, 8).tolist(), square.tangents(1, 2, 8).tolist()
+        (4.0, [[0.5, 0.0]], [[1.0, 0.0]])
+    """
 
     def __init__(self, vertices: Tensor) -> None:
         self._vertices = vertices
@@ -85,19 +131,19 @@ class Polyline(Trajectory):
         _check(self.length, vertices)
 
     def _at(self, start: int, stop: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The segments of these points, and how far along them each lies, from 0 to 1."""
+        """The segments of points, and the positions of the points on them from 0 to 1."""
         along = np.arange(start, stop) * (self.length / k)
         last = int(np.flatnonzero(self._segments)[-1])
         segment = np.minimum(np.searchsorted(self._ends, along, side="right"), last)
-        part = (along - (self._ends - self._segments)[segment]) / self._segments[segment]
-        return segment, part
+        position = (along - (self._ends - self._segments)[segment]) / self._segments[segment]
+        return segment, position
 
     def points(self, start: int, stop: int, k: int) -> Tensor:
-        segment, part = self._at(start, stop, k)
+        segment, position = self._at(start, stop, k)
         index = torch.from_numpy(segment).to(self._vertices.device)
-        share = torch.from_numpy(part.astype(np.float32)).to(self._vertices.device)
-        share = share.reshape(-1, *[1] * (self._vertices.dim() - 1))
-        return self._steps.index_select(0, index).mul_(share).add_(self._vertices.index_select(0, index))
+        weight = torch.from_numpy(position.astype(np.float32)).to(self._vertices.device)
+        weight = weight.reshape(-1, *[1] * (self._vertices.dim() - 1))
+        return self._steps.index_select(0, index).mul_(weight).add_(self._vertices.index_select(0, index))
 
     def tangents(self, start: int, stop: int, k: int) -> Tensor:
         segment, _ = self._at(start, stop, k)
@@ -108,23 +154,45 @@ class Polyline(Trajectory):
 
 def _check(length: float, points: Tensor) -> None:
     if not length > 1e-6 * max(float(points.abs().max()), 1e-30):
-        raise Undefined("a trajectory is constant: the inputs that it runs through are equal")
+        raise Undefined("a trajectory is constant: its inputs are equal")
 
 
 def ellipse_through(a: Tensor, b: Tensor, c: Tensor) -> Ellipse:
-    """The Steiner circumellipse of three inputs (…), float32: g + (a − g)·cos t + (b − c)/√3·sin t.
+    """Return the Steiner circumellipse of three inputs, g + (a − g)·cos t + (b − c)/√3·sin t, with g their centroid.
 
-    g is their centroid; the ellipse passes through a at t = 0, b at 2π/3 and c at 4π/3. Of three
-    inputs on a line it is a segment, run back and forth. Raises Undefined if the three are equal.
+    It passes through a at t = 0, b at t = 2π/3 and c at t = 4π/3. For three inputs on a line, it is a segment that is
+    passed in both directions.
+
+    Args:
+        a: float32 (…).
+        b: float32 (…).
+        c: float32 (…).
+
+    Raises:
+        Undefined: If the three are equal.
+
+    Example:
+        >>> a, b, c = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+        >>> ellipse_through(a, b, c).points(0, 1, 3)
+        tensor([[1., 0.]])
     """
     center = (a + b + c) / 3
     return Ellipse(center, a - center, (b - c) / 3**0.5)
 
 
 def translations(image: Tensor) -> Polyline:
-    """The closed polyline through all horizontal translations of an image (…, width): 28 for MNIST.
+    """Return the closed polyline through all horizontal translations of an image, 28 for MNIST.
 
-    What leaves on the right comes in again on the left, so that the last one is a step from the
-    first. Raises Undefined if the image is the same in every column.
+    Translations are circular: columns that leave on the right enter on the left.
+
+    Args:
+        image: float32 (…, width).
+
+    Raises:
+        Undefined: If all columns of the image are equal.
+
+    Example:
+        >>> translations(torch.tensor([[1.0, 0.0, 0.0]])).points(0, 2, 3).tolist()
+        [[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]]
     """
     return Polyline(torch.stack([image.roll(step, -1) for step in range(image.shape[-1])]))

@@ -155,7 +155,16 @@ class Denoising(Problem):
 
 
 def mask_of(case: Case) -> NDArray[np.int64]:
-    """The mask of a case. Raises DataError if it has none."""
+    """Return the mask of a case.
+
+    Raises:
+        DataError: the case has no mask.
+
+    Example:
+        >>> mask_of(Case("brain", np.zeros((1, 2, 2), dtype=np.float32), np.array([[0, 1], [0, 0]])))
+        array([[0, 1],
+               [0, 0]])
+    """
     if case.mask is None:
         raise DataError(f"case {case.name} has no mask: segmentation needs one for each case")
     return case.mask

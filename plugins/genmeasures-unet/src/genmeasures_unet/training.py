@@ -42,7 +42,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: a network, trained from its initial weights, and the folder of its checkpoints."""
+    """One training run: a network, trained from its initial weights, and the folder of its checkpoints.
+
+    Example:
+        >>> from genmeasures_unet.problems import Segmentation
+        >>> recipe = Recipe(patch=(8, 8), epoch_size=2, depth=1)
+        >>> run = Run(Path("runs/1"), Segmentation("dice", classes=2), recipe, seed=0, epochs=1)
+        >>> run.checkpoint(1).name, run.state.name
+        ('epoch001.pt', 'training.pt')
+    """
 
     folder: Path
     problem: Problem
@@ -74,7 +82,19 @@ class Cases:
 
 
 def network(run: Run, cases: Cases) -> ResidualUNet:
-    """The network of a run, initialized from torch's global generator."""
+    """Build the network of a run, with weights from torch's global generator.
+
+    Args:
+        run: Training run.
+        cases: Cases, whose images tell the number of dimensions and channels.
+
+    Example:
+        >>> from genmeasures_unet.problems import Denoising
+        >>> cases = Cases([Case("a", np.zeros((1, 16, 16), dtype=np.float32), None)], [])
+        >>> run = Run(Path("runs/1"), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, 1)
+        >>> network(run, cases).dimensions
+        2
+    """
     case = cases.train[0]
     return ResidualUNet(
         dimensions=case.image.ndim - 1,
@@ -86,7 +106,21 @@ def network(run: Run, cases: Cases) -> ResidualUNet:
 
 
 def metrics(run: Run, epoch: int) -> dict[str, float] | None:
-    """Metrics of the network after an epoch; None if its checkpoint is missing or damaged."""
+    """Read the metrics of the network after an epoch.
+
+    Args:
+        run: Training run.
+        epoch: Epoch, counted from 1.
+
+    Returns:
+        Metrics by name; None if the checkpoint is missing or damaged.
+
+    Example:
+        >>> from genmeasures_unet.problems import Denoising
+        >>> run = Run(Path("no_such_folder"), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2), 0, 1)
+        >>> metrics(run, 1) is None
+        True
+    """
     path = run.checkpoint(epoch)
     try:
         return {str(name): float(value) for name, value in load_checkpoint(path)["metrics"].items()}
@@ -98,7 +132,31 @@ def metrics(run: Run, epoch: int) -> dict[str, float] | None:
 
 
 def load(run: Run, epoch: int, cases: Cases) -> ResidualUNet:
-    """The network after an epoch, in evaluation mode. Raises ValueError or FileNotFoundError."""
+    """Load the network after an epoch.
+
+    Args:
+        run: Training run.
+        epoch: Epoch, counted from 1.
+        cases: Cases of the training run.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint of the epoch.
+        ValueError: the checkpoint is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from genmeasures_unet.problems import Denoising
+        >>> case = Case("a", np.random.default_rng(0).random((1, 16, 16), dtype=np.float32), None)
+        >>> cases = Cases([case], [case])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Run(Path(folder), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, epochs=1)
+        ...     train(run, cases, torch.device("cpu"))
+        ...     load(run, 1, cases).training
+        False
+    """
     path = run.checkpoint(epoch)
     checkpoint = load_checkpoint(path)
     with torch.random.fork_rng(devices=[]):
@@ -115,6 +173,21 @@ def train(run: Run, cases: Cases, device: torch.device) -> None:
 
     On a CPU, the weights do not depend on interruptions: the patches of an epoch depend on the seed and the epoch
     alone. If a checkpoint is missing or damaged, training restarts.
+
+    Args:
+        run: Training run, whose folder exists.
+        cases: Training and test cases.
+        device: Device of the network.
+
+    Example:
+        >>> import tempfile
+        >>> from genmeasures_unet.problems import Denoising
+        >>> case = Case("a", np.random.default_rng(0).random((1, 16, 16), dtype=np.float32), None)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Run(Path(folder), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, epochs=1)
+        ...     train(run, Cases([case], [case]), torch.device("cpu"))
+        ...     sorted(metrics(run, 1))
+        ['test_r2', 'test_ssim', 'train_loss', 'train_r2', 'train_ssim']
     """
     recipe, problem = run.recipe, run.problem
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -157,7 +230,24 @@ def _begin(run: Run, cases: Cases, device: torch.device) -> tuple[ResidualUNet, 
 
 
 def score(model: nn.Module, run: Run, cases: Cases, device: torch.device) -> dict[str, float]:
-    """Scores ``test_…`` and ``train_…``: means over cases, each predicted as a whole volume."""
+    """Compute the scores of a network, means over cases, each predicted as a whole volume.
+
+    Args:
+        model: Network on ``device``.
+        run: Training run.
+        cases: Training and test cases.
+        device: Device of the network.
+
+    Returns:
+        Scores by name, ``test_…`` and ``train_…``.
+
+    Example:
+        >>> from genmeasures_unet.problems import Denoising
+        >>> case = Case("a", np.random.default_rng(0).random((1, 16, 16), dtype=np.float32), None)
+        >>> run = Run(Path("runs/1"), Denoising(0.0, 1), Recipe(patch=(8, 8), epoch_size=2), 0, 1)
+        >>> score(nn.Identity(), run, Cases([case], [case]), torch.device("cpu"))["test_r2"] > 0.999
+        True
+    """
     scores: dict[str, float] = {}
     for split, members in (("test", cases.test), ("train", cases.scored(run.problem))):
         by_case: list[dict[str, float]] = []
