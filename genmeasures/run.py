@@ -253,8 +253,8 @@ class Run:
                 raise errors[0]
             raise self._none_measured(errors) from errors[0]
         seconds = sum(float(ds.attrs.get("seconds", 0.0)) for ds in datasets)
-        known = {**self._provenance(), "seconds": seconds, **attrs, **self._task(attrs)}
-        return with_accuracies(combine(datasets, known))
+        described = {**self._provenance(), "seconds": seconds, **attrs, **self._task(attrs)}
+        return with_accuracies(combine(datasets, described))
 
     def _none_measured(self, errors: Sequence[GenmeasuresError]) -> GenmeasuresError:
         kinds = len(self._failures)
@@ -339,7 +339,7 @@ class Run:
         versions = versions_identity(identity.distributions | prepared.distributions)
         layers = None if self._layers is None else sorted(set(self._layers), key=repr)
         # The model creates tensors of the default type.
-        known: list[object] = [
+        parts: list[object] = [
             prepared.settings,
             versions,
             layers,
@@ -350,9 +350,9 @@ class Run:
         ]
         if any(isinstance(measure, ModelMeasure) and measure.reads_facts for measure in self._measures):
             facts = _facts(task_model)
-            known.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
+            parts.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
         digest = hashlib.blake2b(
-            repr([identity.weights, identity.code, prepared.content, *known]).encode(), digest_size=12
+            repr([identity.weights, identity.code, prepared.content, *parts]).encode(), digest_size=12
         )
         # The budget decides how many inputs run together.
         batches = (self._read, self._tile, *([] if self._memory == Memory() else [self._memory.mib]))
@@ -406,12 +406,12 @@ class Run:
         """Identity of the components with their options and versions of their plugins, and their distributions."""
         components: list[Component] = [self._extractor, *measures]
         labelers = [m.labeler for m in measures if isinstance(m, FeatureMeasure) and m.labeler is not None]
-        kinds = {kind for one in (*components, *labelers) for kind in type(one).__mro__}
+        kinds = {kind for component in (*components, *labelers) for kind in type(component).__mro__}
         plugins = [plugin for plugin in registry().plugins if any(kind in kinds for _, kind in plugin.components)]
         identity, distributions = component_identity(components)
         # The version of the core is part of the key of every model.
-        known = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
-        return repr([identity, known, [measure.described() for measure in measures]]), distributions
+        plugin_versions = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
+        return repr([identity, plugin_versions, [measure.described() for measure in measures]]), distributions
 
     def _task(self, attrs: Mapping[str, Any]) -> dict[str, str]:
         """Name of the task in results, and the identity by which results are collected."""

@@ -107,14 +107,14 @@ def _class_in(path: Path, name: str | None) -> type[Component]:
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         if debugging():
             raise
-        place = origin(error)
+        location = origin(error)
         raise OptionError(
-            f"{path.name} cannot be imported: {type(error).__name__}: {error}{f' ({place})' if place else ''}"
+            f"{path.name} cannot be imported: {type(error).__name__}: {error}{f' ({location})' if location else ''}"
         ) from error
     if Path(str(getattr(module, "__file__", ""))).resolve() != path:
         raise OptionError(f"the module {module_name!r} in {path} is hidden by {module.__file__}: rename the file")
     kinds = tuple(_KINDS.values())
-    known = {
+    classes = {
         key: value
         for key, value in vars(module).items()
         if isinstance(value, type)
@@ -123,15 +123,15 @@ def _class_in(path: Path, name: str | None) -> type[Component]:
         and value.__module__ == module.__name__
     }
     if name is None or name == "":
-        if len(known) != 1:
-            raise OptionError(f"{path.name} has {len(known)} components ({', '.join(known)}): write FILE.py:CLASS")
-        return next(iter(known.values()))
-    found = getattr(module, name, None)
-    if isinstance(found, type) and issubclass(found, kinds) and inspect.isabstract(found):
-        lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        if len(classes) != 1:
+            raise OptionError(f"{path.name} has {len(classes)} components ({', '.join(classes)}): write FILE.py:CLASS")
+        return next(iter(classes.values()))
+    candidate = getattr(module, name, None)
+    if isinstance(candidate, type) and issubclass(candidate, kinds) and inspect.isabstract(candidate):
+        lacks = ", ".join(sorted(getattr(candidate, "__abstractmethods__", ())))
         raise OptionError(f"{name} in {path.name} is not complete: it has no {lacks}")
-    if not (isinstance(found, type) and issubclass(found, kinds)):
+    if not (isinstance(candidate, type) and issubclass(candidate, kinds)):
         bases = "an Extractor, TargetLabeler, FeatureLabeler, FeatureMeasure, ModelMeasure or Aggregator"
-        what = f"has no {name!r}" if found is None else f"has {name!r}, which is not the class of {bases}"
-        raise OptionError(f"{path.name} {what}{nearest(name, known)}")
-    return found
+        what = f"has no {name!r}" if candidate is None else f"has {name!r}, which is not the class of {bases}"
+        raise OptionError(f"{path.name} {what}{nearest(name, classes)}")
+    return candidate

@@ -56,7 +56,7 @@ def collect_command(
         ResultError: If no result file can be read.
     """
     console = make_console(quiet=json)
-    made: Any = registry().make("aggregator", aggregator[0], options_of(aggregator[1:]))
+    reducer: Any = registry().make("aggregator", aggregator[0], options_of(aggregator[1:]))
     target = Path(output) if output else Path(folder) / "collected"
     merged = collect(Path(folder), target)
     for line in (*merged.remarks, *merged.problems):
@@ -67,39 +67,39 @@ def collect_command(
     index = _index(merged.runs, Path(folder))
     render_index(index, console)
     tables = []
-    found: dict[str, Any] = {"remarks": merged.remarks, "problems": merged.problems, "files": []}
+    report: dict[str, Any] = {"remarks": merged.remarks, "problems": merged.problems, "files": []}
     runs = []
     unknown: list[OptionError] = []
     for path, ds in merged.files.items():
         file = {"path": str(path), "models": ds.sizes["model"], "run": merged.labels[path]}
-        found["files"].append(file)
-        told = f"{path}: {ds.sizes['model']} models, {merged.labels[path]}"
+        report["files"].append(file)
+        summary = f"{path}: {ds.sizes['model']} models, {merged.labels[path]}"
         try:
-            judged = judge(aggregate(ds, made), against)
+            judged = judge(aggregate(ds, reducer), against)
         except GenmeasuresError as error:
-            print_line(console, told)
+            print_line(console, summary)
             print_line(console, f"  not judged: {error}", "yellow")
             file["not_judged"] = str(error)
             if isinstance(error, OptionError):
                 unknown.append(error)
             continue
         if len(merged.files) <= _IN_FULL:
-            print_line(console, told)
+            print_line(console, summary)
             render_table(judged, console)
         task = {"task": ", ".join(sorted(set(ds[MODEL_TASK].values.astype(str))))} if MODEL_TASK in ds.coords else {}
         runs.append(JudgedRun({**task, **_named(run_settings(ds))}, ds.sizes["model"], judged))
         tables.append(judged.assign(run=merged.labels[path]))
     compared = by_run(runs)
     if len(merged.files) > 1:
-        render_by_run(compared, repr(made), console)
+        render_by_run(compared, repr(reducer), console)
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     if json:
-        print_json({**found, "runs": _records(index), "by_run": _records(compared), "judged": _records(table)})
+        print_json({**report, "runs": _records(index), "by_run": _records(compared), "judged": _records(table)})
     written = {"runs.csv": index, "by_run.csv": compared, "judged.csv": table}
-    for name, one in written.items():
-        if len(one):
-            write_table(one, target / name)
-    print_line(console, f"tables: {', '.join(str(target / name) for name, one in written.items() if len(one))}")
+    for name, frame in written.items():
+        if len(frame):
+            write_table(frame, target / name)
+    print_line(console, f"tables: {', '.join(str(target / name) for name, frame in written.items() if len(frame))}")
     if unknown and not tables:
         raise unknown[0]
     return 1 if merged.problems else 0
@@ -124,8 +124,8 @@ def _index(runs: dict[Path, xr.Dataset], folder: Path) -> pd.DataFrame:
 
 def _hash_of(path: Path) -> str:
     """What tells a result file from others: the hash at the end of its name, or the name where there is none."""
-    found = re.search(r"-([0-9a-f]{12})$", path.stem)
-    return found[1] if found else path.stem
+    match = re.search(r"-([0-9a-f]{12})$", path.stem)
+    return match[1] if match else path.stem
 
 
 def _named(settings: dict[str, str]) -> dict[str, str]:

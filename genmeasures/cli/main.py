@@ -125,10 +125,10 @@ def _main(given: list[str]) -> int:
         return 1
 
 
-def _no_command(given: Sequence[str], known: Sequence[str]) -> str:
-    if "=" in given[0]:
-        return f"settings follow a command: genmeasures run {' '.join(given)}"
-    return f"there is no command {given[0]!r}{nearest(given[0], known)}"
+def _no_command(arguments: Sequence[str], commands: Sequence[str]) -> str:
+    if "=" in arguments[0]:
+        return f"settings follow a command: genmeasures run {' '.join(arguments)}"
+    return f"there is no command {arguments[0]!r}{nearest(arguments[0], commands)}"
 
 
 if __name__ == "__main__":

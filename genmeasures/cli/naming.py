@@ -34,9 +34,9 @@ def result_path(folder: Path, task: str, extractor: str, overrides: Sequence[str
         'digits-whole_tensor-seed=1-9f8e7d.nc'
     """
     for ending in (".nc", ".parts"):
-        for found in sorted(folder.glob(f"*-{digest}{ending}")):
-            if not found.name.startswith("."):
-                return found.with_suffix(".nc")
+        for existing in sorted(folder.glob(f"*-{digest}{ending}")):
+            if not existing.name.startswith("."):
+                return existing.with_suffix(".nc")
     return folder / f"{readable_name([task, extractor, *overrides])}-{digest}.nc"
 
 

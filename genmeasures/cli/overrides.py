@@ -37,8 +37,11 @@ def readable(arguments: Sequence[str]) -> list[str]:
         >>> readable(["task.path=epoch=3", "seed=1"])
         ["task.path='epoch=3'", 'seed=1']
     """
-    sweeping = any(one in ("-m", "--multirun") or one.startswith(("hydra.mode=", "experiment=")) for one in arguments)
-    return [_readable(one, sweeping) for one in arguments]
+    sweeping = any(
+        argument in ("-m", "--multirun") or argument.startswith(("hydra.mode=", "experiment="))
+        for argument in arguments
+    )
+    return [_readable(argument, sweeping) for argument in arguments]
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -52,12 +55,12 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     settings: list[str] = []
     rest = list(arguments)
     while rest:
-        one = rest.pop(0)
-        if not one.startswith("-"):
-            settings.append(one)
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            settings.append(argument)
             continue
-        flags.append(one)
-        if one in _WITH_VALUE and rest and not (one in _OPTIONAL and "=" in rest[0]):
+        flags.append(argument)
+        if argument in _WITH_VALUE and rest and not (argument in _OPTIONAL and "=" in rest[0]):
             flags.append(rest.pop(0))
     return [*flags, *settings]
 
@@ -96,10 +99,10 @@ def _is_meant(parsed: Override, value: str, sweeping: bool) -> bool:
     """Whether Hydra reads a path as it is written."""
     if parsed.is_sweep_override():
         return sweeping
-    found = parsed.value()  # without its quotes
-    if found is None or value.startswith(("'", '"')) or "${" in value:
+    text = parsed.value()  # without its quotes
+    if text is None or value.startswith(("'", '"')) or "${" in value:
         return True
-    return isinstance(found, str) and (found == value or "\\" in value)
+    return isinstance(text, str) and (text == value or "\\" in value)
 
 
 def _parsed(argument: str) -> Override | None:
@@ -111,7 +114,7 @@ def _parsed(argument: str) -> Override | None:
 
 def _quoted(value: str) -> str:
     """The value in single quotes; backslashes count only where a quote follows them."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value) + "'"
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value) + "'"
 
 
 def _with_quotes(value: str) -> str:

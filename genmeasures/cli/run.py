@@ -132,8 +132,8 @@ def _kept_so_far(output: Path) -> str:
     count = sum(len(list(folder.glob("*.nc"))) for folder in folders)
     if not count:
         return "no model was measured completely; the same command starts again"
-    place = folders[0] if len(folders) == 1 else output
-    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {place}; the same command resumes"
+    where = folders[0] if len(folders) == 1 else output
+    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {where}; the same command resumes"
 
 
 def _check_output(output: Path) -> None:
@@ -278,17 +278,17 @@ def _account(account: Account, source: Path, renewed: bool) -> list[str]:
     count = len(account.taken) + len(account.measured) + len(account.failed)
     if not account.taken and not account.removed and set(account.measured.values()) <= {NEW}:
         return []
-    said = [f"{len(account.taken)} of {count} models reused from {source}"]
+    parts = [f"{len(account.taken)} of {count} models reused from {source}"]
     for reason in dict.fromkeys(account.measured.values()):
         names = [name for name, why in account.measured.items() if why == reason]
-        said.append(f"{len(names)} measured ({reason}): {_list(names)}")
+        parts.append(f"{len(names)} measured ({reason}): {_list(names)}")
     if account.failed:
-        said.append(f"{len(account.failed)} failed: {_list(account.failed)}")
+        parts.append(f"{len(account.failed)} failed: {_list(account.failed)}")
     if account.removed:
-        said.append(f"{len(account.removed)} left out (no longer in the task): {_list(account.removed)}")
-    if len(said) == 1 and renewed:
-        said.append("their hyperparameters, metrics and order are updated")
-    return ["; ".join(said)]
+        parts.append(f"{len(account.removed)} left out (no longer in the task): {_list(account.removed)}")
+    if len(parts) == 1 and renewed:
+        parts.append("their hyperparameters, metrics and order are updated")
+    return ["; ".join(parts)]
 
 
 def _list(names: Sequence[str]) -> str:
@@ -354,10 +354,10 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
         if OmegaConf.is_missing(node, option):
             raise OptionError(f"{prefix}{key}.{option}: a value is needed, {prefix}{key}.{option}=…")
     if issubclass(component, Component):
-        known = component.option_names()
+        options = component.option_names()
         for option in map(str, node):
-            if option not in known and not option.startswith("_"):
-                raise OptionError(f"{prefix}{key}.{option}: unknown option{nearest(option, known)}")
+            if option not in options and not option.startswith("_"):
+                raise OptionError(f"{prefix}{key}.{option}: unknown option{nearest(option, options)}")
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:

@@ -99,14 +99,14 @@ def drawn(sampler: Iterable[Any], size: int) -> list[Any]:
 @contextmanager
 def _at_their_beginning(sampler: object) -> Iterator[None]:
     """The generators of a sampler, reset and afterwards restored."""
-    found = list(_generators(sampler, _DEPTH))
-    before = [generator.get() for _, generator in found]
+    generators = list(_generators(sampler, _DEPTH))
+    before = [generator.get() for _, generator in generators]
     try:
-        for value, generator in found:
+        for value, generator in generators:
             generator.seed(value.initial_seed() if isinstance(value, torch.Generator) else 0)
         yield
     finally:
-        for (_, generator), state in zip(found, before, strict=True):
+        for (_, generator), state in zip(generators, before, strict=True):
             generator.set(state)
 
 

@@ -475,6 +475,6 @@ def read_alike(sources: Mapping[Split, DataSource]) -> dict[Split, DataSource]:
         ('floating-point targets with integer values were read as class numbers',)
     """
     summaries = {name: source.scan().summary for name, source in sources.items()}
-    known = {name: summary for name, summary in summaries.items() if summary is not None}
-    readings = settle(known) if known else {}
+    present = {name: summary for name, summary in summaries.items() if summary is not None}
+    readings = settle(present) if present else {}
     return {name: source.read_as(readings[name]) if name in readings else source for name, source in sources.items()}

@@ -55,13 +55,15 @@ class LayerState:
         split = self._split_of("fit")
         whole = self.samples.get(split) is self.samples["fit"]
         samples: frozenset[SampleName] = frozenset({"fit", split} if whole else {"fit"})
-        replayed = [(measure, one) for measure in measures for one in measure.passes if one.sample in samples]
+        replayed = [
+            (measure, reading) for measure in measures for reading in measure.passes if reading.sample in samples
+        ]
         labelers = {
             repr(measure.labeler): measure.labeler
-            for measure, one in replayed
-            if "labels" in one.fields and isinstance(measure.labeler, TargetLabeler)
+            for measure, reading in replayed
+            if "labels" in reading.fields and isinstance(measure.labeler, TargetLabeler)
         }
-        keeps_vectors = any("vectors" in one.fields for _, one in replayed)
+        keeps_vectors = any("vectors" in reading.fields for _, reading in replayed)
         return TrainingRecord(self.layer, split, samples, len(self.samples["fit"]), labelers, keeps_vectors)
 
     def split_of(self, sample: SampleName) -> Split:
@@ -97,7 +99,7 @@ class LayerState:
         if self.traced.reads != other.traced.layer.index:
             return False
         mine, others = (state.samples["fit"].part(0, sys.maxsize) for state in (self, other))
-        return all(np.array_equal(one, two) for one, two in zip(mine, others, strict=True))
+        return all(np.array_equal(left, right) for left, right in zip(mine, others, strict=True))
 
     def record(self, batch: FeatureBatch) -> None:
         """Record training vectors; if that fails, no consumer of the layer has a value."""

@@ -178,12 +178,12 @@ def _whole(
     return traced, chosen, WholeFeed(data, device, layout, inputs_at_a_time(traced.layers, memory))
 
 
-def _example_count(model: nn.Module, one: Tensor, tap: str, memory: Memory) -> int:
+def _example_count(model: nn.Module, example: Tensor, tap: str, memory: Memory) -> int:
     """How many inputs are traced: no more than run at a time, where a single one (1, …) is large."""
-    if one.numel() < memory.large_input:
+    if example.numel() < memory.large_input:
         return _EXAMPLES
     try:
-        return min(_EXAMPLES, inputs_at_a_time(trace(model, one, tap).layers, memory))
+        return min(_EXAMPLES, inputs_at_a_time(trace(model, example, tap).layers, memory))
     except ModelError:  # the trace of three inputs has the better message
         return _EXAMPLES
 

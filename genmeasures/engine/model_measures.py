@@ -113,8 +113,8 @@ def _computed(
 ) -> Mapping[str, Sequence[Outcome]]:
     inputs = _Inputs(measure, data, device)
     generator = generator_for(data.seed, "measure", measure)
-    known = (facts or ModelFacts("")) if measure.reads_facts else None
-    model_data = ModelData(inputs.batches, inputs.sample, inputs.order, device, generator, modules, known)
+    read_facts = (facts or ModelFacts("")) if measure.reads_facts else None
+    model_data = ModelData(inputs.batches, inputs.sample, inputs.order, device, generator, modules, read_facts)
     try:
         if by_tiles:
             raise OptionError(f"{measure.name} runs the model on whole inputs, which tile rules out")
@@ -142,7 +142,7 @@ def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
             f"{variable.name} is of type {type(value).__name__}, expected a sequence of {layers} values, one per "
             "layer; for one value per model, declare dims=()"
         )
-    outcomes = [outcome_of(one, dim) for one in value]
+    outcomes = [outcome_of(item, dim) for item in value]
     if len(outcomes) != layers:
         raise ComponentError(f"{variable.name} has {len(outcomes)} values, expected {layers}, one per layer")
     return outcomes

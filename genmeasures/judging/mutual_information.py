@@ -162,9 +162,9 @@ def conditional_information(
         mu = measures[start : start + step]
         # Counts of pairs are integers below 2^24 for up to 4096 models: single precision is exact.
         m = (mu[:, :, None] > mu[:, None, :]).astype(np.float32 if len(gap) <= _SINGLE else np.float64)
-        both = m * g.astype(m.dtype)
+        joint = m * g.astype(m.dtype)
         for column, s in enumerate(slices):
-            information[start : start + step, column] = (s.weights * _information(s, m, both)).sum(axis=(1, 2))
+            information[start : start + step, column] = (s.weights * _information(s, m, joint)).sum(axis=(1, 2))
     entropy = np.array([float((s.weights * _entropy(s, offset)).sum()) for s in slices])
     defined = np.array([bool(((s.higher > 0) & (s.higher < s.pairs)).any()) for s in slices])
     return ConditionalInformation(information, entropy, defined)

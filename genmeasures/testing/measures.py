@@ -46,12 +46,14 @@ def _summaries(component: Measure) -> list[Variable]:
     return [variable for variable in component.variables if set(variable.dims) <= {"layer"}]
 
 
-def _assert_same(component: Measure, one: xr.Dataset, other: xr.Dataset, what: str, tolerance: float = _SAME) -> None:
+def _assert_same(
+    component: Measure, first: xr.Dataset, second: xr.Dataset, what: str, tolerance: float = _SAME
+) -> None:
     summaries = _summaries(component)
     if not summaries:
         raise SkipTest("each of its variables has a dimension of its own, and these are not compared")
     for variable in summaries:
-        left, right = one[variable.name].values.ravel(), other[variable.name].values.ravel()
+        left, right = first[variable.name].values.ravel(), second[variable.name].values.ravel()
         same = np.isclose(left, right, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
         assert same.all(), f"{variable.name} is {left[~same][0]} and, {what}, {right[~same][0]}"
 
@@ -83,15 +85,15 @@ def check_values(component: Measure) -> None:
     ds = _plain(component)
     for variable in component.variables:
         assert_sound(ds, variable)
-        found = statuses(ds, variable)
-        assert np.isfinite(ds[variable.name].values).any(), f"{variable.name} has no value: {found[0]}"
+        texts = statuses(ds, variable)
+        assert np.isfinite(ds[variable.name].values).any(), f"{variable.name} has no value: {texts[0]}"
 
 
 def check_extractors(component: Measure) -> None:
     """It has values with every built-in extractor, the same in batches of another size."""
     if not isinstance(component, FeatureMeasure):
         raise SkipTest("it reads no vectors of an extractor")
-    for name in [one.name for kind, one in registry().plugins[0].components if kind == "extractor"]:
+    for name in [entry.name for kind, entry in registry().plugins[0].components if kind == "extractor"]:
         ds = _measured(component, toys.network(), *_data(), extractor=name)
         for variable in component.variables:
             assert_sound(ds, variable, f"with the extractor {name}: ")
@@ -141,11 +143,11 @@ def check_global_state(component: Measure) -> None:
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
     np_state = _numpy_state()
-    one = _plain(component)
+    before = _plain(component)
     assert torch.equal(torch.random.get_rng_state(), state), "torch's global random state has moved"
     assert _numpy_state() == np_state, "NumPy's global random state has moved"
     torch.manual_seed(2)
-    _assert_same(component, one, _plain(component), "under another global seed", 1e-9)
+    _assert_same(component, before, _plain(component), "under another global seed", 1e-9)
     torch.random.set_rng_state(state)
 
 
@@ -234,15 +236,15 @@ def _given(batch: FeatureBatch, measure: FeatureMeasure, one: Pass) -> list[_Giv
 
 
 @contextlib.contextmanager
-def _unwritten(given: list[_Given], method: str, faults: list[str]) -> Iterator[None]:
-    for one in given:
-        one.note()
+def _unwritten(tensors: list[_Given], method: str, faults: list[str]) -> Iterator[None]:
+    for tensor in tensors:
+        tensor.note()
     yield
     faults.extend(
-        f"{method} writes into batch.{one.field}, which other measures read too: copy it first, "
-        f"batch.{one.field}.clone()"
-        for one in given
-        if one.written()
+        f"{method} writes into batch.{tensor.field}, which other measures read too: copy it first, "
+        f"batch.{tensor.field}.clone()"
+        for tensor in tensors
+        if tensor.written()
     )
 
 

@@ -58,12 +58,12 @@ class NormCall:
     bias: Tensor | None
     eps: float
 
-    def normalized(self, known: Moments) -> Tensor:
+    def normalized(self, statistics: Moments) -> Tensor:
         """The input normalized by given statistics, which is an affine map of every channel."""
         channels = self.input.shape[1]
         each = channels // self.groups
-        scale = (known.squares / known.count + self.eps).rsqrt().repeat_interleave(each, 1)
-        shift = -known.mean.repeat_interleave(each, 1) * scale
+        scale = (statistics.squares / statistics.count + self.eps).rsqrt().repeat_interleave(each, 1)
+        shift = -statistics.mean.repeat_interleave(each, 1) * scale
         if self.weight is not None:
             scale, shift = scale * self.weight, shift * self.weight
         if self.bias is not None:

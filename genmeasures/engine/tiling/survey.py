@@ -176,8 +176,8 @@ class _Surveyor:
             strides.append(Fraction(_GROWTH, more[axis]))
         steps = [
             Fraction(_GROWTH, abs(b - a)).numerator
-            for one, other in zip(shapes, grown, strict=True)
-            for a, b in zip(one, other, strict=True)
+            for original, enlarged in zip(shapes, grown, strict=True)
+            for a, b in zip(original, enlarged, strict=True)
             if a != b
         ]
         return strides, math.lcm(*steps, *(stride.numerator for stride in strides))
@@ -218,10 +218,10 @@ class _Surveyor:
         values (1, C, *S) and the number of normalizations so far.
         """
         norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, number + 1))
-        places = {id(layer): place for place, layer in enumerate(layers)}
+        indices = {id(layer): index for index, layer in enumerate(layers)}
 
         def receive(layer: TracedLayer, layer_input: Tensor, output: Tensor) -> None:
-            see(places[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms.count)
+            see(indices[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms.count)
 
         taps = tapped(model, layers, receive, stop=True, whole=False)
         with torch.no_grad(), taps as tap, norms:
@@ -333,16 +333,16 @@ class _Surveyor:
             right.append((int((stop - lag - step) / stride), int((stop - lag) / stride)))
             left.append((int((step + lead) / stride), int((2 * step + lead) / stride)))
         known, whole = self._blocks(inputs, axis, [right, left], 0, strides, ())
-        for start, stop_at, places in ((0, stop, [right]), (step, stop, [right, left]), (step, end, [left])):
+        for start, stop_at, ranges in ((0, stop, [right]), (step, stop, [right, left]), (step, end, [left])):
             part = inputs.narrow(axis + 2, start, stop_at - start).contiguous(memory_format=self._layout)
-            _, by_site = self._blocks(part, axis, places, start, strides, known)
+            _, by_site = self._blocks(part, axis, ranges, start, strides, known)
             for site, blocks in enumerate(by_site):
-                due = whole[site] if len(places) == 2 else whole[site][:1] if places[0] is right else whole[site][1:]
-                for one, other in zip(blocks, due, strict=True):
-                    if one.shape != other.shape:
+                due = whole[site] if len(ranges) == 2 else whole[site][:1] if ranges[0] is right else whole[site][1:]
+                for block, expected in zip(blocks, due, strict=True):
+                    if block.shape != expected.shape:
                         return site
-                    scale = float(other.abs().max()) if other.numel() else 0.0
-                    if not torch.allclose(one, other, rtol=0, atol=rounding(one.dtype) * scale, equal_nan=True):
+                    scale = float(expected.abs().max()) if expected.numel() else 0.0
+                    if not torch.allclose(block, expected, rtol=0, atol=rounding(block.dtype) * scale, equal_nan=True):
                         return site
         return None
 
@@ -350,7 +350,7 @@ class _Surveyor:
         self,
         inputs: Tensor,
         axis: int,
-        places: Sequence[Sequence[tuple[int, int]]],
+        ranges: Sequence[Sequence[tuple[int, int]]],
         start: int,
         strides: Sequence[Fraction],
         known: Sequence[Moments],
@@ -362,7 +362,7 @@ class _Surveyor:
             origin = int(start / strides[site])
             by_site[site] = [
                 values[(slice(None),) * (axis + 2) + (slice(max(0, low - origin), max(0, high - origin)),)].clone()
-                for low, high in (place[site] for place in places)
+                for low, high in (group[site] for group in ranges)
             ]
 
         statistics = self._run(self._model, self._layers, inputs, see, known)
