@@ -101,6 +101,10 @@ def one_of(component: object, option: str, value: object, allowed: Sequence[obje
 def is_count(value: object, least: int = 1) -> bool:
     """Whether the value of an option is an integer ≥ ``least``; a bool is not.
 
+    Args:
+        value: the value.
+        least: smallest valid integer.
+
     Example:
         >>> is_count(3), is_count(0), is_count(True), is_count(2.0)
         (True, False, False, False)

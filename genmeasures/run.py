@@ -469,7 +469,12 @@ def _facts(model: TaskModel) -> ModelFacts:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Versions of Python and of the packages that results depend on.
+
+    Example:
+        >>> "torch" in versions()
+        True
+    """
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 

@@ -42,6 +42,12 @@ def check_command(name: str, options: Sequence[str]) -> int:
 
     Raises:
         OptionError: If there is no such component, or an option is wrong.
+
+    Example:
+        >>> check_command("meen", [])
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: there is no component 'meen' (did you mean 'mean'? ...
     """
     values = options_of(options)
     file = _FILE.fullmatch(name)

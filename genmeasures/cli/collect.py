@@ -54,6 +54,12 @@ def collect_command(
 
     Raises:
         ResultError: If no result file can be read.
+
+    Example:
+        >>> collect_command("no_such_folder", None)
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ResultError: the folder no_such_folder does not exist
     """
     console = make_console(quiet=json)
     reducer: Any = registry().make("aggregator", aggregator[0], options_of(aggregator[1:]))

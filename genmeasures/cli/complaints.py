@@ -29,6 +29,13 @@ def told(error: Exception, overrides: Sequence[str]) -> str | None:
     Args:
         error: Exception that a run raised.
         overrides: Arguments of Hydra.
+
+    Returns:
+        One line that begins with "error: ".
+
+    Example:
+        >>> told(GenmeasuresError("there are no models to measure"), [])
+        'error: there are no models to measure'
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -197,6 +204,10 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
 def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Return all settings of a nested mapping under dotted names, including the mappings themselves.
 
+    Args:
+        node: the mapping; anything else has no settings.
+        prefix: put before every name.
+
     Example:
         >>> flat({"task": {"limit": 8}})
         [('task', {'limit': 8}), ('task.limit', 8)]
@@ -214,6 +225,10 @@ def unread(config: DictConfig, settings: Sequence[str]) -> str | None:
     """Return a message for a setting that is not used, or None.
 
     A setting of the user that others refer to, as ``${width}``, is used.
+
+    Args:
+        config: the composed configuration.
+        settings: names of the settings that a run reads.
 
     Example:
         >>> unread(OmegaConf.create({"seed": 1, "sead": 2}), ["seed"])

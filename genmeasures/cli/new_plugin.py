@@ -27,6 +27,12 @@ def new_plugin_command(name: str, folder: str) -> int:
 
     Raises:
         OptionError: If the name is not valid or is taken, or the folder exists or cannot be written.
+
+    Example:
+        >>> new_plugin_command("class", ".")
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: 'class' is not a valid name for a measure: it must consist of ...
     """
     measure = name.removeprefix("genmeasures-").replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", measure) or keyword.iskeyword(measure):

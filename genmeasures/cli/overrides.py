@@ -66,7 +66,17 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 
 def text_of(arguments: Sequence[str], key: str, otherwise: str) -> str:
-    """The text that the arguments give for a key, the last one where they give several."""
+    """The text that the arguments give for a key, the last one where they give several.
+
+    Args:
+        arguments: overrides and flags of Hydra.
+        key: dotted name of the setting.
+        otherwise: returned where no argument sets it.
+
+    Example:
+        >>> text_of(["seed=1", "output=here"], "output", "results")
+        'here'
+    """
     for argument in reversed(arguments):
         if argument.lstrip("+").startswith(f"{key}="):
             parsed = _parsed(argument)

@@ -86,6 +86,10 @@ def run_command(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status.
+
+    Example:
+        >>> run_command(["output=/dev/null"])  # with a message on standard error
+        1
     """
     Plugins.instance().register(SearchPath)
     AT_END.clear()
@@ -146,7 +150,20 @@ def _check_output(output: Path) -> None:
 
 
 def job(config: DictConfig) -> None:
-    """One run. Errors of genmeasures end it without a traceback, and the other jobs of a multirun continue."""
+    """One run. Errors of genmeasures end it without a traceback, and the other jobs of a multirun continue.
+
+    Args:
+        config: the composed configuration of the run.
+
+    Raises:
+        CompactHydraException: the run failed with an error of genmeasures.
+
+    Example:
+        >>> job(OmegaConf.create({"sead": 1}))
+        Traceback (most recent call last):
+            ...
+        hydra.errors.CompactHydraException: error: sead: unknown setting, which nothing reads ...
+    """
     if not _DRIVING:
         left_to_parent()
     try:

@@ -37,6 +37,9 @@ def store_derived(folder: Path) -> None:
     Args:
         folder: conf/ of the working folder, whose YAML files count, too. Hydra takes a stored config with the name of
             a file for the schema of that file, so that none is stored in this case.
+
+    Example:
+        >>> store_derived(Path("conf"))
     """
     store = ConfigStore.instance()
     for kind in KINDS:

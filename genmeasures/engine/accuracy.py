@@ -30,7 +30,15 @@ class Correct:
 
 
 def classes_of(sources: Mapping[Split, DataSource]) -> int:
-    """The number of classes by the largest label of all splits; 0 if no targets are class numbers."""
+    """The number of classes by the largest label of all splits; 0 if no targets are class numbers.
+
+    Args:
+        sources: scanned data by split.
+
+    Example:
+        >>> classes_of({"train": DataSource((torch.zeros(3, 2), torch.tensor([0, 2, 1])), "train", 3)})
+        3
+    """
     largest = 0
     for source in sources.values():
         scan = source.scan()

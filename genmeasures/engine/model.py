@@ -93,6 +93,23 @@ def measure_model(
     Raises:
         ModelError: the model cannot be run or has no measurable layer.
         OptionError: the model does not have one of ``layers``.
+
+    Returns:
+        Values with their statuses, and what is known of the layers.
+
+    Example:
+        >>> from genmeasures.engine import prepare_data, prepare_measures
+        >>> from genmeasures.extractors import WholeTensor
+        >>> from genmeasures.data import DataSource
+        >>> from genmeasures.labelers import ClassLabel
+        >>> from genmeasures.measures import DaviesBouldin
+        >>> x, extractor = torch.tensor([[0.0, 0.1], [0.2, 0.0], [1.0, 1.1], [1.0, 0.9]]), WholeTensor()
+        >>> sources = {"train": DataSource((x, torch.tensor([0, 0, 1, 1])), "train", 4)}
+        >>> measures, lacking = prepare_measures([DaviesBouldin(ClassLabel())], extractor, sources)
+        >>> data = prepare_data(sources, measures, extractor, seed=0, lacking=lacking)
+        >>> result = measure_model(nn.Sequential(nn.Linear(2, 2)), data, measures, torch.device("cpu"))
+        >>> [outcome.status for outcome in result.outcomes["davies_bouldin"]]
+        ['ok']
     """
     check_model(model)
     if not data.sources:

@@ -91,6 +91,21 @@ def model_measure_outcomes(
 
     Returns:
         Outcomes by the measure's own variable names, one per layer or a single one.
+
+    Example:
+        >>> import torch
+        >>> from genmeasures.engine import prepare_data
+        >>> from genmeasures.extractors import WholeTensor
+        >>> from genmeasures.interfaces import Variable
+        >>> class Parameters(ModelMeasure):
+        ...     name = "parameters"
+        ...     variables = (Variable("parameters", "number of parameters", dims=()),)
+        ...
+        ...     def measure(self, model, layers, data):
+        ...         return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        >>> net, data = nn.Linear(2, 3), prepare_data({}, [], WholeTensor(), seed=0)
+        >>> model_measure_outcomes(Parameters(), net, {}, [], data, torch.device("cpu"), (), False, None)
+        {'parameters': [Outcome(value=9.0, status='ok')]}
     """
     try:
         with lent(model, device, own_changes) as changes:

@@ -27,7 +27,18 @@ _ALIVE = 4
 
 
 def inputs_at_a_time(traced: Sequence[TracedLayer], memory: Memory) -> int:
-    """How many inputs run at a time, by the largest of *all* layers: those that are not measured run too."""
+    """How many inputs run at a time, by the largest of *all* layers: those that are not measured run too.
+
+    Args:
+        traced: all layers of the model.
+        memory: the budget.
+
+    Example:
+        >>> from torch import nn
+        >>> from genmeasures.tracing import trace
+        >>> inputs_at_a_time(trace(nn.Linear(500, 500), torch.zeros(2, 500), "linear").layers, Memory(17))
+        131
+    """
     largest = max(layer.layer.input_size + layer.layer.channels * layer.layer.positions for layer in traced)
     return max(1, memory.activations // (4 * _ALIVE * largest))
 

@@ -89,7 +89,17 @@ def set_scores(measures: Floats, gap: Floats, codes: NDArray[np.int64]) -> Float
 
 
 def no_entropy(names: Sequence[object], undefined: int, sets: int) -> str:
-    """Message that a ratio is 0/0, with the hyperparameters of a set without entropy: none if all gaps are equal."""
+    """Message that a ratio is 0/0, with the hyperparameters of a set without entropy: none if all gaps are equal.
+
+    Args:
+        names: names of the hyperparameters of one such set.
+        undefined: number of such sets.
+        sets: number of all sets.
+
+    Example:
+        >>> no_entropy(["width"], 1, 3)
+        "the values of 'width' determine the order of the gaps (1 of 3 sets of hyperparameters): the score is 0/0"
+    """
     if not names:
         return "all gaps are equal: models have no order by gap"
     return (

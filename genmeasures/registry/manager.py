@@ -185,6 +185,11 @@ def make(component: type[Component], options: dict[str, Any], called: str) -> Co
 
     Raises:
         OptionError: If an option is unknown, missing or out of range.
+
+    Example:
+        >>> from genmeasures.labelers import KMeans
+        >>> make(KMeans, {"k": 8}, "the labeler 'kmeans'")
+        KMeans(k=8, restarts=10, repeats=1)
     """
     names = component.option_names()
     for option in options:

@@ -38,7 +38,16 @@ class Moments:
 
 
 def moments(values: Tensor, groups: int) -> Moments:
-    """The moments of values (B, C, *S), with the channels in ``groups`` groups."""
+    """The moments of values (B, C, *S), with the channels in ``groups`` groups.
+
+    Args:
+        values: (B, C, *S), of any floating-point type.
+        groups: number of groups, a divisor of C.
+
+    Example:
+        >>> moments(torch.tensor([[[1.0, 3.0]]]), groups=1)
+        Moments(count=2, mean=tensor([[2.]], dtype=torch.float64), squares=tensor([[2.]], dtype=torch.float64))
+    """
     rows = values.flatten(2).unflatten(1, (groups, -1)).flatten(2).double()
     if not rows.shape[2]:
         nothing = rows.new_zeros(rows.shape[:2])

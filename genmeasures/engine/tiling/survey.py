@@ -49,7 +49,20 @@ class Survey:
 
 
 def sketched_trace(model: nn.Module, sketch: Sketch, shape: tuple[int, ...], tap: str) -> Trace:
-    """The trace of the model for inputs of the shape (B, …), without any computation."""
+    """The trace of the model for inputs of the shape (B, …), without any computation.
+
+    Args:
+        model: the model.
+        sketch: its copy without memory.
+        shape: shape of the inputs.
+        tap: "activation" or "linear".
+
+    Example:
+        >>> net = nn.Conv2d(1, 4, 3)
+        >>> sketch = Sketch(net, torch.device("cpu"))
+        >>> sketched_trace(net, sketch, (2, 1, 4000, 4000), "linear").layers[0].layer.spatial
+        (3998, 3998)
+    """
     traced = trace(sketch.model, sketch.input(shape), tap)
     layers = tuple(replace(layer, module=sketch.original(layer.module, model)) for layer in traced.layers)
     return Trace(layers, traced.skipped)
@@ -80,6 +93,15 @@ def survey(
 
     Raises:
         ModelError: a layer cannot be measured by tiles; the message names the first one.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3)).eval()
+        >>> example, device = torch.rand(1, 1, 64, 64), torch.device("cpu")
+        >>> layers = trace(net, example.expand(2, -1, -1, -1), "linear").layers
+        >>> layout = torch.contiguous_format
+        >>> surveyed = survey(net, Sketch(net, device), layers, example, (16, 16), device, layout)
+        >>> [(site.name, [int(stride) for stride in site.stride], site.after) for site in surveyed.sites]
+        [('0', [1, 1], (2, 2)), ('2', [2, 2], (6, 6))]
     """
     originals = {id(sketch.original(module, model)): module for module in sketch.model.modules()}
     copies = [replace(layer, module=originals[id(layer.module)]) for layer in layers]
