@@ -103,7 +103,7 @@ class Run:
         batch_size: inputs per batch.
         keep: a folder that stores the result of each model as soon as it is measured; a later run reuses it if all that
             its values depend on is the same. None stores nothing.
-        tile: size of the tiles by which inputs run, of all spatial axes or of each; None runs whole inputs.
+        tile: size of the tiles in which inputs run, of all spatial axes or of each; None runs whole inputs.
         ignore_index: the target that means "no label".
         memory: MiB for activations and for what is kept between passes.
 
@@ -174,7 +174,7 @@ class Run:
         self._batch_size = batch_size
         self._keep = None if keep is None else writable(keep)
         self._train = train
-        # By tiles inputs run one by one: no more of them need to be in memory.
+        # In tiles, inputs run one by one: no more of them need to be in memory.
         self._read = batch_size if tile is None else 1
         self._tile = tile if tile is None or isinstance(tile, int) else list(tile)
         self._ignore_index = ignore_index
@@ -207,7 +207,7 @@ class Run:
         Args:
             attrs: attributes of the result; ``task`` and ``task_id`` for the models of a task.
             on_model: called with the name of a model, its index and the number of models when it begins.
-            on_batch: called with the split, the number of inputs that are through, and their count.
+            on_batch: called with the split, the number of inputs done, and the total.
             earlier: an earlier result, whose values are reused for models if nothing that they depend on has changed.
 
         Returns:
@@ -233,7 +233,7 @@ class Run:
             began = time.perf_counter()
             try:
                 datasets.append(self._measure_one(model, on_batch))
-            except Exception as caught:  # whatever stops one model, the others go on
+            except Exception as caught:  # whatever stops one model, the others continue
                 trace = traceback_of(caught)
                 status = status_of(caught, f"model {model.name}").partition(": ")[2]
                 named = status.startswith((f"model {model.name}: ", f"model {model.name!r}: "))
@@ -305,7 +305,7 @@ class Run:
         dataset = keyed(model_dataset(task_model, result, measures), key).assign_attrs(values.attrs)
         self.account.measured[task_model.name] = why
         if short := shortage(dataset):
-            # The values that are there are right, but the model is not done: the next run tries again.
+            # The values so far are valid but incomplete: the next run measures the model again.
             log.warning("model %s: %s", shown(task_model.name), one_line(short))
             dataset["model_status"] = ("model", np.array([short], dtype=object))
             return keyed(dataset, ModelKey(key.content))

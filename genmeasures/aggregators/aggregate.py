@@ -65,7 +65,7 @@ def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
         reduced[f"{name}{LAYERS_USED}"] = xr.DataArray(
             used, dims="model", attrs={"long_name": f"{label}: number of layers used", "units": "1"}
         )
-    # Measures first and in their order; what else there is along the models follows.
+    # Measures first, in their order, then the other variables along ``model``.
     out = per_model.drop_vars(list(per_model.data_vars)).assign(reduced)
     out = out.assign({name: v for name, v in per_model.data_vars.items() if name not in out})
     out.attrs = {**ds.attrs, "aggregator": repr(aggregator)}

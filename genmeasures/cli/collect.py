@@ -112,7 +112,7 @@ def collect_command(
 
 
 def _index(runs: dict[Path, xr.Dataset], folder: Path) -> pd.DataFrame:
-    """One row a result file, with the settings in which the files differ; ``run`` is the hash in its name."""
+    """One row per result file, with the settings in which the files differ; ``run`` is the hash in its name."""
     settings = [_named(run_settings(ds)) for ds in runs.values()]
     names = differing(settings)
     rows = [
@@ -129,7 +129,7 @@ def _index(runs: dict[Path, xr.Dataset], folder: Path) -> pd.DataFrame:
 
 
 def _hash_of(path: Path) -> str:
-    """What tells a result file from others: the hash at the end of its name, or the name where there is none."""
+    """Identifier of a result file: the hash at the end of its name, or the name where there is none."""
     match = re.search(r"-([0-9a-f]{12})$", path.stem)
     return match[1] if match else path.stem
 

@@ -23,7 +23,7 @@ _GROUPS = ("task", "extractor", "measure", "aggregator", "experiment")
 _KEY = r"'?(?P<key>[^'\s]+?)'?"
 
 
-def told(error: Exception, overrides: Sequence[str]) -> str | None:
+def message_for(error: Exception, overrides: Sequence[str]) -> str | None:
     """Return the message for an error of the user, or None for an internal error, whose traceback is needed.
 
     Args:
@@ -34,7 +34,7 @@ def told(error: Exception, overrides: Sequence[str]) -> str | None:
         One line that begins with "error: ".
 
     Example:
-        >>> told(GenmeasuresError("there are no models to measure"), [])
+        >>> message_for(GenmeasuresError("there are no models to measure"), [])
         'error: there are no models to measure'
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -77,9 +77,9 @@ def _main(given: list[str]) -> int:
     check = commands.add_parser("check", help="run the conformance suite on a component")
     check.add_argument("name", help="name of an extractor, labeler, measure or aggregator, KIND.NAME, or FILE.py:CLASS")
     check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the component")
-    new = commands.add_parser("new-plugin", help="make a plugin: module, pyproject.toml and test")
+    new = commands.add_parser("new-plugin", help="create a plugin: module, pyproject.toml and test")
     new.add_argument("name", help="name of its measure, such as my_measure")
-    new.add_argument("--folder", default=".", help="folder in which to make it (default: current folder)")
+    new.add_argument("--folder", default=".", help="folder in which it is created (default: current folder)")
     if given[:1] in (["-m"], ["--multirun"]) and given[1:2] == ["run"]:
         given = ["run", "-m", *given[2:]]
     if not given:

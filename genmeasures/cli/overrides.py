@@ -1,4 +1,4 @@
-"""Arguments of ``genmeasures run`` as they are typed, made into what Hydra's grammar takes."""
+"""Conversion of the arguments of ``genmeasures run`` to Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def readable(arguments: Sequence[str]) -> list[str]:
     """Put quotes around values that Hydra cannot read, and around paths that it would read as something else.
 
     A path may so have any characters: ``task.path=epoch=3``, ``task.path=nets (1)``, ``output=modèles``. With
-    ``-m`` commas separate the values of a sweep, as ever. Values that are in quotes stay as they are.
+    ``-m`` commas separate the values of a sweep, as usual. Values that are in quotes stay as they are.
 
     Raises:
         OptionError: a list or mapping that cannot be read, with a way to write it.
@@ -45,7 +45,7 @@ def readable(arguments: Sequence[str]) -> list[str]:
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The same with options before settings: Hydra takes no settings on both sides of ``-m``.
+    """Move options before settings: Hydra takes no settings on both sides of ``-m``.
 
     Example:
         >>> flags_first(["seed=0,1", "-m", "extractor=whole_tensor", "--cfg", "job"])

@@ -26,9 +26,9 @@ from rich.console import Console
 from genmeasures.api import aggregate, judge
 from genmeasures.callbacks import AT_END
 from genmeasures.checks import check_seed
-from genmeasures.cli.complaints import told, unread
+from genmeasures.cli.complaints import message_for, unread
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
-from genmeasures.cli.naming import result_path, telling
+from genmeasures.cli.naming import result_path, shown_overrides
 from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
 from genmeasures.cli.search_path import CONFIGS, SearchPath
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
@@ -73,7 +73,7 @@ class Shield(Callback):
     """Hydra callback for multiruns whose jobs run in other processes."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Shield the workers, which Hydra's basic launcher does not have."""
+        """Shield the workers. Hydra's basic launcher has none."""
         if "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
             shield_workers()
 
@@ -112,7 +112,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        line = told(error, overrides)
+        line = message_for(error, overrides)
         if line is None or full == "1" or debugging():
             raise
         print(line, file=sys.stderr)
@@ -229,7 +229,7 @@ def _job(config: DictConfig) -> None:
                 print_line(console, line)
             problem = _saved(ds, path)
             if problem is None:
-                for beside in path.parent.glob(f"{glob.escape(path.stem)}*"):  # of what the file held before
+                for beside in path.parent.glob(f"{glob.escape(path.stem)}*"):  # these belong to the previous contents
                     if beside.name.endswith((".png", "-judged.csv")):
                         beside.unlink(missing_ok=True)
         if problem is None:
@@ -329,7 +329,7 @@ def _overrides(task: Task) -> list[str]:
     hidden = {f"task.{name}" for name in task.incidental}
     overrides = HydraConfig.get().overrides.task
     typed = [override for override in overrides if override.lstrip("+~").partition("=")[0] not in hidden]
-    return telling(typed, _WITHOUT_VALUES)
+    return shown_overrides(typed, _WITHOUT_VALUES)
 
 
 def digest(config: DictConfig) -> str:

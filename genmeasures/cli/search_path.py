@@ -54,6 +54,6 @@ def store_derived(folder: Path) -> None:
             try:
                 config = derived_config(component)
             except OptionError:
-                continue  # said when the component is asked for
+                continue  # reported when the component is selected
             package = f"measure.{component.name}" if kind == "measure" else None
             store.store(component.name, config, group=kind, package=package, provider=_PROVIDER)

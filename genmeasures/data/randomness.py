@@ -23,8 +23,8 @@ _MOST_INDICES = 1_000_000
 class PrivateRandomness:
     """A context with the global generators of torch, NumPy and Python in a private state.
 
-    They are seeded at the first entry, and a later entry resumes their private state. Outside nothing has been drawn
-    from them.
+    They are seeded at the first entry, and a later entry resumes their private state. Outside of the context, their
+    state does not change.
 
     Args:
         seed: of the first entry.

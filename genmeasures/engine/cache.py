@@ -15,22 +15,21 @@ from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer
 
 PATCH_FIELDS: frozenset[Field] = frozenset({"patches", "patch_set"})
 CACHED_FIELDS: frozenset[Field] = PATCH_FIELDS | {"projected", "projected_patches", "labels"}
-"""What can be cached of a pass."""
+"""Fields of a pass that can be cached."""
 _PROJECTED: tuple[Field, ...] = ("projected", "projected_patches")
 
 
 class PassCache:
     """What the next pass over a sample reads of a layer, so that it needs no forward pass.
 
-    Each kind of thing has one piece of memory: small ones for each batch would leave holes between them that nothing
-    large fits into.
+    Each field has one block of memory, because a block per batch would fragment the memory.
 
     Args:
-        name: of the sample.
+        name: name of the sample.
         sample: the sample.
-        split: that of the sample.
+        split: split of the sample.
         traced: the layer.
-        extractor: that of the run.
+        extractor: extractor of the run.
     """
 
     def __init__(

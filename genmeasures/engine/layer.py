@@ -27,12 +27,12 @@ from genmeasures.tracing import TracedLayer
 
 
 class LayerState:
-    """A layer in the course of a run: its samples, its consumers, its record, its fits and its cache.
+    """State of a layer during a run: its samples, its consumers, its record, its fits and its cache.
 
     Args:
         traced: the layer.
-        measures: of the run, which are copied.
-        data: of the run.
+        measures: measures of the run, which are copied.
+        data: data of the run.
     """
 
     def __init__(self, traced: TracedLayer, measures: Sequence[FeatureMeasure], data: PreparedData) -> None:
@@ -107,7 +107,7 @@ class LayerState:
             return
         try:
             self._record.add(batch, self.records_patches)
-        except Exception as error:  # whatever it is, the other layers go on
+        except Exception as error:  # whatever it is, the other layers continue
             self._fail(self.consumers, status_of(error, f"recording layer {self.layer.name}"))
             return
         self._record.add_labels(batch)
@@ -118,7 +118,7 @@ class LayerState:
             return
         try:
             projected = self.fits.fit_projection(self._record.vectors)
-        except Exception as error:  # whatever it is, the other layers go on
+        except Exception as error:  # whatever it is, the other layers continue
             status = status_of(error, f"the projection of layer {self.layer.name}")
             self._fail((consumer for consumer in self.consumers if consumer.ever_needs_fit), status)
             return
@@ -185,7 +185,7 @@ class LayerState:
     # Passes without a forward pass ------------------------------------------------------------------------------
 
     def replay(self) -> None:
-        """Make all passes that the record or the cache serves; the cache is dropped."""
+        """Replay all passes that the record or the cache serves, then drop the cache."""
         record, cache = self._record, self._cache
         self._replay(record.serves, lambda: record.batches(self.fits.labels))
         if cache is not None:

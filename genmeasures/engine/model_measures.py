@@ -1,4 +1,4 @@
-"""Measures that have a model to themselves."""
+"""Execution of model measures."""
 
 from __future__ import annotations
 
@@ -76,18 +76,18 @@ def model_measure_outcomes(
     by_tiles: bool,
     facts: ModelFacts | None,
 ) -> Mapping[str, Sequence[Outcome]]:
-    """The outcomes of a measure that has the model to itself, which is put back afterwards.
+    """Run a measure on the model, and restore the model afterwards.
 
     Args:
         measure: the measure.
         model: the model, on the device.
-        modules: of the layers, by name.
+        modules: modules of the layers, by name.
         layers: the measured layers.
-        data: of the run.
-        device: of the run.
+        data: data of the run.
+        device: device of the run.
         own_changes: what the model changes by itself when it runs.
-        by_tiles: whether inputs run by tiles, which rules out measures that run whole inputs.
-        facts: what is known of the model; None for an empty name alone.
+        by_tiles: whether inputs run in tiles, which rules out measures that run whole inputs.
+        facts: what is known of the model; None for an empty name.
 
     Returns:
         Outcomes by the measure's own variable names, one per layer or a single one.
@@ -141,7 +141,7 @@ def _computed(
                 noted(outcome, note) for outcome in _outcomes(variable, values[variable.name], len(layers))
             ]
         return outcomes
-    except Exception as error:  # the other measures go on
+    except Exception as error:  # the other measures continue
         return _failed(measure, status_of(error, str(measure)), len(layers))
 
 
@@ -164,7 +164,7 @@ def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
 
 
 def _failed(measure: ModelMeasure, status: str, layers: int) -> dict[str, Sequence[Outcome]]:
-    """No value of any variable, for one reason."""
+    """Outcomes of all variables without a value, with one status."""
     failed = Outcome(float("nan"), status)
     return {variable.name: [failed] * (layers if "layer" in variable.dims else 1) for variable in measure.variables}
 
@@ -175,11 +175,11 @@ def _distrusted(
     """The outcomes of a measure that left the model changed: its values cannot be trusted."""
     more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
     error = ComponentError(
-        f"{measure.name} did not leave the model as it was: {changed[0]}{more}; it must put back what it changes"
+        f"{measure.name} did not leave the model as it was: {changed[0]}{more}; it must restore what it changes"
     )
     status = status_of(error, str(measure))
     return {
-        # The error of a measure that failed says more: it is why nothing was put back.
+        # The error of a measure that failed is more informative: it is the reason why nothing was restored.
         name: of_variable
         if any(outcome.status.startswith("failed") for outcome in of_variable)
         else [Outcome(float("nan"), status)] * len(of_variable)

@@ -1,4 +1,4 @@
-"""The result of a run: one xarray.Dataset, model × layer, and the file it is kept in."""
+"""The result of a run: one xarray.Dataset, model × layer, and the file it is stored in."""
 
 import genmeasures.accessor  # noqa: F401 (registers ds.genmeasures)
 from genmeasures.results.accuracy import with_accuracies

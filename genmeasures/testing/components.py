@@ -102,7 +102,7 @@ def check_config(component: Component) -> None:
     unknown = sorted(set(options) - set(component.option_names()))
     assert not unknown, f"the config of {name} sets {', '.join(unknown)}, which the class has no options for"
     if any(value == REQUIRED for value in options.values()):
-        raise SkipTest("its config leaves options to the user, so that it makes nothing by itself")
+        raise SkipTest("its config has options that the user must set")
     # Choices in the defaults list, such as a labeler, are left to the class here.
     chosen = {"defaults", *(("labeler",) if "defaults" in settings else ())}
     instance = instantiate({key: value for key, value in settings.items() if key not in chosen}, _convert_="all")

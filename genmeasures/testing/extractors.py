@@ -101,7 +101,9 @@ def check_measures(component: Extractor) -> None:
                 f"the measure {name}: {variable.name} has no value: {sizes[0][f'{variable.name}_status'].values[0, 0]}"
             )
             same = np.isclose(values, other, rtol=1e-4, atol=1e-7, equal_nan=True)
-            assert same.all(), f"the measure {name}: {variable.name} is {values[~same][0]}, in sevens {other[~same][0]}"
+            assert same.all(), (
+                f"the measure {name}: {variable.name} is {values[~same][0]}, in batches of 7 {other[~same][0]}"
+            )
 
 
 CHECKS = (check_sample, check_sample_order, check_fit_sample, check_vectors, check_measures)

@@ -42,7 +42,7 @@ def _plain(component: Measure) -> xr.Dataset:
 
 
 def _summaries(component: Measure) -> list[Variable]:
-    """The variables without a dimension of their own, which are compared."""
+    """The variables without an additional dimension, which are compared."""
     return [variable for variable in component.variables if set(variable.dims) <= {"layer"}]
 
 
@@ -51,7 +51,7 @@ def _assert_same(
 ) -> None:
     summaries = _summaries(component)
     if not summaries:
-        raise SkipTest("each of its variables has a dimension of its own, and these are not compared")
+        raise SkipTest("all of its variables have an additional dimension, and these are not compared")
     for variable in summaries:
         left, right = first[variable.name].values.ravel(), second[variable.name].values.ravel()
         same = np.isclose(left, right, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
@@ -76,12 +76,12 @@ def check_variables(component: Measure) -> None:
         )
         assert variable.bounds[0] < variable.bounds[1], f"the bounds of {variable.name} are {variable.bounds}"
         own = [dim for dim in variable.dims if dim != "layer"]
-        assert len(own) <= 1, f"{variable.name} has two dimensions of its own: {own}"
+        assert len(own) <= 1, f"{variable.name} has two additional dimensions: {own}"
         assert not own or variable.dims[-1] == own[0], f"layer comes first in the dimensions of {variable.name}"
 
 
 def check_values(component: Measure) -> None:
-    """On an ordinary network a layer at least has a value, and no status says that it failed."""
+    """On an ordinary network at least one layer has a value, and no status says that it failed."""
     ds = _plain(component)
     for variable in component.variables:
         assert_sound(ds, variable)
@@ -98,7 +98,7 @@ def check_extractors(component: Measure) -> None:
         for variable in component.variables:
             assert_sound(ds, variable, f"with the extractor {name}: ")
         other = _measured(component, toys.network(), *_data(), extractor=name, batch_size=7)
-        _assert_same(component, ds, other, f"with the extractor {name} in sevens")
+        _assert_same(component, ds, other, f"with the extractor {name} in batches of 7")
 
 
 def check_bounds(component: Measure) -> None:
@@ -118,7 +118,7 @@ def check_bounds(component: Measure) -> None:
 def check_batch_size(component: Measure) -> None:
     """Splitting the data into other batches changes nothing."""
     _assert_same(
-        component, _plain(component), _measured(component, toys.network(), *_data(), batch_size=7), "in sevens"
+        component, _plain(component), _measured(component, toys.network(), *_data(), batch_size=7), "in batches of 7"
     )
 
 
@@ -175,7 +175,7 @@ def check_batches_are_left_alone(component: Measure) -> None:
         raise SkipTest("it is given no batches of features")
     faults: list[str] = []
     seen: dict[int, list[_Given]] = {}
-    """By measure (one a layer), what earlier batches gave it: it may have kept it."""
+    """By measure (one per layer), what earlier batches gave it: it may have kept it."""
     kind, read_by = type(component), FeatureBatch.read_by
 
     @contextlib.contextmanager
@@ -210,7 +210,7 @@ class _Given:
         self.note()
 
     def note(self) -> None:
-        """Note down its contents; and its count of writes, for not every write changes them."""
+        """Record the contents and the version counter: not every write changes the contents."""
         self._before, self._version = self._read().clone(), self._tensor._version
 
     def written(self) -> bool:
@@ -252,12 +252,12 @@ def check_model_is_left_alone(component: Measure) -> None:
     """The model's parameters, buffers, modes, hooks and requires_grad are as before."""
     if not isinstance(component, ModelMeasure):
         raise SkipTest("it is never given the model")
-    # Every run looks, puts the model back, and says so.
+    # Every run checks this, restores the model, and reports it.
     left = "did not leave the model as it was: "
     for ds in (_plain(component), _measured(component, toys.normalized_network(), *_data())):
         for variable in component.variables:
             for status in statuses(ds, variable):
-                assert left not in status, f"it leaves another model than it was given: {status.partition(left)[2]}"
+                assert left not in status, f"it changes the model: {status.partition(left)[2]}"
 
 
 def check_data_is_left_alone(component: Measure) -> None:
@@ -298,7 +298,7 @@ def check_nan(component: Measure) -> None:
 
 
 def _reads_data(component: Measure) -> bool:
-    """Whether a measure reads data, or runs the model on some of its own."""
+    """Whether a measure reads data, or runs the model on data of its own."""
     if isinstance(component, FeatureMeasure):
         prepared = component.clone()
         prepared.extractor = ReceptiveField()

@@ -1,4 +1,4 @@
-"""What a status must say."""
+"""Checks of statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small networks and data that components are tried on."""
+"""Small networks and data for the checks of components."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Arrays = tuple[Tensor, Tensor]
 
 
 def network(seed: int = 0, scale: float = 1.0) -> nn.Module:
-    """A convolutional ReLU network for :func:`images`, in training mode, as users hand theirs over.
+    """A convolutional ReLU network for :func:`images`, in training mode, as users may pass theirs.
 
-    ``scale`` multiplies its first layer's output, and with it, since nothing has a bias, every feature.
+    ``scale`` multiplies all features, because no layer has a bias.
 
     Args:
         seed: seed of the weights.

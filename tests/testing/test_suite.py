@@ -512,7 +512,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("values", Fails, "mean_feature: failed: RuntimeError: broken"),
     ("values", Endless, "mean_feature has no value: undefined: the measure returned nan"),
     ("bounds", OutOfBounds, r"mean_feature is 0\.6\d+, declared between -3 and -2"),
-    ("batch_size", MeanOfBatches, r"mean_feature is 0\.6\d+ and, in sevens, 0\.6"),
+    ("batch_size", MeanOfBatches, r"mean_feature is 0\.6\d+ and, in batches of 7, 0\.6"),
     ("order", Last, r"mean_feature is 0\.\d+ and, with the samples in another order, 0\."),
     ("seed", Clock, r"mean_feature is \d+\.\d+ and, with the same seed again, \d+\."),
     ("global_state", Dice, "torch's global random state has moved"),

@@ -51,9 +51,9 @@ class TileFeed(Feed):
     """Feeds inputs one by one, tile by tile; tiles without any sampled vector are left out.
 
     Args:
-        data: of the run.
-        device: that of the model.
-        tiling: of the model.
+        data: data of the run.
+        device: device of the model.
+        tiling: tiling of the model.
     """
 
     whole = False

@@ -68,7 +68,7 @@ class NormCall:
     eps: float
 
     def normalized(self, statistics: Moments) -> Tensor:
-        """The input normalized by given statistics, which is an affine map of every channel."""
+        """The input normalized with these statistics, which is an affine map of every channel."""
         channels = self.input.shape[1]
         each = channels // self.groups
         scale = (statistics.squares / statistics.count + self.eps).rsqrt().repeat_interleave(each, 1)
@@ -104,7 +104,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> NormCall | None:
-    # With running statistics each element is mapped by itself.
+    # With running statistics, each element is normalized independently of the others.
     return NormCall(input, input.shape[1], weight, bias, eps) if use_input_stats else None
 
 
@@ -116,7 +116,7 @@ _CALLS: dict[Callable[..., Any], Callable[..., NormCall | None]] = {
 
 
 class Norms(TorchFunctionMode):
-    """Gives the normalizations of one forward pass, in their order, statistics that are known beforehand.
+    """Supplies the normalizations of one forward pass, in order, with precomputed statistics.
 
     Args:
         known: the statistics of the first calls.

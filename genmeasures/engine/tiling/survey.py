@@ -45,7 +45,7 @@ class Survey:
     """Tiles begin at multiples of these."""
     cores: tuple[int, ...]
     least: tuple[int, ...]
-    """Size of the smallest tile that the model takes."""
+    """Size of the smallest tile that the model accepts."""
 
 
 def sketched_trace(model: nn.Module, sketch: Sketch, shape: tuple[int, ...], tap: str) -> Trace:
@@ -85,14 +85,14 @@ def survey(
         layers: the layers to measure.
         example: one whole input (1, C, *S), float32.
         tile: size of a core, per axis.
-        device: that of the model.
+        device: device of the model.
         layout: memory format of the inputs.
 
     Returns:
         The survey; None if a core would be the whole input.
 
     Raises:
-        ModelError: a layer cannot be measured by tiles; the message names the first one.
+        ModelError: a layer cannot be measured in tiles; the message names the first one.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3)).eval()
@@ -205,7 +205,7 @@ class _Surveyor:
         return strides, math.lcm(*steps, *(stride.numerator for stride in strides))
 
     def _accepted(self, axis: int, length: int, steps: Sequence[int], thin: int = 1) -> list[int]:
-        """Sizes that the model takes, at least ``length`` along an axis and ``thin`` steps along the others.
+        """Sizes that the model accepts, at least ``length`` along an axis and ``thin`` steps along the others.
 
         Modulo the steps they equal the sizes of the whole.
         """
@@ -323,8 +323,8 @@ class _Surveyor:
     ) -> list[tuple[int, int]]:
         """The reach, or a step more, with which tiles have the values of the whole.
 
-        More is needed where a tile lacks elements next to its end that it could compute: those
-        that a transposed convolution crops, for one. Raises ModelError where neither does.
+        More is needed where a tile lacks elements next to its end that it could compute, for example those that a
+        transposed convolution crops. Raises ModelError where neither does.
         """
         if self._wrong(axis, steps, strides, reach, thin) is None:
             return reach
@@ -417,5 +417,5 @@ def _local_kernels() -> Iterator[None]:
 
 def _refusal(layer: str, why: str) -> ModelError:
     return ModelError(
-        f"{layer} {why}: it cannot be measured by tiles; leave tile out, or choose the layers before it with layers"
+        f"{layer} {why}: it cannot be measured in tiles; leave tile out, or choose the layers before it with layers"
     )

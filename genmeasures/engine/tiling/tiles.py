@@ -57,12 +57,12 @@ def spans(size: int, core: int, step: int, before: int, after: int, least: int =
     the axis, there is one tile.
 
     Args:
-        size: of the axis.
+        size: size of the axis.
         core: size of a core.
-        step: of the layers.
+        step: common multiple of the strides of the layers.
         before: halo before the core, at least.
         after: halo after the core, at least.
-        least: size of the smallest tile that the model takes.
+        least: size of the smallest tile that the model accepts.
 
     Example:
         >>> [(span.start, span.stop) for span in spans(20, core=8, step=2, before=2, after=2)]
