@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -98,27 +99,7 @@ def options_of(texts: Sequence[str]) -> dict[str, Any]:
 
 def _class_in(path: Path, name: str | None) -> type[Component]:
     """The class of a component in a file, which need not be installed; OptionError if there is none."""
-    if not path.is_file():
-        raise OptionError(f"there is no file {path}")
-    path = path.resolve()
-    # Imported as part of its package, if it is in one, so that relative imports work.
-    parts, folder = [path.stem], path.parent
-    while (folder / "__init__.py").is_file():
-        parts.insert(0, folder.name)
-        folder = folder.parent
-    module_name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    sys.path.insert(0, str(folder))
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        if debugging():
-            raise
-        location = origin(error)
-        raise OptionError(
-            f"{path.name} cannot be imported: {type(error).__name__}: {error}{f' ({location})' if location else ''}"
-        ) from error
-    if Path(str(getattr(module, "__file__", ""))).resolve() != path:
-        raise OptionError(f"the module {module_name!r} in {path} is hidden by {module.__file__}: rename the file")
+    module = _imported(path)
     kinds = tuple(_KINDS.values())
     classes = {
         key: value
@@ -141,3 +122,28 @@ def _class_in(path: Path, name: str | None) -> type[Component]:
         what = f"has no {name!r}" if candidate is None else f"has {name!r}, which is not the class of {bases}"
         raise OptionError(f"{path.name} {what}{nearest(name, classes)}")
     return candidate
+
+
+def _imported(path: Path) -> ModuleType:
+    """The module of a file, as part of its package if it is in one, so that relative imports work."""
+    if not path.is_file():
+        raise OptionError(f"there is no file {path}")
+    path = path.resolve()
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    module_name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        if debugging():
+            raise
+        location = origin(error)
+        raise OptionError(
+            f"{path.name} cannot be imported: {type(error).__name__}: {error}{f' ({location})' if location else ''}"
+        ) from error
+    if Path(str(getattr(module, "__file__", ""))).resolve() != path:
+        raise OptionError(f"the module {module_name!r} in {path} is hidden by {module.__file__}: rename the file")
+    return module

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import xarray as xr
+from rich.console import Console
 
 from genmeasures.api import aggregate, judge
 from genmeasures.cli.check import options_of
@@ -25,7 +26,7 @@ from genmeasures.report import (
     render_table,
     write_table,
 )
-from genmeasures.results import collect, differing, run_settings
+from genmeasures.results import Collected, collect, differing, run_settings
 from genmeasures.results.schema import MODEL_TASK
 
 _IN_FULL = 3
@@ -72,13 +73,33 @@ def collect_command(
         raise ResultError(f"there is no {what} in {folder}")
     index = _index(merged.runs, Path(folder))
     render_index(index, console)
-    tables = []
-    report: dict[str, Any] = {"remarks": merged.remarks, "problems": merged.problems, "files": []}
-    runs = []
+    runs, tables, files, unknown = _judged(merged, reducer, against, console)
+    compared = by_run(runs)
+    if len(merged.files) > 1:
+        render_by_run(compared, repr(reducer), console)
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if json:
+        report = {"remarks": merged.remarks, "problems": merged.problems, "files": files}
+        print_json({**report, "runs": _records(index), "by_run": _records(compared), "judged": _records(table)})
+    written = {"runs.csv": index, "by_run.csv": compared, "judged.csv": table}
+    for name, frame in written.items():
+        if len(frame):
+            write_table(frame, target / name)
+    print_line(console, f"tables: {', '.join(str(target / name) for name, frame in written.items() if len(frame))}")
+    if unknown and not tables:
+        raise unknown[0]
+    return 1 if merged.problems else 0
+
+
+def _judged(
+    merged: Collected, reducer: Any, against: Sequence[str] | None, console: Console
+) -> tuple[list[JudgedRun], list[pd.DataFrame], list[dict[str, Any]], list[OptionError]]:
+    """Judge the merged files; returns runs, tables, a description of each file, and errors for unknown names."""
+    runs, tables, files = [], [], []
     unknown: list[OptionError] = []
     for path, ds in merged.files.items():
-        file = {"path": str(path), "models": ds.sizes["model"], "run": merged.labels[path]}
-        report["files"].append(file)
+        file: dict[str, Any] = {"path": str(path), "models": ds.sizes["model"], "run": merged.labels[path]}
+        files.append(file)
         summary = f"{path}: {ds.sizes['model']} models, {merged.labels[path]}"
         try:
             judged = judge(aggregate(ds, reducer), against)
@@ -95,20 +116,7 @@ def collect_command(
         task = {"task": ", ".join(sorted(set(ds[MODEL_TASK].values.astype(str))))} if MODEL_TASK in ds.coords else {}
         runs.append(JudgedRun({**task, **_named(run_settings(ds))}, ds.sizes["model"], judged))
         tables.append(judged.assign(run=merged.labels[path]))
-    compared = by_run(runs)
-    if len(merged.files) > 1:
-        render_by_run(compared, repr(reducer), console)
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    if json:
-        print_json({**report, "runs": _records(index), "by_run": _records(compared), "judged": _records(table)})
-    written = {"runs.csv": index, "by_run.csv": compared, "judged.csv": table}
-    for name, frame in written.items():
-        if len(frame):
-            write_table(frame, target / name)
-    print_line(console, f"tables: {', '.join(str(target / name) for name, frame in written.items() if len(frame))}")
-    if unknown and not tables:
-        raise unknown[0]
-    return 1 if merged.problems else 0
+    return runs, tables, files, unknown
 
 
 def _index(runs: dict[Path, xr.Dataset], folder: Path) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import pandas as pd
 import xarray as xr
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -176,30 +177,41 @@ def job(config: DictConfig) -> None:
 
 
 def _job(config: DictConfig) -> None:
+    _check_settings(config)
+    task = _make(config, "task", Task)
+    extractor = _make(config, "extractor", Extractor)
+    aggregator = _make(config, "aggregator", Aggregator)
+    measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
+    path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
+    keep = path.with_suffix(".parts")
+    console = make_console()
+    earlier = _earlier(path, console)
+    _tidy(path.parent)
+    if config.force:
+        earlier = None
+        _remove(keep)
+    run = _run(config, task, extractor, measures, keep)
+    attrs = {"task": task.label, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
+    if task.identity is not None:
+        attrs["task_id"] = task.identity
+    ds, problem = _measured(run, attrs, earlier, path, keep, console)
+    _report(config, ds, aggregator, path, problem, console)
+
+
+def _check_settings(config: DictConfig) -> None:
+    """Check the settings that are not options of components, before networks are trained."""
     if unknown := unread(config, _SETTINGS):
         raise OptionError(unknown)
     for name in ("force", "figures"):
         if not isinstance(config[name], bool):
             raise OptionError(f"{name} must be true or false, got {config[name]!r}")
-    check_seed(config.seed)  # before networks are trained
-    task = _make(config, "task", Task)
-    extractor = _make(config, "extractor", Extractor)
-    aggregator = _make(config, "aggregator", Aggregator)
+    check_seed(config.seed)
     if not config.get("measure"):
         raise OptionError("measure: at least one measure is needed, such as measure=[roughness]")
-    measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
-    path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
-    told = _aggregated_by(aggregator)  # values do not depend on it: one file has them for all
-    table = path.with_name(f"{path.stem}{told}-judged.csv")
-    figure = path.with_name(f"{path.stem}{told}.png")
-    console = make_console()
-    earlier = _earlier(path, console)
-    keep = path.with_suffix(".parts")
-    _tidy(path.parent)
-    if config.force:
-        earlier = None
-        _remove(keep)
-    run = Run(
+
+
+def _run(config: DictConfig, task: Task, extractor: Extractor, measures: Sequence[Measure], keep: Path) -> Run:
+    return Run(
         task.models(),
         task.data("train"),
         task.data("test"),
@@ -214,9 +226,12 @@ def _job(config: DictConfig) -> None:
         ignore_index=task.ignore_index if config.ignore_index is None else config.ignore_index,
         memory=config.memory,
     )
-    attrs = {"task": task.label, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
-    if task.identity is not None:
-        attrs["task_id"] = task.identity
+
+
+def _measured(
+    run: Run, attrs: dict[str, Any], earlier: xr.Dataset | None, path: Path, keep: Path, console: Console
+) -> tuple[xr.Dataset, ResultError | None]:
+    """The result, and the error with which it could not be saved."""
     _UNFINISHED[:] = [keep]
     try:
         with progress_bars(None) as (on_model, on_batch):
@@ -229,38 +244,45 @@ def _job(config: DictConfig) -> None:
                 print_line(console, line)
             problem = _saved(ds, path)
             if problem is None:
-                for beside in path.parent.glob(f"{glob.escape(path.stem)}*"):  # these belong to the previous contents
-                    if beside.name.endswith((".png", "-judged.csv")):
-                        beside.unlink(missing_ok=True)
+                for file in path.parent.glob(f"{glob.escape(path.stem)}*"):  # of the previous result
+                    if file.name.endswith((".png", "-judged.csv")):
+                        file.unlink(missing_ok=True)
         if problem is None:
             _remove(keep)
     finally:
         _remove_empty(keep)
+    return ds, problem
+
+
+def _report(
+    config: DictConfig,
+    ds: xr.Dataset,
+    aggregator: Aggregator,
+    path: Path,
+    problem: ResultError | None,
+    console: Console,
+) -> None:
+    """Print what failed and the judged table, then write the table and the figure beside the result."""
     aggregated = aggregate(ds, aggregator)
     for line in failures(ds):
         print_line(console, line, "yellow")
     for line in skipped(ds):
         print_line(console, line)
-    judged = None
-    try:
-        against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
-        judged = judge(aggregated, against)
-        render_table(judged, console)
-    except OptionError:
-        raise  # the user has named something that does not exist
-    except GenmeasuresError as error:
-        print_line(console, f"The measures are not judged: {error}", "yellow")
+    judged = _judged(aggregated, config, console)
     for line in model_notes(ds):
         print_line(console, line, "yellow")
     if problem is not None:
+        keep = path.with_suffix(".parts")
         kept = len(list(keep.glob("*.nc")))
         raise ResultError(
             f"{problem}; the values above are not saved; {kept} of {len(ds['model'])} models are kept in {keep}"
         )
     print_line(console, f"result: {path}")
+    stem = f"{path.stem}{_aggregated_by(aggregator)}"  # values do not depend on it: one file serves all aggregators
     if judged is not None:
-        write_table(judged, table)
+        write_table(judged, path.with_name(f"{stem}-judged.csv"))
     if config.figures:
+        figure = path.with_name(f"{stem}.png")
         try:
             plot_measures(ds, aggregated, figure)
         except OSError as error:
@@ -268,6 +290,20 @@ def _job(config: DictConfig) -> None:
         print_line(console, f"figure: {figure}")
     if failed := mostly_failed(ds):
         raise ModelError(failed)
+
+
+def _judged(aggregated: xr.Dataset, config: DictConfig, console: Console) -> pd.DataFrame | None:
+    """The judged table, which is printed; None if the measures cannot be judged."""
+    against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
+    try:
+        judged = judge(aggregated, against)
+        render_table(judged, console)
+    except OptionError:
+        raise  # the user has named something that does not exist
+    except GenmeasuresError as error:
+        print_line(console, f"The measures are not judged: {error}", "yellow")
+        return None
+    return judged
 
 
 def _aggregated_by(aggregator: Aggregator) -> str:
