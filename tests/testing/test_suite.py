@@ -706,7 +706,7 @@ def test_expected_signs_are_sound(signs: dict[str, Any], message: str) -> None:
 
 class OwnDimension(ModelMeasure):
     name = "own_dimension"
-    variables = (Variable("own_dimension", "a value an input", 0, dims=("sample",)),)
+    variables = (Variable("own_dimension", "a value per input", 0, dims=("sample",)),)
 
     def measure(self, model: Any, layers: Any, data: Any) -> Any:
         inputs, _ = data.sample("test", None)
@@ -730,8 +730,8 @@ class NoCap(WholeTensor):
         (WeightNorm(), "extractors", "it reads no vectors of an extractor"),
         (WeightNorm(), "batches_are_left_alone", "it is given no batches"),
         (NoLabels(), "no_label", "it is never given the targets"),
-        (OwnDimension(), "order", "each of its variables has a dimension of its own"),
-        (OwnDimension(), "batch_size", "each of its variables has a dimension of its own"),
+        (OwnDimension(), "order", "all of its variables have an additional dimension"),
+        (OwnDimension(), "batch_size", "all of its variables have an additional dimension"),
         (NoCap(), "fit_sample", "fit_cap is 1000000000, more than the 200000 inputs that are tried"),
     ],
     ids=lambda one: getattr(one, "name", one),
