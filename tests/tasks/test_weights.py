@@ -663,7 +663,7 @@ HANDMADE = {
 def test_handmade_pickles_do_nothing_but_fail(name: str, tmp_path: Path) -> None:
     content, told = HANDMADE[name]
     (tmp_path / "net.pt").write_bytes(pickled(content))
-    with pytest.raises(ModelError, match=r"net\.pt (holds other|cannot be read)") as caught:
+    with pytest.raises(ModelError, match=r"net\.pt (holds objects other|cannot be read)") as caught:
         read_weight_file(tmp_path / "net.pt")
     assert told in str(caught.value)
 
