@@ -53,8 +53,8 @@ def measure(
 
     Models are left exactly as they were. Values depend neither on the batch size, nor on the order of the data, nor on
     contexts of the caller: autocast and inference mode are left while measuring, and a model that is to run in autocast
-    enters it in its own ``forward``. Floating-point inputs are read as float32 and come to each model in the type of
-    its parameters (of the first layer that runs, if they differ); integers stay as they are. Features are float32.
+    enters it in its own ``forward``. Floating-point inputs are read as float32 and are cast for each model to the dtype
+    of its parameters (of the first layer that runs, if they differ); integers stay as they are. Features are float32.
 
     Args:
         models: a dict of names to modules, a list of modules (named ``model_0``, …), or a task, which brings its own
@@ -78,15 +78,15 @@ def measure(
             code of the model and its attributes, data, components with their options, layers, seed, versions and the
             kind of device. For a model that refers to something without comparable contents, a lock or an open file,
             nothing is stored, and a warning names it.
-        tile: size of tiles, of all spatial axes or of each, by which inputs run whose activations do not fit into
-            memory. The halo that the layers read besides is determined and added, and no value changes.
+        tile: size of the tiles, for all spatial axes or for each, in which inputs run whose activations do not fit into
+            memory. The halo that the layers need is added automatically. Values do not change.
         ignore_index: the target that means "no label", such as 255; such pixels or inputs are left out where labels are
             read. None takes that of the task. :func:`genmeasures.data.targets.settle` describes how targets are read.
         memory: MiB for activations and for what is kept between passes, besides the model and the data. A smaller
             budget costs passes over the data, and changes values no more than another batch size does.
         progress: whether to show a progress bar on standard error; None shows it on a terminal and in notebooks, in the
             main thread of the main process. The logger ``genmeasures.run`` has one line per model at level INFO.
-        errors: "status" turns an exception of a measure or of a model into a status, and the others go on; its
+        errors: "status" turns an exception of a measure or of a model into a status, and the others continue; its
             traceback goes to the logger ``genmeasures`` at level DEBUG. "raise" raises it; the environment variable
             ``GENMEASURES_DEBUG=1`` does so for the whole process. A layer without a value
             (:class:`~genmeasures.plugin.Undefined`) is not an error.
@@ -95,8 +95,8 @@ def measure(
         A Dataset with the dimensions ``model`` and ``layer``. Each variable has a ``<name>_status`` beside it. A model
         that cannot be measured has NaN, with the reason in ``model_status``; layers with weights that are not measured
         are in ``skipped_layers``, with the reason. If a model is random in evaluation mode, or its features depend on
-        the other inputs of the batch, the status of its values says so; it is seeded by ``seed``, and the global
-        generators do not move.
+        the other inputs of the batch, the status of its values says so; it is seeded by ``seed``, and the states of
+        the global generators do not change.
 
         If targets are classes and the model has one output per class, ``measured_train_accuracy`` and
         ``measured_test_accuracy`` are counted during the passes, with the number of labels. They fill in
@@ -106,7 +106,7 @@ def measure(
 
     Raises:
         OptionError: an option is invalid, or a name is unknown.
-        DataError: the data cannot be read, or are not what they were at the first reading.
+        DataError: the data cannot be read, or differ from one reading to the next.
         ModelError: no model can be measured.
 
     Example:
@@ -164,7 +164,7 @@ def aggregate(ds: xr.Dataset, aggregator: str | Aggregator = "frobenius", **opti
         ds: a result of :func:`measure`.
         aggregator: "frobenius" (mean over the layers, weighted by the norms of their weights), "mean", "max", "last_k",
             "explicit", "single", or an object.
-        options: those of a named aggregator.
+        options: options of the aggregator, if it is named.
 
     Returns:
         A Dataset with the dimension ``model``.
@@ -186,8 +186,8 @@ def load_task(name: str, **options: Any) -> Task:
     """Load a set of trained models with their data.
 
     Args:
-        name: of the task.
-        options: of the task.
+        name: name of the task.
+        options: options of the task.
 
     Raises:
         OptionError: the name or an option is unknown.

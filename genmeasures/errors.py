@@ -47,18 +47,18 @@ class Undefined(GenmeasuresError):
     """
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name, with the known names and a suggestion.
 
     Args:
         name: The unknown name.
-        known: The known names.
+        candidates: The known names.
 
     Example:
         >>> nearest("confidense", ["confidence", "roughness"])
         " (did you mean 'confidence'? known: confidence, roughness)"
     """
-    names = sorted(known)
+    names = sorted(candidates)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f" ({hint}known: {', '.join(names) or 'none'})"

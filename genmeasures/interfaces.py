@@ -101,6 +101,10 @@ def one_of(component: object, option: str, value: object, allowed: Sequence[obje
 def is_count(value: object, least: int = 1) -> bool:
     """Whether the value of an option is an integer ≥ ``least``; a bool is not.
 
+    Args:
+        value: the value.
+        least: smallest valid integer.
+
     Example:
         >>> is_count(3), is_count(0), is_count(True), is_count(2.0)
         (True, False, False, False)
@@ -534,7 +538,7 @@ class PatchReader(abc.ABC):
 
 
 class Labeler(Component, abc.ABC):
-    """Gives every vector an integer label. Subclass :class:`TargetLabeler` or :class:`FeatureLabeler`."""
+    """Assigns an integer label to every vector. Subclass :class:`TargetLabeler` or :class:`FeatureLabeler`."""
 
 
 class TargetLabeler(Labeler):
@@ -947,9 +951,9 @@ class ModelMeasure(Measure, abc.ABC):
         """Measure a model.
 
         Args:
-            model: in evaluation mode, on ``data.device``. It must be left as it was: a measure that leaves other
-                weights, buffers, modes, hooks or ``requires_grad`` has no value but a status that names the change, and
-                the model is restored for the next measure. Gradients in ``parameter.grad`` are cleared for the measure.
+            model: in evaluation mode, on ``data.device``. It must be left unchanged: a measure that changes weights,
+                buffers, modes, hooks or ``requires_grad`` has no value, its status names the change, and the model is
+                restored for the next measure. Gradients in ``parameter.grad`` are cleared for the measure.
             layers: the measured layers, in the order of the forward pass.
             data: the data, a generator, and what is known of the model.
 
@@ -1083,7 +1087,8 @@ class Aggregator(Component, abc.ABC):
             layer_names: (models, layers), ``""`` for a layer that a model does not have.
 
         Returns:
-            float64 (models,), the reduced values, and int64 (models,), the numbers of layers that they are made from.
+            float64 (models,), the reduced values, and int64 (models,), the numbers of layers that they are computed
+            from.
         """
 
 

@@ -53,13 +53,13 @@ def traced_layers(
     """
     for where in ("activation", "linear") if tap is None else (tap,):
         with torch.no_grad():
-            known = {traced.layer.name: traced for traced in trace(model, example, where).layers}
-        missing = [layer.name for layer in layers if layer.name not in known]
+            by_name = {traced.layer.name: traced for traced in trace(model, example, where).layers}
+        missing = [layer.name for layer in layers if layer.name not in by_name]
         if missing:
             raise ModelError(f"the model has no layer {missing[0]!r}")
-        found = [known[layer.name] for layer in layers]
-        if tap is not None or [traced.layer.tap for traced in found] == [layer.tap for layer in layers]:
-            return found
+        selected = [by_name[layer.name] for layer in layers]
+        if tap is not None or [traced.layer.tap for traced in selected] == [layer.tap for layer in layers]:
+            return selected
     raise ModelError("other operations follow the layers of the model than followed them before")
 
 

@@ -103,7 +103,7 @@ class Run:
         batch_size: inputs per batch.
         keep: a folder that stores the result of each model as soon as it is measured; a later run reuses it if all that
             its values depend on is the same. None stores nothing.
-        tile: size of the tiles by which inputs run, of all spatial axes or of each; None runs whole inputs.
+        tile: size of the tiles in which inputs run, of all spatial axes or of each; None runs whole inputs.
         ignore_index: the target that means "no label".
         memory: MiB for activations and for what is kept between passes.
 
@@ -174,7 +174,7 @@ class Run:
         self._batch_size = batch_size
         self._keep = None if keep is None else writable(keep)
         self._train = train
-        # By tiles inputs run one by one: no more of them need to be in memory.
+        # In tiles, inputs run one by one: no more of them need to be in memory.
         self._read = batch_size if tile is None else 1
         self._tile = tile if tile is None or isinstance(tile, int) else list(tile)
         self._ignore_index = ignore_index
@@ -207,7 +207,7 @@ class Run:
         Args:
             attrs: attributes of the result; ``task`` and ``task_id`` for the models of a task.
             on_model: called with the name of a model, its index and the number of models when it begins.
-            on_batch: called with the split, the number of inputs that are through, and their count.
+            on_batch: called with the split, the number of inputs done, and the total.
             earlier: an earlier result, whose values are reused for models if nothing that they depend on has changed.
 
         Returns:
@@ -233,7 +233,7 @@ class Run:
             began = time.perf_counter()
             try:
                 datasets.append(self._measure_one(model, on_batch))
-            except Exception as caught:  # whatever stops one model, the others go on
+            except Exception as caught:  # whatever stops one model, the others continue
                 trace = traceback_of(caught)
                 status = status_of(caught, f"model {model.name}").partition(": ")[2]
                 named = status.startswith((f"model {model.name}: ", f"model {model.name!r}: "))
@@ -253,8 +253,8 @@ class Run:
                 raise errors[0]
             raise self._none_measured(errors) from errors[0]
         seconds = sum(float(ds.attrs.get("seconds", 0.0)) for ds in datasets)
-        known = {**self._provenance(), "seconds": seconds, **attrs, **self._task(attrs)}
-        return with_accuracies(combine(datasets, known))
+        described = {**self._provenance(), "seconds": seconds, **attrs, **self._task(attrs)}
+        return with_accuracies(combine(datasets, described))
 
     def _none_measured(self, errors: Sequence[GenmeasuresError]) -> GenmeasuresError:
         kinds = len(self._failures)
@@ -305,7 +305,7 @@ class Run:
         dataset = keyed(model_dataset(task_model, result, measures), key).assign_attrs(values.attrs)
         self.account.measured[task_model.name] = why
         if short := shortage(dataset):
-            # The values that are there are right, but the model is not done: the next run tries again.
+            # The values so far are valid but incomplete: the next run measures the model again.
             log.warning("model %s: %s", shown(task_model.name), one_line(short))
             dataset["model_status"] = ("model", np.array([short], dtype=object))
             return keyed(dataset, ModelKey(key.content))
@@ -339,7 +339,7 @@ class Run:
         versions = versions_identity(identity.distributions | prepared.distributions)
         layers = None if self._layers is None else sorted(set(self._layers), key=repr)
         # The model creates tensors of the default type.
-        known: list[object] = [
+        parts: list[object] = [
             prepared.settings,
             versions,
             layers,
@@ -350,9 +350,9 @@ class Run:
         ]
         if any(isinstance(measure, ModelMeasure) and measure.reads_facts for measure in self._measures):
             facts = _facts(task_model)
-            known.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
+            parts.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
         digest = hashlib.blake2b(
-            repr([identity.weights, identity.code, prepared.content, *known]).encode(), digest_size=12
+            repr([identity.weights, identity.code, prepared.content, *parts]).encode(), digest_size=12
         )
         # The budget decides how many inputs run together.
         batches = (self._read, self._tile, *([] if self._memory == Memory() else [self._memory.mib]))
@@ -406,12 +406,12 @@ class Run:
         """Identity of the components with their options and versions of their plugins, and their distributions."""
         components: list[Component] = [self._extractor, *measures]
         labelers = [m.labeler for m in measures if isinstance(m, FeatureMeasure) and m.labeler is not None]
-        kinds = {kind for one in (*components, *labelers) for kind in type(one).__mro__}
+        kinds = {kind for component in (*components, *labelers) for kind in type(component).__mro__}
         plugins = [plugin for plugin in registry().plugins if any(kind in kinds for _, kind in plugin.components)]
         identity, distributions = component_identity(components)
         # The version of the core is part of the key of every model.
-        known = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
-        return repr([identity, known, [measure.described() for measure in measures]]), distributions
+        plugin_versions = sorted(f"{p.distribution} {p.version}" for p in plugins if p.distribution != "genmeasures")
+        return repr([identity, plugin_versions, [measure.described() for measure in measures]]), distributions
 
     def _task(self, attrs: Mapping[str, Any]) -> dict[str, str]:
         """Name of the task in results, and the identity by which results are collected."""
@@ -469,7 +469,12 @@ def _facts(model: TaskModel) -> ModelFacts:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Versions of Python and of the packages that results depend on.
+
+    Example:
+        >>> "torch" in versions()
+        True
+    """
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 

@@ -65,7 +65,7 @@ def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
         reduced[f"{name}{LAYERS_USED}"] = xr.DataArray(
             used, dims="model", attrs={"long_name": f"{label}: number of layers used", "units": "1"}
         )
-    # Measures first and in their order; what else there is along the models follows.
+    # Measures first, in their order, then the other variables along ``model``.
     out = per_model.drop_vars(list(per_model.data_vars)).assign(reduced)
     out = out.assign({name: v for name, v in per_model.data_vars.items() if name not in out})
     out.attrs = {**ds.attrs, "aggregator": repr(aggregator)}
@@ -113,22 +113,26 @@ def _checked(
     aggregator: Aggregator, values: NDArray[np.float64], norms: NDArray[np.float64], names: NDArray[np.object_]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Values and numbers of layers from read-only arrays; ComponentError unless shapes and types are as expected."""
-    given = values.view(), norms.view(), names.view()
-    for array in given:
+    arguments = values.view(), norms.view(), names.view()
+    for array in arguments:
         array.flags.writeable = False
     try:
-        made: object = aggregator.reduce(*given)
+        reduced: object = aggregator.reduce(*arguments)
     except GenmeasuresError:
         raise
     except Exception as error:  # a plugin's code can fail in any way
-        place = origin(error)
+        location = origin(error)
         raise ComponentError(
-            f"{aggregator!r}: {type(error).__name__}: {error}{f' ({place})' if place else ''}"
+            f"{aggregator!r}: {type(error).__name__}: {error}{f' ({location})' if location else ''}"
         ) from error
-    if not isinstance(made, tuple) or len(made) != 2:
-        what = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"an object of type {type(made).__name__}"
+    if not isinstance(reduced, tuple) or len(reduced) != 2:
+        what = (
+            f"a tuple of {len(reduced)}"
+            if isinstance(reduced, tuple)
+            else f"an object of type {type(reduced).__name__}"
+        )
         raise ComponentError(f"{aggregator!r}: reduce must return (values, numbers of layers used), got {what}")
-    numbers, used = np.asarray(made[0]), np.asarray(made[1])
+    numbers, used = np.asarray(reduced[0]), np.asarray(reduced[1])
     models = (len(values),)
     if numbers.shape != models or used.shape != models:
         raise ComponentError(

@@ -71,20 +71,20 @@ class Explicit(Aggregator):
         layers = has_layer(layer_names).sum(axis=1)
         wrong = (layers > 0) & (layers != len(weights))
         if wrong.any():
-            found = ", ".join(str(n) for n in np.unique(layers[wrong]))
+            counts = ", ".join(str(n) for n in np.unique(layers[wrong]))
             raise OptionError(
                 f"Explicit: expected one weight per layer, got {len(weights)} weights, but {wrong.sum()} of "
-                f"{len(layers)} models have another number of layers ({found}): pass a mapping of names to weights"
+                f"{len(layers)} models have another number of layers ({counts}): pass a mapping of names to weights"
             )
         where = layer_index(layer_names)
         return np.where(where >= 0, np.asarray(weights, dtype=np.float64)[where], 0.0)
 
     def _by_name(self, weights: Mapping[str, float], layer_names: NDArray[np.object_]) -> NDArray[np.float64]:
         """float64 (models, layers): the weight of every layer, 0 where its name is not among ``weights``."""
-        known = {str(name) for name in layer_names.flat if name}
+        all_names = {str(name) for name in layer_names.flat if name}
         for name in weights:
-            if known and name not in known:
-                raise OptionError(f"Explicit: no model has a layer {name!r}{nearest(str(name), known)}")
+            if all_names and name not in all_names:
+                raise OptionError(f"Explicit: no model has a layer {name!r}{nearest(str(name), all_names)}")
         alphas = np.zeros(layer_names.shape)
         for name, alpha in weights.items():
             alphas[layer_names == name] = alpha

@@ -49,8 +49,10 @@ class SingleLayer(Aggregator):
         else:
             chosen = has & (layer_index(layer_names) == (self.layer if self.layer >= 0 else layers + self.layer))
         if has.any() and not chosen.any():
-            known = {str(name) for name in layer_names.flat if name}
-            hint = nearest(self.layer, known) if isinstance(self.layer, str) else f" (they have up to {layers.max()})"
+            all_names = {str(name) for name in layer_names.flat if name}
+            hint = (
+                nearest(self.layer, all_names) if isinstance(self.layer, str) else f" (they have up to {layers.max()})"
+            )
             raise OptionError(f"SingleLayer: no model has a layer {self.layer!r}{hint}")
         used = chosen & ~np.isnan(values)
         number = used.sum(axis=1, dtype=np.int64)

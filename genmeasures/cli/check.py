@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -42,6 +43,12 @@ def check_command(name: str, options: Sequence[str]) -> int:
 
     Raises:
         OptionError: If there is no such component, or an option is wrong.
+
+    Example:
+        >>> check_command("meen", [])
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: there is no component 'meen' (did you mean 'mean'? ...
     """
     values = options_of(options)
     file = _FILE.fullmatch(name)
@@ -92,10 +99,36 @@ def options_of(texts: Sequence[str]) -> dict[str, Any]:
 
 def _class_in(path: Path, name: str | None) -> type[Component]:
     """The class of a component in a file, which need not be installed; OptionError if there is none."""
+    module = _imported(path)
+    kinds = tuple(_KINDS.values())
+    classes = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, kinds)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
+    }
+    if name is None or name == "":
+        if len(classes) != 1:
+            raise OptionError(f"{path.name} has {len(classes)} components ({', '.join(classes)}): write FILE.py:CLASS")
+        return next(iter(classes.values()))
+    candidate = getattr(module, name, None)
+    if isinstance(candidate, type) and issubclass(candidate, kinds) and inspect.isabstract(candidate):
+        lacks = ", ".join(sorted(getattr(candidate, "__abstractmethods__", ())))
+        raise OptionError(f"{name} in {path.name} is not complete: it has no {lacks}")
+    if not (isinstance(candidate, type) and issubclass(candidate, kinds)):
+        bases = "an Extractor, TargetLabeler, FeatureLabeler, FeatureMeasure, ModelMeasure or Aggregator"
+        what = f"has no {name!r}" if candidate is None else f"has {name!r}, which is not the class of {bases}"
+        raise OptionError(f"{path.name} {what}{nearest(name, classes)}")
+    return candidate
+
+
+def _imported(path: Path) -> ModuleType:
+    """The module of a file, as part of its package if it is in one, so that relative imports work."""
     if not path.is_file():
         raise OptionError(f"there is no file {path}")
     path = path.resolve()
-    # Imported as part of its package, if it is in one, so that relative imports work.
     parts, folder = [path.stem], path.parent
     while (folder / "__init__.py").is_file():
         parts.insert(0, folder.name)
@@ -107,31 +140,10 @@ def _class_in(path: Path, name: str | None) -> type[Component]:
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         if debugging():
             raise
-        place = origin(error)
+        location = origin(error)
         raise OptionError(
-            f"{path.name} cannot be imported: {type(error).__name__}: {error}{f' ({place})' if place else ''}"
+            f"{path.name} cannot be imported: {type(error).__name__}: {error}{f' ({location})' if location else ''}"
         ) from error
     if Path(str(getattr(module, "__file__", ""))).resolve() != path:
         raise OptionError(f"the module {module_name!r} in {path} is hidden by {module.__file__}: rename the file")
-    kinds = tuple(_KINDS.values())
-    known = {
-        key: value
-        for key, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, kinds)
-        and not inspect.isabstract(value)
-        and value.__module__ == module.__name__
-    }
-    if name is None or name == "":
-        if len(known) != 1:
-            raise OptionError(f"{path.name} has {len(known)} components ({', '.join(known)}): write FILE.py:CLASS")
-        return next(iter(known.values()))
-    found = getattr(module, name, None)
-    if isinstance(found, type) and issubclass(found, kinds) and inspect.isabstract(found):
-        lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-        raise OptionError(f"{name} in {path.name} is not complete: it has no {lacks}")
-    if not (isinstance(found, type) and issubclass(found, kinds)):
-        bases = "an Extractor, TargetLabeler, FeatureLabeler, FeatureMeasure, ModelMeasure or Aggregator"
-        what = f"has no {name!r}" if found is None else f"has {name!r}, which is not the class of {bases}"
-        raise OptionError(f"{path.name} {what}{nearest(name, known)}")
-    return found
+    return module

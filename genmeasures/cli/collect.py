@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import xarray as xr
+from rich.console import Console
 
 from genmeasures.api import aggregate, judge
 from genmeasures.cli.check import options_of
@@ -25,7 +26,7 @@ from genmeasures.report import (
     render_table,
     write_table,
 )
-from genmeasures.results import collect, differing, run_settings
+from genmeasures.results import Collected, collect, differing, run_settings
 from genmeasures.results.schema import MODEL_TASK
 
 _IN_FULL = 3
@@ -54,9 +55,15 @@ def collect_command(
 
     Raises:
         ResultError: If no result file can be read.
+
+    Example:
+        >>> collect_command("no_such_folder", None)
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ResultError: the folder no_such_folder does not exist
     """
     console = make_console(quiet=json)
-    made: Any = registry().make("aggregator", aggregator[0], options_of(aggregator[1:]))
+    reducer: Any = registry().make("aggregator", aggregator[0], options_of(aggregator[1:]))
     target = Path(output) if output else Path(folder) / "collected"
     merged = collect(Path(folder), target)
     for line in (*merged.remarks, *merged.problems):
@@ -66,47 +73,54 @@ def collect_command(
         raise ResultError(f"there is no {what} in {folder}")
     index = _index(merged.runs, Path(folder))
     render_index(index, console)
-    tables = []
-    found: dict[str, Any] = {"remarks": merged.remarks, "problems": merged.problems, "files": []}
-    runs = []
+    runs, tables, files, unknown = _judged(merged, reducer, against, console)
+    compared = by_run(runs)
+    if len(merged.files) > 1:
+        render_by_run(compared, repr(reducer), console)
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if json:
+        report = {"remarks": merged.remarks, "problems": merged.problems, "files": files}
+        print_json({**report, "runs": _records(index), "by_run": _records(compared), "judged": _records(table)})
+    written = {"runs.csv": index, "by_run.csv": compared, "judged.csv": table}
+    for name, frame in written.items():
+        if len(frame):
+            write_table(frame, target / name)
+    print_line(console, f"tables: {', '.join(str(target / name) for name, frame in written.items() if len(frame))}")
+    if unknown and not tables:
+        raise unknown[0]
+    return 1 if merged.problems else 0
+
+
+def _judged(
+    merged: Collected, reducer: Any, against: Sequence[str] | None, console: Console
+) -> tuple[list[JudgedRun], list[pd.DataFrame], list[dict[str, Any]], list[OptionError]]:
+    """Judge the merged files; returns runs, tables, a description of each file, and errors for unknown names."""
+    runs, tables, files = [], [], []
     unknown: list[OptionError] = []
     for path, ds in merged.files.items():
-        file = {"path": str(path), "models": ds.sizes["model"], "run": merged.labels[path]}
-        found["files"].append(file)
-        told = f"{path}: {ds.sizes['model']} models, {merged.labels[path]}"
+        file: dict[str, Any] = {"path": str(path), "models": ds.sizes["model"], "run": merged.labels[path]}
+        files.append(file)
+        summary = f"{path}: {ds.sizes['model']} models, {merged.labels[path]}"
         try:
-            judged = judge(aggregate(ds, made), against)
+            judged = judge(aggregate(ds, reducer), against)
         except GenmeasuresError as error:
-            print_line(console, told)
+            print_line(console, summary)
             print_line(console, f"  not judged: {error}", "yellow")
             file["not_judged"] = str(error)
             if isinstance(error, OptionError):
                 unknown.append(error)
             continue
         if len(merged.files) <= _IN_FULL:
-            print_line(console, told)
+            print_line(console, summary)
             render_table(judged, console)
         task = {"task": ", ".join(sorted(set(ds[MODEL_TASK].values.astype(str))))} if MODEL_TASK in ds.coords else {}
         runs.append(JudgedRun({**task, **_named(run_settings(ds))}, ds.sizes["model"], judged))
         tables.append(judged.assign(run=merged.labels[path]))
-    compared = by_run(runs)
-    if len(merged.files) > 1:
-        render_by_run(compared, repr(made), console)
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    if json:
-        print_json({**found, "runs": _records(index), "by_run": _records(compared), "judged": _records(table)})
-    written = {"runs.csv": index, "by_run.csv": compared, "judged.csv": table}
-    for name, one in written.items():
-        if len(one):
-            write_table(one, target / name)
-    print_line(console, f"tables: {', '.join(str(target / name) for name, one in written.items() if len(one))}")
-    if unknown and not tables:
-        raise unknown[0]
-    return 1 if merged.problems else 0
+    return runs, tables, files, unknown
 
 
 def _index(runs: dict[Path, xr.Dataset], folder: Path) -> pd.DataFrame:
-    """One row a result file, with the settings in which the files differ; ``run`` is the hash in its name."""
+    """One row per result file, with the settings in which the files differ; ``run`` is the hash in its name."""
     settings = [_named(run_settings(ds)) for ds in runs.values()]
     names = differing(settings)
     rows = [
@@ -123,9 +137,9 @@ def _index(runs: dict[Path, xr.Dataset], folder: Path) -> pd.DataFrame:
 
 
 def _hash_of(path: Path) -> str:
-    """What tells a result file from others: the hash at the end of its name, or the name where there is none."""
-    found = re.search(r"-([0-9a-f]{12})$", path.stem)
-    return found[1] if found else path.stem
+    """Identifier of a result file: the hash at the end of its name, or the name where there is none."""
+    match = re.search(r"-([0-9a-f]{12})$", path.stem)
+    return match[1] if match else path.stem
 
 
 def _named(settings: dict[str, str]) -> dict[str, str]:

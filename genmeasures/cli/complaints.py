@@ -23,26 +23,33 @@ _GROUPS = ("task", "extractor", "measure", "aggregator", "experiment")
 _KEY = r"'?(?P<key>[^'\s]+?)'?"
 
 
-def told(error: Exception, overrides: Sequence[str]) -> str | None:
+def message_for(error: Exception, overrides: Sequence[str]) -> str | None:
     """Return the message for an error of the user, or None for an internal error, whose traceback is needed.
 
     Args:
         error: Exception that a run raised.
         overrides: Arguments of Hydra.
+
+    Returns:
+        One line that begins with "error: ".
+
+    Example:
+        >>> message_for(GenmeasuresError("there are no models to measure"), [])
+        'error: there are no models to measure'
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if group:
             return "error: " + one_line(_missing(group, name))
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"error: {place}{error.strerror or error}; choose another output folder, output=…"
+        file = f"{error.filename}: " if error.filename else ""
+        return f"error: {file}{error.strerror or error}; choose another output folder, output=…"
     if not isinstance(error, GenmeasuresError | HydraException | OmegaConfBaseException | yaml.YAMLError):
         return None
-    said = str(error).partition("\nConfig search path:")[0]
+    message = str(error).partition("\nConfig search path:")[0]
     if isinstance(error.__cause__, OmegaConfBaseException):
-        said += f": {error.__cause__}"
-    return "error: " + one_line(_remedy(error, said, overrides) or said.removeprefix("error: "))
+        message += f": {error.__cause__}"
+    return "error: " + one_line(_remedy(error, message, overrides) or message.removeprefix("error: "))
 
 
 def _missing(group: str, name: str) -> str:
@@ -53,13 +60,13 @@ def _missing(group: str, name: str) -> str:
             derived_config(registry().get(group, name))
         except OptionError as error:
             return f"the {group} {name!r} is installed, but has no config: {error}"
-    said = registry().missing(group, name, options)
+    message = registry().missing(group, name, options)
     if group == "measure":
-        said += "; 'genmeasures plugins' shows what is installed, and measure=[…] chooses among it"
-    return said
+        message += "; 'genmeasures plugins' shows what is installed, and measure=[…] chooses among it"
+    return message
 
 
-def _remedy(error: Exception, said: str, overrides: Sequence[str]) -> str | None:
+def _remedy(error: Exception, message: str, overrides: Sequence[str]) -> str | None:
     """The message that replaces that of Hydra, or None to keep it."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
@@ -67,10 +74,10 @@ def _remedy(error: Exception, said: str, overrides: Sequence[str]) -> str | None
         if isinstance(cause, InterpolationKeyError | InterpolationResolutionError):
             return _interpolation(cause, overrides)
     for pattern, answer in _ANSWERS.items():
-        found = re.match(pattern, said)
-        if found:
-            key = found["key"]
-            typed = next((one for one in overrides if one.lstrip("+~").partition("=")[0] == key), key)
+        match = re.match(pattern, message)
+        if match:
+            key = match["key"]
+            typed = next((override for override in overrides if override.lstrip("+~").partition("=")[0] == key), key)
             return answer(key, typed, overrides)
     return None
 
@@ -89,7 +96,10 @@ def _interpolation(error: OmegaConfBaseException, overrides: Sequence[str]) -> s
     key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")
     what = str(getattr(error, "msg", None) or error).splitlines()[0]
     named = re.search(r"Interpolation key '([^']+)' not found", what)
-    typed = next((one for one in overrides if "${" in one and (one.partition("=")[0] == key or not named)), "")
+    typed = next(
+        (override for override in overrides if "${" in override and (override.partition("=")[0] == key or not named)),
+        "",
+    )
     variable = re.search(r"Environment variable '([^']+)' not found", what)
     if variable is not None and not typed:
         reading = [name for name, value in _settings(overrides).items() if f"oc.env:{variable[1]}" in str(value)]
@@ -97,7 +107,7 @@ def _interpolation(error: OmegaConfBaseException, overrides: Sequence[str]) -> s
         return f"{key}: set the environment variable {variable[1]}, or {key}=…"
     if named is None:
         return f"{typed or key}: {what}"
-    typed = typed or next((one for one in overrides if "${" + named[1] in one), key)
+    typed = typed or next((override for override in overrides if "${" + named[1] in override), key)
     close = _alike(named[1], _settings(overrides))
     hint = f" (did you mean ${{{close[0]}}}?)" if close else ""
     return f"{typed}: ${{{named[1]}}} refers to a setting that does not exist{hint}; {_ALL}"
@@ -169,17 +179,23 @@ def _alike(key: str, settings: Any) -> list[str]:
     """Settings that may be meant: deeper ones with the same last word, or with a similar name."""
     parent, _, last = key.rpartition(".")
     deeper = [name for name in settings if parent and name.startswith(f"{parent}.") and name.endswith(f".{last}")]
-    close = difflib.get_close_matches(key, [one for one in settings if not key.startswith(f"{one}.")], n=1, cutoff=0.7)
+    close = difflib.get_close_matches(
+        key, [setting for setting in settings if not key.startswith(f"{setting}.")], n=1, cutoff=0.7
+    )
     return sorted(deeper, key=len) or close
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, Any]:
     """Dotted names and values of the settings for the choices of this command line, or else for the defaults."""
-    chosen = [one for one in overrides if one.partition("=")[0] in _GROUPS or "@" in one.partition("=")[0]]
-    for given in (chosen, []):
+    chosen = [
+        override for override in overrides if override.partition("=")[0] in _GROUPS or "@" in override.partition("=")[0]
+    ]
+    for choices in (chosen, []):
         try:
             with initialize_config_module(CONFIGS, version_base="1.3"):
-                return dict(flat(OmegaConf.to_container(compose("run", given), resolve=False, throw_on_missing=False)))
+                return dict(
+                    flat(OmegaConf.to_container(compose("run", choices), resolve=False, throw_on_missing=False))
+                )
         except Exception:  # the choices themselves may be wrong, or several for a sweep
             continue
     return {}
@@ -187,6 +203,10 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
 
 def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Return all settings of a nested mapping under dotted names, including the mappings themselves.
+
+    Args:
+        node: the mapping; anything else has no settings.
+        prefix: put before every name.
 
     Example:
         >>> flat({"task": {"limit": 8}})
@@ -201,10 +221,14 @@ def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return settings
 
 
-def unread(config: DictConfig, known: Sequence[str]) -> str | None:
+def unread(config: DictConfig, settings: Sequence[str]) -> str | None:
     """Return a message for a setting that is not used, or None.
 
     A setting of the user that others refer to, as ``${width}``, is used.
+
+    Args:
+        config: the composed configuration.
+        settings: names of the settings that a run reads.
 
     Example:
         >>> unread(OmegaConf.create({"seed": 1, "sead": 2}), ["seed"])
@@ -212,6 +236,6 @@ def unread(config: DictConfig, known: Sequence[str]) -> str | None:
     """
     text = OmegaConf.to_yaml(config, resolve=False)
     for key in map(str, config):
-        if key not in known and not re.search(rf"\$\{{\.*{re.escape(key)}\b", text):
-            return f"{key}: unknown setting, which nothing reads{nearest(key, known)}"
+        if key not in settings and not re.search(rf"\$\{{\.*{re.escape(key)}\b", text):
+            return f"{key}: unknown setting, which nothing reads{nearest(key, settings)}"
     return None

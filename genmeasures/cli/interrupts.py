@@ -21,7 +21,14 @@ class Terminated(KeyboardInterrupt):
 
 
 def on_interrupt(explain: Callable[[], str]) -> None:
-    """Add to the line that is printed: ``explain`` returns what is kept and how to resume."""
+    """Add to the line that is printed: ``explain`` returns what is kept and how to resume.
+
+    Args:
+        explain: called if the command is interrupted.
+
+    Example:
+        >>> on_interrupt(lambda: "the same command resumes")
+    """
     _explain[:] = [explain]
 
 
@@ -29,6 +36,13 @@ def interruptible(command: Callable[[], int]) -> int:
     """Run a command and return its exit status: 130 after Ctrl-C and 143 after SIGTERM, each with one line.
 
     The first signal raises KeyboardInterrupt, so that everything is closed. The second ends the process at once.
+
+    Args:
+        command: returns its exit status.
+
+    Example:
+        >>> interruptible(lambda: 0)
+        0
     """
     if threading.current_thread() is not threading.main_thread():
         return command()  # only the main thread receives signals

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return interruptible(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
-def _main(given: list[str]) -> int:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser of the command line, and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="genmeasures",
         description="Generalization measures of trained networks, layer by layer.",
@@ -79,28 +80,37 @@ def _main(given: list[str]) -> int:
     check = commands.add_parser("check", help="run the conformance suite on a component")
     check.add_argument("name", help="name of an extractor, labeler, measure or aggregator, KIND.NAME, or FILE.py:CLASS")
     check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the component")
-    new = commands.add_parser("new-plugin", help="make a plugin: module, pyproject.toml and test")
+    new = commands.add_parser("new-plugin", help="create a plugin: module, pyproject.toml and test")
     new.add_argument("name", help="name of its measure, such as my_measure")
-    new.add_argument("--folder", default=".", help="folder in which to make it (default: current folder)")
-    if given[:1] in (["-m"], ["--multirun"]) and given[1:2] == ["run"]:
-        given = ["run", "-m", *given[2:]]
-    if not given:
+    new.add_argument("--folder", default=".", help="folder in which it is created (default: current folder)")
+    return parser, list(commands.choices)
+
+
+def _main(arguments: list[str]) -> int:
+    parser, commands = _parser()
+    if arguments[:1] in (["-m"], ["--multirun"]) and arguments[1:2] == ["run"]:
+        arguments = ["run", "-m", *arguments[2:]]
+    if not arguments:
         parser.print_help(sys.stderr)
         return 2
-    if not given[0].startswith("-") and given[0] not in commands.choices:
-        print(f"error: {_no_command(given, list(commands.choices))}", file=sys.stderr)
+    if not arguments[0].startswith("-") and arguments[0] not in commands:
+        print(f"error: {_no_command(arguments, commands)}", file=sys.stderr)
         return 2
-    if given[:1] == ["run"]:
-        if {"--help", "-h"} & {*given[1:]}:
+    if arguments[:1] == ["run"]:
+        if {"--help", "-h"} & {*arguments[1:]}:
             print(_RUN, end="")
             return 0
-        if "--version" in given[1:]:  # Hydra would print its own
+        if "--version" in arguments[1:]:  # Hydra would print its own
             print(f"genmeasures {__version__}")
             return 0
         from genmeasures.cli.run import run_command
 
-        return run_command(given[1:])
-    parsed = parser.parse_args(given)
+        return run_command(arguments[1:])
+    return _dispatch(parser.parse_args(arguments))
+
+
+def _dispatch(parsed: argparse.Namespace) -> int:
+    """Run a command; errors of genmeasures become one line."""
     from genmeasures.errors import GenmeasuresError
     from genmeasures.failures import debugging
 
@@ -127,10 +137,10 @@ def _main(given: list[str]) -> int:
         return 1
 
 
-def _no_command(given: Sequence[str], known: Sequence[str]) -> str:
-    if "=" in given[0]:
-        return f"settings follow a command: genmeasures run {' '.join(given)}"
-    return f"there is no command {given[0]!r}{nearest(given[0], known)}"
+def _no_command(arguments: Sequence[str], commands: Sequence[str]) -> str:
+    if "=" in arguments[0]:
+        return f"settings follow a command: genmeasures run {' '.join(arguments)}"
+    return f"there is no command {arguments[0]!r}{nearest(arguments[0], commands)}"
 
 
 if __name__ == "__main__":

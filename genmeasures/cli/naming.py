@@ -26,7 +26,7 @@ def result_path(folder: Path, task: str, extractor: str, overrides: Sequence[str
         folder: Folder for results.
         task: Label of the task.
         extractor: Name of the extractor.
-        overrides: Other overrides of the command line, see :func:`telling`.
+        overrides: Other overrides of the command line, see :func:`shown_overrides`.
         digest: Hash of everything that the values depend on.
 
     Example:
@@ -34,13 +34,13 @@ def result_path(folder: Path, task: str, extractor: str, overrides: Sequence[str
         'digits-whole_tensor-seed=1-9f8e7d.nc'
     """
     for ending in (".nc", ".parts"):
-        for found in sorted(folder.glob(f"*-{digest}{ending}")):
-            if not found.name.startswith("."):
-                return found.with_suffix(".nc")
+        for existing in sorted(folder.glob(f"*-{digest}{ending}")):
+            if not existing.name.startswith("."):
+                return existing.with_suffix(".nc")
     return folder / f"{readable_name([task, extractor, *overrides])}-{digest}.nc"
 
 
-def telling(overrides: Sequence[str], without: Collection[str]) -> list[str]:
+def shown_overrides(overrides: Sequence[str], without: Collection[str]) -> list[str]:
     """Return the overrides that a name shows, sorted: without paths, and without settings that do not change values.
 
     Args:
@@ -48,7 +48,7 @@ def telling(overrides: Sequence[str], without: Collection[str]) -> list[str]:
         without: First words of the keys that are left out.
 
     Example:
-        >>> telling(["task.path=nets", "output=x", "seed=1", "measure.roughness.labeler.k=8"], ["output"])
+        >>> shown_overrides(["task.path=nets", "output=x", "seed=1", "measure.roughness.labeler.k=8"], ["output"])
         ['roughness.labeler.k=8', 'seed=1']
     """
     shown = {}
@@ -85,4 +85,4 @@ def readable_name(parts: Sequence[str]) -> str:
     return name
 
 
-__all__ = ["readable_name", "result_path", "telling"]
+__all__ = ["readable_name", "result_path", "shown_overrides"]

@@ -20,13 +20,19 @@ def new_plugin_command(name: str, folder: str) -> int:
 
     Args:
         name: Name of the measure, also as the name of the distribution, ``genmeasures-NAME``.
-        folder: Folder in which the folder of the plugin is made.
+        folder: Folder in which the folder of the plugin is created.
 
     Returns:
         The exit status, 0.
 
     Raises:
         OptionError: If the name is not valid or is taken, or the folder exists or cannot be written.
+
+    Example:
+        >>> new_plugin_command("class", ".")
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: 'class' is not a valid name for a measure: it must consist of ...
     """
     measure = name.removeprefix("genmeasures-").replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", measure) or keyword.iskeyword(measure):
@@ -52,7 +58,7 @@ def new_plugin_command(name: str, folder: str) -> int:
         raise OptionError(f"{target} cannot be written: {error}") from error
     module = target / f"{words['{{package}}']}.py"
     print(
-        f"made {target}\n\n  genmeasures check {module}  # before it is installed\n  pip install -e {target}\n"
+        f"created {target}\n\n  genmeasures check {module}  # before it is installed\n  pip install -e {target}\n"
         f"  pytest {target}\n  genmeasures check {measure}\n  genmeasures run measure=[{measure}]"
     )
     return 0

@@ -1,4 +1,4 @@
-"""Arguments of ``genmeasures run`` as they are typed, made into what Hydra's grammar takes."""
+"""Conversion of the arguments of ``genmeasures run`` to Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def readable(arguments: Sequence[str]) -> list[str]:
     """Put quotes around values that Hydra cannot read, and around paths that it would read as something else.
 
     A path may so have any characters: ``task.path=epoch=3``, ``task.path=nets (1)``, ``output=modèles``. With
-    ``-m`` commas separate the values of a sweep, as ever. Values that are in quotes stay as they are.
+    ``-m`` commas separate the values of a sweep, as usual. Values that are in quotes stay as they are.
 
     Raises:
         OptionError: a list or mapping that cannot be read, with a way to write it.
@@ -37,12 +37,15 @@ def readable(arguments: Sequence[str]) -> list[str]:
         >>> readable(["task.path=epoch=3", "seed=1"])
         ["task.path='epoch=3'", 'seed=1']
     """
-    sweeping = any(one in ("-m", "--multirun") or one.startswith(("hydra.mode=", "experiment=")) for one in arguments)
-    return [_readable(one, sweeping) for one in arguments]
+    sweeping = any(
+        argument in ("-m", "--multirun") or argument.startswith(("hydra.mode=", "experiment="))
+        for argument in arguments
+    )
+    return [_readable(argument, sweeping) for argument in arguments]
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The same with options before settings: Hydra takes no settings on both sides of ``-m``.
+    """Move options before settings: Hydra takes no settings on both sides of ``-m``.
 
     Example:
         >>> flags_first(["seed=0,1", "-m", "extractor=whole_tensor", "--cfg", "job"])
@@ -52,18 +55,28 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     settings: list[str] = []
     rest = list(arguments)
     while rest:
-        one = rest.pop(0)
-        if not one.startswith("-"):
-            settings.append(one)
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            settings.append(argument)
             continue
-        flags.append(one)
-        if one in _WITH_VALUE and rest and not (one in _OPTIONAL and "=" in rest[0]):
+        flags.append(argument)
+        if argument in _WITH_VALUE and rest and not (argument in _OPTIONAL and "=" in rest[0]):
             flags.append(rest.pop(0))
     return [*flags, *settings]
 
 
 def text_of(arguments: Sequence[str], key: str, otherwise: str) -> str:
-    """The text that the arguments give for a key, the last one where they give several."""
+    """The text that the arguments give for a key, the last one where they give several.
+
+    Args:
+        arguments: overrides and flags of Hydra.
+        key: dotted name of the setting.
+        otherwise: returned where no argument sets it.
+
+    Example:
+        >>> text_of(["seed=1", "output=here"], "output", "results")
+        'here'
+    """
     for argument in reversed(arguments):
         if argument.lstrip("+").startswith(f"{key}="):
             parsed = _parsed(argument)
@@ -96,10 +109,10 @@ def _is_meant(parsed: Override, value: str, sweeping: bool) -> bool:
     """Whether Hydra reads a path as it is written."""
     if parsed.is_sweep_override():
         return sweeping
-    found = parsed.value()  # without its quotes
-    if found is None or value.startswith(("'", '"')) or "${" in value:
+    text = parsed.value()  # without its quotes
+    if text is None or value.startswith(("'", '"')) or "${" in value:
         return True
-    return isinstance(found, str) and (found == value or "\\" in value)
+    return isinstance(text, str) and (text == value or "\\" in value)
 
 
 def _parsed(argument: str) -> Override | None:
@@ -111,7 +124,7 @@ def _parsed(argument: str) -> Override | None:
 
 def _quoted(value: str) -> str:
     """The value in single quotes; backslashes count only where a quote follows them."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value) + "'"
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value) + "'"
 
 
 def _with_quotes(value: str) -> str:

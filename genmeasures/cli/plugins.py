@@ -29,6 +29,12 @@ def plugins_command(json: bool = False, name: str | None = None) -> int:
 
     Raises:
         OptionError: If there is no such component.
+
+    Example:
+        >>> plugins_command(name="meen")
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.OptionError: there is no component 'meen' (did you mean 'mean'? ...
     """
     infos = registry().plugins
     if name is not None:

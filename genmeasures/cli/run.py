@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import pandas as pd
 import xarray as xr
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -26,9 +27,9 @@ from rich.console import Console
 from genmeasures.api import aggregate, judge
 from genmeasures.callbacks import AT_END
 from genmeasures.checks import check_seed
-from genmeasures.cli.complaints import told, unread
+from genmeasures.cli.complaints import message_for, unread
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
-from genmeasures.cli.naming import result_path, telling
+from genmeasures.cli.naming import result_path, shown_overrides
 from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
 from genmeasures.cli.search_path import CONFIGS, SearchPath
 from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
@@ -73,7 +74,7 @@ class Shield(Callback):
     """Hydra callback for multiruns whose jobs run in other processes."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Shield the workers, which Hydra's basic launcher does not have."""
+        """Shield the workers. Hydra's basic launcher has none."""
         if "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
             shield_workers()
 
@@ -86,6 +87,10 @@ def run_command(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status.
+
+    Example:
+        >>> run_command(["output=/dev/null"])  # with a message on standard error
+        1
     """
     Plugins.instance().register(SearchPath)
     AT_END.clear()
@@ -108,7 +113,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        line = told(error, overrides)
+        line = message_for(error, overrides)
         if line is None or full == "1" or debugging():
             raise
         print(line, file=sys.stderr)
@@ -132,8 +137,8 @@ def _kept_so_far(output: Path) -> str:
     count = sum(len(list(folder.glob("*.nc"))) for folder in folders)
     if not count:
         return "no model was measured completely; the same command starts again"
-    place = folders[0] if len(folders) == 1 else output
-    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {place}; the same command resumes"
+    where = folders[0] if len(folders) == 1 else output
+    return f"{count} measured {'model is' if count == 1 else 'models are'} kept in {where}; the same command resumes"
 
 
 def _check_output(output: Path) -> None:
@@ -146,7 +151,20 @@ def _check_output(output: Path) -> None:
 
 
 def job(config: DictConfig) -> None:
-    """One run. Errors of genmeasures end it without a traceback, and the other jobs of a multirun continue."""
+    """One run. Errors of genmeasures end it without a traceback, and the other jobs of a multirun continue.
+
+    Args:
+        config: the composed configuration of the run.
+
+    Raises:
+        CompactHydraException: the run failed with an error of genmeasures.
+
+    Example:
+        >>> job(OmegaConf.create({"sead": 1}))
+        Traceback (most recent call last):
+            ...
+        hydra.errors.CompactHydraException: error: sead: unknown setting, which nothing reads ...
+    """
     if not _DRIVING:
         left_to_parent()
     try:
@@ -159,30 +177,41 @@ def job(config: DictConfig) -> None:
 
 
 def _job(config: DictConfig) -> None:
+    _check_settings(config)
+    task = _make(config, "task", Task)
+    extractor = _make(config, "extractor", Extractor)
+    aggregator = _make(config, "aggregator", Aggregator)
+    measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
+    path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
+    keep = path.with_suffix(".parts")
+    console = make_console()
+    earlier = _earlier(path, console)
+    _tidy(path.parent)
+    if config.force:
+        earlier = None
+        _remove(keep)
+    run = _run(config, task, extractor, measures, keep)
+    attrs = {"task": task.label, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
+    if task.identity is not None:
+        attrs["task_id"] = task.identity
+    ds, problem = _measured(run, attrs, earlier, path, keep, console)
+    _report(config, ds, aggregator, path, problem, console)
+
+
+def _check_settings(config: DictConfig) -> None:
+    """Check the settings that are not options of components, before networks are trained."""
     if unknown := unread(config, _SETTINGS):
         raise OptionError(unknown)
     for name in ("force", "figures"):
         if not isinstance(config[name], bool):
             raise OptionError(f"{name} must be true or false, got {config[name]!r}")
-    check_seed(config.seed)  # before networks are trained
-    task = _make(config, "task", Task)
-    extractor = _make(config, "extractor", Extractor)
-    aggregator = _make(config, "aggregator", Aggregator)
+    check_seed(config.seed)
     if not config.get("measure"):
         raise OptionError("measure: at least one measure is needed, such as measure=[roughness]")
-    measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
-    path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
-    told = _aggregated_by(aggregator)  # values do not depend on it: one file has them for all
-    table = path.with_name(f"{path.stem}{told}-judged.csv")
-    figure = path.with_name(f"{path.stem}{told}.png")
-    console = make_console()
-    earlier = _earlier(path, console)
-    keep = path.with_suffix(".parts")
-    _tidy(path.parent)
-    if config.force:
-        earlier = None
-        _remove(keep)
-    run = Run(
+
+
+def _run(config: DictConfig, task: Task, extractor: Extractor, measures: Sequence[Measure], keep: Path) -> Run:
+    return Run(
         task.models(),
         task.data("train"),
         task.data("test"),
@@ -197,9 +226,12 @@ def _job(config: DictConfig) -> None:
         ignore_index=task.ignore_index if config.ignore_index is None else config.ignore_index,
         memory=config.memory,
     )
-    attrs = {"task": task.label, "metric": task.metric, "config": OmegaConf.to_yaml(config, resolve=True)}
-    if task.identity is not None:
-        attrs["task_id"] = task.identity
+
+
+def _measured(
+    run: Run, attrs: dict[str, Any], earlier: xr.Dataset | None, path: Path, keep: Path, console: Console
+) -> tuple[xr.Dataset, ResultError | None]:
+    """The result, and the error with which it could not be saved."""
     _UNFINISHED[:] = [keep]
     try:
         with progress_bars(None) as (on_model, on_batch):
@@ -212,38 +244,45 @@ def _job(config: DictConfig) -> None:
                 print_line(console, line)
             problem = _saved(ds, path)
             if problem is None:
-                for beside in path.parent.glob(f"{glob.escape(path.stem)}*"):  # of what the file held before
-                    if beside.name.endswith((".png", "-judged.csv")):
-                        beside.unlink(missing_ok=True)
+                for file in path.parent.glob(f"{glob.escape(path.stem)}*"):  # of the previous result
+                    if file.name.endswith((".png", "-judged.csv")):
+                        file.unlink(missing_ok=True)
         if problem is None:
             _remove(keep)
     finally:
         _remove_empty(keep)
+    return ds, problem
+
+
+def _report(
+    config: DictConfig,
+    ds: xr.Dataset,
+    aggregator: Aggregator,
+    path: Path,
+    problem: ResultError | None,
+    console: Console,
+) -> None:
+    """Print what failed and the judged table, then write the table and the figure beside the result."""
     aggregated = aggregate(ds, aggregator)
     for line in failures(ds):
         print_line(console, line, "yellow")
     for line in skipped(ds):
         print_line(console, line)
-    judged = None
-    try:
-        against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
-        judged = judge(aggregated, against)
-        render_table(judged, console)
-    except OptionError:
-        raise  # the user has named something that does not exist
-    except GenmeasuresError as error:
-        print_line(console, f"The measures are not judged: {error}", "yellow")
+    judged = _judged(aggregated, config, console)
     for line in model_notes(ds):
         print_line(console, line, "yellow")
     if problem is not None:
+        keep = path.with_suffix(".parts")
         kept = len(list(keep.glob("*.nc")))
         raise ResultError(
             f"{problem}; the values above are not saved; {kept} of {len(ds['model'])} models are kept in {keep}"
         )
     print_line(console, f"result: {path}")
+    stem = f"{path.stem}{_aggregated_by(aggregator)}"  # values do not depend on it: one file serves all aggregators
     if judged is not None:
-        write_table(judged, table)
+        write_table(judged, path.with_name(f"{stem}-judged.csv"))
     if config.figures:
+        figure = path.with_name(f"{stem}.png")
         try:
             plot_measures(ds, aggregated, figure)
         except OSError as error:
@@ -251,6 +290,20 @@ def _job(config: DictConfig) -> None:
         print_line(console, f"figure: {figure}")
     if failed := mostly_failed(ds):
         raise ModelError(failed)
+
+
+def _judged(aggregated: xr.Dataset, config: DictConfig, console: Console) -> pd.DataFrame | None:
+    """The judged table, which is printed; None if the measures cannot be judged."""
+    against = config.against if config.against is None or isinstance(config.against, str) else list(config.against)
+    try:
+        judged = judge(aggregated, against)
+        render_table(judged, console)
+    except OptionError:
+        raise  # the user has named something that does not exist
+    except GenmeasuresError as error:
+        print_line(console, f"The measures are not judged: {error}", "yellow")
+        return None
+    return judged
 
 
 def _aggregated_by(aggregator: Aggregator) -> str:
@@ -278,17 +331,17 @@ def _account(account: Account, source: Path, renewed: bool) -> list[str]:
     count = len(account.taken) + len(account.measured) + len(account.failed)
     if not account.taken and not account.removed and set(account.measured.values()) <= {NEW}:
         return []
-    said = [f"{len(account.taken)} of {count} models reused from {source}"]
+    parts = [f"{len(account.taken)} of {count} models reused from {source}"]
     for reason in dict.fromkeys(account.measured.values()):
         names = [name for name, why in account.measured.items() if why == reason]
-        said.append(f"{len(names)} measured ({reason}): {_list(names)}")
+        parts.append(f"{len(names)} measured ({reason}): {_list(names)}")
     if account.failed:
-        said.append(f"{len(account.failed)} failed: {_list(account.failed)}")
+        parts.append(f"{len(account.failed)} failed: {_list(account.failed)}")
     if account.removed:
-        said.append(f"{len(account.removed)} left out (no longer in the task): {_list(account.removed)}")
-    if len(said) == 1 and renewed:
-        said.append("their hyperparameters, metrics and order are updated")
-    return ["; ".join(said)]
+        parts.append(f"{len(account.removed)} left out (no longer in the task): {_list(account.removed)}")
+    if len(parts) == 1 and renewed:
+        parts.append("their hyperparameters, metrics and order are updated")
+    return ["; ".join(parts)]
 
 
 def _list(names: Sequence[str]) -> str:
@@ -312,7 +365,7 @@ def _overrides(task: Task) -> list[str]:
     hidden = {f"task.{name}" for name in task.incidental}
     overrides = HydraConfig.get().overrides.task
     typed = [override for override in overrides if override.lstrip("+~").partition("=")[0] not in hidden]
-    return telling(typed, _WITHOUT_VALUES)
+    return shown_overrides(typed, _WITHOUT_VALUES)
 
 
 def digest(config: DictConfig) -> str:
@@ -354,10 +407,10 @@ def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> An
         if OmegaConf.is_missing(node, option):
             raise OptionError(f"{prefix}{key}.{option}: a value is needed, {prefix}{key}.{option}=…")
     if issubclass(component, Component):
-        known = component.option_names()
+        options = component.option_names()
         for option in map(str, node):
-            if option not in known and not option.startswith("_"):
-                raise OptionError(f"{prefix}{key}.{option}: unknown option{nearest(option, known)}")
+            if option not in options and not option.startswith("_"):
+                raise OptionError(f"{prefix}{key}.{option}: unknown option{nearest(option, options)}")
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:

@@ -37,6 +37,9 @@ def store_derived(folder: Path) -> None:
     Args:
         folder: conf/ of the working folder, whose YAML files count, too. Hydra takes a stored config with the name of
             a file for the schema of that file, so that none is stored in this case.
+
+    Example:
+        >>> store_derived(Path("conf"))
     """
     store = ConfigStore.instance()
     for kind in KINDS:
@@ -51,6 +54,6 @@ def store_derived(folder: Path) -> None:
             try:
                 config = derived_config(component)
             except OptionError:
-                continue  # said when the component is asked for
+                continue  # reported when the component is selected
             package = f"measure.{component.name}" if kind == "measure" else None
             store.store(component.name, config, group=kind, package=package, provider=_PROVIDER)

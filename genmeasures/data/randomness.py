@@ -23,8 +23,8 @@ _MOST_INDICES = 1_000_000
 class PrivateRandomness:
     """A context with the global generators of torch, NumPy and Python in a private state.
 
-    They are seeded at the first entry, and a later entry resumes their private state. Outside nothing has been drawn
-    from them.
+    They are seeded at the first entry, and a later entry resumes their private state. Outside of the context, their
+    state does not change.
 
     Args:
         seed: of the first entry.
@@ -99,14 +99,14 @@ def drawn(sampler: Iterable[Any], size: int) -> list[Any]:
 @contextmanager
 def _at_their_beginning(sampler: object) -> Iterator[None]:
     """The generators of a sampler, reset and afterwards restored."""
-    found = list(_generators(sampler, _DEPTH))
-    before = [generator.get() for _, generator in found]
+    generators = list(_generators(sampler, _DEPTH))
+    before = [generator.get() for _, generator in generators]
     try:
-        for value, generator in found:
+        for value, generator in generators:
             generator.seed(value.initial_seed() if isinstance(value, torch.Generator) else 0)
         yield
     finally:
-        for (_, generator), state in zip(found, before, strict=True):
+        for (_, generator), state in zip(generators, before, strict=True):
             generator.set(state)
 
 

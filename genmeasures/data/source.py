@@ -54,9 +54,9 @@ class DataSource:
     """A split of the data, read batch by batch in a fixed order.
 
     The data are read several times and must be the same each time. Random samplers are read once, with a fixed seed;
-    global generators do not move. Floating-point inputs are read as float32. Targets are integers, (N,) or dense, or
-    floating point, (N,), (N, C) or dense, with or without channels; for inputs (N, C, X), targets (N, X) are dense.
-    They are returned unchanged until :func:`read_alike` has settled how they are read.
+    the states of global generators do not change. Floating-point inputs are read as float32. Targets are integers, (N,)
+    or dense, or floating point, (N,), (N, C) or dense, with or without channels; for inputs (N, C, X), targets (N, X)
+    are dense. They are returned unchanged until :func:`read_alike` has settled how they are read.
 
     Args:
         data: a tuple of arrays (inputs,) or (inputs, targets), inputs (N, …) with channels first; a torch Dataset of
@@ -475,6 +475,6 @@ def read_alike(sources: Mapping[Split, DataSource]) -> dict[Split, DataSource]:
         ('floating-point targets with integer values were read as class numbers',)
     """
     summaries = {name: source.scan().summary for name, source in sources.items()}
-    known = {name: summary for name, summary in summaries.items() if summary is not None}
-    readings = settle(known) if known else {}
+    present = {name: summary for name, summary in summaries.items() if summary is not None}
+    readings = settle(present) if present else {}
     return {name: source.read_as(readings[name]) if name in readings else source for name, source in sources.items()}

@@ -106,6 +106,10 @@ def check_ignore_index(value: object) -> None:
 def is_any_of(targets: Tensor, values: tuple[float, ...]) -> Tensor:
     """bool (…): where targets have one of the values, NaN included.
 
+    Args:
+        targets: numbers of any shape.
+        values: the values to look for.
+
     Example:
         >>> is_any_of(torch.tensor([0.0, 255.0, math.nan]), (255.0, math.nan)).tolist()
         [False, True, True]

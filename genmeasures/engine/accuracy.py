@@ -30,15 +30,25 @@ class Correct:
 
 
 def classes_of(sources: Mapping[Split, DataSource]) -> int:
-    """The number of classes by the largest label of all splits; 0 if no targets are class numbers."""
+    """The number of classes by the largest label of all splits; 0 if no targets are class numbers.
+
+    Args:
+        sources: scanned data by split.
+
+    Example:
+        >>> classes_of({"train": DataSource((torch.zeros(3, 2), torch.tensor([0, 2, 1])), "train", 3)})
+        3
+    """
     largest = 0
     for source in sources.values():
         scan = source.scan()
         targets, summary = scan.targets, scan.summary
         if targets is None or summary is None or targets.kind != "integer" or targets.channels != 1:
             continue
-        own = summary.info.channels if summary.info.channels > 1 else int(summary.largest) + 1 if summary.places else 0
-        largest = max(largest, own)
+        classes = (
+            summary.info.channels if summary.info.channels > 1 else int(summary.largest) + 1 if summary.places else 0
+        )
+        largest = max(largest, classes)
     return largest
 
 
@@ -103,10 +113,10 @@ class Accuracy:
             return f"outputs of shape {tuple(output.shape)} are not one per class of {self._classes}"
         self._outputs = outputs
         labels = targets[:, 0]
-        known = labels >= 0
-        self._labels += int(known.sum())
+        labeled = labels >= 0
+        self._labels += int(labeled.sum())
         if outputs > self._classes:
-            counts = torch.bincount(labels[known], minlength=self._classes)
+            counts = torch.bincount(labels[labeled], minlength=self._classes)
             self._counts = counts if self._counts is None else self._counts + counts
         # The maximum shows NaN too, of which no prediction can be made.
         largest, predicted = output.max(1)

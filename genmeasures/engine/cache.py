@@ -15,22 +15,21 @@ from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer
 
 PATCH_FIELDS: frozenset[Field] = frozenset({"patches", "patch_set"})
 CACHED_FIELDS: frozenset[Field] = PATCH_FIELDS | {"projected", "projected_patches", "labels"}
-"""What can be cached of a pass."""
+"""Fields of a pass that can be cached."""
 _PROJECTED: tuple[Field, ...] = ("projected", "projected_patches")
 
 
 class PassCache:
     """What the next pass over a sample reads of a layer, so that it needs no forward pass.
 
-    Each kind of thing has one piece of memory: small ones for each batch would leave holes between them that nothing
-    large fits into.
+    Each field has one block of memory, because a block per batch would fragment the memory.
 
     Args:
-        name: of the sample.
+        name: name of the sample.
         sample: the sample.
-        split: that of the sample.
+        split: split of the sample.
         traced: the layer.
-        extractor: that of the run.
+        extractor: extractor of the run.
     """
 
     def __init__(
@@ -89,16 +88,16 @@ class PassCache:
 
     def batches(self) -> Iterator[FeatureBatch]:
         """The batches of the pass, as far as they are cached."""
-        for start, count, part, place in self._batches:
+        for start, count, part, span in self._batches:
             rows, positions, rank = (index[part] for index in located(self._sample, start, count))
-            rank = self._tensors["rank"][place] if "rank" in self._tensors else rank
+            rank = self._tensors["rank"][span] if "rank" in self._tensors else rank
             fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {}
             for name in _PROJECTED:
                 if name in self._tensors:
-                    fields[name] = partial(_rows_of, self._tensors[name], place)
+                    fields[name] = partial(_rows_of, self._tensors[name], span)
             patches: PatchSet | None = None
             if "patches" in self._tensors:
-                patches = StoredPatches(self._tensors["patches"][place])
+                patches = StoredPatches(self._tensors["patches"][span])
             elif self._inputs is not None:
                 inputs = self._inputs[start : start + count].movedim(-1, 1)
                 reader = LayerReader(self._traced.geometry, inputs, self._traced.channels_last)
@@ -106,10 +105,10 @@ class PassCache:
             if patches is not None:
                 fields["patch_set"] = partial(_same, patches)
                 fields["patches"] = _unfolded
-            yield FeatureBatch(self._traced.layer, self._split, rank, fields, partial(self._label, place))
+            yield FeatureBatch(self._traced.layer, self._split, rank, fields, partial(self._label, span))
 
-    def _label(self, place: slice, labeler: Labeler, batch: FeatureBatch) -> Tensor:
-        return self._tensors[repr(labeler)][place]
+    def _label(self, rows: slice, labeler: Labeler, batch: FeatureBatch) -> Tensor:
+        return self._tensors[repr(labeler)][rows]
 
 
 def _rows_of(values: Tensor, rows: slice, batch: FeatureBatch) -> Tensor:

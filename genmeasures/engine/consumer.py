@@ -17,16 +17,16 @@ from genmeasures.interfaces import (
 )
 
 FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_patches"})
-"""What can be read of a batch only after the training sample has been fitted."""
+"""Fields that can be read only after the fits on the training sample."""
 
 
 class Consumer:
-    """A measure on a layer: fed batch by batch, pass by pass. If it fails, the others go on without it.
+    """A measure on a layer: fed batch by batch, pass by pass. If it fails, the others continue without it.
 
     Args:
-        measure: a copy that serves this layer alone.
+        measure: a copy for this layer only.
         layer: the layer.
-        seed: of the run.
+        seed: seed of the run.
         note: added to the status of the values.
     """
 
@@ -58,7 +58,7 @@ class Consumer:
 
     @property
     def ever_needs_fit(self) -> bool:
-        """Whether this or any later pass does."""
+        """Whether this or any later pass reads what is fitted."""
         return any(map(self._reads_fit, self._passes))
 
     def _reads_fit(self, one_pass: Pass) -> bool:
@@ -80,7 +80,7 @@ class Consumer:
         self.failure = self.failure or status
 
     def update(self, batch: FeatureBatch) -> None:
-        """See a batch of the next pass, without unlabeled vectors if the pass reads labels of targets."""
+        """Feed a batch of the next pass, without unlabeled vectors if the pass reads labels of targets."""
         if self.failure is None:
             with _Guard(self):
                 labeler = self.measure.labeler
@@ -93,7 +93,7 @@ class Consumer:
                         self.measure.update(readable)
 
     def end_pass(self) -> None:
-        """End the next pass: the one after it is the next."""
+        """End the next pass; the one after it becomes the next."""
         self._passes.pop(0)
         if self._seen and not self._labeled and self.failure is None:
             self.failure = "undefined: no vector of the sample has a label"
@@ -116,7 +116,7 @@ class Consumer:
 
 
 class _Guard:
-    """Turns an exception of a measure into its status, so that the other measures go on."""
+    """Turns an exception of a measure into its status, so that the other measures continue."""
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer

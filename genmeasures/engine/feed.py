@@ -1,4 +1,4 @@
-"""Feeds: what goes through the model at a time, and where the sampled vectors lie in it."""
+"""Feeds: portions of the data that run through the model in one call, and the sampled vectors in them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from genmeasures.tracing.tap import Tap
 
 
 class TargetLabels:
-    """Labels that target labelers give some inputs, each computed once for all layers of one spatial size.
+    """Labels of some inputs by target labelers, computed once for all layers of the same spatial size.
 
     Args:
         labelers: fitted, by representation.
         targets: (B, C, *S), None if the data have none.
-        device: that of the labels.
+        device: device of the labels.
     """
 
     def __init__(self, labelers: Mapping[str, TargetLabeler], targets: Tensor | None, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class TargetLabels:
         self._labels: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def at(self, labeler: Labeler, size: tuple[int, ...]) -> Tensor:
-        """int64 (B, P) at all P positions of a layer of that spatial size, or (B, 1) where these are alike."""
+        """int64 (B, P) at all P positions of a layer of that spatial size, or (B, 1) if they are equal."""
         key = (repr(labeler), size)
         if key not in self._labels:
             assert self.targets is not None
@@ -64,14 +64,14 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Portion(abc.ABC):
-    """What goes through the model at a time."""
+    """Data that run through the model in one call."""
 
     start: int
     """Index of the first of the inputs."""
     inputs: Tensor
     """(B, C, *S), on the device."""
     labels: TargetLabels
-    """Of the whole inputs."""
+    """Labels of the whole inputs."""
 
     def run(self, tap: Tap) -> Any:
         """Run the model; returns its output, None if the pass ended before it."""
@@ -105,10 +105,10 @@ class WholeFeed(Feed):
     """Feeds whole inputs, as many at a time as the memory allows.
 
     Args:
-        data: of the run.
-        device: that of the model.
+        data: data of the run.
+        device: device of the model.
         layout: the memory format in which the model is fastest.
-        rows: inputs at a time, at most.
+        rows: maximum number of inputs per call.
     """
 
     whole = True

@@ -16,13 +16,13 @@ from genmeasures.statistics.pca import PCA, fit_pca
 
 
 class Fits:
-    """What measures read that is fitted on a layer: the projection, that of the patches, and feature labelers.
+    """Fits of one layer: the projections of vectors and of patches, and the feature labelers.
 
     Args:
         layer: the layer.
-        measures: of the run, which say what is fitted.
+        measures: measures of the run, which determine what is fitted.
         components: number of components of the projection.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, layer: Layer, measures: Sequence[FeatureMeasure], components: int, seed: int) -> None:
@@ -35,7 +35,7 @@ class Fits:
             if isinstance(measure.labeler, FeatureLabeler)
         }
         self._fitted: dict[str, FeatureLabeler | Exception] = {}
-        """By labeler: the fitted one, or what its fit raised."""
+        """By labeler: the fitted labeler, or the exception that its fit raised."""
         self._projection: PCA | Exception = Undefined("no vectors in the training sample")
         self._patch_projection: PCA | Exception = self._projection
         self.patch_components = max((measure.patch_components for measure in measures), default=0)

@@ -34,16 +34,16 @@ from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer, tapped
 _UNFOLDED: frozenset[Field] = frozenset({"patches", "projected_patches"})
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with the name of the split, the number of inputs that are through, and their count."""
+"""Called with the name of the split, the number of inputs done, and the total."""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one pass does with a layer; settled before the pass, since consumers that fail change what others need."""
+    """What one pass does with a layer, decided before the pass: consumers that fail change what others need."""
 
     state: LayerState
     consumers: Sequence[Consumer]
-    """Those that are fed."""
+    """Consumers that are fed."""
     records: bool
     """Whether the training sample is recorded."""
     caches: bool
@@ -79,11 +79,11 @@ class ForwardPass:
 
     Args:
         model: the model.
-        feed: what goes through it at a time.
-        data: of the run.
+        feed: feed of the model.
+        data: data of the run.
         sample: name of the sample.
-        plans: of the layers that are read, in the order of the forward pass.
-        device: that of the model.
+        plans: plans of the layers that are read, in the order of the forward pass.
+        device: device of the model.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class ForwardPass:
         self._device = device
         self._total = len(data.sources[self._split].scan())
         self._portion: Portion | None = None
-        """What is in the model at the moment."""
+        """The portion that is running."""
 
     def run(self, seeds: ModelSeeds, accuracy: Accuracy | None, stop: bool, progress: Progress | None) -> None:
         """Run all inputs, and end the pass of the consumers.
 
         Args:
-            seeds: of a random model.
-            accuracy: counts correct predictions, if it is given.
+            seeds: seeds of a random model.
+            accuracy: counts correct predictions, or None.
             stop: whether each forward call ends at the last of the layers.
             progress: see :data:`Progress`.
         """
@@ -135,8 +135,8 @@ class ForwardPass:
         """Hand the vectors of a layer to its consumers, its record and its cache."""
         assert self._portion is not None
         portion, plan = self._portion, self._plans[traced.layer.index]
-        inputs, output = inputs.float(), output.float()  # models of other types have features of their own type
-        inputs, output = inputs.detach(), output.detach()  # a model may take gradients within
+        inputs, output = inputs.float(), output.float()  # models of other dtypes have features of their own dtype
+        inputs, output = inputs.detach(), output.detach()  # a model may compute gradients in its forward pass
         state = plan.state
         if plan.caches_patches and not plan.unfolds_cached:
             inputs = state.cache_of(self._sample).add_inputs(inputs, portion.start, self._total)

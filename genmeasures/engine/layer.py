@@ -27,12 +27,12 @@ from genmeasures.tracing import TracedLayer
 
 
 class LayerState:
-    """A layer in the course of a run: its samples, its consumers, its record, its fits and its cache.
+    """State of a layer during a run: its samples, its consumers, its record, its fits and its cache.
 
     Args:
         traced: the layer.
-        measures: of the run, which are copied.
-        data: of the run.
+        measures: measures of the run, which are copied.
+        data: data of the run.
     """
 
     def __init__(self, traced: TracedLayer, measures: Sequence[FeatureMeasure], data: PreparedData) -> None:
@@ -55,13 +55,15 @@ class LayerState:
         split = self._split_of("fit")
         whole = self.samples.get(split) is self.samples["fit"]
         samples: frozenset[SampleName] = frozenset({"fit", split} if whole else {"fit"})
-        replayed = [(measure, one) for measure in measures for one in measure.passes if one.sample in samples]
+        replayed = [
+            (measure, reading) for measure in measures for reading in measure.passes if reading.sample in samples
+        ]
         labelers = {
             repr(measure.labeler): measure.labeler
-            for measure, one in replayed
-            if "labels" in one.fields and isinstance(measure.labeler, TargetLabeler)
+            for measure, reading in replayed
+            if "labels" in reading.fields and isinstance(measure.labeler, TargetLabeler)
         }
-        keeps_vectors = any("vectors" in one.fields for _, one in replayed)
+        keeps_vectors = any("vectors" in reading.fields for _, reading in replayed)
         return TrainingRecord(self.layer, split, samples, len(self.samples["fit"]), labelers, keeps_vectors)
 
     def split_of(self, sample: SampleName) -> Split:
@@ -97,7 +99,7 @@ class LayerState:
         if self.traced.reads != other.traced.layer.index:
             return False
         mine, others = (state.samples["fit"].part(0, sys.maxsize) for state in (self, other))
-        return all(np.array_equal(one, two) for one, two in zip(mine, others, strict=True))
+        return all(np.array_equal(left, right) for left, right in zip(mine, others, strict=True))
 
     def record(self, batch: FeatureBatch) -> None:
         """Record training vectors; if that fails, no consumer of the layer has a value."""
@@ -105,7 +107,7 @@ class LayerState:
             return
         try:
             self._record.add(batch, self.records_patches)
-        except Exception as error:  # whatever it is, the other layers go on
+        except Exception as error:  # whatever it is, the other layers continue
             self._fail(self.consumers, status_of(error, f"recording layer {self.layer.name}"))
             return
         self._record.add_labels(batch)
@@ -116,7 +118,7 @@ class LayerState:
             return
         try:
             projected = self.fits.fit_projection(self._record.vectors)
-        except Exception as error:  # whatever it is, the other layers go on
+        except Exception as error:  # whatever it is, the other layers continue
             status = status_of(error, f"the projection of layer {self.layer.name}")
             self._fail((consumer for consumer in self.consumers if consumer.ever_needs_fit), status)
             return
@@ -183,7 +185,7 @@ class LayerState:
     # Passes without a forward pass ------------------------------------------------------------------------------
 
     def replay(self) -> None:
-        """Make all passes that the record or the cache serves; the cache is dropped."""
+        """Replay all passes that the record or the cache serves, then drop the cache."""
         record, cache = self._record, self._cache
         self._replay(record.serves, lambda: record.batches(self.fits.labels))
         if cache is not None:

@@ -20,8 +20,8 @@ _BLOCK_BYTES = 8 * 2**20
 class Memory:
     """What a run may keep in memory besides the model and the data, divided by purpose.
 
-    A smaller budget costs passes over the data, not values: layers are fitted in more groups, fewer layers are cached
-    for their next pass, and batches are split.
+    A smaller budget costs more passes over the data, and does not change values: layers are fitted in more groups,
+    fewer layers are cached for their next pass, and batches are split.
 
     Args:
         mib: the budget in MiB.

@@ -45,7 +45,7 @@ _L = TypeVar("_L")
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What was measured of one model."""
+    """Result of measuring one model."""
 
     layers: tuple[Layer, ...]
     skipped: tuple[tuple[str, str], ...]
@@ -86,13 +86,30 @@ def measure_model(
         device: where the model runs.
         layers: names or indices of the layers to measure, None for all.
         progress: see :data:`~genmeasures.engine.forward.Progress`.
-        tile: sizes of the tiles by which inputs run, one per spatial axis; None runs whole inputs.
-        facts: what measures that declare it are told of the model; None for an empty name alone.
+        tile: sizes of the tiles in which inputs run, one per spatial axis; None runs whole inputs.
+        facts: what is known of the model, for measures that read it; None for an empty name.
         memory: the memory budget, None for the default.
 
     Raises:
         ModelError: the model cannot be run or has no measurable layer.
         OptionError: the model does not have one of ``layers``.
+
+    Returns:
+        Values with their statuses, and what is known of the layers.
+
+    Example:
+        >>> from genmeasures.engine import prepare_data, prepare_measures
+        >>> from genmeasures.extractors import WholeTensor
+        >>> from genmeasures.data import DataSource
+        >>> from genmeasures.labelers import ClassLabel
+        >>> from genmeasures.measures import DaviesBouldin
+        >>> x, extractor = torch.tensor([[0.0, 0.1], [0.2, 0.0], [1.0, 1.1], [1.0, 0.9]]), WholeTensor()
+        >>> sources = {"train": DataSource((x, torch.tensor([0, 0, 1, 1])), "train", 4)}
+        >>> measures, lacking = prepare_measures([DaviesBouldin(ClassLabel())], extractor, sources)
+        >>> data = prepare_data(sources, measures, extractor, seed=0, lacking=lacking)
+        >>> result = measure_model(nn.Sequential(nn.Linear(2, 2)), data, measures, torch.device("cpu"))
+        >>> [outcome.status for outcome in result.outcomes["davies_bouldin"]]
+        ['ok']
     """
     check_model(model)
     if not data.sources:
@@ -115,12 +132,12 @@ def measure_model(
             stack.enter_context(generators.kept())
         seeds = ModelSeeds(generators, data.seed, bool(traced.note))
         passes = Passes(model, chosen, data, feature_measures, device, feed, memory, seeds, progress)
-        with torch.no_grad():  # in inference mode models could not take gradients within, nor be trained after it
+        with torch.no_grad():  # inference mode would rule out gradients, now and later
             _run(passes, traced)
         outcomes = _feature_outcomes(feature_measures, passes, chosen)
         described = tuple(layer.layer for layer in chosen)
         outcomes.update(_lacking(measures, data, len(described)))
-        # What running the model has changed by now is its own doing, not that of a measure.
+        # Changes so far were made by the model itself, not by a measure.
         own_changes = fresh.changes(model) if fresh is not None else []
         modules = {layer.layer.name: layer.module for layer in chosen}
         for measure in model_measures:
@@ -178,12 +195,12 @@ def _whole(
     return traced, chosen, WholeFeed(data, device, layout, inputs_at_a_time(traced.layers, memory))
 
 
-def _example_count(model: nn.Module, one: Tensor, tap: str, memory: Memory) -> int:
+def _example_count(model: nn.Module, example: Tensor, tap: str, memory: Memory) -> int:
     """How many inputs are traced: no more than run at a time, where a single one (1, …) is large."""
-    if one.numel() < memory.large_input:
+    if example.numel() < memory.large_input:
         return _EXAMPLES
     try:
-        return min(_EXAMPLES, inputs_at_a_time(trace(model, one, tap).layers, memory))
+        return min(_EXAMPLES, inputs_at_a_time(trace(model, example, tap).layers, memory))
     except ModelError:  # the trace of three inputs has the better message
         return _EXAMPLES
 
@@ -207,7 +224,7 @@ def _by_tiles(
     size = tuple(example.shape[2:])
     if all(core >= side for core, side in zip(tile, size, strict=True)):
         return None
-    # As many elements beyond a multiple of the usual strides as the whole has: some models take no others.
+    # The size of the whole modulo the usual strides: some models accept no other size.
     lengths = [side - max(0, side - core) // _STRIDES * _STRIDES for core, side in zip(tile, size, strict=True)]
     part = example[(slice(None), slice(None), *(slice(0, length) for length in lengths))].to(device)
     try:
@@ -237,7 +254,7 @@ def _by_tiles(
 
 
 def _run(passes: Passes, traced: Trace) -> None:
-    """Make all passes; the error of a random model says that it is random."""
+    """Run all passes; the error of a random model says that it is random."""
     try:
         passes.run()
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""Measures that have a model to themselves."""
+"""Execution of model measures."""
 
 from __future__ import annotations
 
@@ -76,21 +76,36 @@ def model_measure_outcomes(
     by_tiles: bool,
     facts: ModelFacts | None,
 ) -> Mapping[str, Sequence[Outcome]]:
-    """The outcomes of a measure that has the model to itself, which is put back afterwards.
+    """Run a measure on the model, and restore the model afterwards.
 
     Args:
         measure: the measure.
         model: the model, on the device.
-        modules: of the layers, by name.
+        modules: modules of the layers, by name.
         layers: the measured layers.
-        data: of the run.
-        device: of the run.
+        data: data of the run.
+        device: device of the run.
         own_changes: what the model changes by itself when it runs.
-        by_tiles: whether inputs run by tiles, which rules out measures that run whole inputs.
-        facts: what is known of the model; None for an empty name alone.
+        by_tiles: whether inputs run in tiles, which rules out measures that run whole inputs.
+        facts: what is known of the model; None for an empty name.
 
     Returns:
         Outcomes by the measure's own variable names, one per layer or a single one.
+
+    Example:
+        >>> import torch
+        >>> from genmeasures.engine import prepare_data
+        >>> from genmeasures.extractors import WholeTensor
+        >>> from genmeasures.interfaces import Variable
+        >>> class Parameters(ModelMeasure):
+        ...     name = "parameters"
+        ...     variables = (Variable("parameters", "number of parameters", dims=()),)
+        ...
+        ...     def measure(self, model, layers, data):
+        ...         return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        >>> net, data = nn.Linear(2, 3), prepare_data({}, [], WholeTensor(), seed=0)
+        >>> model_measure_outcomes(Parameters(), net, {}, [], data, torch.device("cpu"), (), False, None)
+        {'parameters': [Outcome(value=9.0, status='ok')]}
     """
     try:
         with lent(model, device, own_changes) as changes:
@@ -113,8 +128,8 @@ def _computed(
 ) -> Mapping[str, Sequence[Outcome]]:
     inputs = _Inputs(measure, data, device)
     generator = generator_for(data.seed, "measure", measure)
-    known = (facts or ModelFacts("")) if measure.reads_facts else None
-    model_data = ModelData(inputs.batches, inputs.sample, inputs.order, device, generator, modules, known)
+    read_facts = (facts or ModelFacts("")) if measure.reads_facts else None
+    model_data = ModelData(inputs.batches, inputs.sample, inputs.order, device, generator, modules, read_facts)
     try:
         if by_tiles:
             raise OptionError(f"{measure.name} runs the model on whole inputs, which tile rules out")
@@ -126,7 +141,7 @@ def _computed(
                 noted(outcome, note) for outcome in _outcomes(variable, values[variable.name], len(layers))
             ]
         return outcomes
-    except Exception as error:  # the other measures go on
+    except Exception as error:  # the other measures continue
         return _failed(measure, status_of(error, str(measure)), len(layers))
 
 
@@ -142,14 +157,14 @@ def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
             f"{variable.name} is of type {type(value).__name__}, expected a sequence of {layers} values, one per "
             "layer; for one value per model, declare dims=()"
         )
-    outcomes = [outcome_of(one, dim) for one in value]
+    outcomes = [outcome_of(item, dim) for item in value]
     if len(outcomes) != layers:
         raise ComponentError(f"{variable.name} has {len(outcomes)} values, expected {layers}, one per layer")
     return outcomes
 
 
 def _failed(measure: ModelMeasure, status: str, layers: int) -> dict[str, Sequence[Outcome]]:
-    """No value of any variable, for one reason."""
+    """Outcomes of all variables without a value, with one status."""
     failed = Outcome(float("nan"), status)
     return {variable.name: [failed] * (layers if "layer" in variable.dims else 1) for variable in measure.variables}
 
@@ -160,11 +175,11 @@ def _distrusted(
     """The outcomes of a measure that left the model changed: its values cannot be trusted."""
     more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
     error = ComponentError(
-        f"{measure.name} did not leave the model as it was: {changed[0]}{more}; it must put back what it changes"
+        f"{measure.name} did not leave the model as it was: {changed[0]}{more}; it must restore what it changes"
     )
     status = status_of(error, str(measure))
     return {
-        # The error of a measure that failed says more: it is why nothing was put back.
+        # The error of a measure that failed is more informative: it is the reason why nothing was restored.
         name: of_variable
         if any(outcome.status.startswith("failed") for outcome in of_variable)
         else [Outcome(float("nan"), status)] * len(of_variable)

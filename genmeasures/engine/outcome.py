@@ -119,6 +119,10 @@ def _series(values: NDArray[np.float64]) -> Outcome:
 def noted(outcome: Outcome, note: str) -> Outcome:
     """The outcome with one more note in its status; a missing value gets none.
 
+    Args:
+        outcome: the outcome.
+        note: the note, "" for none.
+
     Example:
         >>> noted(noted(Outcome(1.0, "ok"), "one"), "two").status
         'note: one; two'

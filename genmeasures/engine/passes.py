@@ -27,7 +27,18 @@ _ALIVE = 4
 
 
 def inputs_at_a_time(traced: Sequence[TracedLayer], memory: Memory) -> int:
-    """How many inputs run at a time, by the largest of *all* layers: those that are not measured run too."""
+    """How many inputs run at a time, by the largest of *all* layers: those that are not measured run too.
+
+    Args:
+        traced: all layers of the model.
+        memory: the budget.
+
+    Example:
+        >>> from torch import nn
+        >>> from genmeasures.tracing import trace
+        >>> inputs_at_a_time(trace(nn.Linear(500, 500), torch.zeros(2, 500), "linear").layers, Memory(17))
+        131
+    """
     largest = max(layer.layer.input_size + layer.layer.channels * layer.layer.positions for layer in traced)
     return max(1, memory.activations // (4 * _ALIVE * largest))
 
@@ -38,12 +49,12 @@ class Passes:
     Args:
         model: the model.
         traced: its layers that are measured, in the order of the forward pass.
-        data: of the run.
-        measures: of the run.
-        device: that of the model.
-        feed: what goes through the model at a time.
+        data: data of the run.
+        measures: measures of the run.
+        device: device of the model.
+        feed: feed of the model.
         memory: the budget.
-        seeds: of a random model.
+        seeds: seeds of a random model.
         progress: see :data:`~genmeasures.engine.forward.Progress`.
     """
 
@@ -72,7 +83,7 @@ class Passes:
         self.layers = [LayerState(layer, measures, data) for layer in traced]
 
     def run(self) -> None:
-        """Make all passes."""
+        """Run all passes."""
         if any(consumer.ever_needs_fit for state in self.layers for consumer in state.consumers):
             for group in self._groups():
                 self._fit(group)
@@ -153,7 +164,7 @@ class Passes:
         """Run a sample through the model as far as the last of the layers."""
         split = self._data.split_of(sample)
         accuracy = None
-        # After the last layer there is next to nothing to save by stopping.
+        # Stopping after the last layer saves almost nothing.
         if self._feed.whole and split not in self.correct and plans[-1].state is self.layers[-1]:
             accuracy = Accuracy(self._data.sources[split], self._data.classes)
         stop = not self._feed.whole or (len(plans) < len(self.layers) and accuracy is None)
@@ -166,14 +177,14 @@ class Passes:
         return self._extractor.vector_size(state.layer) + self._extractor.patch_size(state.layer)
 
     def _side_by_side(self, states: Sequence[LayerState], work: Callable[[LayerState], None]) -> None:
-        """Do the work of each layer in a thread of its own: small operations gain more than from threads in each."""
+        """Process each layer in its own thread: for small operations, this is faster than threads within each."""
         threads = torch.get_num_threads()
         if self._device.type != "cpu" or threads == 1 or len(states) < 2:
             for state in states:
                 work(state)
             return
 
-        @torch.no_grad()  # holds in the thread that enters it
+        @torch.no_grad()  # applies only to the thread that enters it
         def alone(state: LayerState) -> None:
             work(state)
 
@@ -182,7 +193,7 @@ class Passes:
                 threadpool_limits(1, "blas"),
                 ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
             ):
-                # The widest first, so that none is left to run alone at the end.
+                # The widest layers first, so that none of them runs alone at the end.
                 ordered = sorted(states, key=self._width, reverse=True)
                 contexts = [contextvars.copy_context() for _ in ordered]  # a thread starts with an empty one
                 list(pool.map(lambda state, context: context.run(alone, state), ordered, contexts))

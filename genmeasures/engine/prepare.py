@@ -40,11 +40,11 @@ class PreparedData:
 
     sources: Mapping[Split, DataSource]
     labelers: Mapping[str, TargetLabeler]
-    """By representation."""
+    """By ``repr``."""
     extractor: Extractor
     seed: int
     lacking: Mapping[str, str] = field(default_factory=dict)
-    """By representation of a measure that lacks data or labels: what it lacks."""
+    """By ``repr`` of a measure without the data or labels that it needs: what it lacks."""
     classes: int = 0
     """The number of classes by the largest label; 0 if no targets are class numbers."""
     _samples: dict[tuple[SampleName, int], Sample] = field(default_factory=dict)
@@ -115,12 +115,12 @@ def prepare_measures(
     """Prepare copies of the measures: they know the extractor, and have a labeler if they read labels.
 
     Args:
-        measures: of the run.
-        extractor: of the run.
+        measures: measures of the run.
+        extractor: extractor of the run.
         sources: by split.
 
     Returns:
-        The copies, and by representation of a measure without the data or targets that it needs, what it lacks.
+        The copies, and by ``repr`` of a measure without the data or targets that it needs, what it lacks.
 
     Raises:
         DataError: all measures lack data, or a labeler does not fit the targets.
@@ -201,7 +201,7 @@ def _check_labels(measure: FeatureMeasure, labeler: TargetLabeler, source: DataS
             labeler.label(targets[:1], (1,) * max(0, targets.dim() - 2))
         except DataError as error:
             raise DataError(f"{measure.name}: {source.name} data: {error}") from error
-        except Exception:  # it becomes the status of this measure, and the others go on
+        except Exception:  # it becomes the status of this measure, and the others continue
             log.debug("%r cannot label the first target", labeler, exc_info=True)
 
 
@@ -217,9 +217,9 @@ def prepare_data(
     Args:
         sources: by split.
         measures: prepared, see :func:`prepare_measures`.
-        extractor: of the run.
-        seed: of the run.
-        lacking: what measures lack, by representation.
+        extractor: extractor of the run.
+        seed: seed of the run.
+        lacking: what measures lack, by ``repr``.
 
     Raises:
         DataError: a split has invalid samples, or the inputs of the splits differ in shape.

@@ -27,16 +27,16 @@ _ROWS = 16_384
 
 
 class TrainingRecord:
-    """The vectors of the "fit" sample, each at its rank: fits see them in one order, whatever that of the data.
+    """The vectors of the "fit" sample, stored by rank, so that fits do not depend on the order of the data.
 
     After the fits, passes over the samples that it serves are replayed from it, without a forward pass.
 
     Args:
         layer: the layer.
-        split: that of the sample.
+        split: split of the sample.
         samples: names of the samples that it serves: "fit", and the split if all of its sample is fitted on.
         size: number of vectors.
-        labelers: target labelers, by representation, whose labels the replayed passes read.
+        labelers: target labelers, by ``repr``, whose labels the replayed passes read.
         keeps_vectors: whether the replayed passes read vectors.
     """
 

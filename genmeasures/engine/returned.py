@@ -13,7 +13,19 @@ from genmeasures.interfaces import Component, Extractor, Labeler, Layer, PatchSe
 
 
 def checked_sample(extractor: Extractor, value: object) -> Sample:
-    """A sample of int64 arrays; raises ComponentError for anything else."""
+    """A sample of int64 arrays; raises ComponentError for anything else.
+
+    Args:
+        extractor: the extractor, for messages.
+        value: what its method ``sample`` returned.
+
+    Example:
+        >>> from genmeasures.extractors import WholeTensor
+        >>> checked_sample(WholeTensor(), [0, 1])
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ComponentError: whole_tensor: sample returned an object of type list, expected a Sample ...
+    """
     if not isinstance(value, Sample):
         raise _wrong(extractor, "sample", value, "a Sample such as genmeasures.plugin.Drawn(inputs, positions, rank)")
     for what, part in zip(("inputs", "positions", "ranks"), value.part(0, 1), strict=True):
@@ -23,7 +35,19 @@ def checked_sample(extractor: Extractor, value: object) -> Sample:
 
 
 def checked_patches(extractor: Extractor, value: object) -> PatchSet:
-    """A set of patches; raises ComponentError for anything else."""
+    """A set of patches; raises ComponentError for anything else.
+
+    Args:
+        extractor: the extractor, for messages.
+        value: what its method ``patches`` returned.
+
+    Example:
+        >>> from genmeasures.extractors import WholeTensor
+        >>> checked_patches(WholeTensor(), torch.zeros(3, 4))
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ComponentError: whole_tensor: patches returned float32 (3, 4), expected a PatchSet ...
+    """
     if not isinstance(value, PatchSet):
         raise _wrong(extractor, "patches", value, "a PatchSet such as read.receptive_fields(rows, positions)")
     return value
@@ -31,6 +55,12 @@ def checked_patches(extractor: Extractor, value: object) -> PatchSet:
 
 def checked_vectors(extractor: Extractor, value: object, count: int, layer: Layer) -> Tensor:
     """float32 (count, vector_size); raises ComponentError for anything else.
+
+    Args:
+        extractor: the extractor.
+        value: what its method ``vectors`` returned.
+        count: number of vectors.
+        layer: the layer.
 
     Example:
         >>> from genmeasures.extractors import WholeTensor
@@ -44,7 +74,20 @@ def checked_vectors(extractor: Extractor, value: object, count: int, layer: Laye
 
 
 def checked_labels(labeler: Labeler, value: object, *shapes: Sequence[int]) -> Tensor:
-    """int64 of one of these shapes; raises ComponentError for anything else."""
+    """int64 of one of these shapes; raises ComponentError for anything else.
+
+    Args:
+        labeler: the labeler, for messages.
+        value: what its method ``label`` returned.
+        shapes: valid shapes.
+
+    Example:
+        >>> from genmeasures.labelers import KMeans
+        >>> checked_labels(KMeans(), torch.zeros(3), (3,))
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ComponentError: kmeans: label returned float32 (3,), expected int64 (3,)
+    """
     return _tensor(labeler, "label", value, torch.int64, shapes)
 
 

@@ -11,6 +11,11 @@ from genmeasures.interfaces import Sample
 def located(sample: Sample, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Row in the batch, position and rank, int64 (n,) each, of the vectors of inputs ``start`` … ``start + count − 1``.
 
+    Args:
+        sample: the sample.
+        start: index of the first input of the batch.
+        count: number of inputs in the batch.
+
     Example:
         >>> import numpy as np
         >>> from genmeasures.extractors.samples import Drawn

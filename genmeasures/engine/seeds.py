@@ -13,8 +13,8 @@ def generator_for(seed: int, *purpose: object) -> torch.Generator:
     """A CPU generator for one purpose: the same whatever else the run computes, and in whatever order.
 
     Args:
-        seed: of the run.
-        purpose: what the generator is for; its parts are told apart by their strings.
+        seed: seed of the run.
+        purpose: what the generator is for; its parts are distinguished by their strings.
 
     Example:
         >>> generator_for(0, "sample", "train").initial_seed() == generator_for(0, "sample", "test").initial_seed()
@@ -29,8 +29,8 @@ class ModelSeeds:
     """Seeds the generators that a random model draws from, so that each pass over a batch draws the same numbers.
 
     Args:
-        generators: those that the model may draw from.
-        seed: of the run.
+        generators: generators that the model may draw from.
+        seed: seed of the run.
         needed: whether the model is random; if not, the generators are left alone.
     """
 

@@ -134,6 +134,15 @@ def correlation_columns(
 
     Yields:
         A comparison and its columns: :data:`~genmeasures.judging.coefficients.NUMBERS`, ``status`` and ``agrees``.
+
+    Example:
+        >>> from genmeasures.judging.resampling import draw
+        >>> values = np.arange(10.0)
+        >>> used = np.ones(10, dtype=bool)
+        >>> comparison = Comparison("m", None, "test_accuracy", 1, used, values, values, "")
+        >>> [(_, columns)] = correlation_columns([comparison], draw(10, resamples=50, seed=0), 0.95)
+        >>> columns["pearson"], columns["agrees"]
+        (1.0, 'yes')
     """
     targets = {member.target: member.y for member in members}
     measures = {member.x.tobytes(): member.x for member in members}
@@ -167,6 +176,16 @@ def grid_columns(
 
     Yields:
         A comparison and its columns of :func:`~genmeasures.judging.grid.grid_scores`.
+
+    Example:
+        >>> from genmeasures.judging.resampling import draw
+        >>> hparams = pd.DataFrame(list(np.ndindex(2, 2, 2)), columns=["width", "depth", "lr"])
+        >>> gap = np.arange(8) / 100
+        >>> used = np.ones(8, dtype=bool)
+        >>> comparison = Comparison("m", None, "generalization_gap", -1, used, -gap, gap, "")
+        >>> [(_, columns)] = grid_columns([comparison], hparams, None, draw(8, resamples=50, seed=0), 0.95)
+        >>> columns["granulated_kendall"]  # the measure is negated, because it is expected to decrease
+        1.0
     """
     if members:
         # The scores assume that a measure grows with the gap.

@@ -124,7 +124,24 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType({"pearson": pearson, "spe
 def apply_statistic(
     statistic: Batch, x: Floats, y: Floats, counts: Floats | None, given: Floats | None = None
 ) -> Floats:
-    """Check the shapes, compute the coefficients of the rows that vary, and drop the axes that the arguments lack."""
+    """Check the shapes, compute the coefficients of the rows that vary, and drop the axes that the arguments lack.
+
+    Args:
+        statistic: computes the coefficients.
+        x: float64 of shape (m, n) or (n,).
+        y: float64 of shape (t, n) or (n,).
+        counts: float64 of shape (R, n); None is each model once.
+        given: float64 of shape (n, q), covariates, or None.
+
+    Raises:
+        DataError: The shapes do not match.
+
+    Example:
+        >>> apply_statistic(_pearson, np.arange(3.0), np.arange(4.0), None)
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.DataError: x and y must have the same number of models, got the shapes (3,) and (4,)
+    """
     if x.ndim not in (1, 2) or y.ndim not in (1, 2) or x.shape[-1] != y.shape[-1]:
         raise DataError(f"x and y must have the same number of models, got the shapes {x.shape} and {y.shape}")
     n = x.shape[-1]

@@ -58,7 +58,18 @@ def grid_codes(hparams: pd.DataFrame) -> NDArray[np.int64]:
 def complete_grid(
     measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Check a measure (n,), a gap (n,) and a complete grid (n, k); return them as float64 and codes."""
+    """Check a measure (n,), a gap (n,) and a complete grid (n, k); return them as float64 and codes.
+
+    Args:
+        measure: float64 of shape (n,).
+        gap: float64 of shape (n,).
+        hparams: (n, k) values of k ≥ 2 hyperparameters.
+
+    Example:
+        >>> hparams = pd.DataFrame({"width": [8, 8, 16, 16], "depth": [1, 2, 1, 2]})
+        >>> complete_grid([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], hparams)[2].tolist()
+        [[0, 0], [0, 1], [1, 0], [1, 1]]
+    """
     values, gaps = _finite("measure", measure), _finite("gap", gap)
     codes = grid_codes(hparams)
     _check_lengths(values, gaps, codes)
@@ -66,7 +77,17 @@ def complete_grid(
 
 
 def any_grid(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Check a measure (n,), a gap (n,) and a grid (n, k), complete or not; return them as float64 and codes."""
+    """Check a measure (n,), a gap (n,) and a grid (n, k), complete or not; return them as float64 and codes.
+
+    Args:
+        measure: float64 of shape (n,).
+        gap: float64 of shape (n,).
+        hparams: (n, k) values of k ≥ 1 hyperparameters.
+
+    Example:
+        >>> any_grid([3, 1], [0.1, 0.2], pd.DataFrame({"width": [8, 16]}))[2].tolist()
+        [[0], [1]]
+    """
     values, gaps = _finite("measure", measure), _finite("gap", gap)
     _check_frame(hparams)
     if hparams.shape[1] == 0:
@@ -78,14 +99,30 @@ def any_grid(measure: ArrayLike, gap: ArrayLike, hparams: pd.DataFrame) -> tuple
 
 
 def distinct_codes(hparams: pd.DataFrame) -> NDArray[np.int64]:
-    """Codes int64 (n, k) of a grid, complete or not, in which no two models share all hyperparameters."""
+    """Codes int64 (n, k) of a grid, complete or not, in which no two models share all hyperparameters.
+
+    Example:
+        >>> distinct_codes(pd.DataFrame({"width": [8, 16, 8], "norm": ["batch", None, None]})).tolist()
+        [[0, 0], [1, 1], [0, 1]]
+    """
     codes, values = _encode(hparams)
     _distinct_keys(hparams, codes, values)
     return codes
 
 
 def as_numbers(name: str, values: ArrayLike | pd.DataFrame) -> Floats:
-    """Values as float64, or a DataError that names them."""
+    """Values as float64, or a DataError that names them.
+
+    Args:
+        name: what the values are, for the message.
+        values: numbers of any shape.
+
+    Example:
+        >>> as_numbers("gap", ["high"])
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.DataError: gap must be numeric: could not convert string to float: 'high'
+    """
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -89,7 +89,17 @@ def set_scores(measures: Floats, gap: Floats, codes: NDArray[np.int64]) -> Float
 
 
 def no_entropy(names: Sequence[object], undefined: int, sets: int) -> str:
-    """Message that a ratio is 0/0, with the hyperparameters of a set without entropy: none if all gaps are equal."""
+    """Message that a ratio is 0/0, with the hyperparameters of a set without entropy: none if all gaps are equal.
+
+    Args:
+        names: names of the hyperparameters of one such set.
+        undefined: number of such sets.
+        sets: number of all sets.
+
+    Example:
+        >>> no_entropy(["width"], 1, 3)
+        "the values of 'width' determine the order of the gaps (1 of 3 sets of hyperparameters): the score is 0/0"
+    """
     if not names:
         return "all gaps are equal: models have no order by gap"
     return (
@@ -162,9 +172,9 @@ def conditional_information(
         mu = measures[start : start + step]
         # Counts of pairs are integers below 2^24 for up to 4096 models: single precision is exact.
         m = (mu[:, :, None] > mu[:, None, :]).astype(np.float32 if len(gap) <= _SINGLE else np.float64)
-        both = m * g.astype(m.dtype)
+        joint = m * g.astype(m.dtype)
         for column, s in enumerate(slices):
-            information[start : start + step, column] = (s.weights * _information(s, m, both)).sum(axis=(1, 2))
+            information[start : start + step, column] = (s.weights * _information(s, m, joint)).sum(axis=(1, 2))
     entropy = np.array([float((s.weights * _entropy(s, offset)).sum()) for s in slices])
     defined = np.array([bool(((s.higher > 0) & (s.higher < s.pairs)).any()) for s in slices])
     return ConditionalInformation(information, entropy, defined)

@@ -77,6 +77,10 @@ def dense_ranks(values: Floats) -> NDArray[np.float32]:
 def pair_blocks(n: int, width: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """All pairs i < j of n models, in blocks small enough for arrays of shape (pairs, width).
 
+    Args:
+        n: Number of models.
+        width: Number of elements per pair.
+
     Example:
         >>> [(first, second)] = pair_blocks(3, 1)
         >>> first.tolist(), second.tolist()

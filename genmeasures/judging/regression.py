@@ -55,7 +55,16 @@ def basis_of(covariates: Floats) -> Floats:
 
 
 def weighted_basis(covariates: Floats, weights: Floats) -> Floats:
-    """Orthonormal basis (n, rank) of the span of √w times an intercept and the covariates (n, q)."""
+    """Orthonormal basis (n, rank) of the span of √w times an intercept and the covariates (n, q).
+
+    Args:
+        covariates: float64 of shape (n, q).
+        weights: float64 of shape (n,), not negative.
+
+    Example:
+        >>> np.abs(weighted_basis(np.empty((3, 0)), np.array([1.0, 0.0, 1.0]))).T.round(3)
+        array([[0.707, 0.   , 0.707]])
+    """
     drawn = weights > 0
     centered = covariates - np.average(covariates, axis=0, weights=weights)
     scale = np.abs(centered[drawn]).max(0, initial=0.0)
@@ -68,7 +77,18 @@ def weighted_basis(covariates: Floats, weights: Floats) -> Floats:
 
 
 def weighted_residuals(values: Floats, basis: Floats, weights: Floats) -> Floats:
-    """√w times the residuals of the rows of values (m, n), of unit length; NaN where nothing is left."""
+    """√w times the residuals of the rows of values (m, n), of unit length; NaN where nothing is left.
+
+    Args:
+        values: float64 of shape (m, n).
+        basis: float64 of shape (n, rank), from :func:`weighted_basis`.
+        weights: float64 of shape (n,), not negative.
+
+    Example:
+        >>> weights = np.ones(2)
+        >>> weighted_residuals(np.array([[1.0, 3.0]]), weighted_basis(np.empty((2, 0)), weights), weights).round(3)
+        array([[-0.707,  0.707]])
+    """
     drawn = weights > 0
     centered = np.where(drawn, values - np.average(values, axis=1, weights=weights)[:, None], 0.0)
     largest = np.abs(centered).max(axis=1, keepdims=True)

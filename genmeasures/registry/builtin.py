@@ -8,6 +8,17 @@ from genmeasures.registry.specs import Register, hookimpl
 
 @hookimpl
 def genmeasures_register(register: Register) -> None:
+    """Register the components of the core.
+
+    Args:
+        register: takes one class.
+
+    Example:
+        >>> classes = []
+        >>> genmeasures_register(classes.append)
+        >>> labelers.KMeans in classes
+        True
+    """
     for component in (
         extractors.ReceptiveField,
         extractors.WholeTensor,
@@ -32,4 +43,10 @@ def genmeasures_register(register: Register) -> None:
 
 @hookimpl
 def genmeasures_config_packages() -> list[str]:
+    """Name the config package of the core.
+
+    Example:
+        >>> genmeasures_config_packages()
+        ['genmeasures.conf']
+    """
     return ["genmeasures.conf"]

@@ -91,7 +91,17 @@ def derived_config(component: type[Component]) -> dict[str, Any]:
 
 
 def has_yaml(component: type[Component], packages: Iterable[str]) -> bool:
-    """Return whether one of the config packages has a YAML file for the component."""
+    """Return whether one of the config packages has a YAML file for the component.
+
+    Args:
+        component: class of the component.
+        packages: names of config packages.
+
+    Example:
+        >>> from genmeasures.labelers import KMeans
+        >>> has_yaml(KMeans, ["genmeasures.conf"])
+        True
+    """
     path = f"{component.name}.yaml"
     return any((importlib.resources.files(package) / kind_of(component) / path).is_file() for package in packages)
 

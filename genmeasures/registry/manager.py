@@ -83,16 +83,18 @@ class Registry:
                 _check_configs(package)
         except (Exception, SystemExit) as error:
             info.components, info.config_packages = [], []
-            place = origin(error)
-            info.error = f"{type(error).__name__}: {error}{f' ({place})' if place and place not in str(error) else ''}"
+            location = origin(error)
+            info.error = (
+                f"{type(error).__name__}: {error}{f' ({location})' if location and location not in str(error) else ''}"
+            )
             log.debug("plugin %s failed to load", name, exc_info=error)
             if os.environ.get(STRICT, "0") not in ("", "0"):
                 raise GenmeasuresError(
                     f"plugin {name} ({distribution} {version}) failed to load: {info.error}"
                 ) from error
             return
-        for kind, found in classes.items():
-            self._classes[kind].update(found)
+        for kind, components in classes.items():
+            self._classes[kind].update(components)
 
     def _registrar(self, classes: dict[str, dict[str, type[Component]]], info: PluginInfo) -> specs.Register:
         def register(component: type[Any]) -> None:
@@ -139,14 +141,14 @@ class Registry:
             return kind, rest
         kinds = [kind for kind in KINDS if name in self._classes[kind]]
         if not kinds:
-            known = [known for kind in KINDS for known in self.names(kind)]
-            raise OptionError(self.missing("component", name, known))
+            candidates = [candidate for kind in KINDS for candidate in self.names(kind)]
+            raise OptionError(self.missing("component", name, candidates))
         if len(kinds) > 1:
             names = ", ".join(f"{kind}.{name}" for kind in kinds)
             raise OptionError(f"{name!r} is the name of several components: write one of {names}")
         return kinds[0], name
 
-    def missing(self, kind: str, name: str, known: Iterable[str]) -> str:
+    def missing(self, kind: str, name: str, candidates: Iterable[str]) -> str:
         """Return the message for an unknown component.
 
         It names the package to install if that is known, or else the nearest known name; and plugins that failed to
@@ -154,7 +156,7 @@ class Registry:
         """
         plugin = plugin_of(kind, name)
         if plugin is None or plugin in [info.name for info in self.plugins]:
-            message = f"there is no {kind} {name!r}{nearest(name, known)}"
+            message = f"there is no {kind} {name!r}{nearest(name, candidates)}"
         else:
             message = f"there is no {kind} {name!r}: it comes with a plugin, pip install genmeasures[{plugin}]"
             if ALLOWED in os.environ:
@@ -194,13 +196,18 @@ def make(component: type[Component], options: dict[str, Any], called: str) -> Co
 
     Raises:
         OptionError: If an option is unknown, missing or out of range.
+
+    Example:
+        >>> from genmeasures.labelers import KMeans
+        >>> make(KMeans, {"k": 8}, "the labeler 'kmeans'")
+        KMeans(k=8, restarts=10, repeats=1)
     """
-    known = component.option_names()
+    names = component.option_names()
     for option in options:
-        if option not in known:
-            raise OptionError(f"{called} has no option {option!r}{nearest(option, known)}")
+        if option not in names:
+            raise OptionError(f"{called} has no option {option!r}{nearest(option, names)}")
     parameters = inspect.signature(component).parameters
-    for option in known:
+    for option in names:
         if option not in options and parameters[option].default is inspect.Parameter.empty:
             raise OptionError(f"{called} needs the option {option!r}")
     return component(**options)
@@ -208,10 +215,10 @@ def make(component: type[Component], options: dict[str, Any], called: str) -> Co
 
 def _check_hooks(manager: pluggy.PluginManager) -> None:
     """Raise GenmeasuresError for an implementation of a hook that does not exist."""
-    known = [name for name in vars(specs) if name.startswith(f"{specs.PROJECT}_")]
+    hooks = [name for name in vars(specs) if name.startswith(f"{specs.PROJECT}_")]
     for caller in vars(manager.hook).values():
         name = getattr(caller, "name", "")
-        if name.startswith(f"{specs.PROJECT}_register") and name not in known:
+        if name.startswith(f"{specs.PROJECT}_register") and name not in hooks:
             raise GenmeasuresError(
                 f"unknown hook {name!r}: the hook is genmeasures_register(register), for components of every kind"
             )

@@ -21,6 +21,11 @@ def genmeasures_register(register: Register) -> None:
     Args:
         register: takes one class, an extractor, labeler, measure, aggregator or task. Its base class tells the kind,
             its ``name`` is the name that users type.
+
+    Example:
+        >>> @hookimpl
+        ... def genmeasures_register(register):
+        ...     register(MyMeasure)
     """
 
 
@@ -29,4 +34,9 @@ def genmeasures_config_packages() -> Sequence[str]:  # type: ignore[empty-body]
     """Name the packages with Hydra config groups of the plugin, such as ``my_plugin.conf``.
 
     Optional: without a YAML file, the config of a component is derived from its constructor.
+
+    Example:
+        >>> @hookimpl
+        ... def genmeasures_config_packages():
+        ...     return ["my_plugin.conf"]
     """

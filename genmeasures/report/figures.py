@@ -61,11 +61,13 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     metric = str(ds.attrs.get("metric", "accuracy"))
     label = _plain(f"test {'IoU' if metric == 'iou' else metric}")
     models = ds.sizes["model"]
-    known = ds[f"test_{metric}"].values.astype(np.float64) if f"test_{metric}" in ds.coords else np.full(models, np.nan)
-    shades = _shades(known)
-    colors = np.array([shades.to_rgba(v) if np.isfinite(v) else _NEUTRAL for v in known]).reshape(models, 4)
+    performance = (
+        ds[f"test_{metric}"].values.astype(np.float64) if f"test_{metric}" in ds.coords else np.full(models, np.nan)
+    )
+    shades = _shades(performance)
+    colors = np.array([shades.to_rgba(v) if np.isfinite(v) else _NEUTRAL for v in performance]).reshape(models, 4)
 
-    targets = [("accuracy", label, known)]
+    targets = [("accuracy", label, performance)]
     gap = ds[GAP].values.astype(np.float64) if GAP in ds.coords else np.full(models, np.nan)
     if np.isfinite(gap).any():
         targets.append(("gap", "generalization gap", gap))
@@ -97,7 +99,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
             own[-1].set_ylabel(quantity)
         else:
             _note(own[-1], "one value per model")
-    if np.isfinite(known).any():
+    if np.isfinite(performance).any():
         figure.colorbar(shades, ax=figure.axes, label=label, aspect=40 * bands, pad=0.015)
     try:
         image = io.BytesIO()
@@ -112,9 +114,9 @@ def _plain(text: str) -> str:
     return shown(text).replace("$", r"\$")
 
 
-def _shades(known: NDArray[np.float64]) -> ScalarMappable:
+def _shades(values: NDArray[np.float64]) -> ScalarMappable:
     """Color scale over the known values; equal values lie in its middle."""
-    finite = known[np.isfinite(known)]
+    finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     if is_constant(np.array([low, high])):
         low, high = low - 0.01, high + 0.01

@@ -80,11 +80,11 @@ def _stated_accuracies(ds: xr.Dataset, split: Split) -> list[_StatedAccuracy]:
         if name in hparams or name not in ds.coords or ds[name].dims != ("model",) or ds[name].dtype.kind not in "fi":
             continue
         values = ds[name].values.astype(np.float64)
-        known = [float(value) for value in values if np.isfinite(value)]
-        if known:
+        finite = [float(value) for value in values if np.isfinite(value)]
+        if finite:
             scale = _scale(ds, metric)
             # Fractions that are all integers, such as 1, are assumed to be rounded to percent.
-            decimals = max(map(_decimals, known)) or (2 if scale == 1 else 0)
+            decimals = max(map(_decimals, finite)) or (2 if scale == 1 else 0)
             stated.append(_StatedAccuracy(name, values / scale, scale, 0.5 * 10.0**-decimals / scale))
     return stated
 
@@ -111,13 +111,13 @@ def _faults(ds: xr.Dataset, split: Split, stated: Sequence[_StatedAccuracy]) -> 
     for i, (accuracy, count) in enumerate(zip(measured, labels, strict=True)):
         fault = ""
         if np.isfinite(accuracy):
-            known = [s for s in stated if np.isfinite(s.values[i])]
-            wrong = [s for s in known if _differs(accuracy, s.values[i], count, s.rounding)]
+            applicable = [s for s in stated if np.isfinite(s.values[i])]
+            wrong = [s for s in applicable if _differs(accuracy, s.values[i], count, s.rounding)]
             if wrong:
                 scale = wrong[0].scale
                 comparison = f"{accuracy * scale:.4g} on {count:.0f} labels, claimed {wrong[0].values[i] * scale:.4g}"
                 fault = f"{split} accuracy is {comparison}: {_CAUSES}"
-            elif not known and accuracy < chance and _differs(accuracy, chance, count, 0):
+            elif not applicable and accuracy < chance and _differs(accuracy, chance, count, 0):
                 fault = f"{split} accuracy is {accuracy:.4g} on {count:.0f} labels, below chance level: {_CAUSES}"
         faults.append(fault)
     return faults
@@ -155,10 +155,10 @@ def _with_gap(ds: xr.Dataset, metric: str) -> xr.Dataset:
     train, test = (ds[name].values.astype(np.float64) for name in names)
     gap, attrs = train - test, {"long_name": f"train − test {metric}"}
     if GAP in ds.coords:
-        known = ds[GAP]
-        if known.attrs != attrs:  # the gap of another metric
+        existing = ds[GAP]
+        if existing.attrs != attrs:  # the gap of another metric
             return ds
-        gap = np.where(np.isnan(known.values), gap, known.values)
+        gap = np.where(np.isnan(existing.values), gap, existing.values)
     return ds.assign_coords({GAP: ("model", gap, attrs)})
 
 

@@ -170,14 +170,14 @@ def _merged(members: Sequence[_File], folder: Path, collected: Collected) -> xr.
     kept = _distinct([model for file in fitting for model in file.models], collected)
     names = dict(zip(kept, distinct_names(kept), strict=True))
     used = [file for file in fitting if any(model in names for model in file.models)]
-    known = {
+    attrs = {
         "task": ", ".join(dict.fromkeys(model.task for model in kept)),
         "hparams": json.dumps(list(dict.fromkeys(name for file in used for name in hparams_of(file.ds)))),
         SOURCES: json.dumps([file.path.relative_to(folder).as_posix() for file in used]),
     }
     try:
         datasets = [_part(file, names) for file in used]
-        return combine(datasets, {**_attrs(datasets), **known})
+        return combine(datasets, {**_attrs(datasets), **attrs})
     except Exception as error:  # files with a valid checksum that no run wrote can raise errors of any type
         paths = ", ".join(str(file.path) for file in used)
         collected.problems.append(f"cannot merge {paths}: {type(error).__name__}: {error}; left out")
@@ -187,13 +187,13 @@ def _merged(members: Sequence[_File], folder: Path, collected: Collected) -> xr.
 def _part(file: _File, names: Mapping[ModelResults, str]) -> xr.Dataset:
     """The models of a file that are kept, under their names in the merged file."""
     models = [model for model in file.models if model in names]
-    known = {
+    coordinates = {
         "model": [names[model] for model in models],
         MODEL_NAME: [model.name for model in models],
         MODEL_TASK: [model.task for model in models],
         MODEL_TASK_ID: [model.task_id for model in models],
     }
-    coords = {name: ("model", np.array(values, dtype=object)) for name, values in known.items()}
+    coords = {name: ("model", np.array(values, dtype=object)) for name, values in coordinates.items()}
     seconds = float(file.ds.attrs.get("seconds", 0.0)) * len(models) / len(file.models)
     kept = file.ds.isel(model=[model.index for model in models])
     return kept.assign_coords(coords).assign_attrs(seconds=seconds)

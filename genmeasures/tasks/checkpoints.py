@@ -185,6 +185,13 @@ def build_model(spec: ModelSpec, python_path: Sequence[Path] = ()) -> nn.Module:
     Raises:
         ModelError: the architecture or its weights cannot be loaded; the message names the model and the file or
             factory.
+
+    Example:
+        >>> spec = ModelSpec("net", "torch.nn.Linear", {}, (Path("no_such_file.pt"),), None, True, {}, {})
+        >>> build_model(spec)
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ModelError: model 'net': there is no file no_such_file.pt...
     """
     try:
         make = functools.partial(_architecture, spec, python_path)

@@ -35,7 +35,12 @@ LEVELS: dict[str, tuple[Any, Any]] = {
 
 
 def grid() -> list[Hparams]:
-    """All combinations, in a fixed random order, so that the first few vary every hyperparameter."""
+    """All combinations, in a fixed random order, so that the first few vary every hyperparameter.
+
+    Example:
+        >>> len(grid())
+        128
+    """
     combinations = [Hparams(**dict(zip(LEVELS, values, strict=True))) for values in itertools.product(*LEVELS.values())]
     random.Random(0).shuffle(combinations)
     return combinations

@@ -72,7 +72,17 @@ class Job:
 
 
 def architecture(hparams: Hparams, recipe: Recipe) -> SmallCNN:
-    """The network of these hyperparameters, initialized from torch's global generator."""
+    """The network of these hyperparameters, initialized from torch's global generator.
+
+    Args:
+        hparams: hyperparameters of the network.
+        recipe: settings of the training.
+
+    Example:
+        >>> hparams = Hparams(4, 2, 0.0, 0.0, False, 100, 0.0)
+        >>> architecture(hparams, Recipe())(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+    """
     return SmallCNN(
         hparams.width,
         hparams.depth,
@@ -96,6 +106,12 @@ def read(path: Path, hparams: Hparams, recipe: Recipe) -> tuple[SmallCNN, dict[s
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or has weights of another architecture.
+
+    Example:
+        >>> read(Path("no_such_file.pt"), Hparams(4, 2, 0.0, 0.0, False, 100, 0.0), Recipe())
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: [Errno 2] No such file or directory: 'no_such_file.pt'
     """
     checkpoint = load_checkpoint(path)
     try:
@@ -123,6 +139,17 @@ def train_all(jobs: Sequence[Job], workers: int, title: str) -> None:
     Raises:
         OptionError: a checkpoint cannot be written.
         GenmeasuresError: a process ended before its training was done.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> data = np.zeros((4, 1, 8, 8), dtype=np.float32), np.array([0, 1, 2, 3])
+        >>> hparams, recipe = Hparams(2, 2, 0.0, 0.0, False, 4, 0.0), Recipe(steps=2, hidden=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "net.pt"
+        ...     train_all([Job(path, hparams, recipe, data, data)], 1, "Training")
+        ...     sorted(read(path, hparams, recipe)[1])
+        ['test_accuracy', 'train_accuracy']
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -179,7 +206,17 @@ def _batches(size: int, batch_size: int, steps: int) -> Iterator[Tensor]:
 
 
 def accuracy(model: nn.Module, data: Arrays) -> float:
-    """Fraction of the images that are classified correctly, in the current mode of the model."""
+    """Fraction of the images that are classified correctly, in the current mode of the model.
+
+    Args:
+        model: the network.
+        data: images and labels.
+
+    Example:
+        >>> import numpy as np
+        >>> accuracy(nn.Flatten(), (np.eye(2, dtype=np.float32), np.array([0, 0])))
+        0.5
+    """
     with torch.inference_mode():
         predicted = model(torch.from_numpy(data[0])).argmax(1)
     return float((predicted == torch.from_numpy(data[1])).double().mean())

@@ -91,10 +91,10 @@ def _take_turns(folders: Sequence[str]) -> None:
         if folder not in sys.path:
             sys.path.append(folder)
             _added.add(folder)
-        places = [sys.path.index(rival) for rival in rivals if rival in sys.path]
-        if places and sys.path.index(folder) > min(places):
+        indices = [sys.path.index(rival) for rival in rivals if rival in sys.path]
+        if indices and sys.path.index(folder) > min(indices):
             sys.path.remove(folder)
-            sys.path.insert(min(places), folder)
+            sys.path.insert(min(indices), folder)
         for name, module in _aside.get(folder, {}).items():
             sys.modules.setdefault(name, module)
         _aside[folder] = {}
@@ -103,10 +103,10 @@ def _take_turns(folders: Sequence[str]) -> None:
 def _modules_in(folder: str) -> set[str]:
     """Names of the modules and packages in a folder."""
     try:
-        found = list(Path(folder).iterdir())
+        entries = list(Path(folder).iterdir())
     except OSError:  # the folder was removed
         return set()
-    return {path.name.removesuffix(".py") for path in found if path.suffix == ".py" or path.is_dir()}
+    return {path.name.removesuffix(".py") for path in entries if path.suffix == ".py" or path.is_dir()}
 
 
 def _home(module: ModuleType | None) -> str | None:
@@ -154,10 +154,10 @@ def _check_origin(module: ModuleType, folders: Sequence[Path]) -> None:
     """Refuse a module that hides one of ``folders``, or that only the folders of another manifest contain."""
     top = module.__name__.partition(".")[0]
     root = sys.modules[top]
-    places = [getattr(root, "__file__", None) or "", *getattr(root, "__path__", [])]
+    paths = [getattr(root, "__file__", None) or "", *getattr(root, "__path__", [])]
     holders = [folder for folder in folders if (folder / f"{top}.py").is_file() or (folder / top).is_dir()]
-    if holders and not any(Path(place).resolve().is_relative_to(f.resolve()) for place in places for f in holders):
-        raise OptionError(f"the module {top!r} in {holders[0]} is hidden by {places[0] or places[-1]}: rename it")
+    if holders and not any(Path(path).resolve().is_relative_to(f.resolve()) for path in paths for f in holders):
+        raise OptionError(f"the module {top!r} in {holders[0]} is hidden by {paths[0] or paths[-1]}: rename it")
     home = _home(root)
     if home in _added and home not in [str(folder.resolve()) for folder in folders]:
         raise OptionError(

@@ -111,14 +111,14 @@ def read_manifest(path: str | Path) -> Manifest:
     if metric.startswith(("train_", "test_")):
         top.fail("metric", f"must be {metric.partition('_')[2]!r}, without {metric.partition('_')[0]}_, got {metric!r}")
     models = _models(top, metric)
-    known = {name for model in models for name in model.metrics}
-    if known and not known & {f"train_{metric}", f"test_{metric}"}:
-        others = sorted({name.partition("_")[2] for name in known})
+    metrics = {name for model in models for name in model.metrics}
+    if metrics and not metrics & {f"train_{metric}", f"test_{metric}"}:
+        others = sorted({name.partition("_")[2] for name in metrics})
         write = " or ".join(f"metric: {other}" for other in others)
         top.fail(
             "metric",
-            f"no model has train_{metric} or test_{metric}; the models have {', '.join(sorted(known))}: write {write}, "
-            f"or rename them to train_{metric} and test_{metric}",
+            f"no model has train_{metric} or test_{metric}; the models have {', '.join(sorted(metrics))}: "
+            f"write {write}, or rename them to train_{metric} and test_{metric}",
         )
     data, ignore_index = _data(top)
     return Manifest(file, _python_path(top), metric, data, ignore_index, models)
@@ -177,10 +177,10 @@ class _Section:
     def path(self, key: str) -> str:
         return f"{self.position}.{key}" if self.position else key
 
-    def allow(self, *known: str, prefixes: tuple[str, ...] = ()) -> None:
+    def allow(self, *keys: str, prefixes: tuple[str, ...] = ()) -> None:
         for key in self.values:
-            if key not in known and not (prefixes and key.startswith(prefixes)):
-                self.fail(key, f"unknown key{nearest(key, [*known, *(f'{p}…' for p in prefixes)])}")
+            if key not in keys and not (prefixes and key.startswith(prefixes)):
+                self.fail(key, f"unknown key{nearest(key, [*keys, *(f'{p}…' for p in prefixes)])}")
 
     def section(self, key: str) -> _Section:
         """A nested mapping; empty if the key is absent."""
@@ -352,9 +352,9 @@ def _one_model(section: _Section, name: str, common: _Common, metric: str) -> Mo
     )
 
 
-def _weights(manifest: Path, name: str, given: str | None) -> tuple[Path, ...]:
-    if given is not None:
-        return (resolve(manifest, given),)
+def _weights(manifest: Path, name: str, file: str | None) -> tuple[Path, ...]:
+    if file is not None:
+        return (resolve(manifest, file),)
     return tuple(resolve(manifest, name + suffix) for suffix in SUFFIXES)
 
 
@@ -394,10 +394,10 @@ def _instead(name: str, before: str = "") -> str:
     words = _words(name)
     split = next((word for word in words if word in ("train", "test")), None)
     rest = [word for word in words if word not in _SPLIT_WORDS]
-    known = "accuracy" if {"acc", "accuracy"} & set(rest) else "_".join(rest)
-    if not known or (split is None and words[0] in _SPLIT_WORDS):
+    base = "accuracy" if {"acc", "accuracy"} & set(rest) else "_".join(rest)
+    if not base or (split is None and words[0] in _SPLIT_WORDS):
         return ""
-    return f": {before}{split or 'test'}_{known}"
+    return f": {before}{split or 'test'}_{base}"
 
 
 def _table(
@@ -412,16 +412,16 @@ def _table(
         _ask_about(file, column, values)
     models: dict[str, ModelSpec] = {}
     for i, (line, row) in enumerate(rows.items()):
-        name, place = row["model"], f"{file}: line {line}"
+        name, where = row["model"], f"{file}: line {line}"
         if not name or name in models:
-            raise OptionError(f"{place}: {f'duplicate model {name!r}' if name else 'the model has no name'}")
+            raise OptionError(f"{where}: {f'duplicate model {name!r}' if name else 'the model has no name'}")
         metrics = {}
         for column in metric_columns:
             if row[column]:
                 value = _number(row[column])
                 fault = "must be a finite number" if value is None else _metric_fault(column, value)
                 if value is None or fault:
-                    raise OptionError(f"{place}: {column}={row[column]!r}: {fault}")
+                    raise OptionError(f"{where}: {column}={row[column]!r}: {fault}")
                 metrics[column] = value
         factory = row.get("factory") or common.factory
         if factory is None:
@@ -429,8 +429,8 @@ def _table(
                 f"{manifest}: factory: is missing: set the dotted path of the callable that returns the architecture"
             )
         if not is_dotted_path(factory):
-            raise OptionError(f"{place}: factory={factory!r} must be a dotted path such as torchvision.models.resnet18")
-        own = {c.removeprefix(_KWARGS): _yaml_cell(row[c], f"{place}: {c}") for c in kwargs_columns if row[c]}
+            raise OptionError(f"{where}: factory={factory!r} must be a dotted path such as torchvision.models.resnet18")
+        own = {c.removeprefix(_KWARGS): _yaml_cell(row[c], f"{where}: {c}") for c in kwargs_columns if row[c]}
         models[name] = ModelSpec(
             name=name,
             factory=factory,
@@ -438,7 +438,7 @@ def _table(
             weights=_weights(manifest, name, row.get("weights") or None),
             key=row.get("key") or None,
             strict=common.strict,
-            hparams={c.removeprefix(_HPARAMS): known for c in hparam_columns if (known := hparams[c][i]) is not None},
+            hparams={c.removeprefix(_HPARAMS): cell for c in hparam_columns if (cell := hparams[c][i]) is not None},
             metrics=metrics,
         )
     return tuple(models.values())
@@ -460,12 +460,12 @@ def _ask_about(file: Path, column: str, values: Sequence[Scalar | None]) -> None
     )
 
 
-def _yaml_cell(text: str, place: str) -> Any:
+def _yaml_cell(text: str, where: str) -> Any:
     """A cell, parsed like a value of the manifest."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise OptionError(f"{place}={text!r} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise OptionError(f"{where}={text!r} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def _read_csv(file: Path, renamed: Mapping[str, str | None]) -> tuple[list[str], dict[int, dict[str, str]]]:

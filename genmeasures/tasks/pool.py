@@ -1,7 +1,7 @@
 """Process pool for training many networks, one thread per process.
 
 The pool is :mod:`concurrent.futures` rather than joblib's loky: loky's workers survive a parent that is killed by
-SIGKILL and go on to train the jobs that are queued (joblib 1.6).
+SIGKILL and continue to train the jobs that are queued (joblib 1.6).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from genmeasures.tasks.archives import check_sizes
 
 _ADVICE = "load it where you trust it and keep its weights alone, with torch.save(model.state_dict(), file)"
 
-# How torch reports other objects than weights; its messages for damaged files differ.
+# How torch reports objects other than weights; its messages for damaged files differ.
 _OTHER_OBJECT = re.compile(r"(?:GLOBAL|Unsupported class|but got <class|<function <function) '?([\w.]+)")
 _PLAIN_DTYPE = re.compile(r"[biufcUS][0-9]{1,9}")
 
@@ -90,11 +90,11 @@ def _read_torch(path: Path) -> Any:
         needed = _OTHER_OBJECT.search(str(error))
         if needed is not None:
             raise ModelError(
-                f"{path} holds other objects than weights ({needed[1]}), which are never loaded: {_ADVICE}"
+                f"{path} holds objects other than weights ({needed[1]}), which are never loaded: {_ADVICE}"
             ) from error
         raise ModelError(
             f"{path} cannot be read as PyTorch weights ({_reason(error)}); it may be damaged or of another format, "
-            f"or hold other objects than weights; if so, {_ADVICE}"
+            f"or hold objects other than weights; if so, {_ADVICE}"
         ) from error
     except Exception as error:  # torch raises a dozen types, depending on where a file is damaged
         if "TorchScript" in str(error):

@@ -143,33 +143,33 @@ def _floating(model: nn.Module) -> nn.Module:
 class _Source:
     """A dictionary in a file that can be a state dict."""
 
-    place: str
+    location: str
     """Its ``key``."""
     usual: bool
     state: Mapping[str, Any]
 
 
-def _sources(content: Any, place: str, usual: bool = True, depth: int = 0) -> Iterator[_Source]:
+def _sources(content: Any, location: str, usual: bool = True, depth: int = 0) -> Iterator[_Source]:
     if not isinstance(content, Mapping):
         return
     named = {name: value for name, value in content.items() if isinstance(name, str)}
     if len(named) == len(content) and any(isinstance(value, Tensor) for value in named.values()):
-        yield _Source(place, usual, content)
+        yield _Source(location, usual, content)
     if depth < _DEEPEST:
         others = [name for name in named if name not in _ENTRIES and not _NO_WEIGHTS.search(name)]
         for name in (*(name for name in _ENTRIES if name in named), *others):
-            inner = f"{place}.{name}" if place else name
+            inner = f"{location}.{name}" if location else name
             yield from _sources(named[name], inner, usual and name in _ENTRIES, depth + 1)
 
 
 def _entry(content: Any, key: str, path: Path) -> Any:
     entries = content if isinstance(content, Mapping) else {}
-    found = _named(entries, key)
-    if not found:
+    sources = _named(entries, key)
+    if not sources:
         raise ModelError(f"{path} has no entry {key!r}{nearest(key, map(str, entries))}")
-    if not isinstance(found[0], Mapping):
-        raise ModelError(f"{path}: the entry {key!r} is not a state dict but of type {_describe(found[0])}")
-    return found[0]
+    if not isinstance(sources[0], Mapping):
+        raise ModelError(f"{path}: the entry {key!r} is not a state dict but of type {_describe(sources[0])}")
+    return sources[0]
 
 
 def _named(entries: Mapping[Any, Any], key: str) -> list[Any]:
@@ -178,9 +178,9 @@ def _named(entries: Mapping[Any, Any], key: str) -> list[Any]:
         return [entries[key]]
     for name, value in entries.items():
         if isinstance(name, str) and key.startswith(f"{name}.") and isinstance(value, Mapping):
-            found = _named(value, key.removeprefix(f"{name}."))
-            if found:
-                return found
+            sources = _named(value, key.removeprefix(f"{name}."))
+            if sources:
+                return sources
     start = f"{key}."
     under = {
         name.removeprefix(start): value
@@ -212,7 +212,7 @@ class _Fit:
 class _Attempt:
     """A state dict to load."""
 
-    place: str
+    location: str
     """The ``key`` that names it; empty for the file as it is."""
     usual: bool
     state: dict[str, Any]
@@ -237,7 +237,7 @@ def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt
     metadata = getattr(source.state, "_metadata", None)
     metadata = dict(metadata) if isinstance(metadata, Mapping) else {}
     whole, fit = _completed(source.state, expected)
-    yield _Attempt(source.place, source.usual, whole, metadata, 0, fit)
+    yield _Attempt(source.location, source.usual, whole, metadata, 0, fit)
     if not fit.faults:
         return
     bare: Callable[[str], str] = _bare
@@ -265,7 +265,7 @@ def _attempts(source: _Source, expected: Mapping[str, Any]) -> Iterator[_Attempt
         }
         start = prefix.removesuffix(".")
         yield _Attempt(
-            place=f"{source.place}.{start}" if source.place and start else source.place or start,
+            location=f"{source.location}.{start}" if source.location and start else source.location or start,
             usual=source.usual and _is_usual(prefix),
             state=state,
             metadata=versions,
@@ -285,13 +285,13 @@ def _prefixes(
             size[prefix] += 1
             hits[prefix] += bare(name[len(prefix) :]) in ours
     needed = len(expected) - sum(name.endswith(_COUNTER) for name in expected) - len(_aliases(expected))
-    known = [prefix for prefix in size if _is_usual(prefix)]
-    known.sort(key=lambda prefix: [_PREFIXES.index(part) for part in prefix.split(".")[:-1]])
-    full = [prefix for prefix in size if 0 < hits[prefix] == size[prefix] >= needed and prefix not in known]
+    usual = [prefix for prefix in size if _is_usual(prefix)]
+    usual.sort(key=lambda prefix: [_PREFIXES.index(part) for part in prefix.split(".")[:-1]])
+    full = [prefix for prefix in size if 0 < hits[prefix] == size[prefix] >= needed and prefix not in usual]
     # If names change on loading, the prefix with the most matches is the best guess.
     most = max(hits, key=lambda prefix: hits[prefix], default="")
-    partly = [most] if hits[most] and most not in (*known, *full) else []
-    return [*known, *full, *partly]
+    partly = [most] if hits[most] and most not in (*usual, *full) else []
+    return [*usual, *full, *partly]
 
 
 def _is_usual(prefix: str) -> bool:
@@ -353,16 +353,16 @@ def _aliases(expected: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _misshapen(state: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    found = []
+    shapes = []
     for name, wanted in expected.items():
         if name in state and isinstance(wanted, Tensor) and not is_lazy(wanted):
             value = state[name]
             if not isinstance(value, Tensor):
-                found.append(f"{name} of type {type(value).__name__}")
+                shapes.append(f"{name} of type {type(value).__name__}")
             # Scalars were vectors of one element before PyTorch 0.4, and load_state_dict accepts them.
             elif value.shape != wanted.shape and not (wanted.dim() == 0 and value.shape == (1,)):
-                found.append(f"{name} {_shape(value)} instead of {_shape(wanted)}")
-    return found
+                shapes.append(f"{name} {_shape(value)} instead of {_shape(wanted)}")
+    return shapes
 
 
 # Choice of the attempt
@@ -390,22 +390,20 @@ def _trimmed(attempts: Sequence[_Attempt], expected: Mapping[str, Any]) -> list[
 
 def _report_others(taken: _Attempt, attempts: Sequence[_Attempt], path: Path) -> None:
     """Report other weights that fit. Raises ModelError if none is preferable."""
-    others = [other.place for other in attempts if other is not taken and _is_rival(other, taken)]
+    others = [other.location for other in attempts if other is not taken and _is_rival(other, taken)]
     if others and not taken.usual:
-        raise ModelError(
-            f"{path} has different weights that fit under {_some([repr(place) for place in (taken.place, *others)])}: "
-            "choose with key"
-        )
+        locations = _some([repr(location) for location in (taken.location, *others)])
+        raise ModelError(f"{path} has different weights that fit under {locations}: choose with key")
     if others:
         log.warning(
             "%s has different weights that fit: %s is used; set key to use others: %s",
             path,
-            repr(taken.place) if taken.place else "the state dict without an entry",
+            repr(taken.location) if taken.location else "the state dict without an entry",
             " or ".join(others[:_SHOWN]),
         )
     if taken.left_out:
         level = logging.INFO if taken.usual else logging.WARNING
-        log.log(level, "%s: the weights under %r fit; %d other keys are ignored", path, taken.place, taken.left_out)
+        log.log(level, "%s: the weights under %r fit; %d other keys are ignored", path, taken.location, taken.left_out)
 
 
 def _load(model: nn.Module, attempt: _Attempt) -> None:
@@ -425,7 +423,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _is_rival(other: _Attempt, taken: _Attempt) -> bool:
     """Whether other weights have the same names and shapes as those used, but different values."""
-    if not other.place or other.state.keys() != taken.state.keys():
+    if not other.location or other.state.keys() != taken.state.keys():
         return False
     pairs = [
         (value, other.state[name])
@@ -449,23 +447,23 @@ def _nothing_found(content: Any, path: Path, key: str | None) -> str:
 
 
 def _misfit_message(best: _Attempt, tried: Sequence[_Attempt], error: Exception, path: Path, architecture: str) -> str:
-    place = f" ({best.place})" if best.place else ""
+    location = f" ({best.location})" if best.location else ""
     if not best.fit.faults:
         lines = str(error).strip().splitlines()
-        return f"{path}{place} cannot be loaded into {architecture}: {type(error).__name__}: {' '.join(lines[:3])}"
+        return f"{path}{location} cannot be loaded into {architecture}: {type(error).__name__}: {' '.join(lines[:3])}"
     fit = best.fit
     faults = (("missing", fit.missing), ("unexpected", fit.unexpected), ("of another shape", fit.misshapen))
-    told = "; ".join(f"{len(keys)} {what}: {_some(sorted(keys, key=len))}" for what, keys in faults if keys)
+    details = "; ".join(f"{len(keys)} {what}: {_some(sorted(keys, key=len))}" for what, keys in faults if keys)
     if any(
         name.endswith("_packed_params") or getattr(value, "is_quantized", False) for name, value in best.state.items()
     ):
-        told += "; the file has quantized weights, so the factory must return the quantized network"
+        details += "; the file has quantized weights, so the factory must return the quantized network"
     if fit.unexpected and not fit.missing and not fit.misshapen:
-        told += "; strict: false in the manifest permits keys that the model does not have"
+        details += "; strict: false in the manifest permits keys that the model does not have"
     if len(tried) > 1:
-        places = dict.fromkeys(repr(attempt.place) if attempt.place else "the whole file" for attempt in tried)
-        told += f"; the best fit of the attempts: {_some(list(places))}"
-    return f"{path}{place} does not fit the architecture ({architecture}): keys {told}"
+        locations = dict.fromkeys(repr(attempt.location) if attempt.location else "the whole file" for attempt in tried)
+        details += f"; the best fit of the attempts: {_some(list(locations))}"
+    return f"{path}{location} does not fit the architecture ({architecture}): keys {details}"
 
 
 def _describe(value: object) -> str:

@@ -92,23 +92,25 @@ def check_copy_and_pickle(component: Component) -> None:
 def check_config(component: Component) -> None:
     """If it is registered, its Hydra config makes it with its default options."""
     kind = next(kind for kind, base in KINDS.items() if isinstance(component, base))
-    known = registry()
+    components = registry()
     name = getattr(component, "name", None)
-    if name not in known.names(kind) or known.get(kind, component.name) is not type(component):
+    if name not in components.names(kind) or components.get(kind, component.name) is not type(component):
         raise SkipTest("it is not registered under its name, so it needs no config")
-    packages = known.config_packages()
+    packages = components.config_packages()
     settings = _yaml(component, kind, packages) if has_yaml(type(component), packages) else _derived(type(component))
     options = {key: value for key, value in settings.items() if key != "defaults" and not key.startswith("_")}
     unknown = sorted(set(options) - set(component.option_names()))
     assert not unknown, f"the config of {name} sets {', '.join(unknown)}, which the class has no options for"
     if any(value == REQUIRED for value in options.values()):
-        raise SkipTest("its config leaves options to the user, so that it makes nothing by itself")
+        raise SkipTest("its config has options that the user must set")
     # Choices in the defaults list, such as a labeler, are left to the class here.
     chosen = {"defaults", *(("labeler",) if "defaults" in settings else ())}
-    made = instantiate({key: value for key, value in settings.items() if key not in chosen}, _convert_="all")
-    assert type(made) is type(component), f"the config of {name} makes a {type(made).__name__}"
+    instance = instantiate({key: value for key, value in settings.items() if key not in chosen}, _convert_="all")
+    assert type(instance) is type(component), f"the config of {name} makes a {type(instance).__name__}"
     default = type(component)()
-    assert repr(made) == repr(default), f"the config of {name} makes {made!r}, expected the defaults {default!r}"
+    assert repr(instance) == repr(default), (
+        f"the config of {name} makes {instance!r}, expected the defaults {default!r}"
+    )
 
 
 def _yaml(component: Component, kind: str, packages: Sequence[str]) -> dict[str, Any]:

@@ -46,9 +46,9 @@ def check_sample_order(component: Extractor) -> None:
     """Another order of the data gives the same vectors at the same ranks."""
     keys = _keys(20)
     order = np.random.default_rng(0).permutation(20)
-    one = {(int(keys[i]), p): r for i, p, r in _vectors(component.sample(_POSITIONS, keys, 3), 20)}
+    ranks = {(int(keys[i]), p): r for i, p, r in _vectors(component.sample(_POSITIONS, keys, 3), 20)}
     other = {(int(keys[order][i]), p): r for i, p, r in _vectors(component.sample(_POSITIONS, keys[order], 3), 20)}
-    assert one == other, "the sample depends on the order of the data"
+    assert ranks == other, "the sample depends on the order of the data"
 
 
 def check_fit_sample(component: Extractor) -> None:
@@ -65,29 +65,29 @@ def check_vectors(component: Extractor) -> None:
     net = toys.network().eval()
     inputs, _ = toys.images(4, 0)
     traced = trace(net, inputs, component.tap).layers[1]
-    given: list[torch.Tensor] = []
-    handle = traced.module.register_forward_hook(lambda module, args, output: given.extend([args[0], output]))
+    tensors: list[torch.Tensor] = []
+    handle = traced.module.register_forward_hook(lambda module, args, output: tensors.extend([args[0], output]))
     with torch.no_grad():
         net(inputs)
     handle.remove()
     rows, positions = torch.tensor([0, 2, 3]), torch.tensor([0, 5, 3])
-    before = [tensor.clone() for tensor in given]
-    vectors = component.vectors(given[1].flatten(2), rows, positions)
-    patches = component.patches(LayerReader(traced.geometry, given[0], False), rows, positions).unfold()
-    for what, made, size in (
+    before = [tensor.clone() for tensor in tensors]
+    vectors = component.vectors(tensors[1].flatten(2), rows, positions)
+    patches = component.patches(LayerReader(traced.geometry, tensors[0], False), rows, positions).unfold()
+    for what, returned, size in (
         ("vectors", vectors, component.vector_size(traced.layer)),
         ("patches", patches, component.patch_size(traced.layer)),
     ):
-        assert made.dtype == torch.float32, f"expected {what} of type float32, got {made.dtype}"
-        assert tuple(made.shape) == (3, size), f"expected {what} of shape (3, {size}), got {tuple(made.shape)}"
-    for what, tensor, kept in zip(("input", "output"), given, before, strict=True):
+        assert returned.dtype == torch.float32, f"expected {what} of type float32, got {returned.dtype}"
+        assert tuple(returned.shape) == (3, size), f"expected {what} of shape (3, {size}), got {tuple(returned.shape)}"
+    for what, tensor, kept in zip(("input", "output"), tensors, before, strict=True):
         assert torch.equal(tensor, kept), f"it writes into the layer's {what}: copy it first"
 
 
 def check_measures(component: Extractor) -> None:
     """Every built-in measure has a value with it, the same in batches of another size."""
     data = toys.images(60, 1), toys.images(45, 2)
-    for name in [one.name for kind, one in registry().plugins[0].components if kind == "measure"]:
+    for name in [entry.name for kind, entry in registry().plugins[0].components if kind == "measure"]:
         tried = registry().make("measure", name, {})
         assert isinstance(tried, Measure)
         sizes = [
@@ -96,12 +96,14 @@ def check_measures(component: Extractor) -> None:
         ]
         for variable in tried.variables:
             assert_sound(sizes[0], variable, f"the measure {name}: ")
-            one, other = (ds[variable.name].values.ravel() for ds in sizes)
-            assert np.isfinite(one).any(), (
+            values, other = (ds[variable.name].values.ravel() for ds in sizes)
+            assert np.isfinite(values).any(), (
                 f"the measure {name}: {variable.name} has no value: {sizes[0][f'{variable.name}_status'].values[0, 0]}"
             )
-            same = np.isclose(one, other, rtol=1e-4, atol=1e-7, equal_nan=True)
-            assert same.all(), f"the measure {name}: {variable.name} is {one[~same][0]}, in sevens {other[~same][0]}"
+            same = np.isclose(values, other, rtol=1e-4, atol=1e-7, equal_nan=True)
+            assert same.all(), (
+                f"the measure {name}: {variable.name} is {values[~same][0]}, in batches of 7 {other[~same][0]}"
+            )
 
 
 CHECKS = (check_sample, check_sample_order, check_fit_sample, check_vectors, check_measures)

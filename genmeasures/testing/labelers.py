@@ -31,14 +31,14 @@ def _targets() -> list[torch.Tensor]:
 
 def _labeled(component: TargetLabeler) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The targets that a fresh copy takes, one kind at least, and the labels it gives them."""
-    made = []
+    labelings = []
     for targets in _targets():
         try:
-            made.append((targets, _fitted_on(component, targets).label(targets, _size(targets))))
+            labelings.append((targets, _fitted_on(component, targets).label(targets, _size(targets))))
         except (DataError, Undefined):
             continue
-    assert made, "it takes neither classes, nor masks, nor continuous targets"
-    return made
+    assert labelings, "it takes neither classes, nor masks, nor continuous targets"
+    return labelings
 
 
 def check_labels(component: Labeler) -> None:
@@ -94,13 +94,13 @@ def check_label_seed(component: Labeler) -> None:
     if isinstance(component, FeatureLabeler):
         points = _points()
         before = points.clone()
-        found = [_fitted(component, points).label(points) for _ in range(2)]
+        labelings = [_fitted(component, points).label(points) for _ in range(2)]
         assert torch.equal(points, before), "the vectors have changed"
-        assert torch.equal(found[0], found[1]), "two fits with one seed give different labels"
+        assert torch.equal(labelings[0], labelings[1]), "two fits with one seed give different labels"
     elif isinstance(component, TargetLabeler):
-        one, other = _labeled(component), _labeled(component)
-        for (targets, labels), (_, again) in zip(one, other, strict=True):
-            assert any(torch.equal(targets, given) for given in _targets()), "the targets have changed"
+        first, second = _labeled(component), _labeled(component)
+        for (targets, labels), (_, again) in zip(first, second, strict=True):
+            assert any(torch.equal(targets, original) for original in _targets()), "the targets have changed"
             assert torch.equal(labels, again), "two fits with one seed give different labels"
 
 

@@ -42,16 +42,18 @@ def _plain(component: Measure) -> xr.Dataset:
 
 
 def _summaries(component: Measure) -> list[Variable]:
-    """The variables without a dimension of their own, which are compared."""
+    """The variables without an additional dimension, which are compared."""
     return [variable for variable in component.variables if set(variable.dims) <= {"layer"}]
 
 
-def _assert_same(component: Measure, one: xr.Dataset, other: xr.Dataset, what: str, tolerance: float = _SAME) -> None:
+def _assert_same(
+    component: Measure, first: xr.Dataset, second: xr.Dataset, what: str, tolerance: float = _SAME
+) -> None:
     summaries = _summaries(component)
     if not summaries:
-        raise SkipTest("each of its variables has a dimension of its own, and these are not compared")
+        raise SkipTest("all of its variables have an additional dimension, and these are not compared")
     for variable in summaries:
-        left, right = one[variable.name].values.ravel(), other[variable.name].values.ravel()
+        left, right = first[variable.name].values.ravel(), second[variable.name].values.ravel()
         same = np.isclose(left, right, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
         assert same.all(), f"{variable.name} is {left[~same][0]} and, {what}, {right[~same][0]}"
 
@@ -74,29 +76,29 @@ def check_variables(component: Measure) -> None:
         )
         assert variable.bounds[0] < variable.bounds[1], f"the bounds of {variable.name} are {variable.bounds}"
         own = [dim for dim in variable.dims if dim != "layer"]
-        assert len(own) <= 1, f"{variable.name} has two dimensions of its own: {own}"
+        assert len(own) <= 1, f"{variable.name} has two additional dimensions: {own}"
         assert not own or variable.dims[-1] == own[0], f"layer comes first in the dimensions of {variable.name}"
 
 
 def check_values(component: Measure) -> None:
-    """On an ordinary network a layer at least has a value, and no status says that it failed."""
+    """On an ordinary network at least one layer has a value, and no status says that it failed."""
     ds = _plain(component)
     for variable in component.variables:
         assert_sound(ds, variable)
-        found = statuses(ds, variable)
-        assert np.isfinite(ds[variable.name].values).any(), f"{variable.name} has no value: {found[0]}"
+        texts = statuses(ds, variable)
+        assert np.isfinite(ds[variable.name].values).any(), f"{variable.name} has no value: {texts[0]}"
 
 
 def check_extractors(component: Measure) -> None:
     """It has values with every built-in extractor, the same in batches of another size."""
     if not isinstance(component, FeatureMeasure):
         raise SkipTest("it reads no vectors of an extractor")
-    for name in [one.name for kind, one in registry().plugins[0].components if kind == "extractor"]:
+    for name in [entry.name for kind, entry in registry().plugins[0].components if kind == "extractor"]:
         ds = _measured(component, toys.network(), *_data(), extractor=name)
         for variable in component.variables:
             assert_sound(ds, variable, f"with the extractor {name}: ")
         other = _measured(component, toys.network(), *_data(), extractor=name, batch_size=7)
-        _assert_same(component, ds, other, f"with the extractor {name} in sevens")
+        _assert_same(component, ds, other, f"with the extractor {name} in batches of 7")
 
 
 def check_bounds(component: Measure) -> None:
@@ -116,7 +118,7 @@ def check_bounds(component: Measure) -> None:
 def check_batch_size(component: Measure) -> None:
     """Splitting the data into other batches changes nothing."""
     _assert_same(
-        component, _plain(component), _measured(component, toys.network(), *_data(), batch_size=7), "in sevens"
+        component, _plain(component), _measured(component, toys.network(), *_data(), batch_size=7), "in batches of 7"
     )
 
 
@@ -141,11 +143,11 @@ def check_global_state(component: Measure) -> None:
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
     np_state = _numpy_state()
-    one = _plain(component)
+    before = _plain(component)
     assert torch.equal(torch.random.get_rng_state(), state), "torch's global random state has moved"
     assert _numpy_state() == np_state, "NumPy's global random state has moved"
     torch.manual_seed(2)
-    _assert_same(component, one, _plain(component), "under another global seed", 1e-9)
+    _assert_same(component, before, _plain(component), "under another global seed", 1e-9)
     torch.random.set_rng_state(state)
 
 
@@ -173,7 +175,7 @@ def check_batches_are_left_alone(component: Measure) -> None:
         raise SkipTest("it is given no batches of features")
     faults: list[str] = []
     seen: dict[int, list[_Given]] = {}
-    """By measure (one a layer), what earlier batches gave it: it may have kept it."""
+    """By measure (one per layer), what earlier batches gave it: it may have kept it."""
     kind, read_by = type(component), FeatureBatch.read_by
 
     @contextlib.contextmanager
@@ -208,7 +210,7 @@ class _Given:
         self.note()
 
     def note(self) -> None:
-        """Note down its contents; and its count of writes, for not every write changes them."""
+        """Record the contents and the version counter: not every write changes the contents."""
         self._before, self._version = self._read().clone(), self._tensor._version
 
     def written(self) -> bool:
@@ -234,15 +236,15 @@ def _given(batch: FeatureBatch, measure: FeatureMeasure, one: Pass) -> list[_Giv
 
 
 @contextlib.contextmanager
-def _unwritten(given: list[_Given], method: str, faults: list[str]) -> Iterator[None]:
-    for one in given:
-        one.note()
+def _unwritten(tensors: list[_Given], method: str, faults: list[str]) -> Iterator[None]:
+    for tensor in tensors:
+        tensor.note()
     yield
     faults.extend(
-        f"{method} writes into batch.{one.field}, which other measures read too: copy it first, "
-        f"batch.{one.field}.clone()"
-        for one in given
-        if one.written()
+        f"{method} writes into batch.{tensor.field}, which other measures read too: copy it first, "
+        f"batch.{tensor.field}.clone()"
+        for tensor in tensors
+        if tensor.written()
     )
 
 
@@ -250,12 +252,12 @@ def check_model_is_left_alone(component: Measure) -> None:
     """The model's parameters, buffers, modes, hooks and requires_grad are as before."""
     if not isinstance(component, ModelMeasure):
         raise SkipTest("it is never given the model")
-    # Every run looks, puts the model back, and says so.
+    # Every run checks this, restores the model, and reports it.
     left = "did not leave the model as it was: "
     for ds in (_plain(component), _measured(component, toys.normalized_network(), *_data())):
         for variable in component.variables:
             for status in statuses(ds, variable):
-                assert left not in status, f"it leaves another model than it was given: {status.partition(left)[2]}"
+                assert left not in status, f"it changes the model: {status.partition(left)[2]}"
 
 
 def check_data_is_left_alone(component: Measure) -> None:
@@ -296,7 +298,7 @@ def check_nan(component: Measure) -> None:
 
 
 def _reads_data(component: Measure) -> bool:
-    """Whether a measure reads data, or runs the model on some of its own."""
+    """Whether a measure reads data, or runs the model on data of its own."""
     if isinstance(component, FeatureMeasure):
         prepared = component.clone()
         prepared.extractor = ReceptiveField()

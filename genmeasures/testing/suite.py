@@ -36,7 +36,7 @@ def checks_for(component: Component) -> list[Check]:
     return [check for base, checks in _CHECKS if isinstance(component, base) for check in checks]
 
 
-def parametrize_with_checks(given: Sequence[Component]) -> Any:
+def parametrize_with_checks(components: Sequence[Component]) -> Any:
     """Return a decorator that runs a test of (component, check) with every check of every component. Needs pytest.
 
     A check that does not apply to a component is skipped, with the reason.
@@ -51,7 +51,7 @@ def parametrize_with_checks(given: Sequence[Component]) -> Any:
 
     cases = [
         pytest.param(component, check, id=f"{getattr(component, 'name', type(component).__name__)}-{name_of(check)}")
-        for component in given
+        for component in components
         for check in checks_for(component)
     ]
     return pytest.mark.parametrize(("component", "check"), cases)

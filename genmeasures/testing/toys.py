@@ -1,4 +1,4 @@
-"""Small networks and data that components are tried on."""
+"""Small networks and data for the checks of components."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ Arrays = tuple[Tensor, Tensor]
 
 
 def network(seed: int = 0, scale: float = 1.0) -> nn.Module:
-    """A convolutional ReLU network for :func:`images`, in training mode, as users hand theirs over.
+    """A convolutional ReLU network for :func:`images`, in training mode, as users may pass theirs.
 
-    ``scale`` multiplies its first layer's output, and with it, since nothing has a bias, every feature.
+    ``scale`` multiplies all features, because no layer has a bias.
+
+    Args:
+        seed: seed of the weights.
+        scale: factor of the output of the first layer.
+
+    Example:
+        >>> network()(images(6, seed=0)[0]).shape
+        torch.Size([6, 3])
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global state
@@ -34,7 +42,12 @@ def network(seed: int = 0, scale: float = 1.0) -> nn.Module:
 
 
 def normalized_network() -> nn.Module:
-    """A network with buffers: running statistics that evaluation mode leaves as they are."""
+    """A network with buffers: running statistics that evaluation mode leaves as they are.
+
+    Example:
+        >>> [name for name, _ in normalized_network().named_buffers()][:2]
+        ['1.running_mean', '1.running_var']
+    """
     net = network()
     assert isinstance(net, nn.Sequential)
     net.insert(1, nn.BatchNorm2d(6))
@@ -42,7 +55,12 @@ def normalized_network() -> nn.Module:
 
 
 def dead_network() -> nn.Module:
-    """The same with every weight zero: constant features."""
+    """The same with every weight zero: constant features.
+
+    Example:
+        >>> any(bool(parameter.any()) for parameter in dead_network().parameters())
+        False
+    """
     net = network()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -58,12 +76,27 @@ class Overflow(nn.Module):
 
 
 def overflowing_network() -> nn.Module:
-    """The same network, behind a layer that makes its activations infinite or NaN."""
+    """The same network, behind a layer that makes its activations infinite or NaN.
+
+    Example:
+        >>> bool(overflowing_network()(images(6, seed=0)[0]).isfinite().all())
+        False
+    """
     return nn.Sequential(Overflow(), network())
 
 
 def images(count: int, seed: int) -> Arrays:
-    """Inputs float32 (count, 2, 8, 8) of three classes that differ in their mean, and the classes int64 (count,)."""
+    """Inputs float32 (count, 2, 8, 8) of three classes that differ in their mean, and the classes int64 (count,).
+
+    Args:
+        count: number of images.
+        seed: seed of the noise.
+
+    Example:
+        >>> inputs, classes = images(6, seed=0)
+        >>> inputs.shape, classes.tolist()
+        (torch.Size([6, 2, 8, 8]), [0, 1, 2, 0, 1, 2])
+    """
     generator = torch.Generator().manual_seed(seed)
     classes = torch.arange(count) % 3
     noise = torch.randn(count, 2, 8, 8, generator=generator)

@@ -35,7 +35,7 @@ def test_check_says_what_does_not_apply(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["check", "single", "layer=conv2"]) == 0
     out = capsys.readouterr().out
     assert "– config: If it is registered" in out
-    assert "      its config leaves options to the user" in out
+    assert "      its config has options that the user must set" in out
     assert out.splitlines()[-1] == "9 passed, 0 failed, 1 skipped"
 
 

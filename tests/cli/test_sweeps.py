@@ -16,7 +16,7 @@ from rich.console import Console
 
 from genmeasures.api import aggregate, judge
 from genmeasures.cli.main import main
-from genmeasures.cli.naming import readable_name, result_path, telling
+from genmeasures.cli.naming import readable_name, result_path, shown_overrides
 from genmeasures.report import JudgedRun, by_run, render_by_run
 from genmeasures.results import differing, load, measure_variables, run_settings
 
@@ -79,7 +79,7 @@ def test_what_names_leave_out() -> None:
         "tile=[4,4]", "~measure.roughness", "seed=1", "seed=2", "+labeler@measure.davies_bouldin.labeler=kmeans",
         "experiment=quick",
     ]  # fmt: skip
-    assert telling(typed, ["output", "tile"]) == [
+    assert shown_overrides(typed, ["output", "tile"]) == [
         "cap=4", "epochs=8", "experiment=quick", "labeler@measure.davies_bouldin.labeler=kmeans", "roughness=",
         "seed=2",
     ]  # fmt: skip

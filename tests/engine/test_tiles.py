@@ -513,7 +513,7 @@ def test_batch_size_and_order_change_no_value() -> None:
     assert_same(found, expected, 1e-9)
 
 
-# What cannot be measured by tiles ------------------------------------------------------------------------------
+# What cannot be measured in tiles ------------------------------------------------------------------------------
 
 
 class Coordinates(nn.Module):
@@ -575,7 +575,7 @@ def test_a_layer_that_depends_on_everything_is_named(name: str) -> None:
     layers, reason = GLOBAL[name]
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.AvgPool2d(3, 1, 1), *layers).eval()
     x = inputs((2, 32, 32), 1)
-    with pytest.raises(ModelError, match=rf"^model net: {reason}.*it cannot be measured by tiles"):
+    with pytest.raises(ModelError, match=rf"^model net: {reason}.*it cannot be measured in tiles"):
         features(net, x, 8)
     # The layers before it can be, and with a tile as large as the input all.
     assert_alike(features(net, x, 8, layers=["0"]), features(net, x, None, layers=["0"]))

@@ -512,7 +512,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("values", Fails, "mean_feature: failed: RuntimeError: broken"),
     ("values", Endless, "mean_feature has no value: undefined: the measure returned nan"),
     ("bounds", OutOfBounds, r"mean_feature is 0\.6\d+, declared between -3 and -2"),
-    ("batch_size", MeanOfBatches, r"mean_feature is 0\.6\d+ and, in sevens, 0\.6"),
+    ("batch_size", MeanOfBatches, r"mean_feature is 0\.6\d+ and, in batches of 7, 0\.6"),
     ("order", Last, r"mean_feature is 0\.\d+ and, with the samples in another order, 0\."),
     ("seed", Clock, r"mean_feature is \d+\.\d+ and, with the same seed again, \d+\."),
     ("global_state", Dice, "torch's global random state has moved"),
@@ -525,7 +525,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("batches_are_left_alone", WritesRank, r"update writes into batch\.rank, "),
     ("batches_are_left_alone", WritesPatches, r"update writes into batch\.patches, "),
     ("batches_are_left_alone", WritesLater, r"compute writes into batch\.vectors, "),
-    ("model_is_left_alone", Trains, r"leaves another model than it was given: 0\.weight has changed \(and 2 more\)"),
+    ("model_is_left_alone", Trains, r"changes the model: 0\.weight has changed \(and 2 more\)"),
     ("model_is_left_alone", LeavesHook, "a hook was added to Sequential"),
     ("model_is_left_alone", LeavesMode, "the mode of ReLU 1 has changed"),
     ("model_is_left_alone", LeavesBuffers, r"1\.running_mean has changed"),
@@ -669,7 +669,7 @@ def test_the_config_is_checked(
     monkeypatch.setattr(component_checks, "registry", lambda: known)
     check = component_checks.check_config
     if message == "skipped":
-        with pytest.raises(SkipTest, match="its config leaves options to the user"):
+        with pytest.raises(SkipTest, match="its config has options that the user must set"):
             check(Configured())
     elif message:
         with pytest.raises(AssertionError, match=message):
@@ -706,7 +706,7 @@ def test_expected_signs_are_sound(signs: dict[str, Any], message: str) -> None:
 
 class OwnDimension(ModelMeasure):
     name = "own_dimension"
-    variables = (Variable("own_dimension", "a value an input", 0, dims=("sample",)),)
+    variables = (Variable("own_dimension", "a value per input", 0, dims=("sample",)),)
 
     def measure(self, model: Any, layers: Any, data: Any) -> Any:
         inputs, _ = data.sample("test", None)
@@ -730,8 +730,8 @@ class NoCap(WholeTensor):
         (WeightNorm(), "extractors", "it reads no vectors of an extractor"),
         (WeightNorm(), "batches_are_left_alone", "it is given no batches"),
         (NoLabels(), "no_label", "it is never given the targets"),
-        (OwnDimension(), "order", "each of its variables has a dimension of its own"),
-        (OwnDimension(), "batch_size", "each of its variables has a dimension of its own"),
+        (OwnDimension(), "order", "all of its variables have an additional dimension"),
+        (OwnDimension(), "batch_size", "all of its variables have an additional dimension"),
         (NoCap(), "fit_sample", "fit_cap is 1000000000, more than the 200000 inputs that are tried"),
     ],
     ids=lambda one: getattr(one, "name", one),

@@ -20,7 +20,7 @@ from genmeasures.measures import Roughness
 PATH = Path(__file__).parent / "roughness.csv"
 EPOCHS = (1, 2, 3, 4, 8, 16, 24, 32)
 CAP = 20_000
-"""Vectors a layer."""
+"""Vectors per layer."""
 CHOICES = {
     "as in the study": (Roughness(), "activation"),
     "patches reduced to 10 components": (Roughness(input_pca=10), "activation"),

@@ -51,9 +51,9 @@ class TileFeed(Feed):
     """Feeds inputs one by one, tile by tile; tiles without any sampled vector are left out.
 
     Args:
-        data: of the run.
-        device: that of the model.
-        tiling: of the model.
+        data: data of the run.
+        device: device of the model.
+        tiling: tiling of the model.
     """
 
     whole = False
@@ -69,15 +69,15 @@ class TileFeed(Feed):
         sites = {state.layer.index: self._tiling.site(state.traced) for state in states}
         for first, inputs, targets in self._data.sources[split].checked():
             for row in range(len(inputs)):
-                start, one = first + row, inputs[row : row + 1]
+                start, single = first + row, inputs[row : row + 1]
                 labels = TargetLabels(
                     self._data.labelers, None if targets is None else targets[row : row + 1], self._device
                 )
-                norms = self._tiling.norms(split, start, one, layers)
+                norms = self._tiling.norms(split, start, single, layers)
                 for tile in self._tiling.tiles(layers):
                     core = {
                         state.layer.index: sampled(state.samples[sample], start, sites[state.layer.index], tile)
                         for state in states
                     }
                     if any(len(positions) for positions, _ in core.values()):
-                        yield TilePortion(start, self._tiling.cut(one, tile), labels, tile, norms, sites, core)
+                        yield TilePortion(start, self._tiling.cut(single, tile), labels, tile, norms, sites, core)

@@ -38,7 +38,16 @@ class Moments:
 
 
 def moments(values: Tensor, groups: int) -> Moments:
-    """The moments of values (B, C, *S), with the channels in ``groups`` groups."""
+    """The moments of values (B, C, *S), with the channels in ``groups`` groups.
+
+    Args:
+        values: (B, C, *S), of any floating-point type.
+        groups: number of groups, a divisor of C.
+
+    Example:
+        >>> moments(torch.tensor([[[1.0, 3.0]]]), groups=1)
+        Moments(count=2, mean=tensor([[2.]], dtype=torch.float64), squares=tensor([[2.]], dtype=torch.float64))
+    """
     rows = values.flatten(2).unflatten(1, (groups, -1)).flatten(2).double()
     if not rows.shape[2]:
         nothing = rows.new_zeros(rows.shape[:2])
@@ -58,12 +67,12 @@ class NormCall:
     bias: Tensor | None
     eps: float
 
-    def normalized(self, known: Moments) -> Tensor:
-        """The input normalized by given statistics, which is an affine map of every channel."""
+    def normalized(self, statistics: Moments) -> Tensor:
+        """The input normalized with these statistics, which is an affine map of every channel."""
         channels = self.input.shape[1]
         each = channels // self.groups
-        scale = (known.squares / known.count + self.eps).rsqrt().repeat_interleave(each, 1)
-        shift = -known.mean.repeat_interleave(each, 1) * scale
+        scale = (statistics.squares / statistics.count + self.eps).rsqrt().repeat_interleave(each, 1)
+        shift = -statistics.mean.repeat_interleave(each, 1) * scale
         if self.weight is not None:
             scale, shift = scale * self.weight, shift * self.weight
         if self.bias is not None:
@@ -95,7 +104,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> NormCall | None:
-    # With running statistics each element is mapped by itself.
+    # With running statistics, each element is normalized independently of the others.
     return NormCall(input, input.shape[1], weight, bias, eps) if use_input_stats else None
 
 
@@ -107,7 +116,7 @@ _CALLS: dict[Callable[..., Any], Callable[..., NormCall | None]] = {
 
 
 class Norms(TorchFunctionMode):
-    """Gives the normalizations of one forward pass, in their order, statistics that are known beforehand.
+    """Supplies the normalizations of one forward pass, in order, with precomputed statistics.
 
     Args:
         known: the statistics of the first calls.

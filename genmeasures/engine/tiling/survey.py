@@ -45,11 +45,24 @@ class Survey:
     """Tiles begin at multiples of these."""
     cores: tuple[int, ...]
     least: tuple[int, ...]
-    """Size of the smallest tile that the model takes."""
+    """Size of the smallest tile that the model accepts."""
 
 
 def sketched_trace(model: nn.Module, sketch: Sketch, shape: tuple[int, ...], tap: str) -> Trace:
-    """The trace of the model for inputs of the shape (B, …), without any computation."""
+    """The trace of the model for inputs of the shape (B, …), without any computation.
+
+    Args:
+        model: the model.
+        sketch: its copy without memory.
+        shape: shape of the inputs.
+        tap: "activation" or "linear".
+
+    Example:
+        >>> net = nn.Conv2d(1, 4, 3)
+        >>> sketch = Sketch(net, torch.device("cpu"))
+        >>> sketched_trace(net, sketch, (2, 1, 4000, 4000), "linear").layers[0].layer.spatial
+        (3998, 3998)
+    """
     traced = trace(sketch.model, sketch.input(shape), tap)
     layers = tuple(replace(layer, module=sketch.original(layer.module, model)) for layer in traced.layers)
     return Trace(layers, traced.skipped)
@@ -72,14 +85,23 @@ def survey(
         layers: the layers to measure.
         example: one whole input (1, C, *S), float32.
         tile: size of a core, per axis.
-        device: that of the model.
+        device: device of the model.
         layout: memory format of the inputs.
 
     Returns:
         The survey; None if a core would be the whole input.
 
     Raises:
-        ModelError: a layer cannot be measured by tiles; the message names the first one.
+        ModelError: a layer cannot be measured in tiles; the message names the first one.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3)).eval()
+        >>> example, device = torch.rand(1, 1, 64, 64), torch.device("cpu")
+        >>> layers = trace(net, example.expand(2, -1, -1, -1), "linear").layers
+        >>> layout = torch.contiguous_format
+        >>> surveyed = survey(net, Sketch(net, device), layers, example, (16, 16), device, layout)
+        >>> [(site.name, [int(stride) for stride in site.stride], site.after) for site in surveyed.sites]
+        [('0', [1, 1], (2, 2)), ('2', [2, 2], (6, 6))]
     """
     originals = {id(sketch.original(module, model)): module for module in sketch.model.modules()}
     copies = [replace(layer, module=originals[id(layer.module)]) for layer in layers]
@@ -176,14 +198,14 @@ class _Surveyor:
             strides.append(Fraction(_GROWTH, more[axis]))
         steps = [
             Fraction(_GROWTH, abs(b - a)).numerator
-            for one, other in zip(shapes, grown, strict=True)
-            for a, b in zip(one, other, strict=True)
+            for original, enlarged in zip(shapes, grown, strict=True)
+            for a, b in zip(original, enlarged, strict=True)
             if a != b
         ]
         return strides, math.lcm(*steps, *(stride.numerator for stride in strides))
 
     def _accepted(self, axis: int, length: int, steps: Sequence[int], thin: int = 1) -> list[int]:
-        """Sizes that the model takes, at least ``length`` along an axis and ``thin`` steps along the others.
+        """Sizes that the model accepts, at least ``length`` along an axis and ``thin`` steps along the others.
 
         Modulo the steps they equal the sizes of the whole.
         """
@@ -218,10 +240,10 @@ class _Surveyor:
         values (1, C, *S) and the number of normalizations so far.
         """
         norms = Norms(known, lambda number, call: see(len(layers) + number, call.input, number + 1))
-        places = {id(layer): place for place, layer in enumerate(layers)}
+        indices = {id(layer): index for index, layer in enumerate(layers)}
 
         def receive(layer: TracedLayer, layer_input: Tensor, output: Tensor) -> None:
-            see(places[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms.count)
+            see(indices[id(layer)], output.movedim(-1, 1) if layer.channels_last else output, norms.count)
 
         taps = tapped(model, layers, receive, stop=True, whole=False)
         with torch.no_grad(), taps as tap, norms:
@@ -301,8 +323,8 @@ class _Surveyor:
     ) -> list[tuple[int, int]]:
         """The reach, or a step more, with which tiles have the values of the whole.
 
-        More is needed where a tile lacks elements next to its end that it could compute: those
-        that a transposed convolution crops, for one. Raises ModelError where neither does.
+        More is needed where a tile lacks elements next to its end that it could compute, for example those that a
+        transposed convolution crops. Raises ModelError where neither does.
         """
         if self._wrong(axis, steps, strides, reach, thin) is None:
             return reach
@@ -333,16 +355,16 @@ class _Surveyor:
             right.append((int((stop - lag - step) / stride), int((stop - lag) / stride)))
             left.append((int((step + lead) / stride), int((2 * step + lead) / stride)))
         known, whole = self._blocks(inputs, axis, [right, left], 0, strides, ())
-        for start, stop_at, places in ((0, stop, [right]), (step, stop, [right, left]), (step, end, [left])):
+        for start, stop_at, ranges in ((0, stop, [right]), (step, stop, [right, left]), (step, end, [left])):
             part = inputs.narrow(axis + 2, start, stop_at - start).contiguous(memory_format=self._layout)
-            _, by_site = self._blocks(part, axis, places, start, strides, known)
+            _, by_site = self._blocks(part, axis, ranges, start, strides, known)
             for site, blocks in enumerate(by_site):
-                due = whole[site] if len(places) == 2 else whole[site][:1] if places[0] is right else whole[site][1:]
-                for one, other in zip(blocks, due, strict=True):
-                    if one.shape != other.shape:
+                due = whole[site] if len(ranges) == 2 else whole[site][:1] if ranges[0] is right else whole[site][1:]
+                for block, expected in zip(blocks, due, strict=True):
+                    if block.shape != expected.shape:
                         return site
-                    scale = float(other.abs().max()) if other.numel() else 0.0
-                    if not torch.allclose(one, other, rtol=0, atol=rounding(one.dtype) * scale, equal_nan=True):
+                    scale = float(expected.abs().max()) if expected.numel() else 0.0
+                    if not torch.allclose(block, expected, rtol=0, atol=rounding(block.dtype) * scale, equal_nan=True):
                         return site
         return None
 
@@ -350,7 +372,7 @@ class _Surveyor:
         self,
         inputs: Tensor,
         axis: int,
-        places: Sequence[Sequence[tuple[int, int]]],
+        ranges: Sequence[Sequence[tuple[int, int]]],
         start: int,
         strides: Sequence[Fraction],
         known: Sequence[Moments],
@@ -362,7 +384,7 @@ class _Surveyor:
             origin = int(start / strides[site])
             by_site[site] = [
                 values[(slice(None),) * (axis + 2) + (slice(max(0, low - origin), max(0, high - origin)),)].clone()
-                for low, high in (place[site] for place in places)
+                for low, high in (group[site] for group in ranges)
             ]
 
         statistics = self._run(self._model, self._layers, inputs, see, known)
@@ -395,5 +417,5 @@ def _local_kernels() -> Iterator[None]:
 
 def _refusal(layer: str, why: str) -> ModelError:
     return ModelError(
-        f"{layer} {why}: it cannot be measured by tiles; leave tile out, or choose the layers before it with layers"
+        f"{layer} {why}: it cannot be measured in tiles; leave tile out, or choose the layers before it with layers"
     )

@@ -39,6 +39,10 @@ Tile: TypeAlias = tuple[Span, ...]
 def round_up(value: int, step: int) -> int:
     """The smallest multiple of ``step`` that is not less than ``value``.
 
+    Args:
+        value: an integer.
+        step: a positive integer.
+
     Example:
         >>> round_up(13, 4)
         16
@@ -53,12 +57,12 @@ def spans(size: int, core: int, step: int, before: int, after: int, least: int =
     the axis, there is one tile.
 
     Args:
-        size: of the axis.
+        size: size of the axis.
         core: size of a core.
-        step: of the layers.
+        step: common multiple of the strides of the layers.
         before: halo before the core, at least.
         after: halo after the core, at least.
-        least: size of the smallest tile that the model takes.
+        least: size of the smallest tile that the model accepts.
 
     Example:
         >>> [(span.start, span.stop) for span in spans(20, core=8, step=2, before=2, after=2)]
@@ -79,7 +83,15 @@ def spans(size: int, core: int, step: int, before: int, after: int, least: int =
 
 
 def tiles(axes: Sequence[Sequence[Span]]) -> Iterator[Tile]:
-    """All tiles, the last axis varying fastest."""
+    """All tiles, the last axis varying fastest.
+
+    Args:
+        axes: the spans of each axis, from :func:`spans`.
+
+    Example:
+        >>> len(list(tiles([spans(20, 8, 2, 2, 2), spans(20, 8, 2, 2, 2)])))
+        9
+    """
     return itertools.product(*axes)
 
 
@@ -132,7 +144,21 @@ class Site:
 
 
 def sampled(sample: Sample, index: int, site: Site, tile: Tile) -> tuple[_Ints, _Ints]:
-    """Flattened positions, ascending, and ranks of the vectors of one input that lie in the tile's core."""
+    """Flattened positions, ascending, and ranks of the vectors of one input that lie in the tile's core.
+
+    Args:
+        sample: sampled vectors of the layer.
+        index: index of the input.
+        site: output of the layer.
+        tile: the tile.
+
+    Example:
+        >>> from genmeasures.extractors.samples import Drawn
+        >>> sample = Drawn(np.array([0, 0]), np.array([1, 6]), np.array([1, 0]))
+        >>> site = Site("conv", (8,), (Fraction(1),), (1,), (1,))
+        >>> sampled(sample, 0, site, (Span(0, 5, 0, 4, 8),))
+        (array([1]), array([1]))
+    """
     core = site.core(tile)
     if isinstance(sample, Every):  # without a list of all positions of the input
         grid = np.ix_(*(np.arange(low, high) for low, high in core))

@@ -31,7 +31,7 @@ class Tiling:
         surveyed: the survey of its layers.
         layers: the surveyed layers.
         size: spatial size of an input.
-        device: that of the model.
+        device: device of the model.
         layout: memory format of the tiles.
     """
 
@@ -70,7 +70,7 @@ class Tiling:
     def norms(self, split: Split, index: int, inputs: Tensor, layers: Sequence[TracedLayer]) -> list[Moments]:
         """Statistics of all normalizations before the last of these layers, over a whole input (1, C, *S).
 
-        Each takes one pass over the tiles, given those before it; they are kept for later passes.
+        Each takes one pass over the tiles, given those before it; they are cached for later passes.
         """
         known = self._known.setdefault((split, index), [])
         needed = max((self._survey.norms_before[self._indices[layer.layer.index]] for layer in layers), default=0)
