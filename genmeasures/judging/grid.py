@@ -36,7 +36,7 @@ high, has |Ïˆ| at least as large, or a worst sign error at most as large. Only Ï
 minimum or maximum over hyperparameters, which is biased in bootstrap resamples.
 """
 
-_NO_ENTROPY = "some values of hyperparameters determine the order of the gaps: the score is 0/0"
+_NO_ENTROPY = "the hyperparameters alone determine the order of the gaps: the score is 0/0"
 
 
 class _Test(NamedTuple):

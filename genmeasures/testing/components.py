@@ -90,7 +90,7 @@ def check_copy_and_pickle(component: Component) -> None:
 
 
 def check_config(component: Component) -> None:
-    """If it is registered, its Hydra config makes it with its default options."""
+    """If it is registered, its Hydra config gives it its default options."""
     kind = next(kind for kind, base in KINDS.items() if isinstance(component, base))
     components = registry()
     name = getattr(component, "name", None)

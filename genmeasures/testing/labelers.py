@@ -107,7 +107,7 @@ def check_label_seed(component: Labeler) -> None:
 def check_no_label(component: Labeler) -> None:
     """Where targets have no label (−1, or NaN in continuous ones) the label is −1, and elsewhere it is not."""
     if not isinstance(component, TargetLabeler):
-        raise SkipTest("it is never given the targets")
+        raise SkipTest("it does not read the targets")
     tried = 0
     for targets in _targets():
         none = torch.nan if targets.is_floating_point() else -1

@@ -108,11 +108,15 @@ def check_bounds(component: Measure) -> None:
     for seed in range(2):
         ds = _measured(component, toys.network(seed), *_data())
         for variable in component.variables:
-            values = ds[variable.name].values
-            values = values[np.isfinite(values)]
-            low, high = variable.bounds
-            outside = values[(values < low - 1e-9) | (values > high + 1e-9)]
-            assert not len(outside), f"{variable.name} is {outside[0]}, declared between {low} and {high}"
+            _assert_within_bounds(ds, variable)
+
+
+def _assert_within_bounds(ds: xr.Dataset, variable: Variable, what: str = "") -> None:
+    values = ds[variable.name].values
+    values = values[np.isfinite(values)]
+    low, high = variable.bounds
+    outside = values[(values < low - 1e-9) | (values > high + 1e-9)]
+    assert not len(outside), f"{what}{variable.name} is {outside[0]}, declared between {low} and {high}"
 
 
 def check_batch_size(component: Measure) -> None:
@@ -251,7 +255,7 @@ def _unwritten(tensors: list[_Given], method: str, faults: list[str]) -> Iterato
 def check_model_is_left_alone(component: Measure) -> None:
     """The model's parameters, buffers, modes, hooks and requires_grad are as before."""
     if not isinstance(component, ModelMeasure):
-        raise SkipTest("it is never given the model")
+        raise SkipTest("it does not read the model")
     # Every run checks this, restores the model, and reports it.
     left = "did not leave the model as it was: "
     for ds in (_plain(component), _measured(component, toys.normalized_network(), *_data())):
@@ -276,6 +280,7 @@ def check_degenerate_data(component: Measure) -> None:
     single = [(inputs[:1], classes[:1]) for inputs, classes in (train, test)]
     cases = {
         "constant features": (toys.dead_network(), train, test),
+        "constant features with rounding": (toys.constant_network(), train, test),
         "one class": (toys.network(), one_class[0], one_class[1]),
         "a single sample": (toys.network(), single[0], single[1]),
     }
@@ -283,6 +288,7 @@ def check_degenerate_data(component: Measure) -> None:
         ds = _measured(component, net, fit, score)
         for variable in component.variables:
             assert_sound(ds, variable, f"{what}: ")
+            _assert_within_bounds(ds, variable, f"{what}: ")
 
 
 def check_nan(component: Measure) -> None:

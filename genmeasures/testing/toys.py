@@ -68,6 +68,26 @@ def dead_network() -> nn.Module:
     return net
 
 
+def constant_network(value: float = 0.37) -> nn.Module:
+    """A network whose features are constant, with a mean that floating-point numbers do not represent exactly.
+
+    Args:
+        value: the value of all features, positive.
+
+    Returns:
+        The network, for the inputs of :func:`images`.
+
+    Example:
+        >>> constant_network(0.37)(images(2, seed=0)[0]).unique().tolist() == [torch.tensor(0.37).item()]
+        True
+    """
+    net = dead_network()
+    for layer in net.children():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.bias = nn.Parameter(torch.full((len(layer.weight),), value))
+    return net
+
+
 class Overflow(nn.Module):
     """Multiplies by so much that activations overflow."""
 

@@ -144,7 +144,7 @@ def test_psi_of_few_pairs_says_of_how_many(table: Path) -> None:
     ds = ds.drop_vars("depth").assign_attrs(hparams='["width", "norm"]').isel(model=[0, 2, 4, 6])
     row = judge(ds, resamples=40).set_index("measure").loc["good"]
     assert row["grid_status"] == (
-        "undefined: some values of hyperparameters determine the order of the gaps: the score is "
+        "undefined: the hyperparameters alone determine the order of the gaps: the score is "
         "0/0; no interval of ψ: 4 pairs of models in 4 groups, at least 8 groups and 8 models are needed"
     )
 

@@ -572,7 +572,7 @@ def test_a_sound_measure_passes() -> None:
     assert skipped == {
         "config": "it is not registered under its name, so it needs no config",
         "scale": "none of its variables is declared scale invariant",
-        "model_is_left_alone": "it is never given the model",
+        "model_is_left_alone": "it does not read the model",
     }
     assert all(one.message == "" for one in found.values() if one.status == "passed")
 
@@ -729,7 +729,7 @@ class NoCap(WholeTensor):
         (WeightNorm(), "nan", "it reads weights alone"),
         (WeightNorm(), "extractors", "it reads no vectors of an extractor"),
         (WeightNorm(), "batches_are_left_alone", "it is given no batches"),
-        (NoLabels(), "no_label", "it is never given the targets"),
+        (NoLabels(), "no_label", "it does not read the targets"),
         (OwnDimension(), "order", "all of its variables have an additional dimension"),
         (OwnDimension(), "batch_size", "all of its variables have an additional dimension"),
         (NoCap(), "fit_sample", "fit_cap is 1000000000, more than the 200000 inputs that are tried"),
