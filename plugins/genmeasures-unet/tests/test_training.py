@@ -11,7 +11,7 @@ import pytest
 import torch
 from genmeasures_unet.objectives import OBJECTIVES
 from genmeasures_unet.problems import Denoising, Problem, Segmentation
-from genmeasures_unet.training import Cases, Recipe, Run, load, metrics, score, train
+from genmeasures_unet.training import Cases, Recipe, TrainingRun, load, metrics, score, train
 from genmeasures_unet.volumes import Case
 from sklearn.metrics import f1_score, jaccard_score, r2_score
 from torch import Tensor
@@ -38,12 +38,12 @@ def discs(count: int, seed: int, classes: int = 2) -> list[Case]:
 CASES = Cases(discs(8, 0), discs(4, 1))
 
 
-def run_in(folder: Path, problem: Problem | None = None, epochs: int = 3, seed: int = 0) -> Run:
+def run_in(folder: Path, problem: Problem | None = None, epochs: int = 3, seed: int = 0) -> TrainingRun:
     folder.mkdir(exist_ok=True)
-    return Run(folder, problem or Segmentation("dice", 2), RECIPE, seed, epochs)
+    return TrainingRun(folder, problem or Segmentation("dice", 2), RECIPE, seed, epochs)
 
 
-def weights(run: Run, epoch: int) -> dict[str, Tensor]:
+def weights(run: TrainingRun, epoch: int) -> dict[str, Tensor]:
     return load(run, epoch, CASES).state_dict()
 
 
@@ -52,7 +52,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     """A run of three epochs without a break."""
     run = run_in(tmp_path_factory.mktemp("whole"))
     train(run, CASES, CPU)
@@ -91,7 +91,7 @@ def test_denoising_is_learnt(tmp_path: Path) -> None:
     assert found["test_r2"] > bare + 0.2
 
 
-def test_an_interruption_changes_nothing(whole: Run, tmp_path: Path) -> None:
+def test_an_interruption_changes_nothing(whole: TrainingRun, tmp_path: Path) -> None:
     broken = run_in(tmp_path, epochs=1)
     train(broken, CASES, CPU)
     assert metrics(broken, 2) is None
@@ -102,7 +102,7 @@ def test_an_interruption_changes_nothing(whole: Run, tmp_path: Path) -> None:
         assert metrics(longer, epoch) == metrics(whole, epoch)
 
 
-def test_an_interruption_between_checkpoint_and_state_changes_nothing(whole: Run, tmp_path: Path) -> None:
+def test_an_interruption_between_checkpoint_and_state_changes_nothing(whole: TrainingRun, tmp_path: Path) -> None:
     broken = run_in(tmp_path, epochs=2)
     train(broken, CASES, CPU)
     state = broken.state.read_bytes()
@@ -114,7 +114,7 @@ def test_an_interruption_between_checkpoint_and_state_changes_nothing(whole: Run
 
 @pytest.mark.parametrize("name", ["epoch002.pt", "training.pt"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
-def test_damaged_files_are_written_again(name: str, content: bytes | None, whole: Run, tmp_path: Path) -> None:
+def test_damaged_files_are_written_again(name: str, content: bytes | None, whole: TrainingRun, tmp_path: Path) -> None:
     run = run_in(tmp_path)
     train(run, CASES, CPU)
     path = tmp_path / name
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, caplog: pytest.LogCapture
         load(run, 1, CASES)
 
 
-def test_scores_are_computed_on_whole_volumes(whole: Run) -> None:
+def test_scores_are_computed_on_whole_volumes(whole: TrainingRun) -> None:
     """A patch as large as the volume: nothing is assembled, and scikit-learn says the rest."""
     run = replace(whole, recipe=replace(RECIPE, patch=(20, 20)))
     model = load(whole, 3, CASES)
@@ -156,7 +156,7 @@ def test_training_scores_are_of_as_many_cases_as_test_scores() -> None:
     assert [case.name for case in CASES.scored(Denoising(1.0, 2))] == ["disc0-0", "disc0-1"]
 
 
-def test_networks_depend_on_the_seed(whole: Run, tmp_path: Path) -> None:
+def test_networks_depend_on_the_seed(whole: TrainingRun, tmp_path: Path) -> None:
     other = run_in(tmp_path / "seed", epochs=1, seed=1)
     train(other, CASES, CPU)
     assert not same(weights(other, 1), weights(whole, 1))

@@ -43,7 +43,7 @@ from genmeasures.plugin import (
 from genmeasures_unet.objectives import OBJECTIVES
 from genmeasures_unet.problems import Denoising, Problem, Segmentation, mask_of
 from genmeasures_unet.scores import ssim
-from genmeasures_unet.training import Cases, Recipe, Run, load, metrics, train
+from genmeasures_unet.training import Cases, Recipe, TrainingRun, load, metrics, train
 from genmeasures_unet.volumes import binary, mni152, read_cases, reduced, standardized
 
 _TEST_FRACTION = 0.2
@@ -169,7 +169,7 @@ class _UNets(Task, abc.ABC):
         """
         return _cases(self.volumes, self.reduce, self._merged)
 
-    def runs(self, cases: Cases) -> list[Run]:
+    def runs(self, cases: Cases) -> list[TrainingRun]:
         """List the training runs of the task, each with the folder of its checkpoints.
 
         Args:
@@ -186,7 +186,9 @@ class _UNets(Task, abc.ABC):
         )
         folder = self._folder(recipe, cases)
         return [
-            Run(folder / "_".join([*_words(problem.hparams), f"seed{seed}"]), problem, recipe, seed, self.epochs)
+            TrainingRun(
+                folder / "_".join([*_words(problem.hparams), f"seed{seed}"]), problem, recipe, seed, self.epochs
+            )
             for problem in self._problems(cases)
             for seed in self.seeds
         ]
@@ -207,7 +209,7 @@ class _UNets(Task, abc.ABC):
         x, y = sampler.draw(self.patches, np.random.default_rng(SPLITS.index(split)))
         return x, y
 
-    def _train(self, runs: Sequence[Run]) -> None:
+    def _train(self, runs: Sequence[TrainingRun]) -> None:
         """Train the networks of these runs."""
         device = self._training_device()
         # Processes that train at the same time compete for the memory of a GPU.
@@ -422,14 +424,14 @@ def _cases(volumes: str | None, reduce: int, merged: bool) -> Cases:
     return Cases([cases[i] for i in order[tested:]], [cases[i] for i in order[:tested]])
 
 
-def _train_one(job: tuple[_UNets, Run, str]) -> None:
+def _train_one(job: tuple[_UNets, TrainingRun, str]) -> None:
     """Train the network of one run."""
     task, run, device = job
     with one_thread():
         train(run, task.cases(), torch.device(device))
 
 
-def _build(run: Run, epoch: int, cases: Cases) -> nn.Module:
+def _build(run: TrainingRun, epoch: int, cases: Cases) -> nn.Module:
     """Load the network after an epoch."""
     try:
         return load(run, epoch, cases)

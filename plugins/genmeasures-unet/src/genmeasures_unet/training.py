@@ -41,13 +41,13 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training run: a network, trained from its initial weights, and the folder of its checkpoints.
 
     Example:
         >>> from genmeasures_unet.problems import Segmentation
         >>> recipe = Recipe(patch=(8, 8), epoch_size=2, depth=1)
-        >>> run = Run(Path("runs/1"), Segmentation("dice", classes=2), recipe, seed=0, epochs=1)
+        >>> run = TrainingRun(Path("runs/1"), Segmentation("dice", classes=2), recipe, seed=0, epochs=1)
         >>> run.checkpoint(1).name, run.state.name
         ('epoch001.pt', 'training.pt')
     """
@@ -81,7 +81,7 @@ class Cases:
         return problem.training_cases(self.train)[: len(self.test)]
 
 
-def network(run: Run, cases: Cases) -> ResidualUNet:
+def network(run: TrainingRun, cases: Cases) -> ResidualUNet:
     """Build the network of a run, with weights from torch's global generator.
 
     Args:
@@ -91,7 +91,7 @@ def network(run: Run, cases: Cases) -> ResidualUNet:
     Example:
         >>> from genmeasures_unet.problems import Denoising
         >>> cases = Cases([Case("a", np.zeros((1, 16, 16), dtype=np.float32), None)], [])
-        >>> run = Run(Path("runs/1"), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, 1)
+        >>> run = TrainingRun(Path("runs/1"), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, 1)
         >>> network(run, cases).dimensions
         2
     """
@@ -105,7 +105,7 @@ def network(run: Run, cases: Cases) -> ResidualUNet:
     )
 
 
-def metrics(run: Run, epoch: int) -> dict[str, float] | None:
+def metrics(run: TrainingRun, epoch: int) -> dict[str, float] | None:
     """Read the metrics of the network after an epoch.
 
     Args:
@@ -117,7 +117,7 @@ def metrics(run: Run, epoch: int) -> dict[str, float] | None:
 
     Example:
         >>> from genmeasures_unet.problems import Denoising
-        >>> run = Run(Path("no_such_folder"), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2), 0, 1)
+        >>> run = TrainingRun(Path("no_such_folder"), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2), 0, 1)
         >>> metrics(run, 1) is None
         True
     """
@@ -131,7 +131,7 @@ def metrics(run: Run, epoch: int) -> dict[str, float] | None:
         return None
 
 
-def load(run: Run, epoch: int, cases: Cases) -> ResidualUNet:
+def load(run: TrainingRun, epoch: int, cases: Cases) -> ResidualUNet:
     """Load the network after an epoch.
 
     Args:
@@ -152,7 +152,7 @@ def load(run: Run, epoch: int, cases: Cases) -> ResidualUNet:
         >>> case = Case("a", np.random.default_rng(0).random((1, 16, 16), dtype=np.float32), None)
         >>> cases = Cases([case], [case])
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run = Run(Path(folder), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, epochs=1)
+        ...     run = TrainingRun(Path(folder), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, 1)
         ...     train(run, cases, torch.device("cpu"))
         ...     load(run, 1, cases).training
         False
@@ -168,7 +168,7 @@ def load(run: Run, epoch: int, cases: Cases) -> ResidualUNet:
     return model.eval()
 
 
-def train(run: Run, cases: Cases, device: torch.device) -> None:
+def train(run: TrainingRun, cases: Cases, device: torch.device) -> None:
     """Train up to the last epoch and save a checkpoint after each; an interrupted training run resumes.
 
     On a CPU, the weights do not depend on interruptions: the patches of an epoch depend on the seed and the epoch
@@ -184,7 +184,7 @@ def train(run: Run, cases: Cases, device: torch.device) -> None:
         >>> from genmeasures_unet.problems import Denoising
         >>> case = Case("a", np.random.default_rng(0).random((1, 16, 16), dtype=np.float32), None)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run = Run(Path(folder), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, epochs=1)
+        ...     run = TrainingRun(Path(folder), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, 1)
         ...     train(run, Cases([case], [case]), torch.device("cpu"))
         ...     sorted(metrics(run, 1))
         ['test_r2', 'test_ssim', 'train_loss', 'train_r2', 'train_ssim']
@@ -203,7 +203,7 @@ def train(run: Run, cases: Cases, device: torch.device) -> None:
             save_checkpoint(run.state, {"epoch": epoch, "state_dict": weights, "optimizer": optimizer.state_dict()})
 
 
-def _begin(run: Run, cases: Cases, device: torch.device) -> tuple[ResidualUNet, torch.optim.Optimizer, int]:
+def _begin(run: TrainingRun, cases: Cases, device: torch.device) -> tuple[ResidualUNet, torch.optim.Optimizer, int]:
     """The network, its optimizer and the number of epochs that are done."""
     try:
         state: dict[str, Any] | None = load_checkpoint(run.state)
@@ -229,7 +229,7 @@ def _begin(run: Run, cases: Cases, device: torch.device) -> tuple[ResidualUNet, 
         state = None
 
 
-def score(model: nn.Module, run: Run, cases: Cases, device: torch.device) -> dict[str, float]:
+def score(model: nn.Module, run: TrainingRun, cases: Cases, device: torch.device) -> dict[str, float]:
     """Compute the scores of a network, means over cases, each predicted as a whole volume.
 
     Args:
@@ -244,7 +244,7 @@ def score(model: nn.Module, run: Run, cases: Cases, device: torch.device) -> dic
     Example:
         >>> from genmeasures_unet.problems import Denoising
         >>> case = Case("a", np.random.default_rng(0).random((1, 16, 16), dtype=np.float32), None)
-        >>> run = Run(Path("runs/1"), Denoising(0.0, 1), Recipe(patch=(8, 8), epoch_size=2), 0, 1)
+        >>> run = TrainingRun(Path("runs/1"), Denoising(0.0, 1), Recipe(patch=(8, 8), epoch_size=2), 0, 1)
         >>> score(nn.Identity(), run, Cases([case], [case]), torch.device("cpu"))["test_r2"] > 0.999
         True
     """
@@ -286,4 +286,4 @@ def _epoch(
     return float(torch.stack(losses).double().mean())
 
 
-__all__ = ["Cases", "Recipe", "Run", "load", "metrics", "network", "score", "train"]
+__all__ = ["Cases", "Recipe", "TrainingRun", "load", "metrics", "network", "score", "train"]
