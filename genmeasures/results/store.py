@@ -124,9 +124,10 @@ def load(path: str | Path) -> xr.Dataset:
         raise ResultError(f"cannot read the result {path}: {type(error).__name__}: {error}") from error
     version = ds.attrs.get("schema_version")
     if not np.isscalar(version) or version != SCHEMA_VERSION:
+        shown_version = repr(version) if isinstance(version, str) else version
         raise ResultError(
-            f"{path} must be a result with schema version {SCHEMA_VERSION}, got {version!r}: measure again with this "
-            "version of genmeasures"
+            f"{path} must be a result with schema version {SCHEMA_VERSION}, got {shown_version}: measure again with "
+            "this version of genmeasures"
         )
     try:
         check(ds)
