@@ -57,9 +57,14 @@ def run_in_processes(
     # spawn: a forked copy of a process whose torch has started threads can hang.
     context = multiprocessing.get_context("spawn")
     ended = context.Event()
-    executor = ProcessPoolExecutor(workers, context, _start, (ended, initializer, arguments))
+    executor = ProcessPoolExecutor(max(1, min(workers, len(jobs))), context, _start, (ended, initializer, arguments))
     try:
-        for future in as_completed([executor.submit(function, job) for job in jobs]):
+        futures = [executor.submit(function, job) for job in jobs]
+        # submit() wakes the thread that watches the processes before it starts another one (Python 3.11): without
+        # this job, the end of the process that was started last is noticed only when another job is done.
+        if futures:
+            executor.submit(int)
+        for future in as_completed(futures):
             future.result()
             if on_done is not None:
                 on_done()
