@@ -15,10 +15,12 @@ import pytest
 import scipy.stats
 import torch
 import xarray as xr
+from genmeasures_unet import UNetSegmentation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 
+import genmeasures
 from genmeasures.errors import ResultError
 from genmeasures.judging import dummies, partial_pearson
 from genmeasures.results import SCHEMA_VERSION, load, save
@@ -36,7 +38,9 @@ def script(name: str) -> ModuleType:
         sys.path.remove(str(FOLDER))
 
 
-analysis, study, report, hyperparameters = map(script, ("analysis", "study", "report", "hyperparameters"))
+analysis, study, report, hyperparameters, measure = map(
+    script, ("analysis", "study", "report", "hyperparameters", "measure")
+)
 
 
 def correlated(seed: int, n: int) -> tuple[Any, Any, Any]:
@@ -245,6 +249,75 @@ def test_results_that_do_not_belong_together_are_refused(folder: Path, tmp_path:
     save(made_up(2, epochs=5), tmp_path / "whole_tensor.nc")
     with pytest.raises(ResultError, match="different models"):
         report.tables(tmp_path)
+
+
+# Measuring
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Patches the recipes: networks of the same depth, trained for an epoch on few small images."""
+    made = tmp_path_factory.mktemp("toy")
+    rng = np.random.default_rng(0)
+    masks = np.zeros((10, 40, 40), dtype=np.uint8)
+    masks[:, 12:24, 10:30] = 1
+    np.savez(made / "volumes.npz", x=(80 * masks + 40 * rng.random(masks.shape)).astype(np.uint8), y=masks)
+    options = {"volumes": str(made / "volumes.npz"), "patch": [32, 32], "epochs": 2, "epoch_size": 8}
+    options["cache"] = str(made / "cache")
+    few = {**options, "objectives": ["mse"], "train_cases": [2, 4], "shift": "noise", "every": 2}
+    recipes = {"unet_hippocampus": {**options, "objectives": ["mse", "dice"]}, "unet_few_cases": few}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "recipe", recipes.__getitem__)
+        patch.setattr(measure, "PATCHES", 12)
+        patch.setattr(measure, "MANY", 24)
+        UNetSegmentation(**{**few, "workers": 1}).models()
+        UNetSegmentation(**{**recipes["unet_hippocampus"], "objectives": ["dice"], "workers": 1}).models()
+        yield made
+
+
+def test_layers_with_few_pixels_are_measured_on_more_patches(toy: Path, tmp_path: Path) -> None:
+    listed = list(measure.jobs("receptive_field", tmp_path))
+    assert [(job.path.stem, trained) for job, trained in listed] == [
+        ("mse_seed0", False),
+        ("dice_seed0", True),
+        *((f"{objective}_seed{seed}", False) for objective in ("mse", "dice") for seed in (1, 2)),
+    ]
+    job = listed[1][0]
+    measure.measure(job)
+    ds = load(job.path)
+    assert ds.model.values.tolist() == ["dice_seed0_epoch01", "dice_seed0_epoch02"]
+    assert ds.layer.values.tolist() == list(range(11))
+    assert ds.layer_name.values[0].tolist()[3:7] == [*measure.DEEP, "decoder.1.conv"]
+    assert ds.vectors_test.values[0, 2:7].tolist() == [12 * 16, 24 * 4, 24, 24 * 4, 12 * 16]
+    assert {"test_iou", "train_iou", "generalization_gap", "objective", "epoch", "seed"} <= set(ds.coords)
+    # The whole network, on the patches of either part.
+    whole = UNetSegmentation(**job.options, patches=24)
+    expected = genmeasures.measure(whole, extractor=job.result.extractor)
+    for name in ("davies_bouldin", "roughness", "confidence"):
+        np.testing.assert_allclose(ds[name].values[:, 3:6], expected[name].values[:, 3:6], rtol=1e-6)
+        assert not np.allclose(ds[name].values[:, 8], expected[name].values[:, 8])
+    whole = UNetSegmentation(**job.options, patches=12)
+    expected = genmeasures.measure(whole, extractor=job.result.extractor)
+    for name in ("davies_bouldin", "roughness", "confidence"):
+        np.testing.assert_allclose(ds[name].values[:, 6:], expected[name].values[:, 6:], rtol=1e-6)
+    job.path.write_bytes(b"kept")
+    measure.measure(job)
+    assert job.path.read_bytes() == b"kept"  # what is measured is not measured again
+
+
+def test_shifted_test_cases_bring_their_own_accuracy(toy: Path, tmp_path: Path) -> None:
+    found = {}
+    for name in ("few_cases_whole_tensor", "few_cases_shifted_whole_tensor"):
+        (job, trained), (_, other) = measure.jobs(name, tmp_path)
+        assert (trained, other) == (True, True)
+        measure.measure(job)
+        found[name] = load(job.path)
+    plain, shifted = found.values()
+    assert plain.model.values.tolist() == shifted.model.values.tolist() == ["mse_train_cases2_seed0_epoch02"]
+    np.testing.assert_array_equal(plain.davies_bouldin, shifted.davies_bouldin)  # of the training patches
+    assert not np.array_equal(plain.roughness, shifted.roughness)
+    np.testing.assert_array_equal(plain.test_iou, shifted.unshifted_iou)
+    np.testing.assert_allclose(shifted.generalization_gap, shifted.train_iou - shifted.test_iou, atol=1e-12)
 
 
 # Settings of the measures
