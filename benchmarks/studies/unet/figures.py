@@ -40,14 +40,15 @@ def scatter(study: Study, path: Path) -> None:
     target = study.targets[0]
     y = study.values(target)
     shades = _shades(y)
-    figure = new_figure(11.5, 7.4)
+    figure = new_figure(3.6 * len(MAIN), 7.4)
     axes = figure.subplots(len(EXTRACTORS), len(MAIN), squeeze=False, sharey=True)
-    markers = dict(zip(study.groups, MARKERS, strict=False))
+    groups = study.labels(study.groups[0])
+    markers = dict(zip(dict.fromkeys(groups), MARKERS, strict=False))
     for row, (extractor, readable) in zip(axes, EXTRACTORS.items(), strict=True):
         for ax, measure in zip(row, MAIN, strict=True):
             x = study.reduced(extractor, measure)
             for group, marker in markers.items():
-                chosen = (study.labels == group) & np.isfinite(x) & np.isfinite(y)
+                chosen = (groups == group) & np.isfinite(x) & np.isfinite(y)
                 colors = shades.to_rgba(y[chosen])
                 ax.scatter(x[chosen], y[chosen], c=colors, marker=marker, s=26, linewidths=0.4, edgecolors="0.25")
             found = correlation(x, y, study.runs)
@@ -67,7 +68,7 @@ def layers(study: Study, path: Path) -> None:
     target = study.targets[0]
     y = study.values(target)
     shades = _shades(y)
-    figure = new_figure(11.5, 7.4)
+    figure = new_figure(3.6 * len(MAIN), 7.4)
     axes = figure.subplots(len(EXTRACTORS), len(MAIN), squeeze=False, sharex=True)
     places = np.arange(1, len(study.layers) + 1)
     # Good and bad models alternate in what is drawn last.
@@ -96,11 +97,13 @@ def training(study: Study, path: Path) -> None:
     known = [name for name in (target, f"train_{metric}") if name in study.any.coords]
     styles = dict(zip(known, ((COLORS[0], "-", "test"), (COLORS[1], "--", "training")), strict=False))
     figure = new_figure(11.5, 3.6)
-    axes = figure.subplots(1, len(study.groups), squeeze=False, sharey=True)[0]
+    groups = study.labels(study.groups[0])
+    names = list(dict.fromkeys(groups))
+    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     epoch = study.values("epoch")
-    for ax, group in zip(axes, study.groups, strict=True):
+    for ax, group in zip(axes, names, strict=True):
         for name, (color, style, _) in styles.items():
-            for run in sorted(set(study.runs[study.labels == group])):
+            for run in sorted(set(study.runs[groups == group])):
                 chosen = np.flatnonzero(study.runs == run)
                 chosen = chosen[np.argsort(epoch[chosen])]
                 ax.plot(epoch[chosen], study.values(name)[chosen], color=color, ls=style, lw=1.3, alpha=0.85)
@@ -118,7 +121,7 @@ def layer_correlations(study: Study, path: Path) -> None:
     """Pearson's correlation of each layer with the main target, with 95 % intervals."""
     target = study.targets[0]
     y = study.values(target)
-    figure = new_figure(11.5, 4.2)
+    figure = new_figure(3.6 * len(MAIN), 4.2)
     axes = figure.subplots(1, len(MAIN), squeeze=False, sharey=True)[0]
     for ax, measure in zip(axes, MAIN, strict=True):
         ax.axhline(0, color="0.5", lw=0.8)
