@@ -248,11 +248,10 @@ def test_few_cases_are_judged_by_shifted_cases(folder: Path, tmp_path: Path) -> 
                 lost = np.random.default_rng(1).uniform(0, 0.3, ds.sizes["model"])
                 ds = ds.assign_coords(test_iou=ds.test_iou - lost).isel(model=rng.permutation(ds.sizes["model"]))
             save(ds, tmp_path / f"few_cases_{shift}{name}.nc")
-    text = report.tables(tmp_path)
+    _, _, text = report._elsewhere(*report.few_cases(tmp_path))
     few, shifted = (load(tmp_path / f"few_cases_{shift}receptive_field.nc") for shift in ("", "shifted_"))
     shifted = shifted.sel(model=few.model)
-    below = text[text.index("## Which network holds up elsewhere") :]
-    line = next(line for line in below.splitlines() if line.startswith("| receptive field | roughness |"))
+    line = next(line for line in text.splitlines() if line.startswith("| receptive field | roughness |"))
     found = [cell.strip() for cell in line.strip("|").split("|")][2::2]
     averages = [(ds.roughness * ds.weight_norm).sum("layer") / ds.weight_norm.sum("layer") for ds in (few, shifted)]
     lost = few.test_iou - shifted.test_iou
@@ -260,6 +259,27 @@ def test_few_cases_are_judged_by_shifted_cases(folder: Path, tmp_path: Path) -> 
     pairs += [(1, shifted.test_iou), (1, lost)]
     expected = [scipy.stats.pearsonr(averages[which], y).statistic for which, y in pairs]
     assert [float(x) for x in found[:6]] == pytest.approx(expected, abs=5.1e-4)
+
+
+def test_classifiers_are_judged_by_their_last_layers(tmp_path: Path) -> None:
+    results = {}
+    for number, family in enumerate(study.FAMILIES):
+        for name in study.EXTRACTORS:
+            ds = made_up(20 + number).drop_vars(["test_iou", "train_iou"])
+            ds = ds.assign_coords(test_accuracy=("model", np.linspace(0.3, 0.6, ds.sizes["model"])))
+            save(ds, tmp_path / f"pgdl_{family}_{name}.nc")
+            results[family, name] = ds
+    found = report.classifiers(tmp_path)
+    text, table = report._classifiers(found)
+    assert "with fully connected layers: 18 networks of 5 layers, test accuracy 0.300 to 0.600" in text
+    rows = cells("## x\n" + table + "\n", "x")
+    (row,) = (r for r in rows if r[:4] == ["convolutions alone", "whole tensor", "Davies–Bouldin", "last 3"])
+    ds = results["nin", "whole_tensor"]
+    x = ds.davies_bouldin.values[:, -3:].mean(1)
+    assert float(row[4]) == pytest.approx(scipy.stats.pearsonr(x, ds.test_accuracy).statistic, abs=5.1e-4)
+    assert float(row[6]) == pytest.approx(scipy.stats.pearsonr(x, ds.generalization_gap).statistic, abs=5.1e-4)
+    report.figures.classifiers(found, tmp_path / "pgdl.png")
+    assert (tmp_path / "pgdl.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_roughness_is_averaged_over_the_layers_of_a_part() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -14,7 +16,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from study import EXTRACTORS, MAIN, MEASURES, TARGETS, Floats, Study, correlation
+from study import EXTRACTORS, FAMILIES, MAIN, MEASURES, TARGETS, Floats, Study, correlation
+
+import genmeasures
+from genmeasures.aggregators import Frobenius, LastK
+from genmeasures.judging import pearson
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe and Ito's colors, which the color-blind can tell apart."""
@@ -145,6 +151,40 @@ def layer_correlations(study: Study, path: Path) -> None:
     handles += [Line2D([], [], color="0.4", lw=2.6, label="95 % over models")]
     handles += [Line2D([], [], color="0.4", lw=1, alpha=0.6, label="95 % over trainings")]
     _legend(figure, handles)
+    write(figure, path)
+
+
+def classifiers(results: Mapping[tuple[str, str], xr.Dataset], path: Path) -> None:
+    """The paper's Figures 6 and 7, for each family of networks in the format of PGDL.
+
+    By column: the Davies–Bouldin index of whole tensors averaged over the last three layers against test accuracy,
+    the same along the layers, and both for the confidence of receptive fields, averaged over all layers.
+    """
+    figure = new_figure(14.5, 3.6 * len(FAMILIES))
+    axes = figure.subplots(len(FAMILIES), 4, squeeze=False)
+    shown = (("whole_tensor", "davies_bouldin", LastK(3)), ("receptive_field", "confidence", Frobenius()))
+    for row, (family, readable) in zip(axes, FAMILIES.items(), strict=True):
+        for place, (extractor, measure, aggregator) in enumerate(shown):
+            ds = results[family, extractor]
+            accuracy = np.asarray(ds["test_accuracy"].values, dtype=np.float64)
+            shades = _shades(accuracy)
+            averaged = np.asarray(genmeasures.aggregate(ds, aggregator)[measure].values, dtype=np.float64)
+            left, right = row[2 * place : 2 * place + 2]
+            left.scatter(averaged, accuracy, c=shades.to_rgba(accuracy), s=26, linewidths=0.4, edgecolors="0.25")
+            left.set_title(f"{readable}: Pearson {_text(float(pearson(averaged, accuracy)))}", fontsize=10)
+            which = "last three layers" if place == 0 else "all layers"
+            left.set_xlabel(f"{MEASURES[measure]}, {EXTRACTORS[extractor]}, {which}")
+            left.set_ylabel("test accuracy")
+            values = np.asarray(ds[measure].transpose("model", "layer").values, dtype=np.float64)
+            for model, of_model in enumerate(values):
+                color = shades.to_rgba(accuracy[model])
+                right.plot(np.arange(1, len(of_model) + 1), of_model, color=color, lw=0.9, marker="o", ms=2.5, mew=0)
+            right.set_xlabel("layer")
+            right.set_ylabel(MEASURES[measure])
+            right.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for ax in (left, right):
+                ax.grid(alpha=0.25, linewidth=0.5)
+            figure.colorbar(shades, ax=right, label="test accuracy")
     write(figure, path)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from study import (
     DEFAULT,
     EXTRACTORS,
+    FAMILIES,
     MEASURES,
     PAPER,
     READINGS,
@@ -33,6 +34,8 @@ from study import (
     read,
 )
 
+import genmeasures
+from genmeasures.aggregators import Frobenius, LastK
 from genmeasures.errors import GenmeasuresError
 from genmeasures.judging import pearson
 from genmeasures.results import load
@@ -94,6 +97,8 @@ def tables(folder: Path) -> str:
         few, shifted = few_cases(folder)
         parts += ["# Few training cases", "## Models", _models(few), "## Which network holds up elsewhere"]
         parts += [*_elsewhere(few, shifted), *_common(few)]
+    if (folder / "pgdl_vgg_whole_tensor.nc").is_file():
+        parts += ["# Networks in the format of PGDL", *_classifiers(classifiers(folder))]
     if (folder / "denoising_receptive_field.nc").is_file():
         study = denoising(folder)
         parts += ["# Denoising", "## Models", _models(study)]
@@ -120,6 +125,10 @@ def draw(folder: Path) -> Iterator[Path]:
             path = folder / f"{prefix}{name}.png"
             plot(study, path)
             yield path
+    if (folder / "pgdl_vgg_whole_tensor.nc").is_file():
+        path = folder / "pgdl.png"
+        figures.classifiers(classifiers(folder), path)
+        yield path
 
 
 def segmentation(folder: Path) -> Study:
@@ -137,6 +146,11 @@ def few_cases(folder: Path) -> tuple[Study, Study]:
 def denoising(folder: Path) -> Study:
     """The results of the task ``unet_denoising`` in a folder."""
     return read(folder, "denoising_", ("train_cases",), ("test_r2", "test_ssim", "generalization_gap"))
+
+
+def classifiers(folder: Path) -> dict[tuple[str, str], xr.Dataset]:
+    """The networks in the format of PGDL, by family and extractor: see ``pgdl.py``."""
+    return {(family, name): load(folder / f"pgdl_{family}_{name}.nc") for family in FAMILIES for name in EXTRACTORS}
 
 
 def _blocks(folder: Path) -> Study | None:
@@ -312,6 +326,31 @@ def _elsewhere(few: Study, shifted: Study) -> list[str]:
         _table(["", "least", "quarter", "median", "three quarters", "largest"], quantiles, words=1),
         _table(header, rows, words=2),
     ]
+
+
+def _classifiers(results: dict[tuple[str, str], xr.Dataset]) -> list[str]:
+    """Correlations of averages over the last three and over all layers with the accuracy of classifiers."""
+    header = ["networks", "features", "measure", "layers", "with test accuracy", "models", "with the gap", "models"]
+    rows = []
+    for (family, extractor), ds in results.items():
+        targets = [np.asarray(ds[name].values, dtype=np.float64) for name in ("test_accuracy", "generalization_gap")]
+        for layers, aggregator in (("last 3", LastK(3)), ("all", Frobenius())):
+            averaged = genmeasures.aggregate(ds, aggregator)
+            for measure in (measure for measure in MEASURES if measure in averaged):
+                x = np.asarray(averaged[measure].values, dtype=np.float64)
+                cells = []
+                for y in targets:
+                    found = correlation(x, y, ds["model"].values.astype(str))
+                    cells += [_number(found.pearson), _interval(found.models)]
+                rows.append([FAMILIES[family], EXTRACTORS[extractor], MEASURES[measure], layers, *cells])
+    accuracy = [
+        f"{FAMILIES[family]}: {ds.sizes['model']} networks of {ds.sizes['layer']} layers, test accuracy "
+        f"{_number(float(ds['test_accuracy'].min()))} to {_number(float(ds['test_accuracy'].max()))}, gap "
+        f"{_number(float(ds['generalization_gap'].min()))} to {_number(float(ds['generalization_gap'].max()))}."
+        for (family, extractor), ds in results.items()
+        if extractor == next(iter(EXTRACTORS))
+    ]
+    return [" ".join(accuracy), _table(header, rows, words=4)]
 
 
 def _roughness(table: pd.DataFrame) -> list[str]:

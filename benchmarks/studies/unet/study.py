@@ -54,6 +54,8 @@ PAPER: Mapping[tuple[str, str], float] = {
     ("receptive_field", "confidence"): -0.883,
 }
 """Pearson correlations with the test IoU, Rajagopal et al. 2021, Table 1."""
+FAMILIES: Mapping[str, str] = {"vgg": "with fully connected layers", "nin": "convolutions alone"}
+"""Networks in the format of PGDL: names in files, and readable ones."""
 TARGETS: Mapping[str, str] = {
     "test_iou": "test IoU",
     "test_r2": "test R²",
