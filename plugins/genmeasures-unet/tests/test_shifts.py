@@ -67,7 +67,7 @@ def test_shifted_cases_are_standardized_and_keep_their_masks(kind: str) -> None:
         ("nois", 1.0, "did you mean 'noise'"),
         ("noise", 0, "strength=0 must be a positive number"),
         ("contrast", float("inf"), "strength=inf"),
-        ("resolution", 1.5, "whole number of voxels"),
+        ("resolution", 1.5, "must be an integer"),
     ],
 )
 def test_shifts_out_of_range(kind: str, strength: float, message: str) -> None:

@@ -46,7 +46,7 @@ class Shift:
         if not (number and 0 < self.strength < float("inf")):
             raise OptionError(f"strength={self.strength!r} must be a positive number")
         if self.kind == "resolution" and self.strength != int(self.strength):
-            raise OptionError(f"strength={self.strength!r} must be a whole number of voxels with shift='resolution'")
+            raise OptionError(f"strength={self.strength!r} must be an integer (voxels) with shift='resolution'")
 
     def apply(self, case: Case) -> Case:
         """Return the case with its image changed, float32 (C, ``*S``), and the same mask."""
