@@ -30,9 +30,9 @@ class Shift:
         OptionError: The kind is unknown, or the strength out of range.
 
     Example:
-        >>> case = Case("one", np.array([[[0.0, 1.0], [2.0, 4.0]]], np.float32), None)
-        >>> Shift("contrast", 2).apply(case).image.round(2).tolist()
-        [[[-0.81, -0.66], [-0.2, 1.67]]]
+        >>> case = Case("one", np.array([[[0.0, 2.0, 5.0, 5.0], [1.0, 1.0, 5.0, 5.0]]], np.float32), None)
+        >>> Shift("resolution", 2).apply(case).image.tolist()
+        [[[-1.0, -1.0, 1.0, 1.0], [-1.0, -1.0, 1.0, 1.0]]]
     """
 
     kind: str
