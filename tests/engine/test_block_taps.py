@@ -128,8 +128,7 @@ class Grab(FeatureMeasure):
     passes = (Pass("test", "vectors", "patches", "labels"),)
     kept: dict[str, list[Tensor]]
 
-    def __init__(self) -> None:
-        self.labeler = ClassLabel()
+    labeler = ClassLabel()
 
     def start(self, layer: Layer, generator: torch.Generator) -> None:
         self._layer, self._parts = layer, list[tuple[Tensor, ...]]()

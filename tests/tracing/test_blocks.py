@@ -376,7 +376,7 @@ def test_a_number_that_is_added_is_not_followed_without_a_join() -> None:
 def test_what_a_layer_does_within_itself_is_no_join() -> None:
     class Adapted(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
-            made = super().forward(x)
+            made: Tensor = super().forward(x)
             made += x
             return made
 
