@@ -398,7 +398,8 @@ def test_noise_in_a_branch_is_noted_where_it_enters() -> None:
         def forward(self, x: Tensor) -> Tensor:
             shortcut = self.project(x)
             out = F.dropout(F.relu(self.conv1(x)), 0.5, True)
-            return shortcut + self.conv2(out)
+            joined: Tensor = shortcut + self.conv2(out)
+            return joined
 
     found = {layer.layer.name: layer.note for layer in trace(made(Noisy()), INPUTS[:3], "block").layers}
     assert {name: bool(note) for name, note in found.items()} == {"project": True, "conv1": False, "conv2": True}
