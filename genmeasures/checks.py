@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from genmeasures.engine.selection import base_60
 from genmeasures.errors import OptionError
 from genmeasures.interfaces import SPLITS, Measure, TaskModel, is_count
 from genmeasures.results.model_dataset import model_dataset
@@ -77,24 +78,25 @@ def check_seed(seed: object) -> None:
         raise OptionError(f"seed must be an integer ≥ 0, got {seed!r}")
 
 
-def check_layers(layers: Sequence[str | int] | None) -> None:
-    """Check that layers are None, or a list of names and indices.
+def check_layers(layers: object) -> None:
+    """Check that layers are None, a name, glob or range, or a list of these and of indices.
 
     Args:
-        layers: Names or indices of layers; None for all layers.
+        layers: Choice of layers; None for all layers.
 
     Raises:
         OptionError: They are not.
 
     Example:
-        >>> check_layers("conv1")
+        >>> check_layers(0)
         Traceback (most recent call last):
-        genmeasures.errors.OptionError: layers must be a list of names or indices, such as ['conv1'], got 'conv1'
+        genmeasures.errors.OptionError: layers must be a list of names or indices, such as [0], got 0
     """
-    if layers is None:
+    if layers is None or isinstance(layers, str):
         return
-    if isinstance(layers, str | int) or not isinstance(layers, Sequence):
-        raise OptionError(f"layers must be a list of names or indices, such as {[layers]!r}, got {layers!r}")
+    if not isinstance(layers, Sequence):
+        yaml = base_60(layers) if isinstance(layers, int) else ""
+        raise OptionError(f"layers must be a list of names or indices, such as {[layers]!r}, got {layers!r}{yaml}")
     if not layers:
         raise OptionError("layers is an empty list: leave it out to measure all layers")
     for layer in layers:

@@ -20,6 +20,7 @@ Measure the models of a task, judge the measures, and save the result.
   genmeasures run measure=[roughness] seed=1        selected measures, another seed
   genmeasures run extractor=receptive_field,whole_tensor -m     one run for each; -m may be anywhere
   genmeasures run layers=[0,-1]                     the first and the last layer, by index or by name
+  genmeasures run layers=-3:                        the last three layers of each model
   genmeasures run --cfg job                         show the whole configuration
 """
 
