@@ -96,23 +96,29 @@ def test_layers_do_not_depend_on_which_are_chosen() -> None:
     np.testing.assert_array_equal(whole["ars_kernel"][1], alone["ars_kernel"][0])
 
 
-def test_a_dead_layer_has_a_status() -> None:
+@pytest.mark.parametrize("objective", ["am", "iam"])
+def test_a_dead_layer_has_learned_no_features(objective: str) -> None:
     model = small()
     with torch.no_grad():
         model[0].bias.fill_(-1e4)
-    results = ARS(steps=3).measure(model, layers(model, X), data(X, None))
-    assert isinstance(results["ars"][0], Undefined)
-    assert "no kernel responds" in str(results["ars"][0])
+    results = ARS(objective, steps=3).measure(model, layers(model, X), data(X, None))
+    assert results["ars"][0] == Value(1.0, "5 of 5 kernels have no response, and thus an ARS of 1")
+    assert results["ars_kernel"][0].tolist() == [1.0] * 5
+    assert results["rs"][0] == results["ar"][0] == results["ars_error"][0] == 0.0
 
 
-def test_a_dead_kernel_is_fully_replaced_under_am() -> None:
+@pytest.mark.parametrize("objective", ["am", "iam"])
+def test_a_dead_kernel_is_fully_replaced(objective: str) -> None:
     model = small()
     with torch.no_grad():
         model[0].bias[1] = -1e4
-    results = ARS("am", steps=3).measure(model, layers(model, X), data(X, None))
+    results = ARS(objective, steps=3).measure(model, layers(model, X), data(X, None))
     assert results["ar_kernel"][0][1] == 0
     assert results["rs_kernel"][0][1] > 0
     assert results["ars_kernel"][0][1] == 1
+    assert results["ars_kernel_error"][0][1] == 0
+    assert results["ars"][0].note == "1 of 5 kernels have no response, and thus an ARS of 1"
+    assert results["ars"][0].value == pytest.approx(results["ars_kernel"][0].mean())
 
 
 def test_kernels_without_a_value_are_counted() -> None:
@@ -174,6 +180,7 @@ def test_class_targets_are_needed() -> None:
         ("step_size", "fast", "step_size must be a number > 0, got 'fast'"),
         ("step_size", float("inf"), "step_size must be a number > 0, got inf"),
         ("starts", 0, "starts must be an integer ≥ 1, got 0"),
+        ("tries", 0, "tries must be an integer ≥ 1, got 0"),
         ("memory", True, r"memory must be an integer ≥ 1 \(MiB\), got True"),
     ],
 )
@@ -199,7 +206,9 @@ def test_all_are_registered() -> None:
 
 def test_defaults() -> None:
     """From them the Hydra configs are derived, which name result files."""
-    defaults = {"objective": "iam", "steps": 1500, "step_size": 0.1, "growth": 0.04, "starts": 16, "memory": 256}
+    defaults = {
+        "objective": "iam", "steps": 1500, "step_size": 0.1, "growth": 0.04, "starts": 4, "tries": 16, "memory": 256,
+    }  # fmt: skip
     assert ARS().options() == defaults
     assert ARS(**defaults).clone().options() == defaults
     assert ClassSelectivity().options() == {"split": "test"}
