@@ -16,7 +16,7 @@ from torch import nn
 import genmeasures
 from genmeasures.engine import measure_model
 from genmeasures.errors import OptionError, Undefined
-from genmeasures.interfaces import Layer, ModelData, ModelMeasure, TaskModel, Variable
+from genmeasures.interfaces import Layer, ModelData, ModelMeasure, Variable
 from genmeasures.results import collect, load, measure_variables, save
 
 NAN = np.nan
@@ -155,7 +155,7 @@ def test_arrays_of_a_model_that_failed() -> None:
     def broken() -> nn.Module:
         raise RuntimeError("no weights")
 
-    models = [TaskModel("broken", broken), TaskModel("small", lambda: network(NETS["small"]))]
+    models = {"broken": broken, "small": network(NETS["small"])}
     ds = genmeasures.measure(models, test=torch.ones(6, 4), measures=[Images()])
     assert np.isnan(ds["curve"].values[0]).all()
     assert ds["curve_status"].values[0].startswith("failed: ")
