@@ -227,3 +227,37 @@ def test_the_status_tells_how_classes_were_read() -> None:
         assert "one-hot targets were read as class numbers" in str(found[f"{name}_status"].values.flat[0])
         assert "one-hot" not in str(expected[f"{name}_status"].values.flat[0])
     assert "one-hot" not in "".join(map(str, found["ars_status"].values.flat))
+
+
+class _Branches(nn.Module):
+    """A residual block, a dense concatenation, and a layer that another reads without an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.dense, self.bare, self.last = (
+            nn.Conv2d(channels, kernels, 3, padding=1) for channels, kernels in ((2, 4), (4, 4), (4, 4), (8, 4), (4, 4))
+        )
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(x + self.norm(self.second(x)))
+        return torch.relu(self.last(self.bare(torch.cat([x, self.dense(x)], 1)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("tap", ["activation", "linear", "block"])
+def test_the_status_tells_where_no_activation_follows(tap: str) -> None:
+    torch.manual_seed(0)
+    extractor = genmeasures.extractors.ReceptiveField(tap=tap)
+    ds = genmeasures.measure([_Branches().eval()], test=X, measures=[ARS(steps=1, starts=1)], extractor=extractor)
+    assert ds.layer_name.values[0].tolist() == ["first", "second", "dense", "bare", "last"]
+    missing = "of a map that no layer receives"
+    for name in ("ars", "ar"):
+        first, second, dense, bare, last = ds[f"{name}_status"].values[0]
+        assert first == last == "ok"
+        assert f"no activation follows before a sum: AR is the fraction of positive entries {missing}" in second
+        assert (
+            f"no activation follows before a concatenation: AR is the fraction of positive entries {missing}" in dense
+        )
+        assert "no activation directly follows: AR is the fraction of positive entries of a linear map" in bare
+    assert not any("activation" in status for status in ds["rs_status"].values[0])
