@@ -181,6 +181,7 @@ def test_class_targets_are_needed() -> None:
         ("step_size", float("inf"), "step_size must be a number > 0, got inf"),
         ("starts", 0, "starts must be an integer ≥ 1, got 0"),
         ("tries", 0, "tries must be an integer ≥ 1, got 0"),
+        ("keep_images", 1, "keep_images must be true or false, got 1"),
         ("memory", True, r"memory must be an integer ≥ 1 \(MiB\), got True"),
     ],
 )
@@ -207,7 +208,8 @@ def test_all_are_registered() -> None:
 def test_defaults() -> None:
     """From them the Hydra configs are derived, which name result files."""
     defaults = {
-        "objective": "iam", "steps": 1500, "step_size": 0.1, "growth": 0.04, "starts": 4, "tries": 16, "memory": 256,
+        "objective": "iam", "steps": 1500, "step_size": 0.1, "growth": 0.04, "starts": 4, "tries": 16,
+        "keep_images": False, "memory": 256,
     }  # fmt: skip
     assert ARS().options() == defaults
     assert ARS(**defaults).clone().options() == defaults

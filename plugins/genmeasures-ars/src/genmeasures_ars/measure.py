@@ -84,6 +84,13 @@ def _scores() -> tuple[Variable, ...]:
 
 
 _SCORES = _scores()
+_IMAGE = Variable(
+    "ars_image",
+    "input with the highest objective of a kernel",
+    references=_ARS_PAPER + "eq. 1 and 2",
+    dims=("layer", "kernel", "image_channel", "image_row", "image_column"),
+    auxiliary=True,
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,8 @@ class _Responses:
     """(S, I)"""
     ar: NDArray[np.float64]
     """(S, I)"""
+    images: NDArray[np.float64] | Undefined | None
+    """(I, channel, row, column): per kernel the input with the highest objective; None if they are not kept."""
     note: str
     """What to note on AR."""
 
@@ -125,6 +134,11 @@ class ARS(KernelMeasure):
     it, ``ars_error`` for a layer and ``ars_kernel_error`` for its kernels. Linear layers have no value. A note says
     where no activation directly follows a layer, since AR is then the fraction of positive entries of a linear map.
 
+    With ``keep_images``, ``ars_image`` holds for each kernel the input with the highest objective of all starts, which
+    is not bounded. Its dimensions are (layer, kernel, image_channel, image_row, image_column). It is float64 and padded
+    to the widest layer: L layers with at most I kernels and inputs of D values take 8·L·I·D bytes per model, in memory
+    and in the result file.
+
     Source: "Exploring the generalizability of CNNs via activated representational substitution", equations 1 to 5.
 
     Args:
@@ -137,6 +151,7 @@ class ARS(KernelMeasure):
             proportional to it.
         tries: Number of noise inputs per start, of which a kernel starts at the first that it responds to. They are the
             same for all layers and kernels.
+        keep_images: Whether the result keeps the inputs that were found; for inputs (channel, row, column).
         memory: MiB for the ascents that run side by side. Values depend on it by rounding alone.
 
     Raises:
@@ -163,6 +178,7 @@ class ARS(KernelMeasure):
         growth: float = 0.04,
         starts: int = 4,
         tries: int = 16,
+        keep_images: bool = False,
         memory: int = 256,
     ) -> None:
         one_of(self, "objective", objective, OBJECTIVES)
@@ -172,6 +188,7 @@ class ARS(KernelMeasure):
         require(_is_number(growth) and 0 <= growth <= 1, self, f"growth must be a number from 0 to 1, got {growth!r}")
         require(is_count(starts), self, f"starts must be an integer ≥ 1, got {starts!r}")
         require(is_count(tries), self, f"tries must be an integer ≥ 1, got {tries!r}")
+        require(isinstance(keep_images, bool), self, f"keep_images must be true or false, got {keep_images!r}")
         require(is_count(memory), self, f"memory must be an integer ≥ 1 (MiB), got {memory!r}")
         self.objective = objective
         self.steps = steps
@@ -179,6 +196,9 @@ class ARS(KernelMeasure):
         self.growth = growth
         self.starts = starts
         self.tries = tries
+        self.keep_images = keep_images
+        if keep_images:
+            vars(self)["variables"] = (*_SCORES, _IMAGE)
         self.memory = memory
 
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
@@ -199,7 +219,7 @@ class ARS(KernelMeasure):
     def _values(self, part: _Responses) -> dict[str, Any]:
         """The values of a layer by the name of the variable."""
         notes = {"ars": [part.silence(), part.note], "rs": [], "ar": [part.note]}
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"ars_image": part.images}
         for name, by_start in (("ars", part.ars), ("rs", part.rs), ("ar", part.ar)):
             kernels = by_start.mean(0)
             valid = np.isfinite(kernels)
@@ -230,6 +250,8 @@ class ARS(KernelMeasure):
     def _layer(self, model: nn.Module, layer: TracedLayer, noise: Tensor) -> _Responses:
         substitution: list[Kernels] = []
         response: list[Kernels] = []
+        objectives: list[Tensor] = []
+        inputs: list[Tensor] = []
         channels = layer.layer.channels
         with truncated(model, layer) as run:
             begin = torch.cat(
@@ -242,9 +264,13 @@ class ARS(KernelMeasure):
                 ascent = ascend(run, noise[start], chunk, self.objective, lengths)
                 substitution.append(rs(ascent.means, chunk))
                 response.append(np.where(np.isfinite(ascent.objective.cpu().numpy()), ar(ascent.maps), np.nan))
+                if self.keep_images:
+                    objectives.append(ascent.objective)
+                    inputs.append(ascent.inputs)
         rows = (self.starts, channels)
+        images = best_images(torch.cat(inputs), torch.cat(objectives).view(rows)) if self.keep_images else None
         return _Responses(
-            np.concatenate(substitution).reshape(rows), np.concatenate(response).reshape(rows), tap_note(layer)
+            np.concatenate(substitution).reshape(rows), np.concatenate(response).reshape(rows), images, tap_note(layer)
         )
 
 
@@ -399,6 +425,31 @@ class CumulativeAblation(ModelMeasure):
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def best_images(inputs: Tensor, objectives: Tensor) -> NDArray[np.float64] | Undefined:
+    """Return the input with the highest objective of each kernel.
+
+    Args:
+        inputs: Inputs (S·I, channel, row, column) of S starts of I kernels.
+        objectives: float64 (S, I).
+
+    Returns:
+        float64 (I, channel, row, column), NaN for a kernel whose objective is not finite, or the reason why there are
+        none.
+
+    Example:
+        >>> best_images(torch.arange(4.0).view(4, 1, 1, 1), torch.tensor([[0.1, 0.2], [0.3, 0.1]])).ravel()
+        array([2., 1.])
+    """
+    if inputs.dim() != 4:
+        shape = tuple(inputs.shape[1:])
+        return Undefined(f"images are kept of inputs (channel, row, column), got inputs of the shape {shape}")
+    by_start = inputs.unflatten(0, objectives.shape)
+    best: Tensor = by_start[objectives.argmax(0), torch.arange(objectives.shape[1], device=inputs.device)].double()
+    best[~torch.isfinite(objectives).all(0)] = torch.nan
+    images: NDArray[np.float64] = best.cpu().numpy()
+    return images
 
 
 def layer_mean(values: Kernels | Undefined, notes: Sequence[str] = ()) -> float | Value | Undefined:
