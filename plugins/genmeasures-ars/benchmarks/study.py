@@ -102,7 +102,8 @@ def main() -> None:
                 print(
                     f"  layer {index + 1}: mean ARS {means[-1]:.3f} ± {error:.3f}, RS under IAM ≤ AM for "
                     f"{at_most[-1]:.2f} (< for {strictly[-1]:.2f}) of kernels, {int((response == 0).sum())} without "
-                    f"response; half silenced: lowest {halves[-1][0]:.3f}, highest {halves[-1][1]:.3f}, gap {halves[-1][2]:.3f}"
+                    f"response; half silenced: lowest {halves[-1][0]:.3f}, highest {halves[-1][1]:.3f}, gap "
+                    f"{halves[-1][2]:.3f}"
                 )
             whole[norm].append(float(np.mean(means)))
             with torch.no_grad():
