@@ -1,4 +1,4 @@
-"""Streaming Davies–Bouldin index: a pass for the centroids and a pass for the distances to them."""
+"""Streaming cluster indices: a pass for the centroids and a pass for the distances to them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class ClusterSums:
         >>> sums.add(vectors, labels)
         >>> spreads = sums.result()
         >>> spreads.add(vectors, labels)
-        >>> spreads.index("mean")
+        >>> spreads.davies_bouldin("mean")
         0.2
     """
 
@@ -179,7 +179,7 @@ class ClusterSpreads:
         self._distance.index_add_(0, index, square.sqrt())
         self._square.index_add_(0, index, square)
 
-    def index(self, spread: str) -> float:
+    def davies_bouldin(self, spread: str) -> float:
         """Compute the Davies–Bouldin index of the vectors added.
 
         Args:
@@ -190,3 +190,22 @@ class ClusterSpreads:
         """
         mean = (self._distance if spread == "mean" else self._square) / self._counts
         return davies_bouldin(self._centroids, mean if spread == "mean" else mean.sqrt())
+
+    def calinski_harabasz(self) -> float:
+        """Compute the index of Caliński & Harabasz 1974 of the vectors added.
+
+        This is (Σ_i n_i ‖c_i − c‖² / (k − 1)) / (Σ_x ‖x − c_i(x)‖² / (n − k)), c the mean of all n vectors. Higher
+        means better separated clusters.
+
+        Raises:
+            Undefined: There are fewer than two clusters, or the vectors of each cluster are equal.
+        """
+        k, n = len(self._counts), float(self._counts.sum())
+        if k < 2:
+            raise Undefined(f"expected at least 2 clusters in the sample, got {k}")
+        within = float(self._square.sum())
+        if n <= k or not within > 0:
+            raise Undefined("the vectors of each cluster are equal, which makes the index infinite")
+        centered = self._centroids - self._counts @ self._centroids / n
+        between = float(self._counts @ centered.square().sum(1))
+        return between / (k - 1) / (within / (n - k))

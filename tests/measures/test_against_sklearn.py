@@ -563,7 +563,7 @@ def test_over_and_components_of_confidence_are_told_apart(small: Case) -> None:
 @pytest.mark.parametrize("k", [2, 3])
 def test_options_of_the_labeler(small: Case, k: int) -> None:
     labeler = labelers.KMeans(k)
-    found = small.measure(Roughness(labeler, input_pca=None), Confidence(labeler, components=1))
+    found = small.measure(Roughness(labeler), Confidence(labeler, components=1))
     for name, layer in small.layers(k).items():
         assert set(layer.labels["train"]) == set(range(k))
         expected = index(layer.patches["test"], layer.labels["test"], "mean")
@@ -577,7 +577,7 @@ def test_the_linear_tap_reads_before_the_activation(
     kind: type[Extractor], digits_net: nn.Module, digits_data: Data
 ) -> None:
     case = Case(digits_net, digits_data, kind(cap=400, tap="linear"))
-    found = case.measure(DaviesBouldin(space="pixel"), Roughness(input_pca=None))
+    found = case.measure(DaviesBouldin(space="pixel"), Roughness())
     for name, layer in case.layers().items():
         assert layer.vectors["train"].min() < 0
         np.testing.assert_allclose(layer.seen["train"]["vectors"], layer.vectors["train"], rtol=1e-5, atol=1e-5)

@@ -109,7 +109,7 @@ def test_a_tight_cluster_among_a_wide_one(tight: float) -> None:
     centroids = np.stack([one.mean(0) for one in members])
     expected = [np.linalg.norm(one - center, axis=1).mean() for one, center in zip(members, centroids, strict=True)]
     index = sum(expected) / np.linalg.norm(centroids[0] - centroids[1])
-    np.testing.assert_allclose(spreads.index("mean"), index, rtol=1e-7)
+    np.testing.assert_allclose(spreads.davies_bouldin("mean"), index, rtol=1e-7)
     np.testing.assert_allclose((spreads._distance / spreads._counts).numpy(), expected, rtol=1e-7)
 
 
@@ -172,13 +172,13 @@ small = ClusterSums()
 small.add(vectors[:3000], labels[:3000] % 1200)
 spreads = small.result()
 spreads.add(vectors[:3000], labels[:3000] % 1200)
-spreads.index("mean")
+spreads.davies_bouldin("mean")
 before = peak()
 first = ClusterSums()
 first.add(vectors, labels)
 second = first.result()
 second.add(vectors, labels)
-second.index("mean")
+second.davies_bouldin("mean")
 print((peak() - before) // 1024)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -255,7 +255,7 @@ def test_empty_batches_are_ignored() -> None:
     second = first.result()
     for rows in (slice(0, 0), slice(0, None)):
         second.add(vectors[rows], labels[rows])
-    np.testing.assert_allclose(second.index("mean"), davies_bouldin_score(vectors, labels), rtol=1e-9)
+    np.testing.assert_allclose(second.davies_bouldin("mean"), davies_bouldin_score(vectors, labels), rtol=1e-9)
 
 
 def test_a_sample_in_one_cluster_is_undefined() -> None:
