@@ -1079,6 +1079,9 @@ class Aggregator(Component, abc.ABC):
         ([2.0], [3])
     """
 
+    reads_values: ClassVar[bool] = True
+    """Whether the reduced values are those of the measures: else they have no expected sign and no bounds."""
+
     @abc.abstractmethod
     def reduce(
         self,
