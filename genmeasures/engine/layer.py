@@ -28,7 +28,7 @@ from genmeasures.interfaces import (
 )
 from genmeasures.tracing import TracedLayer
 
-_PATCHES = 2000
+_PATCHES = 1000
 """Training patches that the projection of receptive fields is fitted on, drawn at random."""
 
 

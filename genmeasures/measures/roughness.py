@@ -35,7 +35,7 @@ class Roughness(ClusterIndex):
     """Davies–Bouldin index of the patches in x_{ℓ−1}, grouped by the k-means labels of their pixels in x_ℓ.
 
     ``roughness`` takes distances between raw patches, ``roughness_projected`` between patches projected on principal
-    components of the training patches: those of at most 2,000 patches drawn at random for receptive fields, those of
+    components of the training patches: those of at most 1,000 patches drawn at random for receptive fields, those of
     all whole inputs for whole tensors.
 
     Source: Rajagopal et al. 2021, section 2.3.1; the components of patches as in its table 2.

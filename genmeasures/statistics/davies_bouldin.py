@@ -81,6 +81,23 @@ def _distances(centroids: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
         yield start, distance.sqrt_()
 
 
+def _distinct(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels in ascending order, the index of each vector's label among them, and counts; few are not sorted."""
+    low, high = labels.aminmax()
+    width = int(high - low) + 1
+    if width > MANY:
+        distinct, index, counts = labels.unique(return_inverse=True, return_counts=True)
+        return distinct, index, counts
+    shifted = labels - low
+    counts = torch.bincount(shifted, minlength=width)
+    present = counts.nonzero()[:, 0]
+    if len(present) == width:
+        return present + low, shifted, counts
+    index = counts.new_zeros(width)
+    index[present] = torch.arange(len(present), device=labels.device)
+    return present + low, index[shifted], counts[present]
+
+
 class ClusterSums:
     """First pass of the Davies–Bouldin index: sums of the vectors of each cluster.
 
@@ -113,7 +130,7 @@ class ClusterSums:
         """
         if not len(labels):
             return
-        distinct, index, counts = labels.unique(return_inverse=True, return_counts=True)
+        distinct, index, counts = _distinct(labels)
         if isinstance(vectors, PatchSet):
             sums = vectors.cluster_sums(index, len(distinct))
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -30,7 +30,7 @@ _PER_COMPONENT = 8
 """The same, per component: the directions of that many steps are more than the matrix has."""
 _SMALL = 1e-15
 """Smallest magnitude, and the inverse of the largest, whose squares are summed in float32."""
-_LEADING_SETTLED = 1e-5
+_LEADING_SETTLED = 1e-4
 """Relative residual at which :func:`fit_leading` ends, above the rounding error of float32 products."""
 _CONSTANT = "constant features: all vectors of the training sample are equal"
 
@@ -134,8 +134,8 @@ def fit_leading(vectors: Tensor, components: int) -> PCA:
 
     Block Lanczos iteration starts from fixed random directions (a randomized method: Musco & Musco 2015). Its products
     are in float32, orthogonalization and eigenvalues in float64. It ends when the residuals of all components are below
-    1e-5 of the largest eigenvalue. The variance lost to the exact components is of the order of the square, 1e-9, and
-    the components turn by about 1e-4 where variances are not almost equal: with n vectors, sampling turns them by 1/√n.
+    1e-4 of the largest eigenvalue. The variance lost to the exact components is of the order of the square, 1e-8 of the
+    largest, and the components turn by about 1e-3: sampling n vectors turns them by 1/√n, which is more.
     If one side of the matrix is no larger than 256 or 8 times the components, :func:`fit_pca` is as fast, and is used.
 
     Args:
@@ -156,7 +156,7 @@ def fit_leading(vectors: Tensor, components: int) -> PCA:
     d = min(components, k, n - 1)
     if min(n, k) > max(_LEADING, _PER_COMPONENT * d) and _SMALL < float(vectors.abs().max()) < 1 / _SMALL:
         mean = _mean(vectors)
-        fit = _lanczos(vectors, mean, d, torch.float32, _LEADING_SETTLED)
+        fit = _leading_of_sample(vectors, mean, d)
         if fit is not None:
             values, basis, total, _ = fit
             return _signed(mean, basis * _signs(basis), values, total, n)
@@ -210,37 +210,69 @@ def _dual(vectors: Tensor, mean: Tensor, d: int) -> _Fit:
     return values, basis @ turn, total, scores @ turn
 
 
-def _lanczos(
-    vectors: Tensor, mean: Tensor, d: int, dtype: torch.dtype = torch.float64, settled: float = _SETTLED
-) -> _Fit | None:
-    """Block Lanczos iteration with full reorthogonalization in float64; None if it does not converge.
+def _lanczos(vectors: Tensor, mean: Tensor, d: int) -> _Fit | None:
+    """Block Lanczos iteration in float64; None if it does not converge."""
+    rows = list(_row_blocks(vectors, 4 * _ELEMENTS))
+    blocks = _centered(vectors, mean, torch.float64, rows, None)
+    total = sum(float(torch.linalg.vector_norm(centered)) ** 2 for centered in blocks)
+    if not total > 0:
+        raise Undefined(_CONSTANT)
 
-    Products with the vectors are of type ``dtype``; ``settled`` is the relative residual at which the iteration ends.
-    Golub & Van Loan 2013, section 10.3.
+    def scatter(directions: Tensor) -> Tensor:
+        product = torch.zeros_like(directions)
+        for centered in _centered(vectors, mean, torch.float64, rows, None):
+            product.addmm_(centered.T, centered @ directions)
+        return product
+
+    found = _iterated(scatter, vectors.shape[1], d, _SETTLED, vectors.device)
+    return None if found is None else (*found, total, None)
+
+
+def _leading_of_sample(vectors: Tensor, mean: Tensor, d: int) -> _Fit | None:
+    """Block Lanczos iteration with float32 products, on the smaller side of the matrix; None if it does not converge."""
+    centered = vectors - mean.to(vectors.dtype)
+    total = float(torch.linalg.vector_norm(centered, dtype=torch.float64)) ** 2
+    if not total > 0:
+        raise Undefined(_CONSTANT)
+    dual = centered.shape[1] > centered.shape[0]
+    matrix = centered.T if dual else centered
+
+    def scatter(directions: Tensor) -> Tensor:
+        return (matrix.T @ (matrix @ directions.to(matrix.dtype))).double()
+
+    found = _iterated(scatter, matrix.shape[1], d, _LEADING_SETTLED, vectors.device)
+    if found is None:
+        return None
+    values, basis = found
+    if dual:
+        basis, _ = torch.linalg.qr((centered.T @ basis.to(centered.dtype)).double())
+    return values, basis, total, None
+
+
+def _iterated(
+    scatter: Callable[[Tensor], Tensor], k: int, d: int, settled: float, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """The d largest eigenvalues and their eigenvectors (k, d) of a matrix (k, k) that is known by its products.
+
+    Block Lanczos iteration with full reorthogonalization in float64, from fixed random directions, until the residuals
+    are below ``settled`` of the largest eigenvalue; None if they never are. Golub & Van Loan 2013, section 10.3.
     """
-    k, size = vectors.shape[1], d + _MORE
+    size = d + _MORE
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(k, size, generator=generator, dtype=torch.float64).to(vectors.device)
+    start = torch.randn(k, size, generator=generator, dtype=torch.float64).to(device)
     directions, _ = torch.linalg.qr(start)
     basis, image = directions.new_empty(k, 0), directions.new_empty(k, 0)
-    rows = list(_row_blocks(vectors, 4 * _ELEMENTS))
-    total = 0.0
-    for step in range(_STEPS):
-        if basis.shape[1] + size > min(vectors.shape):
+    for _ in range(_STEPS):
+        if basis.shape[1] + size > k:
             return None
-        new, rounded = torch.zeros_like(directions), directions.to(dtype)
-        for centered in _centered(vectors, mean, dtype, rows, None):
-            new += centered.T @ (centered @ rounded)
-            total += float(torch.linalg.vector_norm(centered, dtype=torch.float64)) ** 2 if step == 0 else 0.0
-        if not total > 0:
-            raise Undefined(_CONSTANT)
+        new = scatter(directions)
         basis, image = torch.cat([basis, directions], 1), torch.cat([image, new], 1)
         product = basis.T @ image
         values, turn = _leading((product + product.T) / 2, d)
         ritz = basis @ turn
         residuals = (image @ turn - ritz * values).norm(dim=0)
         if float(residuals.max()) <= settled * float(values[0]):
-            return values, ritz, total, None
+            return values, ritz
         for _ in range(2):  # a single reorthogonalization leaves rounding errors
             new = new - basis @ (basis.T @ new)
             new, _ = torch.linalg.qr(new)

@@ -211,7 +211,7 @@ class ReceptiveFields(PatchSet):
             return False
         inputs = int(self._rows[-1]) - self._first + 1
         everywhere = inputs * math.prod(geometry.output_spatial) * _lanes(k)
-        return len(self._rows) * (_GATHER_COST * 2 + k) >= everywhere
+        return len(self._rows) * (_GATHER_COST * 2 + k) > everywhere
 
     @cached_property
     def _dense(self) -> _Dense:
