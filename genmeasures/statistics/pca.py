@@ -229,7 +229,7 @@ def _lanczos(vectors: Tensor, mean: Tensor, d: int) -> _Fit | None:
 
 
 def _leading_of_sample(vectors: Tensor, mean: Tensor, d: int) -> _Fit | None:
-    """Block Lanczos iteration with float32 products, on the smaller side of the matrix; None if it does not converge."""
+    """The same with float32 products, and on the smaller side of the matrix."""
     centered = vectors - mean.to(vectors.dtype)
     total = float(torch.linalg.vector_norm(centered, dtype=torch.float64)) ** 2
     if not total > 0:
