@@ -219,8 +219,11 @@ def check_attributes(component: Component) -> None:
 class PatchSet(abc.ABC):
     """The patches of n vectors, each of length D: they can be summed by cluster and compared with centroids.
 
-    Neither unfolds them where that is cheaper, by convolutions for example.
+    Nothing unfolds them where that is not needed: convolutions are cheaper, for example.
     """
+
+    center: slice | None = None
+    """Where, in a patch, the pixel at its center is; None if it has no center."""
 
     @abc.abstractmethod
     def unfold(self) -> Tensor:
@@ -237,6 +240,10 @@ class PatchSet(abc.ABC):
     @abc.abstractmethod
     def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:
         """float64 (n,): the squared distance of each patch to the centroid of its label, centroids float64 (k, D)."""
+
+    def project(self, mean: Tensor, components: Tensor) -> Tensor:
+        """float64 (n, d): the patches minus their mean, float64 (D,), projected onto components float64 (d, D)."""
+        return (self.unfold().double() - mean) @ components.T
 
 
 @dataclass(frozen=True)
@@ -481,7 +488,7 @@ class Extractor(Component, abc.ABC):
     """Whether a vector is made from the whole output of a layer: then an input has one label, and tiles are ruled out.
     """
     projects_patches: ClassVar[bool] = False
-    """Whether patches are so long that ``Roughness`` reduces them by PCA by default."""
+    """Whether patches are projected by the PCA of all of them, as few and long ones, or of a random sample."""
 
     @abc.abstractmethod
     def sample(self, positions: int, keys: NDArray[np.uint64], seed: int, fit: bool = False) -> Sample:
@@ -704,7 +711,7 @@ class Value:
     note: str = ""
 
 
-Values: TypeAlias = float | Value | Mapping[str, float | Value]
+Values: TypeAlias = float | Value | Mapping[str, float | Value | Undefined]
 ModelValue: TypeAlias = float | Value | Undefined | NDArray[np.float64]
 
 
@@ -942,7 +949,7 @@ class FeatureMeasure(Measure, abc.ABC):
 
     @abc.abstractmethod
     def compute(self) -> Values:
-        """The value of the layer, or a value for each of ``variables`` by name."""
+        """The value of the layer, or a value for each of ``variables`` by name: Undefined where there is none."""
 
 
 class ModelMeasure(Measure, abc.ABC):
@@ -1086,6 +1093,9 @@ class Aggregator(Component, abc.ABC):
         >>> reduced.tolist(), layers.tolist()
         ([2.0], [3])
     """
+
+    reads_values: ClassVar[bool] = True
+    """Whether the reduced values are those of the measures: else they have no expected sign and no bounds."""
 
     @abc.abstractmethod
     def reduce(

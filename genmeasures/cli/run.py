@@ -24,6 +24,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
+from genmeasures.aggregators import Frobenius
 from genmeasures.api import aggregate, judge
 from genmeasures.callbacks import AT_END
 from genmeasures.checks import check_seed
@@ -308,9 +309,9 @@ def _judged(aggregated: xr.Dataset, config: DictConfig, console: Console) -> pd.
 
 def _aggregated_by(aggregator: Aggregator) -> str:
     """Part of the names of tables and figures for an aggregator other than the default: ``-last_k-k=2``."""
-    options = {name: getattr(aggregator, name) for name in aggregator.option_names()}
-    if aggregator.name == "frobenius" and not options:
+    if repr(aggregator) == repr(Frobenius()):
         return ""
+    options = {name: getattr(aggregator, name) for name in aggregator.option_names()}
     written = "-".join([aggregator.name, *(f"{name}={value}" for name, value in options.items())])
     return "-" + re.sub(r"[^\w.=-]+", "_", written)[:60]
 

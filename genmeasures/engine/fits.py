@@ -11,8 +11,8 @@ from genmeasures.engine.returned import checked_labels
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import Undefined
 from genmeasures.failures import to_raise_later
-from genmeasures.interfaces import FeatureLabeler, FeatureMeasure, Labeler, Layer
-from genmeasures.statistics.pca import PCA, fit_pca
+from genmeasures.interfaces import FeatureLabeler, FeatureMeasure, Labeler, Layer, PatchSet
+from genmeasures.statistics.pca import PCA, fit_leading, fit_pca
 
 
 class Fits:
@@ -33,6 +33,7 @@ class Fits:
             repr(measure.labeler): measure.labeler
             for measure in measures
             if isinstance(measure.labeler, FeatureLabeler)
+            and any("labels" in reading.fields for reading in measure.passes)
         }
         self._fitted: dict[str, FeatureLabeler | Exception] = {}
         """By labeler: the fitted labeler, or the exception that its fit raised."""
@@ -60,10 +61,11 @@ class Fits:
             except Exception as error:
                 self._fitted[key] = to_raise_later(error)
 
-    def fit_patch_projection(self, patches: Tensor) -> None:
-        """Fit the projection of patches float32 (n, D)."""
+    def fit_patch_projection(self, patches: Tensor, exact: bool) -> None:
+        """Fit the projection of patches float32 (n, D), exactly or by a randomized method."""
         try:
-            self._patch_projection, _ = fit_pca(patches, self.patch_components)
+            fit = _exact if exact else fit_leading
+            self._patch_projection = fit(patches, self.patch_components)
         except Exception as error:  # whatever it is, only the measures that read it have no value
             self._patch_projection = to_raise_later(error)
 
@@ -75,9 +77,10 @@ class Fits:
         """float64 (n, d) of vectors float32 (n, k)."""
         return _fitted(self._projection).project(vectors)
 
-    def project_patches(self, patches: Tensor) -> Tensor:
-        """float64 (n, ·) of patches float32 (n, D); raises what the fit raised."""
-        return _fitted(self._patch_projection).project(patches)
+    def project_patches(self, patches: PatchSet) -> Tensor:
+        """float64 (n, ·) of n patches; raises what the fit raised."""
+        projection = _fitted(self._patch_projection)
+        return patches.project(projection.mean, projection.components)
 
     def labels(self, labeler: Labeler, projected: Tensor) -> Tensor:
         """int64 (n,) by a feature labeler for projected vectors float64 (n, d); raises what its fit raised."""
@@ -85,6 +88,10 @@ class Fits:
         if isinstance(fitted, Exception):
             raise fitted
         return checked_labels(fitted, fitted.label(projected), (len(projected),))
+
+
+def _exact(patches: Tensor, components: int) -> PCA:
+    return fit_pca(patches, components)[0]
 
 
 def _fitted(projection: PCA | Exception) -> PCA:

@@ -31,7 +31,7 @@ from genmeasures.interfaces import (
 )
 from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer, tapped
 
-_UNFOLDED: frozenset[Field] = frozenset({"patches", "projected_patches"})
+_UNFOLDED: frozenset[Field] = frozenset({"patches"})
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with the name of the split, the number of inputs done, and the total."""
@@ -68,7 +68,7 @@ class LayerPlan:
         """The plan for a layer; ``chunk`` is the number of vectors at a time if patches are unfolded."""
         caches_patches = caches and bool(state.cacheable(sample) & PATCH_FIELDS)
         fields: frozenset[Field] = frozenset().union(*(consumer.fields for consumer in consumers))
-        unfolds = bool(fields & _UNFOLDED) or (sample == "fit" and state.records_patches)
+        unfolds = bool(fields & _UNFOLDED) or (sample == "fit" and state.records_all_patches)
         unfolds_cached = caches_patches and unfolds_cached
         small = chunk if unfolds or unfolds_cached else None
         return LayerPlan(state, consumers, records, caches, caches_patches, unfolds_cached, small)
@@ -167,7 +167,7 @@ class ForwardPass:
             if len(rows):
                 patches = checked_patches(self._extractor, self._extractor.patches(reader, rows, positions))
                 if plan.unfolds_cached:  # they are needed twice
-                    patches = StoredPatches(patches.unfold())
+                    patches = StoredPatches(patches.unfold(), patches.center)
                 fields = _fields(state, partial(self._vectors, state.layer, by_channel, rows, positions), patches)
                 labels = partial(self._labels, state, portion, rows, labeled)
                 yield FeatureBatch(state.layer, self._split, rank, fields, labels)
@@ -204,5 +204,5 @@ def _fields(
         "projected": lambda batch: state.fits.project(batch.vectors),
         "patches": lambda _: patches.unfold(),
         "patch_set": lambda _: patches,
-        "projected_patches": lambda batch: state.fits.project_patches(batch.patches),
+        "projected_patches": lambda batch: state.fits.project_patches(batch.patch_set),
     }

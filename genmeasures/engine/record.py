@@ -38,6 +38,7 @@ class TrainingRecord:
         size: number of vectors.
         labelers: target labelers, by ``repr``, whose labels the replayed passes read.
         keeps_vectors: whether the replayed passes read vectors.
+        patch_ranks: int64 (m,), the ranks of the vectors whose patches are recorded; None for all.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class TrainingRecord:
         size: int,
         labelers: Mapping[str, TargetLabeler],
         keeps_vectors: bool,
+        patch_ranks: Tensor | None = None,
     ) -> None:
         self.samples = samples
         self.vectors: Tensor | None = None
         """float32 (n, k); None before the first batch, and after the fits if no replayed pass reads them."""
         self.patches: Tensor | None = None
-        """float32 (n, D), until their projection is fitted."""
+        """float32 (n, D), or (m, D) of those that are recorded, until their projection is fitted."""
         self.projected: Tensor | None = None
         """float64 (n, d), after the fit."""
         self._layer = layer
@@ -61,6 +63,11 @@ class TrainingRecord:
         self._size = size
         self._labelers = labelers
         self._keeps_vectors = keeps_vectors
+        self._patch_row: Tensor | None = None
+        """int64 (n,): the row of each vector among the recorded patches, −1 where it is not recorded."""
+        self._patch_count = size if patch_ranks is None else len(patch_ranks)
+        if patch_ranks is not None:
+            self._patch_row = torch.full((size,), -1).index_copy_(0, patch_ranks, torch.arange(len(patch_ranks)))
         self._labels: dict[str, Tensor | Exception] = {}
         """By labeler: the labels, or what the labeler raised."""
 
@@ -72,10 +79,20 @@ class TrainingRecord:
             self._labels.update((key, batch.rank.new_zeros(self._size)) for key in self._labelers)
         self.vectors.index_copy_(0, batch.rank, vectors)
         if with_patches:
-            patches = batch.patches
-            if self.patches is None:
-                self.patches = patches.new_empty(self._size, patches.shape[1])
-            self.patches.index_copy_(0, batch.rank, patches)
+            self._add_patches(batch)
+
+    def _add_patches(self, batch: FeatureBatch) -> None:
+        rows, patches = batch.rank, batch.patch_set
+        if self._patch_row is not None:
+            rows = self._patch_row.to(rows.device)[rows]
+            chosen = (rows >= 0).nonzero()[:, 0]
+            if not len(chosen):
+                return
+            rows, patches = rows[chosen], patches.select(chosen)
+        unfolded = patches.unfold()
+        if self.patches is None:
+            self.patches = unfolded.new_empty(self._patch_count, unfolded.shape[1])
+        self.patches.index_copy_(0, rows, unfolded)
 
     def add_labels(self, batch: FeatureBatch) -> None:
         """Record the labels of a batch; an exception of a labeler is raised by the measures that read its labels."""

@@ -20,7 +20,12 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import adjusted_rand_score, davies_bouldin_score
+from sklearn.metrics import (
+    adjusted_rand_score,
+    calinski_harabasz_score,
+    davies_bouldin_score,
+    silhouette_score,
+)
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
@@ -31,6 +36,7 @@ from genmeasures.engine import prepare_data
 from genmeasures.extractors import ReceptiveField, WholeTensor
 from genmeasures.interfaces import Extractor, FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
+from genmeasures.measures.roughness import _Pushforward
 from genmeasures.statistics.mixture import Mixtures, fit_mixtures
 
 CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10_tutorial_nets"
@@ -379,7 +385,8 @@ def test_the_whole_pipeline_is_that_of_sklearn_where_there_is_one_solution(
             pca = PCA(min(10, patches["fit"].shape[1]), svd_solver="full").fit(patches["fit"])
             patches["test"] = pca.transform(patches["test"])
         expected = davies_bouldin_score(patches["test"], layer.best_labels["test"])
-        np.testing.assert_allclose(values["roughness"][name], expected, rtol=1e-4)
+        variable = "roughness_projected" if isinstance(extractor, WholeTensor) else "roughness"
+        np.testing.assert_allclose(values[variable][name], expected, rtol=1e-4)
         expected = layer.log_density("component", layer.best_labels)["test"].mean()
         np.testing.assert_allclose(values["confidence_unweighted"][name], expected, rtol=1e-4)
 
@@ -517,20 +524,83 @@ def test_davies_bouldin_of_clusters(small: Case, space: str) -> None:
         np.testing.assert_allclose(found[name], index(vectors["train"], layer.labels["train"], "mean"), rtol=1e-5)
 
 
-@pytest.mark.parametrize("input_pca", [None, "auto", 3])
-@pytest.mark.parametrize("spread", ["mean", "rms"])
+def silhouette_of_all(vectors: Floats, labels: Labels, spread: str) -> float:
+    return float(silhouette_score(vectors, labels))
+
+
+def calinski_harabasz(vectors: Floats, labels: Labels, spread: str) -> float:
+    return float(calinski_harabasz_score(vectors, labels))
+
+
+REFERENCES = {"davies_bouldin": index, "calinski_harabasz": calinski_harabasz, "silhouette": silhouette_of_all}
+
+
+def projected_by_sklearn(fitted_on: Floats, vectors: Floats, components: int) -> Floats:
+    fit = PCA(min(components, fitted_on.shape[1]), svd_solver="full").fit(fitted_on.astype(np.float64))
+    return fit.transform(vectors.astype(np.float64))
+
+
+@pytest.fixture
+def no_subsamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All training patches are fitted on, and the silhouette is that of all vectors."""
+    monkeypatch.setattr("genmeasures.engine.layer._PATCHES", 10**6)
+    monkeypatch.setattr("genmeasures.measures.cluster_index._SILHOUETTE", 10**6)
+
+
+@pytest.mark.parametrize(
+    ("name", "spread"),
+    [("davies_bouldin", "mean"), ("davies_bouldin", "rms"), ("calinski_harabasz", "mean"), ("silhouette", "mean")],
+)
 @pytest.mark.parametrize("split", SPLITS)
-def test_options_of_roughness(small: Case, input_pca: int | str | None, spread: str, split: Any) -> None:
-    found = small.measure(Roughness(input_pca=input_pca, spread=spread, split=split))["roughness"]
-    # "auto": raw patches of receptive fields, the extractor's number of components of whole tensors.
-    auto = 4 if isinstance(small.extractor, WholeTensor) else None
-    components = auto if input_pca == "auto" else input_pca
-    for name, layer in small.layers().items():
-        patches = {key: value.astype(np.float64) for key, value in layer.patches.items()}
-        scored = patches[split]
-        if components is not None:
-            scored = PCA(components, svd_solver="full").fit(patches["fit"]).transform(scored)
-        np.testing.assert_allclose(found[name], index(scored, layer.labels[split], spread), rtol=1e-5)
+@pytest.mark.usefixtures("no_subsamples")
+def test_options_of_roughness(small: Case, name: str, spread: str, split: Any) -> None:
+    found = small.measure(Roughness(input_pca=3, index=name, spread=spread, split=split))
+    for layer_name, layer in small.layers().items():
+        patches, labels = layer.patches[split].astype(np.float64), layer.labels[split]
+        expected = REFERENCES[name](patches, labels, spread)
+        np.testing.assert_allclose(found["roughness"][layer_name], expected, rtol=1e-5, atol=1e-6)
+        projected = projected_by_sklearn(layer.patches["fit"], patches, 3)
+        expected = REFERENCES[name](projected, labels, spread)
+        np.testing.assert_allclose(found["roughness_projected"][layer_name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.usefixtures("no_subsamples")
+def test_pushforward(small: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the package's centers in scikit-learn's components of the pixels at the centers of the patches."""
+    fitted: list[Any] = []
+
+    class Recorded(_Pushforward):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            fitted.append(self)
+
+    monkeypatch.setattr("genmeasures.measures.roughness._Pushforward", Recorded)
+    found = small.measure(Roughness(input_pca=3, index=name, direction="pushforward"))
+    for fit, (layer_name, layer) in zip(fitted, small.layers().items(), strict=True):
+        pixels = layer.patches
+        if layer_name.startswith("conv") and isinstance(small.extractor, ReceptiveField):
+            pixels = {over: np.array_split(patches, 9, axis=1)[4] for over, patches in layer.patches.items()}
+        projection = PCA(min(small.extractor.components, pixels["fit"].shape[1]), svd_solver="full")
+        fitted_on = projection.fit_transform(pixels["fit"].astype(np.float64))
+        scored = projection.transform(pixels["test"].astype(np.float64))
+        clusters = fit.label(torch.from_numpy(pixels["fit"])).numpy()
+        centers = np.array([fitted_on[clusters == cluster].mean(0) for cluster in range(5)])
+        labels = ((scored[:, None] - centers) ** 2).sum(2).argmin(1)
+        vectors = layer.vectors["test"].astype(np.float64)
+        expected = REFERENCES[name](vectors, labels, "mean")
+        np.testing.assert_allclose(found["roughness"][layer_name], expected, rtol=1e-5, atol=1e-6)
+        expected = REFERENCES[name](projected_by_sklearn(layer.vectors["fit"], vectors, 3), labels, "mean")
+        np.testing.assert_allclose(found["roughness_projected"][layer_name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_components_of_a_sample_of_patches_are_close_to_those_of_all(case: Case) -> None:
+    """1,000 of thousands of patches: sampling turns components by about 1/√1000, and moves the index by less."""
+    found = case.measure(Roughness())["roughness_projected"]
+    for name, layer in case.layers().items():
+        projected = projected_by_sklearn(layer.patches["fit"], layer.patches["test"], 10)
+        expected = davies_bouldin_score(projected, layer.labels["test"])
+        np.testing.assert_allclose(found[name], expected, rtol=1000**-0.5)
 
 
 @pytest.mark.parametrize("over", ["component", "mixture"])
@@ -563,7 +633,7 @@ def test_over_and_components_of_confidence_are_told_apart(small: Case) -> None:
 @pytest.mark.parametrize("k", [2, 3])
 def test_options_of_the_labeler(small: Case, k: int) -> None:
     labeler = labelers.KMeans(k)
-    found = small.measure(Roughness(labeler, input_pca=None), Confidence(labeler, components=1))
+    found = small.measure(Roughness(labeler), Confidence(labeler, components=1))
     for name, layer in small.layers(k).items():
         assert set(layer.labels["train"]) == set(range(k))
         expected = index(layer.patches["test"], layer.labels["test"], "mean")
@@ -577,7 +647,7 @@ def test_the_linear_tap_reads_before_the_activation(
     kind: type[Extractor], digits_net: nn.Module, digits_data: Data
 ) -> None:
     case = Case(digits_net, digits_data, kind(cap=400, tap="linear"))
-    found = case.measure(DaviesBouldin(space="pixel"), Roughness(input_pca=None))
+    found = case.measure(DaviesBouldin(space="pixel"), Roughness())
     for name, layer in case.layers().items():
         assert layer.vectors["train"].min() < 0
         np.testing.assert_allclose(layer.seen["train"]["vectors"], layer.vectors["train"], rtol=1e-5, atol=1e-5)
