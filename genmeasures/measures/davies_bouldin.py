@@ -205,7 +205,7 @@ class Roughness(_ClusterIndex):
 
     def prepare(self, extractor: Extractor) -> None:
         if self.input_pca == "auto" and extractor.projects_patches:
-            self.patch_components = extractor.components
+            self.patch_components = extractor.components or 0
 
     @property
     def passes(self) -> tuple[Pass, ...]:
