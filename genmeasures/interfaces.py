@@ -606,6 +606,9 @@ class TargetLabeler(Labeler):
     needs_fit: ClassVar[bool] = False
     """Whether the labeler sees the training targets before it labels any: by ``observe``, and ``fit`` at their end."""
 
+    note: str = ""
+    """A remark on the fit for the status of values, "" for none."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise ComponentError if ``observe`` or ``fit`` is written, but never called."""
         super().__init_subclass__(**kwargs)

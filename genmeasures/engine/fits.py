@@ -40,7 +40,8 @@ class Fits:
         self._fitted: dict[str, FeatureLabeler | Exception] = {}
         """By labeler: the fitted labeler, or the exception that its fit raised."""
         self._projection: PCA | Identity | Exception = Undefined("no vectors in the training sample")
-        self._projection_apart = self._patch_projection = self._projection
+        self._projection_apart: PCA | Identity | Exception = self._projection
+        self._patch_projection: PCA | Identity | Exception = self._projection
         self.apart = any("projected_apart" in one.fields for measure in measures for one in measure.passes)
         """Whether any measure reads the projection that is fitted without the inputs held back."""
         self.patch_components = max((measure.patch_components for measure in measures), default=0)

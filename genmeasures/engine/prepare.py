@@ -84,9 +84,11 @@ class PreparedData:
         if not isinstance(labeler, TargetLabeler):
             return fitted
         splits = {self.split_of(one_pass.sample) for one_pass in measure.passes if "labels" in one_pass.fields}
+        binned = ""
         if splits and _is_fitted(labeler):
             splits.add(self.split_of("fit"))
-        return "; ".join(filter(None, (fitted, self.target_note(splits))))
+            binned = self.labelers[repr(labeler)].note
+        return "; ".join(filter(None, (fitted, self.target_note(splits), binned)))
 
     def target_note(self, splits: Collection[Split]) -> str:
         """Note of a value on how the targets of these splits were read."""

@@ -13,6 +13,7 @@ from genmeasures.errors import Undefined
 from genmeasures.interfaces import (
     SPLITS,
     FeatureBatch,
+    FeatureLabeler,
     FeatureMeasure,
     Labeler,
     Layer,
@@ -35,6 +36,8 @@ _TABLE = "Rajagopal et al. 2021, table 1: −0.65 and −0.88 over 128 UNets"
 _DIGITS = "64 networks on digits (README): features spread with training, and the gap grows"
 
 _SAME_VECTORS = "ranks are those of new vectors: these are the vectors that the mixtures are fitted on"
+_FEW = 5000
+"""Training vectors up to which clusters without those held back are found anew."""
 _LOG_LEAST, _LOG_MOST = math.log(sys.float_info.min), math.log(sys.float_info.max)
 
 
@@ -165,9 +168,9 @@ class Confidence(FeatureMeasure):
         self._apart: Mixtures | None = None
         self._placement: Placement | Undefined = Undefined(_SAME_VECTORS)
         self._published = InputMean()
-        self._weighted, self._unweighted = (
-            (InputMean(), InputMean()) if self.density == "log" else (_ExpMean(), _ExpMean())
-        )
+        kind = InputMean if self.density == "log" else _ExpMean
+        self._weighted: InputMean | _ExpMean = kind()
+        self._unweighted: InputMean | _ExpMean = kind()
 
     def update(self, batch: FeatureBatch) -> None:
         if self._mixtures is None:
@@ -198,15 +201,27 @@ class Confidence(FeatureMeasure):
         if "apart" in training:
             apart, held_back = training["apart"], training["held_back"]
             try:
-                self._mixtures, self._apart = fit_mixtures_apart(
-                    points, labels, apart, held_back, self.components, self._generator
-                )
+                self._fit(points, labels, apart, held_back)
+                assert self._apart is not None
                 reference = self._densities(self._apart, apart[held_back])[1]
                 self._placement = Placement(reference, training["inputs"][held_back])
             except Undefined as reason:
                 self._placement = reason
         if self._mixtures is None:
             self._mixtures = fit_mixtures(points, labels, self.components, self._generator)
+
+    def _fit(self, points: Tensor, labels: Tensor, apart: Tensor, held_back: Tensor) -> None:
+        """Fit mixtures without the vectors held back, and where this saves time those of all vectors with them."""
+        if isinstance(self.labeler, FeatureLabeler) and len(points) <= _FEW:
+            # Few vectors shape clusters noticeably, held back or not: these clusters must not know them.
+            rest = apart[~held_back]
+            labeler = self.labeler.clone()
+            labeler.fit(rest, self._generator)
+            self._apart = fit_mixtures(rest, labeler.label(rest), self.components, self._generator)
+        else:
+            self._mixtures, self._apart = fit_mixtures_apart(
+                points, labels, apart, held_back, self.components, self._generator
+            )
 
     def _densities(self, mixtures: Mixtures, points: Tensor) -> tuple[Tensor, Tensor]:
         """Log densities of the components (n, g), and log c (n,)."""

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from genmeasures.errors import Undefined
-from genmeasures.statistics.kmeans import kmeans
+from genmeasures.statistics.kmeans import assign, kmeans
 
 _SUBSAMPLE = 2000
 """Points per cluster that EM starts on."""
+_FIRST = 500
+"""Of these, points that k-means finds the first components in."""
 _PER_PARAMETER = 10
 """A component needs so many points for each of the d + 1 points that determine an ellipsoid."""
 _NO_WEIGHT = 1e-10
@@ -246,7 +248,7 @@ def fit_mixtures_apart(
     """
     rest = (~held_back).nonzero()[:, 0]
     other = _Fit(apart[rest], labels[rest], components, regularization)
-    other.start(generator, tolerance, iterations)
+    other.start(generator, 10 * tolerance, iterations)  # EM on all points goes on from there
     fit = _Fit(points, labels, components, regularization)
     fit.start(generator, tolerance, iterations, other.memberships(rest))
     return fit.finish(tolerance, iterations), other.result()
@@ -285,8 +287,7 @@ class _Fit:
     def _shrink(self) -> None:
         """Shrink the covariances of clusters with too few points for one component."""
         n, d = self._points.shape
-        within = sum(frame.size * frame.covariance for frame in self._frames)
-        assert isinstance(within, Tensor)
+        within = torch.stack([frame.size * frame.covariance for frame in self._frames]).sum(0)
         if n > len(self._frames):
             pooled = within / (n - len(self._frames))
         else:  # every point is a cluster
@@ -361,9 +362,8 @@ class _Frame:
         self.settled = False
         """Whether EM has ended on all points."""
         if m > 1:
-            inverse = torch.linalg.solve_triangular(self._root, self._eye, upper=False)
-            self._white = centered @ inverse.T
-            self.ridge = ridge * inverse @ inverse.T
+            self._inverse = torch.linalg.solve_triangular(self._root, self._eye, upper=False)
+            self.ridge = ridge * self._inverse @ self._inverse.T
         self.chosen = rows[:0]
         """int64 (s,): indices of the subsample among the points of the cluster."""
         self.members = rows[:0]
@@ -374,18 +374,23 @@ class _Frame:
     @property
     def part(self) -> Tensor:
         """(s, d): the subsample in whitened coordinates."""
-        return self._white[self.chosen]
+        return self._white(self._points[self.chosen])
+
+    def _white(self, points: Tensor) -> Tensor:
+        centered: Tensor = points - self._center
+        return centered @ self._inverse.T
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw the subsample, and find components in it by k-means."""
         chosen = torch.randperm(self.size, generator=generator, device=generator.device)[:_SUBSAMPLE]
         self.chosen = chosen.to(self._points.device)
         # In the original coordinates, in which directions with a large variance matter most.
-        self.members = kmeans(self._points[self.chosen], self.m, generator, restarts=1).labels
+        points = self._points[self.chosen]
+        self.members = assign(points, kmeans(points[:_FIRST], self.m, generator, restarts=1).centers)
 
     def take(self, chosen: Tensor, memberships: Tensor) -> None:
         """Start from the memberships (m, s) of some points."""
-        features = _Features([self._white[chosen]])
+        features = _Features([self._white(self._points[chosen])])
         self.parameters = _one(_maximize(features.sums(memberships[None]), self.ridge[None]))
 
     def memberships(self) -> Tensor:
@@ -395,7 +400,7 @@ class _Frame:
 
     def climb(self, tolerance: float, iterations: int) -> None:
         """Run EM on all points."""
-        features = _Features([self._white])
+        features = _Features([self._white(self._points)])
         self.parameters = _one(_climb(_batch(self.parameters), features, self.ridge[None], tolerance, iterations))
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
