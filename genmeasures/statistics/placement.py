@@ -52,14 +52,19 @@ class Placement:
             numbers: float64 (m,).
             inputs: int64 (m,), the input that each of them belongs to.
         """
-        margin = _EQUAL * (1 + numbers.abs())
-        below = torch.searchsorted(self._reference, numbers - margin)
-        equal = torch.searchsorted(self._reference, numbers + margin, right=True) - below
-        share = 1 / (equal + 1).double()
+        below, end = self._between(numbers)
+        equal = (end - below).double()
+        share = 1 / (equal + 1)
         self._steps.index_add_(0, below, share)
-        self._steps.index_add_(0, below + equal + 1, -share)
+        self._steps.index_add_(0, end + 1, -share)
         self._ranks.add(inputs, (below + (equal + 1) / 2) / (len(self._reference) + 1))
         self._count += len(numbers)
+
+    def _between(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The slice of reference numbers that are equal to each number, int64 (m,) both."""
+        margin = _EQUAL * (1 + numbers.abs())
+        below = torch.searchsorted(self._reference, numbers - margin)
+        return below, torch.searchsorted(self._reference, numbers + margin, right=True)
 
     def _shares(self) -> Tensor:
         """float64 (n + 1,): the fraction of new numbers in the first place, the first two, and so on."""
@@ -75,9 +80,10 @@ class Placement:
         The two parts are those of DeLong, DeLong & Clarke-Pearson 1988 with inputs as clusters; raises
         :class:`~genmeasures.errors.Undefined` with fewer than two inputs of either.
         """
+        below, end = self._between(self._reference)
+        sums = torch.nn.functional.pad(self._shares().cumsum(0), (1, 0))
         exceeding = InputMean()
-        shares = self._shares()
-        exceeding.add(self._inputs, 1 - (shares[:-1] + shares[1:]) / 2)
+        exceeding.add(self._inputs, 1 - (sums[end] - sums[below]) / (end - below))
         return math.hypot(self._ranks.error(), exceeding.error())
 
     def distance(self) -> float:
