@@ -227,7 +227,9 @@ class Case:
         for name in named:
             for status in ds[f"{name}_status"].values[0]:
                 few = ("note: fewer than", "note: covariance shrunk")
-                assert status == "ok" or status.startswith(few) or status.startswith("undefined: ranks are those of new")
+                assert (
+                    status == "ok" or status.startswith(few) or status.startswith("undefined: ranks are those of new")
+                )
         names = list(ds["layer_name"].values[0])
         return {variable: dict(zip(names, values, strict=True)) for variable, values in named.items()}
 
