@@ -248,7 +248,7 @@ def fit_mixtures_apart(
     """
     rest = (~held_back).nonzero()[:, 0]
     other = _Fit(apart[rest], labels[rest], components, regularization)
-    other.start(generator, 10 * tolerance, iterations)  # EM on all points goes on from there
+    other.start(generator, 10 * tolerance, iterations)  # EM on all points starts there
     fit = _Fit(points, labels, components, regularization)
     fit.start(generator, tolerance, iterations, other.memberships(rest))
     return fit.finish(tolerance, iterations), other.result()
@@ -378,7 +378,8 @@ class _Frame:
 
     def _white(self, points: Tensor) -> Tensor:
         centered: Tensor = points - self._center
-        return centered @ self._inverse.T
+        white: Tensor = centered @ self._inverse.T
+        return white
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw the subsample, and find components in it by k-means."""
