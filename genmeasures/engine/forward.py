@@ -104,6 +104,7 @@ class ForwardPass:
         self._plans: Mapping[int, LayerPlan] = {plan.state.layer.index: plan for plan in plans}
         self._device = device
         self._total = len(data.sources[self._split].scan())
+        self._places = data.places(self._split).to(device)
         self._portion: Portion | None = None
         """The portion that is running."""
 
@@ -149,11 +150,11 @@ class ForwardPass:
                 with_rank = not self._feed.whole
                 state.cache(batch, self._sample, portion.start, len(output), plan.unfolds_cached, with_rank)
 
-    def _batches(self, plan: LayerPlan, portion: Portion, inputs: Tensor, output: Tensor) -> Iterator[FeatureBatch]:
+    def _batches(self, plan: LayerPlan, portion: Portion, read: Tensor, output: Tensor) -> Iterator[FeatureBatch]:
         """The sampled vectors of a portion, few at a time where patches are unfolded."""
         state, channels_last = plan.state, plan.state.traced.channels_last
-        vectors = portion.vectors(state, self._sample, inputs, output)
-        reader = LayerReader(vectors.geometry, inputs, channels_last)
+        vectors = portion.vectors(state, self._sample, read, output)
+        reader = LayerReader(vectors.geometry, read, channels_last)
         by_channel = (
             output.reshape(len(output), -1, state.layer.channels).transpose(1, 2)
             if channels_last
@@ -170,7 +171,8 @@ class ForwardPass:
                     patches = StoredPatches(patches.unfold(), patches.center)
                 fields = _fields(state, partial(self._vectors, state.layer, by_channel, rows, positions), patches)
                 labels = partial(self._labels, state, portion, rows, labeled)
-                yield FeatureBatch(state.layer, self._split, rank, fields, labels)
+                inputs = self._places[rows + portion.start]
+                yield FeatureBatch(state.layer, self._split, rank, inputs, fields, labels)
 
     def _vectors(self, layer: Layer, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         vectors = self._extractor.vectors(by_channel, rows, positions)
@@ -202,6 +204,7 @@ def _fields(
     return {
         "vectors": lambda _: vectors(),
         "projected": lambda batch: state.fits.project(batch.vectors),
+        "projected_apart": lambda batch: state.fits.project_apart(batch.vectors),
         "patches": lambda _: patches.unfold(),
         "patch_set": lambda _: patches,
         "projected_patches": lambda batch: state.fits.project_patches(batch.patch_set),

@@ -55,6 +55,7 @@ class LayerState:
         self._extractor = data.extractor
         self._split_of = data.split_of
         self._patch_ranks = self._drawn_patches(data.seed)
+        self._places = data.places
         self._record = self._new_record(measures)
         self._cache: PassCache | None = None
 
@@ -149,7 +150,18 @@ class LayerState:
             self._fail((consumer for consumer in self.consumers if consumer.ever_needs_fit), status)
             return
         self.fits.fit_labelers(projected)
-        self._record.settle(projected)
+        self._record.settle(projected, self._fit_apart())
+
+    def _fit_apart(self) -> Tensor | Exception | None:
+        """The recorded vectors projected apart, what that raised, or None if no measure reads them."""
+        if not self.fits.apart:
+            return None
+        assert self._record.vectors is not None
+        self.fits.fit_projection_apart(self._record.vectors, self._record.held_back)
+        try:
+            return self.fits.project_apart(self._record.vectors)
+        except Exception as error:
+            return error
 
     def fit_patches(self) -> None:
         """Fit the projection of the recorded patches, or take that of another layer."""
@@ -176,14 +188,17 @@ class LayerState:
     def cache_bytes(self, sample: SampleName, patch_bytes: int) -> int:
         """Memory that the cache of a pass takes, ``patch_bytes`` of it for patches or what they are read from."""
         vectors, fields = len(self.samples[sample]), self.cacheable(sample)
-        projected = 8 * vectors * self._extractor.components if "projected" in fields else 0
+        components = self._extractor.components or self._extractor.vector_size(self.layer)
+        projected = 8 * vectors * components if "projected" in fields else 0
         projected += 8 * vectors * self.fits.patch_components if "projected_patches" in fields else 0
         return projected + (patch_bytes if fields & PATCH_FIELDS else 0)
 
     def cache_of(self, sample: SampleName) -> PassCache:
         """The cache of the pass over a sample, made at the first call."""
         if self._cache is None:
-            self._cache = PassCache(sample, self.samples[sample], self._split_of(sample), self.traced, self._extractor)
+            split = self._split_of(sample)
+            places = self._places(split)
+            self._cache = PassCache(sample, self.samples[sample], split, self.traced, self._extractor, places)
         return self._cache
 
     def cache(

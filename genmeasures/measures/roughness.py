@@ -24,7 +24,7 @@ from genmeasures.interfaces import (
 )
 from genmeasures.labelers import KMeans
 from genmeasures.measures.cluster_index import INDICES, ClusterIndex, RankSample, Spaces
-from genmeasures.statistics.pca import PCA, fit_leading, fit_pca
+from genmeasures.statistics.pca import PCA, Identity, fit_leading, fit_pca
 
 _REFERENCES = "Rajagopal et al. 2021, section 2.3.1"
 _FITTED_ON = 10_000
@@ -161,14 +161,16 @@ class _Pushforward:
         labeler: FeatureLabeler,
         centers: Tensor,
         vectors: Tensor,
-        components: int,
+        components: int | None,
         of_vectors: int,
         generator: torch.Generator,
     ) -> None:
         self.vectors: PCA = fit_leading(vectors, of_vectors)
-        self._pixels, projected = fit_pca(centers, components)
+        self._pixels: PCA | Identity = Identity()
+        if components is not None:
+            self._pixels = fit_pca(centers, components)[0]
         self._labeler = copy.deepcopy(labeler)
-        self._labeler.fit(projected, generator)
+        self._labeler.fit(self._pixels.project(centers), generator)
 
     def label(self, centers: Tensor) -> Tensor:
         return self._labeler.label(self._pixels.project(centers))

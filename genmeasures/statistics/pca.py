@@ -92,6 +92,25 @@ def project(vectors: Tensor, mean: Tensor, components: Tensor) -> Tensor:
     return out
 
 
+class Identity:
+    """Leaves vectors as they are, not even centered: what takes the place of a PCA where none is wanted."""
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Convert vectors.
+
+        Args:
+            vectors: float32 (n, k).
+
+        Returns:
+            float64 (n, k).
+
+        Example:
+            >>> Identity().project(torch.tensor([[3.0, 1.0]]))
+            tensor([[3., 1.]], dtype=torch.float64)
+        """
+        return vectors.double()
+
+
 def fit_pca(vectors: Tensor, components: int) -> tuple[PCA, Tensor]:
     """Fit d = min(components, k, n − 1) principal components.
 

@@ -39,12 +39,14 @@ def fed(measure: FeatureMeasure, pieces: int, seed: int | None) -> Any:
         order = np.arange(240) if seed is None else rng.permutation(240)
         for part in np.array_split(order, pieces):
             rows = torch.from_numpy(part)
+            inputs = rows // 5
             fields: dict[Any, Any] = {
                 "projected": lambda _, rows=rows: projected[rows],
+                "projected_apart": lambda _, rows=rows: projected[rows],
                 "vectors": lambda _, rows=rows: vectors[rows],
             }
             split = "test" if one.sample == "test" else "train"
-            measure.update(FeatureBatch(LAYER, split, rows, fields, lambda _, batch: labels[batch.rank]))  # type: ignore[arg-type]
+            measure.update(FeatureBatch(LAYER, split, rows, inputs, fields, lambda _, batch: labels[batch.rank]))  # type: ignore[arg-type]
         measure.end_pass()
     return measure.compute()
 
