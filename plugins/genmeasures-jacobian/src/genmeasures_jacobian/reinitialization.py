@@ -76,6 +76,10 @@ def fresh_state(module: nn.Module, seed: int) -> State:
 def layer_seed(seed: int, name: str) -> int:
     """Return the seed of the weights of a layer, which depends on no other layer.
 
+    Args:
+        seed: Seed of all layers.
+        name: Name of the layer.
+
     Example:
         >>> layer_seed(3, "conv1") == layer_seed(3, "conv1") != layer_seed(3, "conv2")
         True

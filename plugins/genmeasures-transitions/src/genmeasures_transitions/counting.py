@@ -165,8 +165,8 @@ def count_transitions(
         >>> activations = find_activations(net, torch.zeros(2, 2))
         >>> count_transitions(net, activations, circle, points=99, batch=32).tolist()
         [[2]]
-        >>> count_transitions(net, activations, circle, points=99, batch=32, parts=4).tolist()
-        [[0, 1, 1, 0]]
+        >>> count_transitions(net, activations, circle, points=99, batch=32, parts=3).tolist()
+        [[1, 0, 1]]
     """
     edges = [-(-part * points // parts) for part in range(parts + 1)]
     tallies = [_Tally(activation.thresholds, edges) for activation in activations]
