@@ -159,7 +159,7 @@ class RegionCount(ModelMeasure):
             "linear_region_count_line": merged,
         }
 
-    def _in_plane(self, model: nn.Module, found: Survey, triple: Sequence[Tensor]) -> dict[str, Any]:
+    def _in_plane(self, model: nn.Module, found: Survey, triple: tuple[Tensor, Tensor, Tensor]) -> dict[str, Any]:
         if not self.resolution:
             return dict.fromkeys((*_IN_A_PLANE, *_GRID), Undefined("not computed: resolution is 0"))
         try:
