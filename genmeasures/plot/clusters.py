@@ -103,7 +103,8 @@ def clusters(
         ax.set_xlabel("first principal component")
     for ax in axes[:, 0]:
         ax.set_ylabel("second principal component")
-    figure.suptitle(plain(name), fontsize=11)
+    meaning = "d components, k clusters" + (", m Gaussians per cluster" if any(gaussians) else "")
+    figure.suptitle(f"{plain(name)}: {meaning}", fontsize=11)
     legend_of(figure, KMeans(max(ks)), label_colors(range(max(ks))))
     return figure
 
@@ -114,7 +115,9 @@ def _panel(ax: Axes, features: Projected, m: int, points: int, seed: int) -> Non
     drawn, labels = drawn_points(features, points, seed)
     drawn = np.pad(drawn, ((0, 0), (0, max(0, 2 - drawn.shape[1]))))[:, :2]
     size = float(np.clip(8000 / len(drawn), 4, 16))
-    ax.scatter(*drawn.T, s=size, c=[colors[label] for label in labels.tolist()], alpha=0.35, linewidths=0)
+    ax.scatter(
+        drawn[:, 0], drawn[:, 1], s=size, c=[colors[label] for label in labels.tolist()], alpha=0.35, linewidths=0
+    )
     if m and features.points.shape[1] > 1:
         try:
             fitted = fit_mixtures(features.points, features.labels, m, torch.Generator().manual_seed(seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -39,7 +40,7 @@ class LayerFeatures:
     projected: Projected | None
     """None where the layer has none."""
     davies_bouldin: float
-    """Davies–Bouldin index of the labels, NaN where it is undefined."""
+    """Davies–Bouldin index of the labels, NaN where it is undefined or not computed."""
     status: str
     """Why there is no value, or "ok"."""
 
@@ -99,6 +100,7 @@ def layer_features(
     extractor: str | Extractor,
     layers: Sequence[str | int] | None,
     options: Mapping[str, Any],
+    index: bool = False,
 ) -> dict[str, list[LayerFeatures]]:
     """Compute the projected training vectors of a model, with the labels of several labelers.
 
@@ -109,6 +111,7 @@ def layer_features(
         extractor: extractor, or its name; the vectors have its number of components.
         layers: names or indices of layers; None for all.
         options: further options of :func:`genmeasures.api.measure`.
+        index: whether to compute the Davies–Bouldin indices.
 
     Returns:
         For each labeler the layers in the order of the forward pass.
@@ -125,24 +128,23 @@ def layer_features(
     kept = {name: _Kept() for name in labelers}
     measures: dict[str, str | Measure] = {}
     for name, labeler in labelers.items():
-        measures |= {f"features_{name}": _Features(kept[name], labeler), f"index_{name}": DaviesBouldin(labeler)}
+        measures[f"features_{name}"] = _Features(kept[name], labeler)
+        if index:
+            measures[f"index_{name}"] = DaviesBouldin(labeler)
     ds = measure({"model": model}, train, measures=measures, extractor=extractor, layers=layers, **options)
     status = str(ds["model_status"].values[0])
     if status.startswith("failed"):
         raise ModelError(f"the model cannot be measured: {status.removeprefix('failed: ')}")
     layer_names = [str(name) for name in ds["layer_name"].values[0]]
-    return {
-        name: [
-            LayerFeatures(layer, kept[name].by_layer.get(layer), float(index), str(reason))
-            for layer, index, reason in zip(
-                layer_names,
-                ds[f"index_{name}"].values[0],
-                ds[f"features_{name}_status"].values[0],
-                strict=True,
-            )
+    found: dict[str, list[LayerFeatures]] = {}
+    for name in labelers:
+        indices = ds[f"index_{name}"].values[0] if index else [math.nan] * len(layer_names)
+        statuses = ds[f"features_{name}_status"].values[0]
+        found[name] = [
+            LayerFeatures(layer, kept[name].by_layer.get(layer), float(value), str(status))
+            for layer, value, status in zip(layer_names, indices, statuses, strict=True)
         ]
-        for name in labelers
-    }
+    return found
 
 
 def drawn_points(features: Projected, points: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -69,7 +69,8 @@ def manifold(
         raise OptionError(f"dimensions must be 2 or 3, got {dimensions!r}")
     if not is_count(points):
         raise OptionError(f"points must be an integer ≥ 1, got {points!r}")
-    found = layer_features(model, train, {"labels": labeler}, extractor, layers, {"seed": seed, **options})["labels"]
+    everything = {"seed": seed, **options}
+    found = layer_features(model, train, {"labels": labeler}, extractor, layers, everything, index=True)["labels"]
     known = [layer.projected for layer in found if layer.projected is not None]
     if not known:
         reasons = "; ".join(dict.fromkeys(layer.status for layer in found)) or "it has no layers that can be measured"
