@@ -75,9 +75,11 @@ def plot_command(parsed: argparse.Namespace) -> int:
 
 _FROM_RESULT: dict[str, Callable[[Any, argparse.Namespace], Figure]] = {
     "ablation": lambda ds, parsed: plot.ablation(ds, parsed.model, layers=parsed.layer, measure=parsed.measure),
+    "bounds": lambda ds, parsed: plot.bounds(ds, parsed.model, measure=parsed.measure),
     "images": lambda ds, parsed: plot.images(
         ds, parsed.model, layer=parsed.layer, measures=parsed.measure or ["ars"], kernels=parsed.kernels
     ),
+    "profile": lambda ds, parsed: plot.profile(ds, parsed.model, trajectory=parsed.trajectory, measure=parsed.measure),
 }
 
 

@@ -12,7 +12,9 @@ MODEL_KINDS = {
 """Figures that are computed from a model and its training data."""
 RESULT_KINDS = {
     "ablation": "accuracy as kernels are silenced (measure cumulative_ablation)",
+    "bounds": "Jacobian norm of inputs against their cross-entropy, with its bounds (measure jacobian_norm)",
     "images": "inputs that activate kernels most (measure ars with keep_images)",
+    "profile": "Jacobian norm and transitions along a trajectory (measure transition_count)",
 }
 """Figures that are drawn from a result file."""
 
@@ -73,6 +75,11 @@ def add_plot_parser(commands: Any) -> None:
                 "--measure", action="append", metavar="NAME", help="name of ars in the result; may be repeated"
             )
             parser.add_argument("--kernels", type=int, default=64, help="maximum number of kernels (default: 64)")
+        elif kind == "bounds":
+            _measure(parser, "jacobian_norm")
+        elif kind == "profile":
+            parser.add_argument("--trajectory", type=int, default=0, metavar="N", help="index (default: 0)")
+            _measure(parser, "transition_count")
 
 
 def _common(parser: argparse.ArgumentParser, default: str) -> None:

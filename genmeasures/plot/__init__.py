@@ -5,8 +5,10 @@ Every function returns a matplotlib :class:`~matplotlib.figure.Figure`, which is
 """
 
 from genmeasures.plot.ablation import ablation
+from genmeasures.plot.bounds import bounds
 from genmeasures.plot.clusters import clusters
 from genmeasures.plot.images import images
 from genmeasures.plot.manifold import manifold
+from genmeasures.plot.profile import profile
 
-__all__ = ["ablation", "clusters", "images", "manifold"]
+__all__ = ["ablation", "bounds", "clusters", "images", "manifold", "profile"]

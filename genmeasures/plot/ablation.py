@@ -94,7 +94,7 @@ def _panel(
     for order, curve in curves.items():
         known = curve[np.isfinite(curve)]  # shorter layers are padded
         color, style = _ORDERS[order]
-        ax.plot(range(len(known) + 1), [whole, *known], style, color=color, linewidth=1.5, label=order)
+        ax.plot(range(len(known) + 1), [whole, *known], style, color=color, linewidth=1.5, label=f"{order} order")
     ax.set_ylim(0, 1.02)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     ax.grid(alpha=0.25, linewidth=0.5)
