@@ -20,7 +20,7 @@ def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> Non
         models: Models of the run, whose hyperparameters and metrics are reserved names.
 
     Raises:
-        OptionError: Two variables have the same name, or a name is reserved.
+        OptionError: Two variables have the same name, or the name of a variable or dimension is reserved.
 
     Example:
         >>> from genmeasures.measures import Roughness
@@ -37,6 +37,11 @@ def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> Non
     owners: dict[str, Measure] = {}
     for measure in measures:
         for variable in measure.written():
+            for dim in set(variable.dims) & (reserved - {"layer"}):
+                raise OptionError(
+                    f"{measure.described()}: the variable {variable.name!r} cannot have the dimension {dim!r}, the "
+                    "name of a coordinate of results: rename it"
+                )
             for name in (variable.name, variable.name + STATUS, variable.name + LAYERS_USED):
                 if name.removesuffix(STATUS) != name and name == variable.name:
                     raise OptionError(f"{measure.described()}: a variable cannot end in {STATUS!r}, got {name!r}")

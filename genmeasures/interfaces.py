@@ -646,8 +646,9 @@ class Variable:
     scale_invariant: bool = False
     """Whether the value stays the same if all features are multiplied by one positive number."""
     dims: tuple[str, ...] = ("layer",)
-    """``("layer",)`` for one value per layer, ``()`` for one per model. A model measure may have one more dimension,
-    ``("layer", "kernel")`` or ``("sample",)``; such a variable is stored, and neither aggregated nor judged."""
+    """``("layer",)`` for one value per layer, ``()`` for one per model. A model measure may have further dimensions,
+    ``("layer", "kernel")``, ``("sample",)`` or ``("row", "column")``; such a variable is stored, and neither aggregated
+    nor judged. Where layers, models or variables differ in the size of a dimension, the result is padded with NaN."""
     auxiliary: bool = False
     """Whether it only explains another variable (a standard error, a bound, a count, a target); such a variable is
     stored, and neither judged nor plotted nor scored."""
@@ -674,6 +675,14 @@ class Variable:
         for dim in self.dims:
             if dim != "layer" and difflib.get_close_matches(dim, ["layer"], cutoff=0.8):
                 raise ComponentError(f"{written}: dims is {self.dims!r}: did you mean 'layer'?")
+        if "layer" in self.dims[1:]:
+            raise ComponentError(f"{written}: layer must be the first of the dims, got {self.dims!r}")
+        if "model" in self.dims:
+            raise ComponentError(
+                f"{written}: every variable has the dimension model: leave it out of dims={self.dims!r}"
+            )
+        if len(set(self.dims)) < len(self.dims):
+            raise ComponentError(f"{written}: dims must be distinct names, got {self.dims!r}")
 
 
 @dataclass(frozen=True)
@@ -959,8 +968,8 @@ class ModelMeasure(Measure, abc.ABC):
 
         Returns:
             By variable name: one value for the model, or a sequence with one for each of ``layers``. A value is a
-            number, a :class:`Value`, float64 (n,) for a variable with one more dimension, or an exception
-            :class:`Undefined` with the reason for a missing value.
+            number, a :class:`Value`, a float64 array for a variable with further dimensions, with one axis for each of
+            them, or an exception :class:`Undefined` with the reason for a missing value.
         """
 
 
