@@ -62,8 +62,8 @@ def manifold(
         >>> import torch
         >>> net, inputs = nn.Linear(2, 3), torch.arange(12.0).sin().reshape(6, 2)
         >>> figure = manifold(net, (inputs, torch.arange(6) % 2))
-        >>> figure.axes[0].get_title()
-        'linear...
+        >>> [ax.name for ax in figure.axes]
+        ['3d']
     """
     if dimensions not in (2, 3):
         raise OptionError(f"dimensions must be 2 or 3, got {dimensions!r}")

@@ -64,10 +64,9 @@ def profile(
     anchors = one.array("trajectory_anchor").values[trajectory]
     figure = new_figure(7.5, 5.2)
     axes = figure.subplots(2, 1, sharex=True)
-    norm = "Jacobian norm of the softmax"
     for ax, variable, label, color, style in (
-        (axes[0], "jacobian_profile", norm, PALETTE[0], "default"),
-        (axes[1], "transition_density", "transitions per unit of arc length", PALETTE[1], "steps-post"),
+        (axes[0], "jacobian_profile", "Jacobian norm\nof the softmax", PALETTE[0], "default"),
+        (axes[1], "transition_density", "transitions per\nunit of arc length", PALETTE[1], "steps-post"),
     ):
         values = one.array(variable).values[trajectory][: len(along)]
         if not np.isfinite(values).any():
@@ -79,7 +78,7 @@ def profile(
             shown = _anchors(one) if number == 0 else None
             ax.axvline(place, color="black", linestyle=":", linewidth=1.4, label=shown)
     axes[1].set_xlabel("arc length [distance of inputs]")
-    axes[1].set_xlim(0, ends[-1])
+    axes[1].set_xlim(-0.01 * ends[-1], 1.01 * ends[-1])
     handles, labels = next((ax.get_legend_handles_labels() for ax in axes if ax.lines), ([], []))
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
