@@ -32,6 +32,8 @@ from genmeasures.errors import ComponentError, GenmeasuresError, OptionError, Un
 Split: TypeAlias = Literal["train", "test"]
 Field: TypeAlias = Literal["vectors", "projected", "patches", "patch_set", "projected_patches", "labels"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+TAPS = ("activation", "linear", "block")
+"""Where the output of a layer can be read."""
 SampleName: TypeAlias = Literal["fit", "train", "test"]
 """Samples that a pass is over: that of a split, or the part of the training sample that fits see."""
 
@@ -177,7 +179,7 @@ _ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: is_count(value),
         "self.fit_cap = 80_000 in __init__, the number of vectors that fits see at most",
     ),
-    "tap": (lambda value: value in ("activation", "linear"), 'self.tap = "activation" (or "linear") in __init__'),
+    "tap": (lambda value: value in TAPS, 'self.tap = "activation" (or "linear", "block") in __init__'),
 }
 
 
@@ -253,7 +255,7 @@ class Layer:
     kind: str
     """Class name of the module, such as ``Conv2d``."""
     channels: int
-    """k: number of channels of the output."""
+    """k: number of channels of the output where it is read: of the whole concatenation after one."""
     spatial: tuple[int, ...]
     """Spatial size of the output, ``()`` for a linear layer on flat inputs."""
     patch_size: int
@@ -264,6 +266,9 @@ class Layer:
     """Frobenius norm of the layer's weight."""
     tap: str
     """Where the output is read: after the layer, or after what follows it (``Conv2d > batch_norm > relu``)."""
+    joins: str = ""
+    """"sum" or "concatenation" where the output, after the normalization and activation that directly follow the layer,
+    first goes into one: what the next layer receives is then the output of a block. "" elsewhere."""
 
     @property
     def positions(self) -> int:
@@ -468,7 +473,8 @@ class Extractor(Component, abc.ABC):
     components: int
     """d: number of PCA components of ``projected``."""
     tap: str
-    """Where the output of a layer is read: "activation", after what directly follows the layer, or "linear", before."""
+    """Where the output of a layer is read: "activation", after what directly follows the layer, "linear", before, or
+    "block", after the sums and concatenations that it then goes into."""
     fit_cap: int
     """Number of vectors per layer that projections, labelers and mixtures are fitted on, at most."""
     whole_output: ClassVar[bool] = False

@@ -302,7 +302,8 @@ def _feature_outcomes(
         by_layer = [state.consumers[index].outcomes() for state in passes.layers]
         for variable, written in zip(measure.variables, measure.written(), strict=True):
             outcomes[written.name] = [
-                noted(of_layer[variable.name], layer.note) for of_layer, layer in zip(by_layer, layers, strict=True)
+                noted(noted(of_layer[variable.name], layer.note), layer.read_before)
+                for of_layer, layer in zip(by_layer, layers, strict=True)
             ]
     return outcomes
 
