@@ -14,7 +14,7 @@ from matplotlib.patches import Ellipse
 from numpy.typing import NDArray
 from torch import nn
 
-from genmeasures.errors import ModelError, OptionError, Undefined
+from genmeasures.errors import OptionError, Undefined
 from genmeasures.interfaces import Extractor, is_count
 from genmeasures.labelers import KMeans
 from genmeasures.plot.colors import label_colors, legend_of
@@ -64,7 +64,7 @@ def clusters(
         The figure.
 
     Raises:
-        OptionError: an option is invalid.
+        OptionError: an option is invalid, or there is no such layer.
         DataError: the data cannot be read.
         ModelError: the model cannot be measured.
 
@@ -89,9 +89,7 @@ def clusters(
         chosen = _with_components(extractor, d)
         found = layer_features(model, train, labelers, chosen, [layer], {"seed": seed, **options})
         for ax, (number, m) in zip(row, columns, strict=True):
-            if not found[f"k{number}"]:
-                raise ModelError(f"the model has no layer {layer!r} that can be measured")
-            drawn = found[f"k{number}"][0]
+            (drawn,) = found[f"k{number}"]
             name = drawn.name
             if drawn.projected is None:
                 note(ax, plain(drawn.status))

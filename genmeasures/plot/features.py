@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genmeasures.api import measure
-from genmeasures.errors import ModelError
 from genmeasures.interfaces import Extractor, FeatureBatch, FeatureMeasure, Labeler, Layer, Measure, Pass, Variable
 from genmeasures.labelers import KMeans
 from genmeasures.measures import DaviesBouldin
@@ -117,6 +116,7 @@ def layer_features(
         For each labeler the layers in the order of the forward pass.
 
     Raises:
+        OptionError: there is no such layer.
         ModelError: the model cannot be measured.
 
     Example:
@@ -131,10 +131,8 @@ def layer_features(
         measures[f"features_{name}"] = _Features(kept[name], labeler)
         if index:
             measures[f"index_{name}"] = DaviesBouldin(labeler)
-    ds = measure({"model": model}, train, measures=measures, extractor=extractor, layers=layers, **options)
-    status = str(ds["model_status"].values[0])
-    if status.startswith("failed"):
-        raise ModelError(f"the model cannot be measured: {status.removeprefix('failed: ')}")
+    settings: dict[str, Any] = {"errors": "raise", **options}  # of a single model, an error is no status
+    ds = measure({"model": model}, train, measures=measures, extractor=extractor, layers=layers, **settings)
     layer_names = [str(name) for name in ds["layer_name"].values[0]]
     found: dict[str, list[LayerFeatures]] = {}
     for name in labelers:

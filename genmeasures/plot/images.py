@@ -75,7 +75,7 @@ def images(
         band, column = divmod(index, columns)
         for row, (model_row, _, found) in enumerate(rows):
             ax = axes[band * len(rows) + row, column]
-            ax.set_title(_title(model_row, place, kernel, first=row == 0), fontsize=8, pad=2)
+            ax.set_title(_title(model_row, place, kernel, first=row == 0), fontsize=7, pad=2)
             if kernel in found:
                 _draw(ax, found[kernel])
             if column == 0:
@@ -102,7 +102,7 @@ def _title(one: OneModel, layer: int, kernel: int, first: bool) -> str:
     if one.has("ars_kernel"):
         value = float(one.array("ars_kernel").isel(layer=layer, kernel=kernel))
         score = f"ARS {value:.2f}" if np.isfinite(value) else "no ARS"
-    return " · ".join(part for part in (f"{kernel}" if first else "", score) if part)
+    return ", ".join(part for part in (f"kernel {kernel}" if first else "", score) if part)
 
 
 def _objective(one: OneModel) -> str:
