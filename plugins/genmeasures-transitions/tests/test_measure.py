@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from genmeasures_transitions import (
+    RegionCount,
     TransitionCount,
     count_transitions,
     ellipse_through,
@@ -202,7 +203,7 @@ def test_options_out_of_range_are_named(options: dict[str, Any], named: str) -> 
 def test_the_hooks() -> None:
     registered: list[type[Any]] = []
     genmeasures_register(registered.append)
-    assert registered == [TransitionCount]
+    assert registered == [TransitionCount, RegionCount]
 
 
 def test_defaults() -> None:

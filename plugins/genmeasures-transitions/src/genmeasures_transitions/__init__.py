@@ -7,6 +7,8 @@ from genmeasures_transitions.codes import Activation, Survey, find_activations, 
 from genmeasures_transitions.counting import batch_size, count_transitions, path_turning
 from genmeasures_transitions.curvature import Jacobians, Profile, path_profile
 from genmeasures_transitions.measure import TransitionCount
+from genmeasures_transitions.region_measure import RegionCount
+from genmeasures_transitions.regions import LineRegions, line_regions
 from genmeasures_transitions.slice import Slice, slice_through
 from genmeasures_transitions.trajectories import Ellipse, Polyline, Trajectory, ellipse_through, translations
 
@@ -14,8 +16,10 @@ __all__ = [
     "Activation",
     "Ellipse",
     "Jacobians",
+    "LineRegions",
     "Polyline",
     "Profile",
+    "RegionCount",
     "Slice",
     "Survey",
     "Trajectory",
@@ -24,6 +28,7 @@ __all__ = [
     "count_transitions",
     "ellipse_through",
     "find_activations",
+    "line_regions",
     "path_profile",
     "path_turning",
     "slice_through",
@@ -34,5 +39,6 @@ __all__ = [
 
 @hookimpl
 def genmeasures_register(register: Register) -> None:
-    """Register the measure."""
+    """Register the measures."""
     register(TransitionCount)
+    register(RegionCount)
