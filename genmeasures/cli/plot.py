@@ -79,6 +79,7 @@ _FROM_RESULT: dict[str, Callable[[Any, argparse.Namespace], Figure]] = {
     "images": lambda ds, parsed: plot.images(
         ds, parsed.model, layer=parsed.layer, measures=parsed.measure or ["ars"], kernels=parsed.kernels
     ),
+    "regions": lambda ds, parsed: plot.regions(ds, parsed.model, measure=parsed.measure),
     "profile": lambda ds, parsed: plot.profile(ds, parsed.model, trajectory=parsed.trajectory, measure=parsed.measure),
 }
 

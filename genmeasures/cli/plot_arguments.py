@@ -15,6 +15,7 @@ RESULT_KINDS = {
     "bounds": "Jacobian norm of inputs against their cross-entropy, with its bounds (measure jacobian_norm)",
     "images": "inputs that activate kernels most (measure ars with keep_images)",
     "profile": "Jacobian norm and transitions along a trajectory (measure transition_count)",
+    "regions": "activation regions in a plane of input space (measure region_count)",
 }
 """Figures that are drawn from a result file."""
 
@@ -80,6 +81,8 @@ def add_plot_parser(commands: Any) -> None:
         elif kind == "profile":
             parser.add_argument("--trajectory", type=int, default=0, metavar="N", help="index (default: 0)")
             _measure(parser, "transition_count")
+        elif kind == "regions":
+            _measure(parser, "region_count")
 
 
 def _common(parser: argparse.ArgumentParser, default: str) -> None:

@@ -10,5 +10,6 @@ from genmeasures.plot.clusters import clusters
 from genmeasures.plot.images import images
 from genmeasures.plot.manifold import manifold
 from genmeasures.plot.profile import profile
+from genmeasures.plot.regions import regions
 
-__all__ = ["ablation", "bounds", "clusters", "images", "manifold", "profile"]
+__all__ = ["ablation", "bounds", "clusters", "images", "manifold", "profile", "regions"]
