@@ -51,14 +51,17 @@ def regions(ds: xr.Dataset, model: str | None = None, *, measure: str = "region_
     numbers = numbers[rows][:, columns]
     x, y = one.require("region_grid_x")[columns], one.require("region_grid_y")[rows]
     corners = one.require("region_grid_corner")
-    figure = new_figure(6.6, 6.2)
-    ax = figure.subplots()
     shades = colormaps["YlGnBu"](0.05 + 0.45 * np.mod(_GOLDEN * numbers, 1.0))
     right, top = _edges(x), _edges(y)
+    shape = float(np.clip((top[-1] - top[0]) / (right[-1] - right[0]), 0.3, 2.0))
+    figure = new_figure(6.6, 5.6 * shape + 1.3)
+    ax = figure.subplots()
     ax.imshow(
         shades, origin="lower", extent=(right[0], right[-1], top[0], top[-1]), interpolation="nearest", aspect="equal"
     )
-    ax.add_collection(LineCollection(boundaries(numbers, x, y), colors="0.2", linewidths=0.6, capstyle="projecting"))
+    ax.add_collection(
+        LineCollection(list(boundaries(numbers, x, y)), colors="0.2", linewidths=0.6, capstyle="projecting")
+    )
     ax.scatter(
         corners[:, 0], corners[:, 1], color=PALETTE[1], marker="o", s=55, edgecolors="white", linewidths=1.3, zorder=3,
         label="training inputs",
@@ -66,7 +69,10 @@ def regions(ds: xr.Dataset, model: str | None = None, *, measure: str = "region_
     ax.set_xlabel("distance from the first input, toward the second")
     ax.set_ylabel("distance from this line, toward the third")
     count = len(np.unique(numbers))
-    ax.set_title(f"{count} regions on a grid of {len(x)} × {len(y)}", fontsize=10)
+    # Where most points have a region of their own, the grid shows itself instead of the regions.
+    fine = "\nmost are smaller than its cells: a larger measure.region_count.resolution shows more"
+    title = f"{count} regions on a grid of {len(x)} × {len(y)}"
+    ax.set_title(title + (fine if count > numbers.size / 4 and numbers.size > 64 else ""), fontsize=10)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     figure.suptitle(plain(one.name), fontsize=11)
     return figure
