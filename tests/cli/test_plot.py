@@ -91,7 +91,7 @@ def test_a_figure_of_a_result_is_beside_it(result: Path, capsys: pytest.CaptureF
         (["ablation", "RESULT", "--layer", "con"], "has no layer 'con' (did you mean 'conv'? known: conv)"),
         (["ablation", "RESULT", "--output", "a.jpg"], "--output a.jpg: the name must end in .png, .pdf or .svg"),
         (["ablation", "RESULT", "--output", "no/a.png"], "--output no/a.png: there is no folder no"),
-        (["ablation", "RESULT", "--measure", "abl"], "no variable 'abl_ablation_none'"),
+        (["ablation", "RESULT", "--measure", "silenced"], "no variable 'silenced_ablation_none'"),
         (["manifold", "TASK", "--model", "c"], "error: --model c: the task has no such model (known: $b$, a)"),
         (["manifold", "TASK", "--layer", "fc3"], "error: there is no layer 'fc3' to measure (did you mean 'fc"),
         (["manifold", "TASK", "layers=[0]"], "error: layers=[0]: write --layer NAME"),
