@@ -54,6 +54,7 @@ from genmeasures.errors import (
 )
 from genmeasures.extractors.samples import Drawn, Every, places
 from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically, write_folder_atomically
+from genmeasures.generators import global_generators
 from genmeasures.interfaces import (
     SPLITS,
     Aggregator,
@@ -92,6 +93,7 @@ from genmeasures.tasks.cache import cache_folder, check_writable, load_checkpoin
 from genmeasures.tasks.cnn import SmallCNN
 from genmeasures.tasks.digits import split_digits
 from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
+from genmeasures.tasks.weights import load_weights
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 if TYPE_CHECKING:
@@ -152,12 +154,14 @@ __all__ = [
     "check_writable",
     "class_problem",
     "eager",
+    "global_generators",
     "graph_memory",
     "hookimpl",
     "is_count",
     "is_merged",
     "load_checkpoint",
     "load_result",
+    "load_weights",
     "make_console",
     "mix",
     "nearest",

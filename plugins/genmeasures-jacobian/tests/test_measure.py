@@ -8,7 +8,7 @@ import genmeasures_jacobian
 import numpy as np
 import pytest
 import torch
-from genmeasures_jacobian import JacobianNorm, LayerJacobian
+from genmeasures_jacobian import JacobianNorm, LayerJacobian, Reinitialization
 from genmeasures_jacobian.bounds import lower_bound, upper_bound
 from genmeasures_jacobian.layers import pull, push, traced_layers
 from jacobian_networks import centered_squares, convolutional, data_of, dense, images, jacobians, linear
@@ -377,7 +377,7 @@ def test_defaults(measure: type[JacobianNorm | LayerJacobian], defaults: dict[st
     assert measure(**defaults).clone().options() == defaults
 
 
-def test_both_measures_are_registered() -> None:
+def test_the_measures_are_registered() -> None:
     registered: list[type] = []
     genmeasures_jacobian.genmeasures_register(registered.append)
-    assert registered == [JacobianNorm, LayerJacobian]
+    assert registered == [JacobianNorm, LayerJacobian, Reinitialization]

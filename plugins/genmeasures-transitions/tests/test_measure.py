@@ -249,20 +249,32 @@ def test_a_profile_with_more_points_than_the_count(cnn: nn.Module, given: Given)
 
 def test_long_trajectories_are_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, neighbors flicker across the boundaries: the exact count is that of the zeros of each unit."""
-    monkeypatch.setattr(measure_module, "LONG", 2**15)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 2)).eval()
-    inputs = torch.randn(12, 20) + 30
-    data = model_data(inputs, None, seed=0)
-    triples = draw_triples(model_data(inputs, None, seed=0), 4, "any")
-    values = TransitionCount(points=2**15, trajectories=4, curvature_points=0).measure(model, [], data)
+    model[0].bias.data = -1000 * model[0].weight.detach().sum(1)
+    inputs = torch.randn(12, 20) + 1000  # float32 resolves them to 6e-5
     exact = []
-    weight, bias = model[0].weight.detach().double().numpy(), model[0].bias.detach().double().numpy()
-    for triple in triples:
+    weight, bias = (parameter.detach().double().numpy() for parameter in model[0].parameters())
+    for triple in draw_triples(model_data(inputs, None, seed=0), 4, "any"):
         a, b, c = (one.double().numpy() for one in triple)
         center, u, v = (a + b + c) / 3, a - (a + b + c) / 3, (b - c) / 3**0.5
         # w·z + bias = offset + p cos t + q sin t has two zeros if p² + q² exceeds offset², else none.
         offset, p, q = weight @ center + bias, weight @ u, weight @ v
         exact.append(2.0 * int((p**2 + q**2 > offset**2).sum()))
-    assert values["transition_count_trajectory"].tolist() == exact
-    assert values["transition_count"].note == ""
+
+    def counts() -> dict[str, Any]:
+        measure = TransitionCount(points=2**15, trajectories=4, curvature_points=0)
+        return dict(measure.measure(model, [], model_data(inputs, None, seed=0)))
+
+    assert counts()["transition_count"].value > 1.02 * np.mean(exact)
+    monkeypatch.setattr(measure_module, "LONG", 2**15)
+    assert counts()["transition_count_trajectory"].tolist() == exact
+    assert model[0].weight.dtype == torch.float32
+
+    class Single(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x[:, :2] @ torch.eye(2))
+
+    few = TransitionCount(points=2**15, trajectories=1, curvature_points=0)
+    found = few.measure(Single().eval(), [], model_data(torch.randn(12, 20), None, seed=0))
+    assert found["transition_count"].note == "computed in float32, since the model does not run in float64"

@@ -139,7 +139,8 @@ def test_values_of_the_measure() -> None:
     assert values["region_count_each"].tolist() == expected
     assert values["region_count_line"].value == pytest.approx(np.mean(expected))
     assert values["region_count_line"].note == ""
-    assert values["linear_region_count_line"] <= np.mean(expected)
+    # Every unit is connected to the output, so that only units behind a layer that is off share a linear region.
+    assert values["linear_region_count_line"].value <= np.mean(expected)
     assert values["region_bound_line"] == 20
     assert values["region_bound_plane"] == 200
     plane = slice_through(model, *(one.double() for one in triples[0]), resolution=16)
@@ -152,7 +153,7 @@ def test_values_of_the_measure() -> None:
 def test_max_pooling_is_counted_at_points(cnn: nn.Module, given: Given) -> None:
     values = RegionCount(lines=2, resolution=0).measure(cnn, [], given())
     assert values["region_count_line"].note == "kinks of max_pool2d are not counted; counted at 4096 points"
-    assert "besides the activations" in str(values["linear_region_count_line"])
+    assert values["linear_region_count_line"].note == "counted at 4096 points"
     assert "resolution is 0" in str(values["region_grid"])
     triples = draw_triples(given(), 2, "any")
     for count, (a, b, _) in zip(values["region_count_each"], triples, strict=True):
@@ -165,6 +166,30 @@ def test_max_pooling_is_counted_at_points(cnn: nn.Module, given: Given) -> None:
         # The units of the first layer alone: a lower bound.
         least = 1 + int((seen[0][1:] != seen[0][:-1]).any(1).sum())
         assert least <= count <= 4097
+
+
+def test_linear_regions_at_points_include_those_of_pooling() -> None:
+    """On any segment between two of these inputs, one unit goes off, the larger one changes, the other goes on."""
+
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.max_pool1d(torch.relu(x)[:, None], 2)[:, 0]
+
+    inputs = torch.tensor([[-1.0, 3.0], [3.0, -1.1]])
+    data = model_data(inputs[[0, 1, 0]], None, seed=1)
+    ((a, b, _),) = draw_triples(model_data(inputs[[0, 1, 0]], None, seed=1), 1, "any")
+    assert not torch.equal(a, b)
+    values = RegionCount(lines=1, resolution=0).measure(Pooled().eval(), [], data)
+    assert values["region_count_line"].value == 3  # (off, on), (on, on), (on, off)
+    assert values["linear_region_count_line"].value == 2  # x₁, x₀
+
+
+def test_a_softmax_bends_the_function_everywhere() -> None:
+    model = nn.Sequential(*relu_net([3, 8, 2]).float(), nn.Softmax(1)).eval()
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    values = RegionCount(lines=2, resolution=0).measure(model, [], model_data(x, None, seed=1))
+    assert values["region_count_line"].note == "counted at 4096 points"
+    assert "not piecewise linear" in str(values["linear_region_count_line"])
 
 
 def test_results_have_the_grid() -> None:

@@ -102,7 +102,7 @@ _CODED: Mapping[Function, Callable[..., tuple[float, ...] | None]] = {
     ),
     **dict.fromkeys((torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_), _clamp_min),
     **dict.fromkeys((torch.clamp_max, torch.clamp_max_, Tensor.clamp_max, Tensor.clamp_max_), _clamp_max),
-    **dict.fromkeys((F.threshold, F.threshold_, torch.threshold, torch.threshold_), _threshold),
+    **dict.fromkeys((F.threshold, torch.threshold, torch.threshold_), _threshold),
     **dict.fromkeys((F.hardshrink, torch.hardshrink, Tensor.hardshrink, F.softshrink), _shrink),
     **dict.fromkeys(_OF_TWO, _larger),
 }  # fmt: skip

@@ -67,11 +67,9 @@ def codes(pre: Tensor, thresholds: Sequence[float]) -> list[Codes]:
     return [values > threshold for threshold in thresholds]
 
 
-def _differences(before: Codes, after: Codes) -> int | Tensor:
-    """Number of elements that differ; on a GPU a tensor, which avoids a synchronization."""
-    if isinstance(before, Tensor):
-        return torch.count_nonzero(before != after)
-    return int(np.count_nonzero(before != after))
+def _number(changes: Codes) -> int | Tensor:
+    """Number of elements that are true; on a GPU a tensor, which avoids a synchronization."""
+    return torch.count_nonzero(changes) if isinstance(changes, Tensor) else int(np.count_nonzero(changes))
 
 
 @dataclass
@@ -97,11 +95,11 @@ class _Tally:
         else:
             self._first = [_copy(code[:1]) for code in batch]
         step, stop = self._start, self._start + len(pre) - 1
+        changes = [code[1:] != code[:-1] for code in batch]
         while step < stop:
             end = min(stop, self.edges[self._part + 1])
-            low, high = step - self._start, end - self._start
-            for code in batch:
-                self._count(code[low + 1 : high + 1], code[low:high])
+            for change in changes:
+                self._count(change[step - self._start : end - self._start])
             step = end
             self._go_to(step)
         self._start += len(pre)
@@ -115,11 +113,11 @@ class _Tally:
     def _link(self, before: Sequence[Codes], after: Sequence[Codes]) -> None:
         """Count the step that ends before ``_start``."""
         for last, first in zip(before, after, strict=True):
-            self._count(last, first)
+            self._count(last != first)
         self._go_to(self._start)
 
-    def _count(self, before: Codes, after: Codes) -> None:
-        self.totals[self._part] = self.totals[self._part] + _differences(before, after)
+    def _count(self, changes: Codes) -> None:
+        self.totals[self._part] = self.totals[self._part] + _number(changes)
 
     def _go_to(self, step: int) -> None:
         """Begin the next part if it begins at a step."""
@@ -165,8 +163,8 @@ def count_transitions(
         >>> activations = find_activations(net, torch.zeros(2, 2))
         >>> count_transitions(net, activations, circle, points=99, batch=32).tolist()
         [[2]]
-        >>> count_transitions(net, activations, circle, points=99, batch=32, parts=4).tolist()
-        [[0, 1, 1, 0]]
+        >>> count_transitions(net, activations, circle, points=99, batch=32, parts=3).tolist()
+        [[1, 0, 1]]
     """
     edges = [-(-part * points // parts) for part in range(parts + 1)]
     tallies = [_Tally(activation.thresholds, edges) for activation in activations]

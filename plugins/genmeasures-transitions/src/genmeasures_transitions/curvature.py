@@ -134,7 +134,8 @@ def _softmax_norms(rows: Tensor, output: Tensor) -> Tensor:
     first = output.argmax(1)[:, None, None].expand(-1, 1, rows.shape[2])
     differences = rows.double() - rows.gather(1, first).double()
     of_softmax = values * (differences - (values * differences).sum(1, keepdim=True))
-    return torch.linalg.vector_norm(of_softmax.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(of_softmax.flatten(1), dim=1)
+    return norms
 
 
 def path_profile(

@@ -46,10 +46,17 @@ def double_copy(model: nn.Module, example: Tensor) -> nn.Module | None:
         model: Model in evaluation mode.
         example: A few inputs (B, …).
 
+    Raises:
+        Undefined: If the model, in its own type, has NaN or infinite outputs.
+
     Example:
         >>> double_copy(nn.Linear(2, 3), torch.zeros(1, 2)).weight.dtype
         torch.float64
     """
+    with torch.no_grad():
+        output = model(example)
+    if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+        raise Undefined("NaN or infinite activations")
     try:
         twin = copy.deepcopy(model).double()
         with torch.no_grad():

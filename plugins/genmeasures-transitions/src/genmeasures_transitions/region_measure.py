@@ -16,13 +16,15 @@ from genmeasures_transitions.counting import batch_size
 from genmeasures_transitions.curvature import changed_codes
 from genmeasures_transitions.drawing import draw_triples
 from genmeasures_transitions.measure import double_copy
-from genmeasures_transitions.regions import LineRegions, line_regions
+from genmeasures_transitions.regions import LineRegions, directional, line_regions, random_direction
 from genmeasures_transitions.slice import slice_through
 from genmeasures_transitions.trajectories import Polyline
 
 _REFERENCES = "Hanin and Rolnick 2019, Deep ReLU Networks Have Surprisingly Few Activation Patterns"
 _SAMPLED = 2**12
 """Number of points at which regions of a segment are counted if its breakpoints cannot be found."""
+_BENT = 0.9
+"""A function whose Jacobian differs at more than this fraction of neighboring points is not piecewise linear."""
 _EXAMPLES = 8
 _ON_A_LINE = ("region_count_line", "linear_region_count_line", "region_count_each")
 _IN_A_PLANE = ("region_count_plane", "linear_region_count_plane")
@@ -39,7 +41,8 @@ class RegionCount(ModelMeasure):
     In a region the activation code of every unit is constant, and in a linear region, of neighboring regions with equal
     Jacobians, the function is linear. On a segment all breakpoints are found, so that the number is exact but for
     regions shorter than 10⁻⁹ of the segment. Where something besides the activations bends the function, such as a
-    softmax or max pooling, the status says that regions are counted at 4096 points. In the plane they are counted on a
+    softmax or max pooling, regions are counted at 4096 points, which the status says; linear regions are then those of
+    the whole function, pooling included. In the plane they are counted on a
     square grid, and smaller ones can be missed. The plane contains the three inputs with a margin of a quarter.
 
     Beside them are N and N²/2, the numbers of Hanin and Rolnick, #neurons^d/d!, for d = 1 and 2. N is the number of
@@ -127,7 +130,9 @@ class RegionCount(ModelMeasure):
         double: bool,
         generator: torch.Generator,
     ) -> dict[str, Any]:
-        activations, counts, linear = found.coded, [], []
+        activations = found.coded
+        counts: list[int] = []
+        linear: list[int | None] = []
         sampled = bool(found.kinks) or not double
         try:
             for a, b, _ in triples:
@@ -139,18 +144,22 @@ class RegionCount(ModelMeasure):
                 linear.append(int(made.linear[-1]) + 1)
             if sampled:
                 counts = [_count_at_points(model, activations, a, b) for a, b, _ in triples]
+                linear = [_linear_at_points(model, activations, a, b, generator) for a, b, _ in triples]
         except Undefined as reason:
             return dict.fromkeys(_ON_A_LINE, reason)
         notes = [found.note, f"counted at {_SAMPLED} points" if sampled else ""]
         each = np.array(counts, dtype=np.float64)
-        missing = Undefined("something besides the activations bends the function, or it does not run in float64")
+        known = [count for count in linear if count is not None]
+        merged: Value | Undefined = Undefined("the function is not piecewise linear, or has no forward derivative")
+        if len(known) == len(triples):
+            merged = Value(float(np.mean(known)), notes[1])
         return {
             "region_count_line": Value(float(each.mean()), "; ".join(filter(None, notes))),
             "region_count_each": each,
-            "linear_region_count_line": missing if sampled else float(np.mean(linear)),
+            "linear_region_count_line": merged,
         }
 
-    def _in_plane(self, model: nn.Module, found: Survey, triple: Sequence[Tensor]) -> dict[str, Any]:
+    def _in_plane(self, model: nn.Module, found: Survey, triple: tuple[Tensor, Tensor, Tensor]) -> dict[str, Any]:
         if not self.resolution:
             return dict.fromkeys((*_IN_A_PLANE, *_GRID), Undefined("not computed: resolution is 0"))
         try:
@@ -187,3 +196,21 @@ def _count_at_points(model: nn.Module, activations: Sequence[Activation], a: Ten
     batch = batch_size(activations, a[None])
     changed = changed_codes(model, activations, there_and_back, 2 * _SAMPLED, batch)
     return 1 + int(changed[:_SAMPLED].sum())
+
+
+def _linear_at_points(
+    model: nn.Module, activations: Sequence[Activation], a: Tensor, b: Tensor, generator: torch.Generator
+) -> int | None:
+    """Linear regions of a segment that equidistant points on it belong to; None if the function bends everywhere."""
+    t = torch.linspace(0, 1, _SAMPLED, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.dim())
+    direction, slopes = random_direction(a, generator), []
+    try:
+        for part in t.split(batch_size(activations, a[None])):
+            inputs = a + part * (b - a)
+            slopes.append(directional(model, inputs, direction.expand_as(inputs))[1].double())
+    except NotImplementedError:
+        return None
+    rows = torch.cat(slopes)
+    tolerance = (1e-9 if a.dtype == torch.float64 else 1e-4) * float(rows.abs().max())
+    changed = (rows[1:] - rows[:-1]).abs().amax(1) > tolerance
+    return None if float(changed.double().mean()) > _BENT else 1 + int(changed.sum())

@@ -193,7 +193,11 @@ def directional(model: nn.Module, inputs: Tensor, directions: Tensor) -> tuple[T
 
 
 def random_direction(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a normally distributed direction of the shape, dtype and device of an input.
+    """Draw a normally distributed direction.
+
+    Args:
+        like: An input (…), whose shape, dtype and device the direction has.
+        generator: Draws the same direction for every dtype and device.
 
     Example:
         >>> random_direction(torch.zeros(3), torch.Generator().manual_seed(0)).shape
