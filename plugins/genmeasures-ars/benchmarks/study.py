@@ -1,4 +1,4 @@
-"""Test of the paper's claims on small networks: ``python benchmarks/study.py`` (about ten minutes).
+"""Test of the paper's claims on small networks: ``python benchmarks/study.py`` (about four minutes).
 
 Networks with four convolutions of 16 kernels are trained on scikit-learn's digits, upsampled to 16×16, with and without
 batch normalization, from several seeds. For all networks, also where a claim does not hold, the study prints

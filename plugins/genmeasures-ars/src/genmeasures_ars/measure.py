@@ -453,7 +453,11 @@ def best_images(inputs: Tensor, objectives: Tensor) -> NDArray[np.float64] | Und
 
 
 def layer_mean(values: Kernels | Undefined, notes: Sequence[str] = ()) -> float | Value | Undefined:
-    """Return the mean over the kernels that have a value, with a note on how many have none after the given notes.
+    """Return the mean over the kernels that have a value, with a note on how many have none.
+
+    Args:
+        values: Values (I,), or the reason why there are none.
+        notes: Further notes, before that one; "" is none.
 
     Example:
         >>> layer_mean(np.array([0.2, 0.4, np.nan])).note
