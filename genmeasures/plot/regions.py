@@ -69,8 +69,8 @@ def regions(ds: xr.Dataset, model: str | None = None, *, measure: str = "region_
     ax.set_xlabel("distance from the first input, toward the second")
     ax.set_ylabel("distance from this line, toward the third")
     count = len(np.unique(numbers))
-    # Where most points have a region of their own, the grid shows itself instead of the regions.
-    fine = "\nmost are smaller than its cells: a larger measure.region_count.resolution shows more"
+    # Where many points have a region of their own, the grid shows itself instead of the regions.
+    fine = "\nmany are smaller than its cells: a larger measure.region_count.resolution shows more"
     title = f"{count} regions on a grid of {len(x)} × {len(y)}"
     ax.set_title(title + (fine if count > numbers.size / 4 and numbers.size > 64 else ""), fontsize=10)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
