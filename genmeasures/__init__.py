@@ -11,7 +11,18 @@ if TYPE_CHECKING:
     from genmeasures.api import aggregate, judge, load_task, measure
 
 __all__ = ["aggregate", "judge", "load_task", "measure"]
-_PACKAGES = ("aggregators", "extractors", "judging", "labelers", "measures", "plugin", "report", "results", "testing")
+_PACKAGES = (
+    "aggregators",
+    "extractors",
+    "judging",
+    "labelers",
+    "measures",
+    "plot",
+    "plugin",
+    "report",
+    "results",
+    "testing",
+)
 """What the documentation names after ``import genmeasures``."""
 
 

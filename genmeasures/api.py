@@ -15,6 +15,7 @@ from torch import nn
 
 from genmeasures.aggregators.aggregate import aggregate as _aggregate
 from genmeasures.engine import DEFAULT_MEMORY
+from genmeasures.engine.selection import LayerChoice
 from genmeasures.errors import GenmeasuresWarning, ModelError, OptionError, nearest
 from genmeasures.failures import raising
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
@@ -38,7 +39,7 @@ def measure(
     *,
     measures: Sequence[str | Measure] | Mapping[str, str | Measure] = _DEFAULT_MEASURES,
     extractor: str | Extractor = "receptive_field",
-    layers: Sequence[str | int] | None = None,
+    layers: LayerChoice | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     batch_size: int = 128,
@@ -68,8 +69,9 @@ def measure(
         measures: names or objects. A dict, ``{"roughness_k8": Roughness(KMeans(k=8)), …}``, renames the variables of
             each measure, so that a run can have one measure in several settings.
         extractor: name or object: "receptive_field" for one vector per pixel, "whole_tensor" for one per input.
-        layers: names of the layers to measure, or indices in the order of the forward pass, −1 for the last; None
-            measures all.
+        layers: the layers to measure: a name, a glob (``"features.*"``), a range of indices as in Python's slices
+            (``"2:11"``, ``"-3:"``), or a list of these and of indices in the order of the forward pass, −1 for the
+            last. Each must match a layer of every model. None measures all.
         seed: of every random choice.
         device: "cpu", "cuda", …; None leaves each model where it is.
         batch_size: inputs per batch.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from genmeasures.engine.selection import base_60
 from genmeasures.errors import OptionError
 from genmeasures.interfaces import SPLITS, Measure, TaskModel, is_count
 from genmeasures.results.model_dataset import model_dataset
@@ -20,7 +21,7 @@ def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> Non
         models: Models of the run, whose hyperparameters and metrics are reserved names.
 
     Raises:
-        OptionError: Two variables have the same name, or a name is reserved.
+        OptionError: Two variables have the same name, or the name of a variable or dimension is reserved.
 
     Example:
         >>> from genmeasures.measures import Roughness
@@ -37,6 +38,11 @@ def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> Non
     owners: dict[str, Measure] = {}
     for measure in measures:
         for variable in measure.written():
+            for dim in set(variable.dims) & (reserved - {"layer"}):
+                raise OptionError(
+                    f"{measure.described()}: the variable {variable.name!r} cannot have the dimension {dim!r}, the "
+                    "name of a coordinate of results: rename it"
+                )
             for name in (variable.name, variable.name + STATUS, variable.name + LAYERS_USED):
                 if name.removesuffix(STATUS) != name and name == variable.name:
                     raise OptionError(f"{measure.described()}: a variable cannot end in {STATUS!r}, got {name!r}")
@@ -77,24 +83,25 @@ def check_seed(seed: object) -> None:
         raise OptionError(f"seed must be an integer ≥ 0, got {seed!r}")
 
 
-def check_layers(layers: Sequence[str | int] | None) -> None:
-    """Check that layers are None, or a list of names and indices.
+def check_layers(layers: object) -> None:
+    """Check that layers are None, a name, glob or range, or a list of these and of indices.
 
     Args:
-        layers: Names or indices of layers; None for all layers.
+        layers: Choice of layers; None for all layers.
 
     Raises:
         OptionError: They are not.
 
     Example:
-        >>> check_layers("conv1")
+        >>> check_layers(0)
         Traceback (most recent call last):
-        genmeasures.errors.OptionError: layers must be a list of names or indices, such as ['conv1'], got 'conv1'
+        genmeasures.errors.OptionError: layers must be a list of names or indices, such as [0], got 0
     """
-    if layers is None:
+    if layers is None or isinstance(layers, str):
         return
-    if isinstance(layers, str | int) or not isinstance(layers, Sequence):
-        raise OptionError(f"layers must be a list of names or indices, such as {[layers]!r}, got {layers!r}")
+    if not isinstance(layers, Sequence):
+        yaml = base_60(layers) if isinstance(layers, int) else ""
+        raise OptionError(f"layers must be a list of names or indices, such as {[layers]!r}, got {layers!r}{yaml}")
     if not layers:
         raise OptionError("layers is an empty list: leave it out to measure all layers")
     for layer in layers:

@@ -30,8 +30,14 @@ from torch import Tensor, nn
 from genmeasures.errors import ComponentError, GenmeasuresError, OptionError, Undefined, nearest
 
 Split: TypeAlias = Literal["train", "test"]
-Field: TypeAlias = Literal["vectors", "projected", "patches", "patch_set", "projected_patches", "labels"]
+Field: TypeAlias = Literal[
+    "vectors", "projected", "projected_apart", "patches", "patch_set", "projected_patches", "labels"
+]
 SPLITS: tuple[Split, ...] = ("train", "test")
+TAPS = ("activation", "linear", "block")
+"""Where the output of a layer can be read."""
+_HELD_BACK = 4
+"""One of so many inputs is held back."""
 SampleName: TypeAlias = Literal["fit", "train", "test"]
 """Samples that a pass is over: that of a split, or the part of the training sample that fits see."""
 
@@ -50,6 +56,22 @@ def split_of(sample: SampleName, available: Collection[Split] = SPLITS) -> Split
     if sample == "fit":
         return "test" if "test" in available and "train" not in available else "train"
     return sample
+
+
+def is_held_back(inputs: Tensor) -> Tensor:
+    """Whether inputs are held back from the fit of ``projected_apart``: one of four.
+
+    Args:
+        inputs: int64 (n,), ranks of inputs by their contents.
+
+    Returns:
+        bool (n,).
+
+    Example:
+        >>> is_held_back(torch.arange(6)).tolist()
+        [False, False, False, True, False, False]
+    """
+    return inputs % _HELD_BACK == _HELD_BACK - 1
 
 
 def require(condition: bool, component: object, message: str) -> None:
@@ -172,12 +194,15 @@ class Component:
 _ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda value: isinstance(value, str) and bool(value), 'name = "my_component" in the class'),
     "variables": (lambda value: True, 'variables = (Variable("name", "what it is"),) in the class'),
-    "components": (lambda value: is_count(value), "self.components = 10 in __init__, the number of PCA components"),
+    "components": (
+        lambda value: value is None or is_count(value),
+        "self.components = 10 in __init__, the number of PCA components, or None for no PCA",
+    ),
     "fit_cap": (
         lambda value: is_count(value),
         "self.fit_cap = 80_000 in __init__, the number of vectors that fits see at most",
     ),
-    "tap": (lambda value: value in ("activation", "linear"), 'self.tap = "activation" (or "linear") in __init__'),
+    "tap": (lambda value: value in TAPS, 'self.tap = "activation" (or "linear", "block") in __init__'),
 }
 
 
@@ -217,8 +242,11 @@ def check_attributes(component: Component) -> None:
 class PatchSet(abc.ABC):
     """The patches of n vectors, each of length D: they can be summed by cluster and compared with centroids.
 
-    Neither unfolds them where that is cheaper, by convolutions for example.
+    Nothing unfolds them where that is not needed: convolutions are cheaper, for example.
     """
+
+    center: slice | None = None
+    """Where, in a patch, the pixel at its center is; None if it has no center."""
 
     @abc.abstractmethod
     def unfold(self) -> Tensor:
@@ -235,6 +263,10 @@ class PatchSet(abc.ABC):
     @abc.abstractmethod
     def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:
         """float64 (n,): the squared distance of each patch to the centroid of its label, centroids float64 (k, D)."""
+
+    def project(self, mean: Tensor, components: Tensor) -> Tensor:
+        """float64 (n, d): the patches minus their mean, float64 (D,), projected onto components float64 (d, D)."""
+        return (self.unfold().double() - mean) @ components.T
 
 
 @dataclass(frozen=True)
@@ -253,7 +285,7 @@ class Layer:
     kind: str
     """Class name of the module, such as ``Conv2d``."""
     channels: int
-    """k: number of channels of the output."""
+    """k: number of channels of the output where it is read: of the whole concatenation after one."""
     spatial: tuple[int, ...]
     """Spatial size of the output, ``()`` for a linear layer on flat inputs."""
     patch_size: int
@@ -264,6 +296,9 @@ class Layer:
     """Frobenius norm of the layer's weight."""
     tap: str
     """Where the output is read: after the layer, or after what follows it (``Conv2d > batch_norm > relu``)."""
+    joins: str = ""
+    """"sum" or "concatenation" where the output, after the normalization and activation that directly follow the layer,
+    first goes into one: what the next layer receives is then the output of a block. "" elsewhere."""
 
     @property
     def positions(self) -> int:
@@ -280,9 +315,10 @@ class FeatureBatch:
     Example:
         >>> layer = Layer(0, "conv", "Conv2d", 2, (1, 1), 9, 9, 1.0, "Conv2d")
         >>> fields = {"vectors": lambda batch: torch.ones(3, 2)}
-        >>> batch = FeatureBatch(layer, "test", torch.arange(3), fields, lambda labeler, batch: torch.zeros(3))
-        >>> len(batch), batch.vectors.shape
-        (3, torch.Size([3, 2]))
+        >>> inputs = torch.tensor([0, 3, 3])
+        >>> batch = FeatureBatch(layer, "test", torch.arange(3), inputs, fields, lambda labeler, batch: torch.zeros(3))
+        >>> len(batch), batch.vectors.shape, batch.held_back.tolist()
+        (3, torch.Size([3, 2]), [False, True, True])
     """
 
     def __init__(
@@ -290,6 +326,7 @@ class FeatureBatch:
         layer: Layer,
         split: Split,
         rank: Tensor,
+        inputs: Tensor,
         fields: Mapping[Field, Callable[[FeatureBatch], Tensor | PatchSet]],
         labels: Callable[[Labeler, FeatureBatch], Tensor],
     ) -> None:
@@ -297,6 +334,8 @@ class FeatureBatch:
         self.split: Split = split
         self.rank = rank
         """int64 (n,): rank of each vector in the sample, which does not depend on the order of the data."""
+        self.inputs = inputs
+        """int64 (n,): rank of the input of each vector among all inputs of the split, by their contents."""
         self._fields = fields
         self._labels = labels
         self._computed: dict[Field, Any] = {}
@@ -340,6 +379,23 @@ class FeatureBatch:
     def projected(self) -> Tensor:
         """float64 (n, d): the vectors projected by the PCA of the training sample."""
         values: Tensor = self._get("projected")
+        return values
+
+    @property
+    def held_back(self) -> Tensor:
+        """bool (n,): whether ``projected_apart`` is fitted without the input of each vector, a quarter of the inputs.
+
+        It is meant for the training split: what is fitted on the other inputs can be tried on these.
+        """
+        return is_held_back(self.inputs)
+
+    @property
+    def projected_apart(self) -> Tensor:
+        """float64 (n, ·): the vectors projected by a PCA of the training sample without the inputs ``held_back``.
+
+        A PCA fits its own vectors closer than new ones. In this one, inputs held back and new inputs are alike.
+        """
+        values: Tensor = self._get("projected_apart")
         return values
 
     @property
@@ -404,7 +460,8 @@ class FeatureBatch:
             return _alive(whole).labels(labeler)[rows]
 
         fields = {name: functools.partial(select, name) for name in self._fields}
-        return FeatureBatch(self.layer, self.split, self.rank[rows.to(self.rank.device)], fields, labels)
+        rank, inputs = (index[rows.to(index.device)] for index in (self.rank, self.inputs))
+        return FeatureBatch(self.layer, self.split, rank, inputs, fields, labels)
 
 
 def _alive(batch: weakref.ref[FeatureBatch]) -> FeatureBatch:
@@ -465,17 +522,18 @@ class Extractor(Component, abc.ABC):
         tensor([[1., 1., 1.]])
     """
 
-    components: int
-    """d: number of PCA components of ``projected``."""
+    components: int | None
+    """d: number of PCA components of ``projected``; None leaves vectors as they are, without centering."""
     tap: str
-    """Where the output of a layer is read: "activation", after what directly follows the layer, or "linear", before."""
+    """Where the output of a layer is read: "activation", after what directly follows the layer, "linear", before, or
+    "block", after the sums and concatenations that it then goes into."""
     fit_cap: int
     """Number of vectors per layer that projections, labelers and mixtures are fitted on, at most."""
     whole_output: ClassVar[bool] = False
     """Whether a vector is made from the whole output of a layer: then an input has one label, and tiles are ruled out.
     """
     projects_patches: ClassVar[bool] = False
-    """Whether patches are so long that ``Roughness`` reduces them by PCA by default."""
+    """Whether patches are projected by the PCA of all of them, as few and long ones, or of a random sample."""
 
     @abc.abstractmethod
     def sample(self, positions: int, keys: NDArray[np.uint64], seed: int, fit: bool = False) -> Sample:
@@ -560,6 +618,9 @@ class TargetLabeler(Labeler):
 
     needs_fit: ClassVar[bool] = False
     """Whether the labeler sees the training targets before it labels any: by ``observe``, and ``fit`` at their end."""
+
+    note: str = ""
+    """A remark on the fit for the status of values, "" for none."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise ComponentError if ``observe`` or ``fit`` is written, but never called."""
@@ -646,11 +707,33 @@ class Variable:
     scale_invariant: bool = False
     """Whether the value stays the same if all features are multiplied by one positive number."""
     dims: tuple[str, ...] = ("layer",)
-    """``("layer",)`` for one value per layer, ``()`` for one per model. A model measure may have one more dimension,
-    ``("layer", "kernel")`` or ``("sample",)``; such a variable is stored, and neither aggregated nor judged."""
+    """``("layer",)`` for one value per layer, ``()`` for one per model. A model measure may have further dimensions,
+    ``("layer", "kernel")``, ``("sample",)`` or ``("row", "column")``; such a variable is stored, and neither aggregated
+    nor judged. Where layers, models or variables differ in the size of a dimension, the result is padded with NaN."""
     auxiliary: bool = False
     """Whether it only explains another variable (a standard error, a bound, a count, a target); such a variable is
     stored, and neither judged nor plotted nor scored."""
+
+    def with_error(self) -> tuple[Variable, Variable]:
+        """The variable and its standard error over inputs, ``<name>_error``.
+
+        It is written by a measure that is a mean over vectors, whose values :class:`genmeasures.plugin.InputMean`
+        computes.
+
+        Example:
+            >>> [variable.name for variable in Variable("sparsity", "fraction of zeros").with_error()]
+            ['sparsity', 'sparsity_error']
+        """
+        error = Variable(
+            f"{self.name}_error",
+            f"standard error of {self.long_name}, over inputs",
+            units=self.units,
+            references=self.references,
+            bounds=(0, math.inf),
+            scale_invariant=self.scale_invariant,
+            auxiliary=True,
+        )
+        return self, error
 
     def __post_init__(self) -> None:
         """Check the types."""
@@ -674,6 +757,14 @@ class Variable:
         for dim in self.dims:
             if dim != "layer" and difflib.get_close_matches(dim, ["layer"], cutoff=0.8):
                 raise ComponentError(f"{written}: dims is {self.dims!r}: did you mean 'layer'?")
+        if "layer" in self.dims[1:]:
+            raise ComponentError(f"{written}: layer must be the first of the dims, got {self.dims!r}")
+        if "model" in self.dims:
+            raise ComponentError(
+                f"{written}: every variable has the dimension model: leave it out of dims={self.dims!r}"
+            )
+        if len(set(self.dims)) < len(self.dims):
+            raise ComponentError(f"{written}: dims must be distinct names, got {self.dims!r}")
 
 
 @dataclass(frozen=True)
@@ -689,7 +780,7 @@ class Value:
     note: str = ""
 
 
-Values: TypeAlias = float | Value | Mapping[str, float | Value]
+Values: TypeAlias = float | Value | Mapping[str, float | Value | Undefined]
 ModelValue: TypeAlias = float | Value | Undefined | NDArray[np.float64]
 
 
@@ -710,7 +801,7 @@ class Pass:
         Traceback (most recent call last):
             ...
         genmeasures.errors.ComponentError: Pass('test', 'vector'): there is no field 'vector' (did you mean 'vectors'? \
-known: labels, patch_set, patches, projected, projected_patches, vectors)
+known: labels, patch_set, patches, projected, projected_apart, projected_patches, vectors)
     """
 
     sample: SampleName
@@ -805,7 +896,8 @@ class Measure(Component):
         Example:
             >>> from genmeasures.measures import Confidence
             >>> [variable.name for variable in Confidence().called("tight").written()]
-            ['tight', 'tight_unweighted']
+            ['tight', 'tight_error', 'tight_unweighted', 'tight_unweighted_error', 'tight_published', \
+'tight_published_error', 'tight_rank', 'tight_rank_error', 'tight_shift']
         """
         named = isinstance(alias, str) and alias.isidentifier() and not alias.startswith("_")
         require(named, self, f"{alias!r} is not a name: use letters, digits and underscores, a letter first")
@@ -927,7 +1019,8 @@ class FeatureMeasure(Measure, abc.ABC):
 
     @abc.abstractmethod
     def compute(self) -> Values:
-        """The value of the layer, or a value for each of ``variables`` by name."""
+        """The value of the layer, or by name a value for each of ``variables``, or :class:`Undefined` for those that
+        have none."""
 
 
 class ModelMeasure(Measure, abc.ABC):
@@ -959,8 +1052,8 @@ class ModelMeasure(Measure, abc.ABC):
 
         Returns:
             By variable name: one value for the model, or a sequence with one for each of ``layers``. A value is a
-            number, a :class:`Value`, float64 (n,) for a variable with one more dimension, or an exception
-            :class:`Undefined` with the reason for a missing value.
+            number, a :class:`Value`, a float64 array for a variable with further dimensions, with one axis for each of
+            them, or an exception :class:`Undefined` with the reason for a missing value.
         """
 
 
@@ -1071,6 +1164,9 @@ class Aggregator(Component, abc.ABC):
         >>> reduced.tolist(), layers.tolist()
         ([2.0], [3])
     """
+
+    reads_values: ClassVar[bool] = True
+    """Whether the reduced values are those of the measures: else they have no expected sign and no bounds."""
 
     @abc.abstractmethod
     def reduce(

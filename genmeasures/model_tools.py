@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genmeasures.errors import ModelError
-from genmeasures.interfaces import Layer
+from genmeasures.interfaces import TAPS, Layer
 from genmeasures.tracing import TracedLayer, trace
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ def traced_layers(
         model: Model in evaluation mode.
         layers: Layers as the engine passes them to :meth:`~genmeasures.plugin.ModelMeasure.measure`.
         example: A few inputs (B, …). More than one shows which dimension is the batch.
-        tap: Where outputs are read, ``"activation"`` or ``"linear"``. None reads each where ``Layer.tap`` says.
+        tap: Where outputs are read, ``"activation"``, ``"linear"`` or ``"block"``. None reads each where ``Layer.tap``
+            says.
 
     Raises:
         ModelError: If the model does not run one of the layers.
@@ -51,7 +52,7 @@ def traced_layers(
         >>> [traced.layer.name for traced in traced_layers(net, layers, inputs)]
         ['0']
     """
-    for where in ("activation", "linear") if tap is None else (tap,):
+    for where in TAPS if tap is None else (tap,):
         with torch.no_grad():
             by_name = {traced.layer.name: traced for traced in trace(model, example, where).layers}
         missing = [layer.name for layer in layers if layer.name not in by_name]

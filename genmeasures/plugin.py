@@ -2,22 +2,21 @@
 
 A plugin with one measure is one module::
 
-    from genmeasures.plugin import FeatureMeasure, Pass, Variable, hookimpl
+    from genmeasures.plugin import FeatureMeasure, InputMean, Pass, Variable, hookimpl
 
     class Sparsity(FeatureMeasure):
         name = "sparsity"
-        variables = (Variable("sparsity", "fraction of zero activations"),)
+        variables = Variable("sparsity", "fraction of zero activations", bounds=(0, 1)).with_error()
         passes = (Pass("test", "vectors"),)
 
         def start(self, layer, generator):
-            self.zeros = self.total = 0
+            self.zeros = InputMean()
 
         def update(self, batch):
-            self.zeros += int((batch.vectors == 0).sum())
-            self.total += batch.vectors.numel()
+            self.zeros.add(batch.inputs, (batch.vectors == 0).double().mean(1))
 
         def compute(self):
-            return self.zeros / self.total
+            return self.zeros.values("sparsity")
 
     @hookimpl
     def genmeasures_register(register):
@@ -26,7 +25,8 @@ A plugin with one measure is one module::
 and the entry point ``[project.entry-points.genmeasures]`` ``sparsity = "my_module"`` in ``pyproject.toml``. Its Hydra
 config is derived from the constructor.
 
-A feature measure gets the length of a vector from ``self.extractor.vector_size(layer)``. A model measure gets the
+A mean over vectors has a standard error over inputs: ``Variable.with_error`` declares it, :class:`InputMean` computes
+both. A feature measure gets the length of a vector from ``self.extractor.vector_size(layer)``. A model measure gets the
 module and the weight of a layer from ``data.module(layer)`` and ``data.weight(layer)``, and the name, hyperparameters
 and metrics of the model from ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from ``sample``, and
 draws with :func:`mix` and :func:`places`.
@@ -54,6 +54,7 @@ from genmeasures.errors import (
 )
 from genmeasures.extractors.samples import Drawn, Every, places
 from genmeasures.files import remove_stale_temporaries, temporary_path, write_atomically, write_folder_atomically
+from genmeasures.generators import global_generators
 from genmeasures.interfaces import (
     SPLITS,
     Aggregator,
@@ -87,11 +88,13 @@ from genmeasures.interfaces import (
 from genmeasures.labelers import ClassLabel, Downsampled, Histogram, KMeans
 from genmeasures.model_tools import class_problem, eager, graph_memory, traced_layers
 from genmeasures.registry.specs import Register, hookimpl
+from genmeasures.statistics.input_mean import InputMean
 from genmeasures.tasks.archives import check_sizes
 from genmeasures.tasks.cache import cache_folder, check_writable, load_checkpoint, save_checkpoint
 from genmeasures.tasks.cnn import SmallCNN
 from genmeasures.tasks.digits import split_digits
 from genmeasures.tasks.pool import one_thread, run_in_processes, worker_count
+from genmeasures.tasks.weights import load_weights
 from genmeasures.tracing import Trace, TracedLayer, tapped, trace
 
 if TYPE_CHECKING:
@@ -119,6 +122,7 @@ __all__ = [
     "Frobenius",
     "GenmeasuresError",
     "Histogram",
+    "InputMean",
     "KMeans",
     "Labeler",
     "Layer",
@@ -152,12 +156,14 @@ __all__ = [
     "check_writable",
     "class_problem",
     "eager",
+    "global_generators",
     "graph_memory",
     "hookimpl",
     "is_count",
     "is_merged",
     "load_checkpoint",
     "load_result",
+    "load_weights",
     "make_console",
     "mix",
     "nearest",

@@ -34,6 +34,7 @@ from genmeasures.engine import (
     prepare_data,
     prepare_measures,
 )
+from genmeasures.engine.selection import LayerChoice
 from genmeasures.errors import DataError, GenmeasuresError, ModelError, OptionError, one_line, shown
 from genmeasures.failures import status_of, traceback_of
 from genmeasures.files import remove_stale_temporaries
@@ -97,7 +98,7 @@ class Run:
         test: test data, likewise.
         measures: the measures.
         extractor: the extractor.
-        layers: names or indices of the layers to measure, None for all.
+        layers: the layers to measure, by name, glob, index or range; None for all.
         seed: of every random choice.
         device: None measures each model where it is.
         batch_size: inputs per batch.
@@ -131,7 +132,7 @@ class Run:
         measures: Sequence[Measure],
         extractor: Extractor,
         *,
-        layers: Sequence[str | int] | None,
+        layers: LayerChoice | None,
         seed: int,
         device: str | torch.device | None,
         batch_size: int,
@@ -168,7 +169,7 @@ class Run:
         self._models = models
         self._measures = measures
         self._extractor = extractor
-        self._layers = layers
+        self._layers = [layers] if isinstance(layers, str) else layers
         self._seed = seed
         self._device = None if device is None else usable_device(device)
         self._batch_size = batch_size

@@ -88,5 +88,5 @@ def test_arguments_are_documented(name: str) -> None:
 def test_functions_are_found() -> None:
     assert "kmeans" in dict(functions("genmeasures.statistics.kmeans"))
     assert "KMeans" in [cls.__name__ for cls in components("genmeasures.labelers.kmeans")]
-    assert "curvature" in dict(functions("genmeasures_transitions.counting"))
+    assert "path_turning" in dict(functions("genmeasures_transitions.counting"))
     assert len(list(modules())) > 150

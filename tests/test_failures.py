@@ -131,13 +131,10 @@ def failing_pca(error: Exception) -> Callable[..., Any]:
 
 
 def failing_patch_pca(error: Exception) -> Callable[..., Any]:
-    """Fails for vectors as long as patches."""
-    fit_pca = fits_module.fit_pca
+    """Fails for patches."""
 
     def fit(vectors: Tensor, components: int) -> Any:
-        if vectors.shape[1] == 9:
-            raise fault(error)  # here
-        return fit_pca(vectors, components)
+        raise fault(error)  # here
 
     return fit
 
@@ -156,7 +153,10 @@ PLACES: dict[str, Callable[[Exception], dict[str, Any]]] = {
     },
     "record": lambda error: {"measures": [Roughness()], "extractor": FaultyExtractor()},
     "projection": lambda error: {"measures": [Roughness()], "fit_pca": failing_pca(error)},
-    "projection of patches": lambda error: {"measures": [Roughness(input_pca=4)], "fit_pca": failing_patch_pca(error)},
+    "projection of patches": lambda error: {
+        "measures": [Roughness(input_pca=4)],
+        "fit_leading": failing_patch_pca(error),
+    },
 }
 """All places where an exception becomes the status of a value, and how to raise an exception there."""
 
@@ -167,8 +167,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Exception], list
 
     def measure(place: str, error: Exception) -> list[str]:
         options = PLACES[place](error)
-        if "fit_pca" in options:
-            monkeypatch.setattr(fits_module, "fit_pca", options.pop("fit_pca"))
+        for name in {"fit_pca", "fit_leading"} & set(options):
+            monkeypatch.setattr(fits_module, name, options.pop(name))
         monkeypatch.setattr(FaultyExtractor, "error", error, raising=False)
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(1, 4, 3))

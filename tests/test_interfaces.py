@@ -165,6 +165,10 @@ def test_a_measure_without_a_name_or_variables() -> None:
         ({"dims": "layer"}, r"dims must be a tuple of names, dims=\(\"layer\",\), got 'layer'"),
         ({"dims": ["layer"]}, "dims must be a tuple of names"),
         ({"dims": ("layers",)}, "did you mean 'layer'"),
+        ({"dims": ("kernel", "layer")}, "layer must be the first of the dims"),
+        ({"dims": ("model", "layer")}, "every variable has the dimension model|layer must be the first"),
+        ({"dims": ("model",)}, "every variable has the dimension model"),
+        ({"dims": ("row", "row")}, "dims must be distinct names"),
     ],
 )
 def test_a_variable_of_what_it_cannot_be(arguments: Any, message: str) -> None:

@@ -171,7 +171,7 @@ def test_models_of_different_depth(nets: dict[str, nn.Module], data: Any) -> Non
     assert "there is no layer 2" in str(ds["model_status"].sel(model="flat").item())
 
 
-@pytest.mark.parametrize("layers", ["0", 0, [], [True], [1.0], [None], {"0": 1}, {0}])
+@pytest.mark.parametrize("layers", [0, [], [True], [1.0], [None], {"0": 1}, {0}])
 def test_what_layers_cannot_be(nets: dict[str, nn.Module], data: Any, layers: Any) -> None:
     with pytest.raises(OptionError, match="layers"):
         measured(nets, data, [DaviesBouldin()], layers=layers)

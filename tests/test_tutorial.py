@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_first_measure(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     page = "first-measure.md"
-    assert len(blocks(page)) == 5
+    assert len(blocks(page)) == 6
     for block in blocks(page):
         exec(compile(block, page, "exec"), vars(run))
     assert list(run.ds["sparsity"].dims) == ["model", "layer"]

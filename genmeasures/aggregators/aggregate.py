@@ -60,6 +60,10 @@ def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
         numbers, used, status = _reduce(values, norms, names, model_status, aggregator)
         attrs = {**ds[name].attrs, "aggregator": repr(aggregator)}
         label = attrs.get("long_name", name)
+        if not aggregator.reads_values:
+            # What a measure is expected to do says nothing of the weights of its layers.
+            attrs = {key: value for key, value in attrs.items() if not key.startswith("expected_")}
+            attrs |= {"long_name": f"weights of the layers of {label}", "expected_accuracy": 0, "expected_gap": 0}
         reduced[name] = xr.DataArray(numbers, dims="model", attrs=attrs)
         reduced[f"{name}{STATUS}"] = xr.DataArray(status, dims="model", attrs=ds[f"{name}{STATUS}"].attrs)
         reduced[f"{name}{LAYERS_USED}"] = xr.DataArray(
@@ -93,7 +97,7 @@ def _reduce(
     for m, number in enumerate(numbers):
         missing = [
             f"{count} of {needed[m]} layers {'has' if count == 1 else 'have'} no {what}"
-            for count, what in ((needed[m] - valued[m], "value"), (valued[m] - used[m], "weight norm"))
+            for count, what in ((needed[m] - valued[m], "value"), (valued[m] - used[m], "usable weight norm"))
             if count > 0
         ]
         if not measured[m]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from genmeasures.cli.interrupts import interruptible
+from genmeasures.cli.plot_arguments import add_plot_parser
 from genmeasures.errors import nearest
 from genmeasures.version import __version__
 
@@ -20,6 +21,7 @@ Measure the models of a task, judge the measures, and save the result.
   genmeasures run measure=[roughness] seed=1        selected measures, another seed
   genmeasures run extractor=receptive_field,whole_tensor -m     one run for each; -m may be anywhere
   genmeasures run layers=[0,-1]                     the first and the last layer, by index or by name
+  genmeasures run layers=-3:                        the last three layers of each model
   genmeasures run --cfg job                         show the whole configuration
 """
 
@@ -69,6 +71,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "--against", action="append", metavar="NAME",
         help="metric that measures are judged against, such as test_accuracy; may be repeated",
     )  # fmt: skip
+    add_plot_parser(commands)
     plugins = commands.add_parser("plugins", help="list the installed plugins, or show one component or plugin")
     plugins.add_argument(
         "name",
@@ -106,7 +109,12 @@ def _main(arguments: list[str]) -> int:
         from genmeasures.cli.run import run_command
 
         return run_command(arguments[1:])
-    return _dispatch(parser.parse_args(arguments))
+    parsed, others = parser.parse_known_args(arguments)
+    if others and (others[0].startswith("-") or not hasattr(parsed, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:  # overrides after an option
+        parsed.overrides += others
+    return _dispatch(parsed)
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:
@@ -119,6 +127,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             from genmeasures.cli.collect import collect_command
 
             return collect_command(parsed.folder, parsed.output, parsed.json, parsed.aggregator, parsed.against)
+        if parsed.command == "plot":
+            from genmeasures.cli.plot import plot_command
+
+            return plot_command(parsed)
         if parsed.command == "check":
             from genmeasures.cli.check import check_command
 

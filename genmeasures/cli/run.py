@@ -18,24 +18,26 @@ import pandas as pd
 import xarray as xr
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
+from genmeasures.aggregators import Frobenius
 from genmeasures.api import aggregate, judge
 from genmeasures.callbacks import AT_END
 from genmeasures.checks import check_seed
 from genmeasures.cli.complaints import message_for, unread
+from genmeasures.cli.components import make_component
 from genmeasures.cli.interrupts import left_to_parent, on_interrupt, shield_workers
 from genmeasures.cli.naming import result_path, shown_overrides
 from genmeasures.cli.overrides import PATHS, flags_first, readable, text_of
 from genmeasures.cli.search_path import CONFIGS, SearchPath
-from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, nearest, one_line, shown
+from genmeasures.errors import GenmeasuresError, ModelError, OptionError, ResultError, one_line, shown
 from genmeasures.failures import debugging
 from genmeasures.files import remove_stale_temporaries
-from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task
+from genmeasures.interfaces import Aggregator, Extractor, Measure, Task
 from genmeasures.kept import NEW, Account
 from genmeasures.progress import progress_bars
 from genmeasures.report import (
@@ -178,10 +180,12 @@ def job(config: DictConfig) -> None:
 
 def _job(config: DictConfig) -> None:
     _check_settings(config)
-    task = _make(config, "task", Task)
-    extractor = _make(config, "extractor", Extractor)
-    aggregator = _make(config, "aggregator", Aggregator)
-    measures = [_make(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure]
+    task = make_component(config, "task", Task)
+    extractor = make_component(config, "extractor", Extractor)
+    aggregator = make_component(config, "aggregator", Aggregator)
+    measures = [
+        make_component(config.measure, str(name), Measure, "measure.").called(str(name)) for name in config.measure
+    ]
     path = result_path(Path(config.output), task.label, extractor.name, _overrides(task), digest(config))
     keep = path.with_suffix(".parts")
     console = make_console()
@@ -308,9 +312,9 @@ def _judged(aggregated: xr.Dataset, config: DictConfig, console: Console) -> pd.
 
 def _aggregated_by(aggregator: Aggregator) -> str:
     """Part of the names of tables and figures for an aggregator other than the default: ``-last_k-k=2``."""
-    options = {name: getattr(aggregator, name) for name in aggregator.option_names()}
-    if aggregator.name == "frobenius" and not options:
+    if repr(aggregator) == repr(Frobenius()):
         return ""
+    options = {name: getattr(aggregator, name) for name in aggregator.option_names()}
     written = "-".join([aggregator.name, *(f"{name}={value}" for name, value in options.items())])
     return "-" + re.sub(r"[^\w.=-]+", "_", written)[:60]
 
@@ -387,37 +391,6 @@ def digest(config: DictConfig) -> str:
             task[name] = str(Path(task[name]).expanduser().resolve())
     text = OmegaConf.to_yaml(OmegaConf.create({**kept, "task": task}), sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-
-
-def _make(config: DictConfig, key: str, base: type[Any], prefix: str = "") -> Any:
-    """The component of a part of the configuration; the names of its options are checked first."""
-    node = config.get(key)
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise OptionError(
-            f"{prefix}{key}: no component is configured: a config has _target_, and one of a measure begins with the "
-            "line '# @package measure.NAME'"
-        )
-    try:
-        component = get_class(node["_target_"])
-    except Exception as error:
-        raise OptionError(f"{prefix}{key}: {node['_target_']} cannot be imported: {error}") from error
-    if not issubclass(component, base):
-        raise OptionError(f"{prefix}{key}: {node['_target_']} is not a subclass of {base.__name__}")
-    for option in map(str, node):
-        if OmegaConf.is_missing(node, option):
-            raise OptionError(f"{prefix}{key}.{option}: a value is needed, {prefix}{key}.{option}=…")
-    if issubclass(component, Component):
-        options = component.option_names()
-        for option in map(str, node):
-            if option not in options and not option.startswith("_"):
-                raise OptionError(f"{prefix}{key}.{option}: unknown option{nearest(option, options)}")
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, GenmeasuresError):
-            raise type(cause)(f"{prefix}{key}: {cause!s}") from error
-        raise OptionError(f"{prefix}{key}: {error}") from error
 
 
 def _tidy(output: Path) -> None:

@@ -30,16 +30,24 @@ class PassCache:
         split: split of the sample.
         traced: the layer.
         extractor: extractor of the run.
+        places: int64 (N,), rank of each input of the split by its contents.
     """
 
     def __init__(
-        self, name: SampleName, sample: Sample, split: Split, traced: TracedLayer, extractor: Extractor
+        self,
+        name: SampleName,
+        sample: Sample,
+        split: Split,
+        traced: TracedLayer,
+        extractor: Extractor,
+        places: Tensor,
     ) -> None:
         self.name: SampleName = name
         self._sample = sample
         self._split: Split = split
         self._traced = traced
         self._extractor = extractor
+        self._places = places
         self._tensors: dict[str, Tensor] = {}
         """By field or labeler, (vectors, …) in the order of the batches."""
         self._filled: Counter[str] = Counter()
@@ -105,7 +113,8 @@ class PassCache:
             if patches is not None:
                 fields["patch_set"] = partial(_same, patches)
                 fields["patches"] = _unfolded
-            yield FeatureBatch(self._traced.layer, self._split, rank, fields, partial(self._label, span))
+            inputs = self._places[rows + start].to(rank.device)
+            yield FeatureBatch(self._traced.layer, self._split, rank, inputs, fields, partial(self._label, span))
 
     def _label(self, rows: slice, labeler: Labeler, batch: FeatureBatch) -> Tensor:
         return self._tensors[repr(labeler)][rows]

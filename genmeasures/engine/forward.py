@@ -31,7 +31,7 @@ from genmeasures.interfaces import (
 )
 from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer, tapped
 
-_UNFOLDED: frozenset[Field] = frozenset({"patches", "projected_patches"})
+_UNFOLDED: frozenset[Field] = frozenset({"patches"})
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with the name of the split, the number of inputs done, and the total."""
@@ -68,7 +68,7 @@ class LayerPlan:
         """The plan for a layer; ``chunk`` is the number of vectors at a time if patches are unfolded."""
         caches_patches = caches and bool(state.cacheable(sample) & PATCH_FIELDS)
         fields: frozenset[Field] = frozenset().union(*(consumer.fields for consumer in consumers))
-        unfolds = bool(fields & _UNFOLDED) or (sample == "fit" and state.records_patches)
+        unfolds = bool(fields & _UNFOLDED) or (sample == "fit" and state.records_all_patches)
         unfolds_cached = caches_patches and unfolds_cached
         small = chunk if unfolds or unfolds_cached else None
         return LayerPlan(state, consumers, records, caches, caches_patches, unfolds_cached, small)
@@ -104,6 +104,7 @@ class ForwardPass:
         self._plans: Mapping[int, LayerPlan] = {plan.state.layer.index: plan for plan in plans}
         self._device = device
         self._total = len(data.sources[self._split].scan())
+        self._places = data.places(self._split).to(device)
         self._portion: Portion | None = None
         """The portion that is running."""
 
@@ -149,11 +150,11 @@ class ForwardPass:
                 with_rank = not self._feed.whole
                 state.cache(batch, self._sample, portion.start, len(output), plan.unfolds_cached, with_rank)
 
-    def _batches(self, plan: LayerPlan, portion: Portion, inputs: Tensor, output: Tensor) -> Iterator[FeatureBatch]:
+    def _batches(self, plan: LayerPlan, portion: Portion, read: Tensor, output: Tensor) -> Iterator[FeatureBatch]:
         """The sampled vectors of a portion, few at a time where patches are unfolded."""
         state, channels_last = plan.state, plan.state.traced.channels_last
-        vectors = portion.vectors(state, self._sample, inputs, output)
-        reader = LayerReader(vectors.geometry, inputs, channels_last)
+        vectors = portion.vectors(state, self._sample, read, output)
+        reader = LayerReader(vectors.geometry, read, channels_last)
         by_channel = (
             output.reshape(len(output), -1, state.layer.channels).transpose(1, 2)
             if channels_last
@@ -167,10 +168,11 @@ class ForwardPass:
             if len(rows):
                 patches = checked_patches(self._extractor, self._extractor.patches(reader, rows, positions))
                 if plan.unfolds_cached:  # they are needed twice
-                    patches = StoredPatches(patches.unfold())
+                    patches = StoredPatches(patches.unfold(), patches.center)
                 fields = _fields(state, partial(self._vectors, state.layer, by_channel, rows, positions), patches)
                 labels = partial(self._labels, state, portion, rows, labeled)
-                yield FeatureBatch(state.layer, self._split, rank, fields, labels)
+                inputs = self._places[rows + portion.start]
+                yield FeatureBatch(state.layer, self._split, rank, inputs, fields, labels)
 
     def _vectors(self, layer: Layer, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         vectors = self._extractor.vectors(by_channel, rows, positions)
@@ -202,7 +204,8 @@ def _fields(
     return {
         "vectors": lambda _: vectors(),
         "projected": lambda batch: state.fits.project(batch.vectors),
+        "projected_apart": lambda batch: state.fits.project_apart(batch.vectors),
         "patches": lambda _: patches.unfold(),
         "patch_set": lambda _: patches,
-        "projected_patches": lambda batch: state.fits.project_patches(batch.patches),
+        "projected_patches": lambda batch: state.fits.project_patches(batch.patch_set),
     }

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from genmeasures.engine.cache import CACHED_FIELDS, PATCH_FIELDS, PassCache
 from genmeasures.engine.consumer import Consumer
 from genmeasures.engine.fits import Fits
 from genmeasures.engine.prepare import PreparedData
 from genmeasures.engine.record import TrainingRecord
+from genmeasures.engine.seeds import generator_for
 from genmeasures.failures import status_of
 from genmeasures.interfaces import (
     FeatureBatch,
@@ -24,6 +27,9 @@ from genmeasures.interfaces import (
     TargetLabeler,
 )
 from genmeasures.tracing import TracedLayer
+
+_PATCHES = 1000
+"""Training patches that the projection of receptive fields is fitted on, drawn at random."""
 
 
 class LayerState:
@@ -48,6 +54,8 @@ class LayerState:
         """The layer whose vectors are this layer's patches, if one projection serves both."""
         self._extractor = data.extractor
         self._split_of = data.split_of
+        self._patch_ranks = self._drawn_patches(data.seed)
+        self._places = data.places
         self._record = self._new_record(measures)
         self._cache: PassCache | None = None
 
@@ -64,7 +72,16 @@ class LayerState:
             if "labels" in reading.fields and isinstance(measure.labeler, TargetLabeler)
         }
         keeps_vectors = any("vectors" in reading.fields for _, reading in replayed)
-        return TrainingRecord(self.layer, split, samples, len(self.samples["fit"]), labelers, keeps_vectors)
+        size = len(self.samples["fit"])
+        return TrainingRecord(self.layer, split, samples, size, labelers, keeps_vectors, self._patch_ranks)
+
+    def _drawn_patches(self, seed: int) -> Tensor | None:
+        """The ranks of the training vectors whose patches are recorded, int64 (m,); None for all."""
+        size = len(self.samples["fit"])
+        if self._extractor.projects_patches or not self.fits.patch_components or size <= _PATCHES:
+            return None
+        generator = generator_for(seed, "patches", self.layer.index)
+        return torch.randperm(size, generator=generator)[:_PATCHES].sort().values
 
     def split_of(self, sample: SampleName) -> Split:
         """The split of a sample."""
@@ -86,10 +103,20 @@ class LayerState:
         return bool(self.fits.patch_components) and self.patches_of is None
 
     @property
+    def records_all_patches(self) -> bool:
+        """Whether they are those of all training vectors."""
+        return self.records_patches and self._patch_ranks is None
+
+    @property
     def record_bytes(self) -> int:
         """Memory that the record takes."""
-        patch = self._extractor.patch_size(self.layer) if self.records_patches else 0
-        return 4 * len(self.samples["fit"]) * (self._extractor.vector_size(self.layer) + patch)
+        vectors = len(self.samples["fit"])
+        patches = 0
+        if self.records_patches:
+            patches = vectors if self._patch_ranks is None else len(self._patch_ranks)
+        return 4 * (
+            vectors * self._extractor.vector_size(self.layer) + patches * self._extractor.patch_size(self.layer)
+        )
 
     def shares_patches(self, other: LayerState) -> bool:
         """Whether the vectors of the other layer are this layer's patches, projected alike, of the same sample."""
@@ -123,14 +150,25 @@ class LayerState:
             self._fail((consumer for consumer in self.consumers if consumer.ever_needs_fit), status)
             return
         self.fits.fit_labelers(projected)
-        self._record.settle(projected)
+        self._record.settle(projected, self._fit_apart())
+
+    def _fit_apart(self) -> Tensor | Exception | None:
+        """The recorded vectors projected apart, what that raised, or None if no measure reads them."""
+        if not self.fits.apart:
+            return None
+        assert self._record.vectors is not None
+        self.fits.fit_projection_apart(self._record.vectors, self._record.held_back)
+        try:
+            return self.fits.project_apart(self._record.vectors)
+        except Exception as error:
+            return error
 
     def fit_patches(self) -> None:
         """Fit the projection of the recorded patches, or take that of another layer."""
         if self.patches_of is not None:
             self.fits.share_projection(self.patches_of.fits)
         elif self._record.patches is not None:
-            self.fits.fit_patch_projection(self._record.patches)
+            self.fits.fit_patch_projection(self._record.patches, exact=self._extractor.projects_patches)
             self._record.patches = None
 
     @staticmethod
@@ -150,14 +188,17 @@ class LayerState:
     def cache_bytes(self, sample: SampleName, patch_bytes: int) -> int:
         """Memory that the cache of a pass takes, ``patch_bytes`` of it for patches or what they are read from."""
         vectors, fields = len(self.samples[sample]), self.cacheable(sample)
-        projected = 8 * vectors * self._extractor.components if "projected" in fields else 0
+        components = self._extractor.components or self._extractor.vector_size(self.layer)
+        projected = 8 * vectors * components if "projected" in fields else 0
         projected += 8 * vectors * self.fits.patch_components if "projected_patches" in fields else 0
         return projected + (patch_bytes if fields & PATCH_FIELDS else 0)
 
     def cache_of(self, sample: SampleName) -> PassCache:
         """The cache of the pass over a sample, made at the first call."""
         if self._cache is None:
-            self._cache = PassCache(sample, self.samples[sample], self._split_of(sample), self.traced, self._extractor)
+            split = self._split_of(sample)
+            places = self._places(split)
+            self._cache = PassCache(sample, self.samples[sample], split, self.traced, self._extractor, places)
         return self._cache
 
     def cache(

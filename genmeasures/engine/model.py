@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,11 @@ from genmeasures.engine.outcome import Outcome, noted
 from genmeasures.engine.passes import Passes, inputs_at_a_time
 from genmeasures.engine.prepare import PreparedData
 from genmeasures.engine.seeds import ModelSeeds
+from genmeasures.engine.selection import LayerChoice, selected
 from genmeasures.engine.tiling.feed import TileFeed
 from genmeasures.engine.tiling.survey import sketched_trace, survey
 from genmeasures.engine.tiling.tiling import Tiling
-from genmeasures.errors import ModelError, OptionError, nearest
+from genmeasures.errors import ModelError, OptionError
 from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelFacts, ModelMeasure, Split
 from genmeasures.tracing import Sketch, Trace, TracedLayer, fastest_layout, trace
 from genmeasures.tracing.dtypes import input_dtype, inputs_as
@@ -40,7 +40,6 @@ _STRIDES = 64
 """A multiple of the strides of usual models."""
 
 _NOT_CHOSEN = "not among the chosen layers"
-_L = TypeVar("_L")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def measure_model(
     data: PreparedData,
     measures: Sequence[Measure],
     device: torch.device,
-    layers: Sequence[str | int] | None = None,
+    layers: LayerChoice | None = None,
     progress: Progress | None = None,
     tile: Sequence[int] | None = None,
     facts: ModelFacts | None = None,
@@ -84,7 +83,7 @@ def measure_model(
         data: the prepared data of the run.
         measures: the prepared measures of the run.
         device: where the model runs.
-        layers: names or indices of the layers to measure, None for all.
+        layers: the layers to measure, by name, glob, index or range; None for all.
         progress: see :data:`~genmeasures.engine.forward.Progress`.
         tile: sizes of the tiles in which inputs run, one per spatial axis; None runs whole inputs.
         facts: what is known of the model, for measures that read it; None for an empty name.
@@ -92,7 +91,7 @@ def measure_model(
 
     Raises:
         ModelError: the model cannot be run or has no measurable layer.
-        OptionError: the model does not have one of ``layers``.
+        OptionError: the model has no layer that one of ``layers`` names.
 
     Returns:
         Values with their statuses, and what is known of the layers.
@@ -158,14 +157,14 @@ def _measure_without_data(
     data: PreparedData,
     measures: Sequence[Measure],
     device: torch.device,
-    layers: Sequence[str | int] | None,
+    layers: LayerChoice | None,
     facts: ModelFacts | None,
 ) -> ModelResult:
     with settled(), undisturbed(model, device):
         generators = Generators(model, device)
         seeds = ModelSeeds(generators, data.seed, False)
         every, skipped = listed(model)
-        chosen = _chosen(every, [layer.name for layer in every], layers)
+        chosen = [every[index] for index in selected([layer.name for layer in every], layers)]
         skipped += tuple((layer.name, _NOT_CHOSEN) for layer in every if layer not in chosen)
         outcomes = _lacking(measures, data, len(chosen))
         registered = dict(model.named_modules())
@@ -183,7 +182,7 @@ def _measure_without_data(
 
 
 def _whole(
-    model: nn.Module, data: PreparedData, layers: Sequence[str | int] | None, device: torch.device, memory: Memory
+    model: nn.Module, data: PreparedData, layers: LayerChoice | None, device: torch.device, memory: Memory
 ) -> tuple[Trace, list[TracedLayer], Feed]:
     """The trace, the chosen layers, and the feed of whole inputs."""
     first, tap = next(iter(data.sources.values())), data.extractor.tap
@@ -208,7 +207,7 @@ def _example_count(model: nn.Module, example: Tensor, tap: str, memory: Memory) 
 def _by_tiles(
     model: nn.Module,
     data: PreparedData,
-    layers: Sequence[str | int] | None,
+    layers: LayerChoice | None,
     device: torch.device,
     tile: Sequence[int],
     generators: Generators,
@@ -266,28 +265,8 @@ def _run(passes: Passes, traced: Trace) -> None:
 # Layers ---------------------------------------------------------------------------------------------------------
 
 
-def _choose(traced: Sequence[TracedLayer], layers: Sequence[str | int] | None) -> list[TracedLayer]:
-    return _chosen(traced, [layer.layer.name for layer in traced], layers)
-
-
-def _chosen(layers: Sequence[_L], names: Sequence[str], wanted: Sequence[str | int] | None) -> list[_L]:
-    """The layers with these names or indices, in the order of the forward pass; all for None."""
-    if wanted is None:
-        return list(layers)
-    chosen = set()
-    for layer in wanted:
-        if isinstance(layer, str):
-            if layer not in names:
-                raise OptionError(f"there is no layer {layer!r} to measure{nearest(layer, names)}")
-            chosen.add(layer)
-        elif not -len(names) <= layer < len(names):
-            raise OptionError(
-                f"there is no layer {layer} to measure: the model has {len(names)}, with indices from "
-                f"{-len(names)} to {len(names) - 1} (0 is {names[0]!r}, -1 is {names[-1]!r})"
-            )
-        else:
-            chosen.add(names[layer])
-    return [layer for layer, name in zip(layers, names, strict=True) if name in chosen]
+def _choose(traced: Sequence[TracedLayer], layers: LayerChoice | None) -> list[TracedLayer]:
+    return [traced[index] for index in selected([layer.layer.name for layer in traced], layers)]
 
 
 # Outcomes -------------------------------------------------------------------------------------------------------
@@ -302,7 +281,8 @@ def _feature_outcomes(
         by_layer = [state.consumers[index].outcomes() for state in passes.layers]
         for variable, written in zip(measure.variables, measure.written(), strict=True):
             outcomes[written.name] = [
-                noted(of_layer[variable.name], layer.note) for of_layer, layer in zip(by_layer, layers, strict=True)
+                noted(noted(of_layer[variable.name], layer.note), layer.read_before)
+                for of_layer, layer in zip(by_layer, layers, strict=True)
             ]
     return outcomes
 

@@ -147,9 +147,9 @@ def _computed(
 
 def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
     """The outcomes of a variable as a measure returned it: one per layer, or a single one."""
-    dim = next((name for name in variable.dims if name != "layer"), "")
+    own = [name for name in variable.dims if name != "layer"]
     if "layer" not in variable.dims:
-        return [outcome_of(value, dim)]
+        return [outcome_of(value, own)]
     if isinstance(value, Undefined):
         return [outcome_of(value)] * layers
     if isinstance(value, str | Mapping | Value) or not hasattr(value, "__len__"):
@@ -157,7 +157,7 @@ def _outcomes(variable: Variable, value: Any, layers: int) -> list[Outcome]:
             f"{variable.name} is of type {type(value).__name__}, expected a sequence of {layers} values, one per "
             "layer; for one value per model, declare dims=()"
         )
-    outcomes = [outcome_of(item, dim) for item in value]
+    outcomes = [outcome_of(item, own) for item in value]
     if len(outcomes) != layers:
         raise ComponentError(f"{variable.name} has {len(outcomes)} values, expected {layers}, one per layer")
     return outcomes

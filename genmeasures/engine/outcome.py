@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genmeasures.errors import ComponentError, GenmeasuresError, Undefined, nearest
+from genmeasures.errors import ComponentError, Undefined, nearest
 from genmeasures.failures import status_of
 from genmeasures.interfaces import Value, Variable
 
@@ -22,7 +22,7 @@ class Outcome:
     """
 
     value: float | NDArray[np.float64]
-    """A number, or float64 (n,) for a variable with a dimension besides ``layer``."""
+    """A number, or a float64 array with one axis per dimension that the variable has besides ``layer``."""
     status: str
 
 
@@ -71,29 +71,31 @@ def _described(value: object) -> str:
     return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
-def outcome_of(value: float | Value | Undefined | NDArray[np.float64], dim: str = "") -> Outcome:
+def outcome_of(value: float | Value | Undefined | NDArray[np.float64], dims: Sequence[str] = ()) -> Outcome:
     """The outcome of a value as a measure returned it; a number that is not finite is undefined.
 
     Args:
         value: what the measure returned for a variable.
-        dim: the dimension that the variable has besides ``layer``, "" for none.
+        dims: the dimensions that the variable has besides ``layer``.
 
     Raises:
-        ComponentError: the value is neither a number nor, where ``dim`` asks for one, an array (n,).
+        ComponentError: the value is neither a number nor, with ``dims``, an array with as many axes.
 
     Example:
         >>> outcome_of(Value(0.5, "few vectors"))
         Outcome(value=0.5, status='note: few vectors')
+        >>> outcome_of(np.ones((2, 3)), ("row", "column")).status
+        'ok'
     """
     if isinstance(value, Undefined):
         return Outcome(float("nan"), status_of(value, "a measure"))
-    array = isinstance(value, np.ndarray) and value.ndim > 0
-    if array != bool(dim):
+    axes = value.ndim if isinstance(value, np.ndarray) else 0
+    if axes != len(dims) or (dims and not isinstance(value, np.ndarray)):
         what = f"a NumPy array of shape {np.shape(value)}" if isinstance(value, np.ndarray) else _described(value)
-        expected = f"a NumPy array (n,) for the dimension {dim!r}" if dim else "a number"
+        expected = f"a NumPy array with the dimensions ({', '.join(dims)})" if dims else "a number"
         raise ComponentError(f"the measure returned {what}, expected {expected}")
-    if isinstance(value, np.ndarray) and value.ndim:
-        return _series(value)
+    if isinstance(value, np.ndarray) and dims:
+        return _array(value)
     note = value.note if isinstance(value, Value) else ""
     bare = value.value if isinstance(value, Value) else value
     try:
@@ -105,15 +107,13 @@ def outcome_of(value: float | Value | Undefined | NDArray[np.float64], dim: str 
     return Outcome(number, f"note: {note}" if note else "ok")
 
 
-def _series(values: NDArray[np.float64]) -> Outcome:
-    """The outcome of an array (n,), in which numbers that are not finite become NaN."""
-    if values.ndim != 1:
-        raise GenmeasuresError(f"the measure returned an array of {values.ndim} dimensions, expected one dimension")
+def _array(values: NDArray[np.float64]) -> Outcome:
+    """The outcome of an array, in which numbers that are not finite become NaN."""
     finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     missing = int(np.isnan(finite).sum())
-    if missing == len(finite):
+    if missing == finite.size:
         return Outcome(finite, "undefined: the measure returned no finite value")
-    return Outcome(finite, f"note: {missing} of {len(finite)} values are not finite" if missing else "ok")
+    return Outcome(finite, f"note: {missing} of {finite.size} values are not finite" if missing else "ok")
 
 
 def noted(outcome: Outcome, note: str) -> Outcome:

@@ -6,12 +6,16 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from genmeasures.data import DataSource, TargetInfo
 from genmeasures.engine.accuracy import classes_of
 from genmeasures.engine.consumer import FITTED_FIELDS
 from genmeasures.engine.returned import checked_sample
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import DataError
+from genmeasures.extractors.samples import places
 from genmeasures.interfaces import (
     Extractor,
     FeatureLabeler,
@@ -48,6 +52,7 @@ class PreparedData:
     classes: int = 0
     """The number of classes by the largest label; 0 if no targets are class numbers."""
     _samples: dict[tuple[SampleName, int], Sample] = field(default_factory=dict)
+    _places: dict[Split, Tensor] = field(default_factory=dict)
 
     def split_of(self, sample: SampleName) -> Split:
         """The split of a sample."""
@@ -66,6 +71,12 @@ class PreparedData:
             self._samples[key] = sample
         return self._samples[key]
 
+    def places(self, split: Split) -> Tensor:
+        """int64 (N,): rank of each input of a split by its contents."""
+        if split not in self._places:
+            self._places[split] = torch.from_numpy(places(self.sources[split].scan().keys))
+        return self._places[split]
+
     def note(self, measure: FeatureMeasure) -> str:
         """Note of a measure's values on the data: on which split it was fitted, and how targets were read."""
         labeler = measure.labeler
@@ -73,9 +84,11 @@ class PreparedData:
         if not isinstance(labeler, TargetLabeler):
             return fitted
         splits = {self.split_of(one_pass.sample) for one_pass in measure.passes if "labels" in one_pass.fields}
+        binned = ""
         if splits and _is_fitted(labeler):
             splits.add(self.split_of("fit"))
-        return "; ".join(filter(None, (fitted, self.target_note(splits))))
+            binned = self.labelers[repr(labeler)].note
+        return "; ".join(filter(None, (fitted, self.target_note(splits), binned)))
 
     def target_note(self, splits: Collection[Split]) -> str:
         """Note of a value on how the targets of these splits were read."""

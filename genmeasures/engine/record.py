@@ -20,6 +20,7 @@ from genmeasures.interfaces import (
     SampleName,
     Split,
     TargetLabeler,
+    is_held_back,
 )
 
 _ROWS = 16_384
@@ -38,6 +39,7 @@ class TrainingRecord:
         size: number of vectors.
         labelers: target labelers, by ``repr``, whose labels the replayed passes read.
         keeps_vectors: whether the replayed passes read vectors.
+        patch_ranks: int64 (m,), the ranks of the vectors whose patches are recorded; None for all.
     """
 
     def __init__(
@@ -48,19 +50,29 @@ class TrainingRecord:
         size: int,
         labelers: Mapping[str, TargetLabeler],
         keeps_vectors: bool,
+        patch_ranks: Tensor | None = None,
     ) -> None:
         self.samples = samples
         self.vectors: Tensor | None = None
         """float32 (n, k); None before the first batch, and after the fits if no replayed pass reads them."""
         self.patches: Tensor | None = None
-        """float32 (n, D), until their projection is fitted."""
+        """float32 (n, D), or (m, D) of those that are recorded, until their projection is fitted."""
         self.projected: Tensor | None = None
         """float64 (n, d), after the fit."""
+        self._apart: Tensor | Exception | None = None
+        """float64 (n, ·) by the other projection, or what its fit raised; None if no measure reads it."""
+        self._inputs = torch.empty(0, dtype=torch.int64)
+        """int64 (n,): ranks of the inputs."""
         self._layer = layer
         self._split: Split = split
         self._size = size
         self._labelers = labelers
         self._keeps_vectors = keeps_vectors
+        self._patch_row: Tensor | None = None
+        """int64 (n,): the row of each vector among the recorded patches, −1 where it is not recorded."""
+        self._patch_count = size if patch_ranks is None else len(patch_ranks)
+        if patch_ranks is not None:
+            self._patch_row = torch.full((size,), -1).index_copy_(0, patch_ranks, torch.arange(len(patch_ranks)))
         self._labels: dict[str, Tensor | Exception] = {}
         """By labeler: the labels, or what the labeler raised."""
 
@@ -69,13 +81,30 @@ class TrainingRecord:
         vectors = batch.vectors
         if self.vectors is None:
             self.vectors = vectors.new_empty(self._size, vectors.shape[1])
+            self._inputs = batch.inputs.new_empty(self._size)
             self._labels.update((key, batch.rank.new_zeros(self._size)) for key in self._labelers)
         self.vectors.index_copy_(0, batch.rank, vectors)
+        self._inputs[batch.rank] = batch.inputs
         if with_patches:
-            patches = batch.patches
-            if self.patches is None:
-                self.patches = patches.new_empty(self._size, patches.shape[1])
-            self.patches.index_copy_(0, batch.rank, patches)
+            self._add_patches(batch)
+
+    def _add_patches(self, batch: FeatureBatch) -> None:
+        rows, patches = batch.rank, batch.patch_set
+        if self._patch_row is not None:
+            rows = self._patch_row.to(rows.device)[rows]
+            chosen = (rows >= 0).nonzero()[:, 0]
+            if not len(chosen):
+                return
+            rows, patches = rows[chosen], patches.select(chosen)
+        unfolded = patches.unfold()
+        if self.patches is None:
+            self.patches = unfolded.new_empty(self._patch_count, unfolded.shape[1])
+        self.patches.index_copy_(0, rows, unfolded)
+
+    @property
+    def held_back(self) -> Tensor:
+        """bool (n,): the vectors of inputs that are held back."""
+        return is_held_back(self._inputs)
 
     def add_labels(self, batch: FeatureBatch) -> None:
         """Record the labels of a batch; an exception of a labeler is raised by the measures that read its labels."""
@@ -87,15 +116,16 @@ class TrainingRecord:
                 except Exception as error:
                     self._labels[key] = to_raise_later(error)
 
-    def settle(self, projected: Tensor) -> None:
+    def settle(self, projected: Tensor, apart: Tensor | Exception | None) -> None:
         """Take the projected vectors, and drop what no replayed pass reads."""
         self.projected = projected
+        self._apart = apart
         if not self._keeps_vectors:
             self.vectors = None
 
     def serves(self, consumer: Consumer) -> bool:
         """Whether the next pass of a consumer can be replayed, which none can before the fits."""
-        readable = {"projected", "labels"} if self.vectors is None else {"projected", "labels", "vectors"}
+        readable = {"projected", "projected_apart", "labels"} | ({"vectors"} if self.vectors is not None else set())
         return self.projected is not None and consumer.waits_for(*self.samples) and consumer.fields <= readable
 
     def batches(self, by_features: Callable[[Labeler, Tensor], Tensor]) -> Iterator[FeatureBatch]:
@@ -110,9 +140,12 @@ class TrainingRecord:
             fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {
                 "projected": partial(_rows_of, self.projected, rows)
             }
+            if self._apart is not None:
+                fields["projected_apart"] = partial(_rows_of, self._apart, rows)
             if self.vectors is not None:
                 fields["vectors"] = partial(_rows_of, self.vectors, rows)
-            yield FeatureBatch(self._layer, self._split, rank, fields, partial(self._label, rows, by_features))
+            inputs, labels = self._inputs[rows], partial(self._label, rows, by_features)
+            yield FeatureBatch(self._layer, self._split, rank, inputs, fields, labels)
 
     def _label(
         self, rows: slice, by_features: Callable[[Labeler, Tensor], Tensor], labeler: Labeler, batch: FeatureBatch
@@ -125,5 +158,7 @@ class TrainingRecord:
         return labels[rows]
 
 
-def _rows_of(values: Tensor, rows: slice, batch: FeatureBatch) -> Tensor:
+def _rows_of(values: Tensor | Exception, rows: slice, batch: FeatureBatch) -> Tensor:
+    if isinstance(values, Exception):
+        raise values
     return values[rows]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genmeasures.data.keys import mix
 from genmeasures.extractors.samples import Drawn, Every, places
-from genmeasures.interfaces import Extractor, Layer, PatchReader, PatchSet, Sample, is_count, one_of, require
+from genmeasures.interfaces import TAPS, Extractor, Layer, PatchReader, PatchSet, Sample, is_count, one_of, require
 
 _BLOCK = 1 << 21
 """Positions drawn at a time."""
@@ -20,8 +20,9 @@ class ReceptiveField(Extractor):
     Args:
         cap: number of pixels sampled per layer; None takes all. They are drawn uniformly over all positions,
             equally many from each input (80 000 in the paper).
-        components: d, number of components of the PCA of pixels.
-        tap: "activation" reads the output after the normalization and activation that follow, "linear" before.
+        components: d, number of components of the PCA of pixels; None takes pixels as they are, not centered.
+        tap: "activation" reads the output after the normalization and activation that follow, "linear" before, "block"
+            after the sums and concatenations that it then goes into.
         fit_cap: pixels that projections, clusters and mixtures are fitted on, if ``cap`` is larger.
 
     Raises:
@@ -36,12 +37,13 @@ class ReceptiveField(Extractor):
     name = "receptive_field"
 
     def __init__(
-        self, cap: int | None = 80_000, components: int = 10, tap: str = "activation", fit_cap: int = 80_000
+        self, cap: int | None = 80_000, components: int | None = 10, tap: str = "activation", fit_cap: int = 80_000
     ) -> None:
         require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, got {cap!r}")
         require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, got {fit_cap!r}")
-        require(is_count(components), self, f"components must be an integer ≥ 1, got {components!r}")
-        one_of(self, "tap", tap, ("activation", "linear"))
+        valid = components is None or is_count(components)
+        require(valid, self, f"components must be an integer ≥ 1 or null, got {components!r}")
+        one_of(self, "tap", tap, TAPS)
         self.cap = cap
         self.components = components
         self.tap = tap

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genmeasures.data.keys import mix
 from genmeasures.extractors.samples import Drawn, Every, places
-from genmeasures.interfaces import Extractor, Layer, PatchReader, PatchSet, Sample, is_count, one_of, require
+from genmeasures.interfaces import TAPS, Extractor, Layer, PatchReader, PatchSet, Sample, is_count, one_of, require
 
 
 class WholeTensor(Extractor):
@@ -18,8 +18,9 @@ class WholeTensor(Extractor):
 
     Args:
         cap: inputs sampled; None takes all.
-        components: d, number of components of the PCA.
-        tap: "activation" reads the output after the normalization and activation that follow, "linear" before.
+        components: d, number of components of the PCA; None takes tensors as they are, not centered.
+        tap: "activation" reads the output after the normalization and activation that follow, "linear" before, "block"
+            after the sums and concatenations that it then goes into.
         fit_cap: inputs that fits see, if ``cap`` is larger.
 
     Raises:
@@ -35,12 +36,13 @@ class WholeTensor(Extractor):
     projects_patches = True
 
     def __init__(
-        self, cap: int | None = 80_000, components: int = 10, tap: str = "activation", fit_cap: int = 80_000
+        self, cap: int | None = 80_000, components: int | None = 10, tap: str = "activation", fit_cap: int = 80_000
     ) -> None:
         require(cap is None or is_count(cap), self, f"cap must be an integer ≥ 1 or null, got {cap!r}")
         require(is_count(fit_cap), self, f"fit_cap must be an integer ≥ 1, got {fit_cap!r}")
-        require(is_count(components), self, f"components must be an integer ≥ 1, got {components!r}")
-        one_of(self, "tap", tap, ("activation", "linear"))
+        valid = components is None or is_count(components)
+        require(valid, self, f"components must be an integer ≥ 1 or null, got {components!r}")
+        one_of(self, "tap", tap, TAPS)
         self.cap = cap
         self.components = components
         self.tap = tap

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genmeasures.data.keys import mix
@@ -17,6 +18,8 @@ from genmeasures.statistics.kmeans import assign, kmeans
 
 _VALUES_PER_INPUT = 4096
 _MOST_VALUES = 1 << 22
+_NEARLY_EMPTY = 10
+"""A bin with less than one of so many parts of an equal share is nearly empty."""
 
 
 class Histogram(TargetLabeler):
@@ -29,7 +32,10 @@ class Histogram(TargetLabeler):
 
     Args:
         bins: number of bins.
-        edges: "uniform" between the extremes of the training targets, "quantile" at their quantiles.
+        edges: "uniform" between the extremes of the training targets, "quantile" at their quantiles, or "auto". "auto"
+            takes uniform edges unless they leave more than half of the bins nearly empty, as for heavy-tailed targets,
+            and quantiles leave fewer so; the status of values then has a note. A bin is nearly empty if it has less
+            than a tenth of an equal share of the training targets.
 
     Raises:
         OptionError: an option is invalid.
@@ -40,14 +46,22 @@ class Histogram(TargetLabeler):
         >>> labeler.fit(torch.Generator())
         >>> labeler.label(torch.tensor([[0.2], [0.7], [9.0]]), ()).tolist()
         [[0], [1], [1]]
+
+        A heavy tail would leave all but the first of ten uniform bins nearly empty:
+
+        >>> labeler = Histogram()
+        >>> labeler.observe(torch.linspace(-10, 10, 1001).exp()[:, None])
+        >>> labeler.fit(torch.Generator())
+        >>> labeler.note
+        'quantiles as edges of the 10 bins, 9 of which would be nearly empty between uniform edges'
     """
 
     name = "histogram"
     needs_fit = True
 
-    def __init__(self, bins: int = 10, edges: str = "uniform") -> None:
+    def __init__(self, bins: int = 10, edges: str = "auto") -> None:
         require(is_count(bins, 2), self, f"bins must be an integer ≥ 2, got {bins!r}")
-        one_of(self, "edges", edges, ("uniform", "quantile"))
+        one_of(self, "edges", edges, ("auto", "uniform", "quantile"))
         self.bins = bins
         self.edges = edges
         self._seen: list[Tensor] = []
@@ -66,7 +80,7 @@ class Histogram(TargetLabeler):
             return
         self._low = min(self._low, float(labeled.min()))
         self._high = max(self._high, float(labeled.max()))
-        if self.edges == "quantile" or values.shape[1] > 1:
+        if self.edges != "uniform" or values.shape[1] > 1:
             positions = _spread(values.shape[2])[: self._kept]
             self._seen.append(values[:, :, positions.to(values.device)].cpu())
             # Every input is thinned in the same way, so that the order of the data does not matter.
@@ -80,12 +94,31 @@ class Histogram(TargetLabeler):
             points = points[~torch.isnan(points).any(1)]
             points = points[torch.from_numpy(np.lexsort(points.T.numpy()))]
             self._centers = kmeans(points, self.bins, generator).centers
-        elif self._seen:
-            values = torch.cat([seen[~torch.isnan(seen)] for seen in self._seen]).numpy()
-            self._inner = torch.from_numpy(np.unique(np.quantile(values, np.arange(1, self.bins) / self.bins)))
         elif self._low <= self._high:
-            self._inner = torch.from_numpy(np.histogram_bin_edges([self._low, self._high], self.bins)[1:-1])
+            self._inner = torch.from_numpy(self._edges())
         self._seen = []
+
+    def _edges(self) -> NDArray[np.float64]:
+        """The inner edges of the bins."""
+        uniform: NDArray[np.float64] = np.histogram_bin_edges([self._low, self._high], self.bins)[1:-1]
+        if self.edges == "uniform":
+            return uniform
+        values = torch.cat([seen[~torch.isnan(seen)] for seen in self._seen]).numpy()
+        quantiles: NDArray[np.float64] = np.unique(np.quantile(values, np.arange(1, self.bins) / self.bins))
+        if self.edges == "quantile":
+            return quantiles
+        empty, others = (self._nearly_empty(values, edges) for edges in (uniform, quantiles))
+        if 2 * empty <= self.bins or others >= empty:
+            return uniform
+        self.note = (
+            f"quantiles as edges of the {self.bins} bins, {empty} of which would be nearly empty between uniform edges"
+        )
+        return quantiles
+
+    def _nearly_empty(self, values: NDArray[np.float64], inner: NDArray[np.float64]) -> int:
+        """Number of bins with less than a tenth of an equal share of the values."""
+        counts = np.bincount(np.searchsorted(inner, values, side="right"), minlength=self.bins)
+        return int((counts * self.bins * _NEARLY_EMPTY < len(values)).sum())
 
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
         if self._inner is None and self._centers is None:

@@ -31,6 +31,7 @@ def genmeasures_register(register: Register) -> None:
         measures.Confidence,
         aggregators.Frobenius,
         aggregators.Mean,
+        aggregators.MeanWeight,
         aggregators.Max,
         aggregators.LastK,
         aggregators.Explicit,

@@ -49,7 +49,7 @@ class Registry:
 
     Example:
         >>> registry().names("aggregator")
-        ['explicit', 'frobenius', 'last_k', 'max', 'mean', 'single']
+        ['explicit', 'frobenius', 'last_k', 'max', 'mean', 'mean_weight', 'single']
     """
 
     def __init__(self) -> None:

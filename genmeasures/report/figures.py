@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-from collections.abc import Callable
 from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import pearsonr
 
-from genmeasures.errors import ResultError, shown
-from genmeasures.files import write_atomically
+from genmeasures.errors import ResultError
 from genmeasures.judging.correlation import is_constant, pearson
+from genmeasures.report.drawing import limit, new_figure, note, plain, write_figure
 from genmeasures.results.schema import GAP, judged_variables
 
 _NEUTRAL = (0.55, 0.55, 0.55, 1.0)
-_OUTLIERS = 0.02
-"""Fraction of values at either end that may lie outside of the axes."""
 _LEVEL = 0.05
 """Significance level of a sign."""
 _COLUMNS = 5
@@ -34,7 +28,7 @@ _COLUMNS = 5
 
 
 def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[str]) -> None:
-    """Write a PNG with two or three panels for each measure of a result, except auxiliary ones.
+    """Write an image with two or three panels for each measure of a result, except auxiliary ones.
 
     Top: the aggregated measure (x) against the test metric (y), one point per model, with Pearson's correlation
     and its expected sign. Middle, where the generalization gap is known: the measure against the gap. Bottom: the
@@ -44,7 +38,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     Args:
         ds: A result with the dimensions (model, layer).
         aggregated: The same result, aggregated to (model,).
-        path: Path of the PNG; the folder must exist.
+        path: Path of a .png, .pdf or .svg; the folder must exist.
 
     Raises:
         ResultError: There is no measure to plot, or the file cannot be written.
@@ -59,7 +53,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     if not names:
         raise ResultError(f"cannot plot {fspath(path)}: the result has no measure variable")
     metric = str(ds.attrs.get("metric", "accuracy"))
-    label = _plain(f"test {'IoU' if metric == 'iou' else metric}")
+    label = plain(f"test {'IoU' if metric == 'iou' else metric}")
     models = ds.sizes["model"]
     performance = (
         ds[f"test_{metric}"].values.astype(np.float64) if f"test_{metric}" in ds.coords else np.full(models, np.nan)
@@ -74,8 +68,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     columns = min(len(names), _COLUMNS)
     bands = -(-len(names) // columns)
     panels = len(targets) + 1
-    figure = Figure(figsize=(3.5 * columns + 1.1, 3.4 * panels * bands), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.5 * columns + 1.1, 3.4 * panels * bands)
     axes = figure.subplots(panels * bands, columns, squeeze=False)
     for index in range(bands * columns):
         band, column = divmod(index, columns)
@@ -85,8 +78,8 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
                 ax.remove()
             continue
         name = names[index]
-        title = textwrap.fill(_plain(str(ds[name].attrs.get("long_name", name))), 32)
-        unit = _plain(str(ds[name].attrs.get("units", "1")))
+        title = textwrap.fill(plain(str(ds[name].attrs.get("long_name", name))), 32)
+        unit = plain(str(ds[name].attrs.get("units", "1")))
         quantity = title if unit in ("", "1") else f"{title} [{unit}]"
         for ax, (kind, readable, truth) in zip(own, targets, strict=False):
             expected = int(ds[name].attrs.get(f"expected_{kind}", 0))
@@ -98,20 +91,10 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
             _lines(own[-1], ds[name].transpose("model", "layer"), colors)
             own[-1].set_ylabel(quantity)
         else:
-            _note(own[-1], "one value per model")
+            note(own[-1], "one value per model")
     if np.isfinite(performance).any():
         figure.colorbar(shades, ax=figure.axes, label=label, aspect=40 * bands, pad=0.015)
-    try:
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-        write_atomically(Path(path), image.getvalue())
-    except OSError as error:
-        raise ResultError(f"cannot write the figure {fspath(path)}: {error.strerror or error}") from error
-
-
-def _plain(text: str) -> str:
-    """A text in which matplotlib finds no math."""
-    return shown(text).replace("$", r"\$")
+    write_figure(figure, Path(path))
 
 
 def _shades(values: NDArray[np.float64]) -> ScalarMappable:
@@ -133,14 +116,14 @@ def _scatter(
 ) -> None:
     drawn = np.isfinite(x) & np.isfinite(y)
     if not drawn.any():
-        _note(ax, f"no {target} is known" if not np.isfinite(y).any() else "no model has a value")
+        note(ax, f"no {target} is known" if not np.isfinite(y).any() else "no model has a value")
         return
     x, y = x[drawn], y[drawn]
     ax.scatter(x, y, c=colors[drawn], s=22, alpha=0.85, linewidths=0.3, edgecolors="white")
     defined = not (is_constant(x) or is_constant(y))
     coefficient = float(pearson(x, y)) if defined else np.nan
     shown = "not defined" if np.isnan(coefficient) else f"{coefficient:.2f}".replace("-", "−")
-    outside = _limit(ax.set_xlim, x)
+    outside = limit(ax.set_xlim, x)
     counted = f"n = {len(x)}{f', {outside} outside' if outside else ''}"
     sign = {1: ", expected > 0", -1: ", expected < 0"}.get(expected, "")
     # Red where the correlation has the opposite sign and is significant.
@@ -153,7 +136,7 @@ def _scatter(
 def _lines(ax: Axes, values: xr.DataArray, colors: NDArray[np.float64]) -> None:
     numbers = np.where(np.isfinite(values.values), values.values, np.nan).astype(np.float64)
     if np.isnan(numbers).all():
-        _note(ax, "no layer has a value")
+        note(ax, "no layer has a value")
         return
     few = len(numbers) <= 10
     for line, color in zip(numbers, colors, strict=True):
@@ -162,30 +145,9 @@ def _lines(ax: Axes, values: xr.DataArray, colors: NDArray[np.float64]) -> None:
             values["layer"].values, line, color=color, linewidth=1.4 if few else 0.7, alpha=0.9 if few else 0.5,
             marker="o", markersize=3.0 if few else 1.4, markeredgewidth=0,
         )  # fmt: skip
-    outside = _limit(ax.set_ylim, numbers[~np.isnan(numbers)])
+    outside = limit(ax.set_ylim, numbers[~np.isnan(numbers)])
     if outside:
         ax.set_title(f"{outside} outside", fontsize=8, loc="right", color="0.35")
     ax.set_xlabel("layer")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.25, linewidth=0.5)
-
-
-def _limit(set_limits: Callable[[float, float], object], values: NDArray[np.float64]) -> int:
-    """Limit the axis if a few distant values would dominate it; returns how many lie outside of the limits."""
-    low, high = np.quantile(values, [_OUTLIERS, 1 - _OUTLIERS], method="nearest")
-    reach = 1.5 * (high - low)
-    if reach <= 0 or (values.min() >= low - reach and values.max() <= high + reach):
-        return 0
-    inside = values[(values >= low - reach) & (values <= high + reach)]
-    margin = 0.05 * (inside.max() - inside.min())
-    set_limits(float(inside.min() - margin), float(inside.max() + margin))
-    return len(values) - len(inside)
-
-
-def _note(ax: Axes, text: str) -> None:
-    """Fill a panel with a text instead of a plot."""
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.4")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_color("0.85")

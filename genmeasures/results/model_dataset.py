@@ -135,9 +135,9 @@ def _own_sizes(outcomes: Mapping[str, Sequence[Outcome]], measures: Sequence[Mea
     sizes: dict[str, int] = {}
     for measure in measures:
         for variable in measure.written():
-            for dim in set(variable.dims) - {"layer"}:
-                lengths = [np.size(o.value) for o in outcomes.get(variable.name, ()) if isinstance(o.value, np.ndarray)]
-                sizes[dim] = max([sizes.get(dim, 0), *lengths])
+            arrays = [o.value for o in outcomes.get(variable.name, ()) if isinstance(o.value, np.ndarray)]
+            for axis, dim in enumerate(dim for dim in variable.dims if dim != "layer"):
+                sizes[dim] = max([sizes.get(dim, 0), *(array.shape[axis] for array in arrays)])
     return sizes
 
 
@@ -161,7 +161,8 @@ def _values(
     values = np.full((len(outcomes), *(sizes[dim] for dim in own)), np.nan)
     if own:
         for row, outcome in zip(values, outcomes, strict=True):
-            row[: np.size(outcome.value)] = outcome.value
+            if isinstance(outcome.value, np.ndarray):
+                row[tuple(map(slice, outcome.value.shape))] = outcome.value
     else:
         values[:] = [outcome.value for outcome in outcomes]
     status_dims = tuple(dim for dim in dims if dim not in own)

@@ -77,7 +77,7 @@ def square_distances(vectors: Tensor, centroids: Tensor, labels: Tensor) -> Tens
     rounded = centroids.to(vectors.dtype)
     for block, label, distance in zip(*_blocks_of(vectors, labels, out), strict=True):
         if vectors.dtype == torch.float64:
-            distance.copy_((block - rounded[label]).square_().sum(1))
+            distance.copy_((block - rounded.index_select(0, label)).square_().sum(1))
             continue
         origin = _origin(block)
         centered, about = block, rounded

@@ -1,4 +1,4 @@
-"""Streaming Davies–Bouldin index: a pass for the centroids and a pass for the distances to them."""
+"""Streaming cluster indices: a pass for the centroids and a pass for the distances to them."""
 
 from __future__ import annotations
 
@@ -81,6 +81,23 @@ def _distances(centroids: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
         yield start, distance.sqrt_()
 
 
+def _distinct(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels in ascending order, the index of each vector's label among them, and counts; few are not sorted."""
+    low, high = labels.aminmax()
+    width = int(high - low) + 1
+    if width > MANY:
+        distinct, index, counts = labels.unique(return_inverse=True, return_counts=True)
+        return distinct, index, counts
+    shifted = labels - low
+    counts = torch.bincount(shifted, minlength=width)
+    present = counts.nonzero()[:, 0]
+    if len(present) == width:
+        return present + low, shifted, counts
+    index = counts.new_zeros(width)
+    index[present] = torch.arange(len(present), device=labels.device)
+    return present + low, index[shifted], counts[present]
+
+
 class ClusterSums:
     """First pass of the Davies–Bouldin index: sums of the vectors of each cluster.
 
@@ -93,7 +110,7 @@ class ClusterSums:
         >>> sums.add(vectors, labels)
         >>> spreads = sums.result()
         >>> spreads.add(vectors, labels)
-        >>> spreads.index("mean")
+        >>> spreads.davies_bouldin("mean")
         0.2
     """
 
@@ -113,7 +130,7 @@ class ClusterSums:
         """
         if not len(labels):
             return
-        distinct, index, counts = labels.unique(return_inverse=True, return_counts=True)
+        distinct, index, counts = _distinct(labels)
         if isinstance(vectors, PatchSet):
             sums = vectors.cluster_sums(index, len(distinct))
         else:
@@ -179,7 +196,7 @@ class ClusterSpreads:
         self._distance.index_add_(0, index, square.sqrt())
         self._square.index_add_(0, index, square)
 
-    def index(self, spread: str) -> float:
+    def davies_bouldin(self, spread: str) -> float:
         """Compute the Davies–Bouldin index of the vectors added.
 
         Args:
@@ -190,3 +207,22 @@ class ClusterSpreads:
         """
         mean = (self._distance if spread == "mean" else self._square) / self._counts
         return davies_bouldin(self._centroids, mean if spread == "mean" else mean.sqrt())
+
+    def calinski_harabasz(self) -> float:
+        """Compute the index of Caliński & Harabasz 1974 of the vectors added.
+
+        This is (Σ_i n_i ‖c_i − c‖² / (k − 1)) / (Σ_x ‖x − c_i(x)‖² / (n − k)), c the mean of all n vectors. Higher
+        means better separated clusters.
+
+        Raises:
+            Undefined: There are fewer than two clusters, or the vectors of each cluster are equal.
+        """
+        k, n = len(self._counts), float(self._counts.sum())
+        if k < 2:
+            raise Undefined(f"expected at least 2 clusters in the sample, got {k}")
+        within = float(self._square.sum())
+        if n <= k or not within > 0:
+            raise Undefined("the vectors of each cluster are equal, which makes the index infinite")
+        centered = self._centroids - self._counts @ self._centroids / n
+        between = float(self._counts @ centered.square().sum(1))
+        return between / (k - 1) / (within / (n - k))

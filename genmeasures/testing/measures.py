@@ -75,9 +75,6 @@ def check_variables(component: Measure) -> None:
             f"{variable.name} is auxiliary, and is not judged: it has no expected sign"
         )
         assert variable.bounds[0] < variable.bounds[1], f"the bounds of {variable.name} are {variable.bounds}"
-        own = [dim for dim in variable.dims if dim != "layer"]
-        assert len(own) <= 1, f"{variable.name} has two additional dimensions: {own}"
-        assert not own or variable.dims[-1] == own[0], f"layer comes first in the dimensions of {variable.name}"
 
 
 def check_values(component: Measure) -> None:

@@ -53,6 +53,17 @@ class Geometry:
         return self.channels * math.prod(self.kernel)
 
     @property
+    def center(self) -> slice | None:
+        """Where in a patch, in the order (*kernel, C), the pixel at its center is.
+
+        None for kernels of even size, and for transposed convolutions, which read zeros between the pixels.
+        """
+        if self.transposed or any(size % 2 == 0 for size in self.kernel):
+            return None
+        start = math.prod(self.kernel) // 2 * self.channels
+        return slice(start, start + self.channels)
+
+    @property
     def after(self) -> tuple[int, ...]:
         """Padding after the last element of each dimension that a convolution reads, at least 0."""
         sizes = zip(self.output_spatial, self.stride, self.kernel, self.dilation, strict=True)

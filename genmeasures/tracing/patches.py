@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from genmeasures.interfaces import PatchReader, PatchSet
 from genmeasures.statistics.clusters import cluster_sums, expanded, is_far, nearly_zero, square_distances
+from genmeasures.statistics.pca import project
 from genmeasures.tracing.geometry import Geometry
 
 _BLOCK_BYTES = 1 << 23
@@ -90,20 +92,22 @@ class StoredPatches(PatchSet):
 
     Args:
         patches: float32 (n, D).
+        center: See :attr:`PatchSet.center`.
 
     Example:
         >>> StoredPatches(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).cluster_sums(torch.tensor([0, 0]), 1)
         tensor([[4., 6.]], dtype=torch.float64)
     """
 
-    def __init__(self, patches: Tensor) -> None:
+    def __init__(self, patches: Tensor, center: slice | None = None) -> None:
         self._patches = patches
+        self.center = center
 
     def unfold(self) -> Tensor:
         return self._patches
 
     def select(self, rows: Tensor) -> PatchSet:
-        return StoredPatches(self._patches[rows])
+        return StoredPatches(self._patches[rows], self.center)
 
     def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
         return cluster_sums(self._patches, labels, k)
@@ -111,9 +115,14 @@ class StoredPatches(PatchSet):
     def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:
         return square_distances(self._patches, centroids, labels)
 
+    def project(self, mean: Tensor, components: Tensor) -> Tensor:
+        return project(self._patches, mean, components)
+
 
 class WholeInputs(PatchSet):
     """Whole inputs of a layer as patches, flattened in the order (*spatial, channels)."""
+
+    center = slice(None)
 
     def __init__(self, reader: LayerReader, rows: Tensor) -> None:
         self._reader = reader
@@ -133,19 +142,24 @@ class WholeInputs(PatchSet):
     def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:
         return square_distances(self.unfold(), centroids, labels)
 
+    def project(self, mean: Tensor, components: Tensor) -> Tensor:
+        return project(self.unfold(), mean, components)
+
 
 class ReceptiveFields(PatchSet):
     """Receptive fields of output ``positions`` (n,) of the inputs ``rows`` (n,), in ascending order.
 
     If they cover most positions of the inputs, the products p·c are computed by a convolution with the
     centroids as kernels, ‖p‖² by a box filter over the squared norms of pixels, and the cluster sums
-    as the weight gradient of that convolution. Else the patches are gathered in blocks.
+    as the weight gradient of that convolution. Projections are a convolution with the components as kernels.
+    Else the patches are gathered in blocks.
     """
 
     def __init__(self, reader: LayerReader, rows: Tensor, positions: Tensor) -> None:
         self._reader = reader
         self._rows = rows
         self._positions = positions
+        self.center = reader.geometry.center
 
     def unfold(self) -> Tensor:
         return self._reader.gather(self._rows, self._positions)
@@ -155,7 +169,7 @@ class ReceptiveFields(PatchSet):
 
     def cluster_sums(self, labels: Tensor, k: int) -> Tensor:
         if self._is_dense(k):
-            return self._dense().cluster_sums(self._rows - self._first, self._positions, labels, k)
+            return self._dense.cluster_sums(self._rows - self._first, self._positions, labels, k)
         sums = labels.new_zeros((k, self._reader.geometry.patch_size), dtype=torch.float64)
         for part, patches in self._blocks():
             cluster_sums(patches, labels[part], k, out=sums)
@@ -165,11 +179,18 @@ class ReceptiveFields(PatchSet):
         if not self._is_dense(len(centroids)):
             parts = [square_distances(patches, centroids, labels[part]) for part, patches in self._blocks()]
             return torch.cat(parts)
-        distances, near = self._dense().square_distances(self._rows - self._first, self._positions, centroids, labels)
+        distances, near = self._dense.square_distances(self._rows - self._first, self._positions, centroids, labels)
         for rows in near.nonzero()[:, 0].split(self._block_rows) if bool(near.any()) else ():
             patches = self._reader.gather(self._rows[rows], self._positions[rows])
             distances[rows] = square_distances(patches, centroids, labels[rows])
         return distances
+
+    def project(self, mean: Tensor, components: Tensor) -> Tensor:
+        if self._is_dense(len(components)):
+            return self._dense.project(self._rows - self._first, self._positions, mean, components)
+        origin = mean.float()
+        basis, offset = components.T.float(), (mean - origin) @ components.T
+        return torch.cat([(patches.sub_(origin) @ basis).double() - offset for _, patches in self._blocks()])
 
     @property
     def _first(self) -> int:
@@ -190,8 +211,9 @@ class ReceptiveFields(PatchSet):
             return False
         inputs = int(self._rows[-1]) - self._first + 1
         everywhere = inputs * math.prod(geometry.output_spatial) * _lanes(k)
-        return len(self._rows) * _GATHER_COST * 2 >= everywhere
+        return len(self._rows) * (_GATHER_COST * 2 + k) > everywhere
 
+    @cached_property
     def _dense(self) -> _Dense:
         last = int(self._rows[-1])
         return _Dense(self._reader.geometry, self._reader.input[self._first : last + 1])
@@ -267,13 +289,26 @@ class _Dense:
         rounded = centroids.to(self._pixels.dtype)
         if self._origin is not None:
             rounded = (centroids - self._tiled(self._origin)).to(self._pixels.dtype)
-        kernels = self._pixels.new_zeros(_lanes(len(centroids)), self._geometry.channels, *self._geometry.kernel)
-        kernels[: len(centroids)] = rounded.view(len(centroids), *self._geometry.kernel, -1).movedim(-1, 1)
-        products = self._convolve(self._pixels, kernels).flatten(2)[rows, labels, positions]
+        products = self._convolve(self._pixels, self._kernels(rounded)).flatten(2)[rows, labels, positions]
         box = self._pixels.new_ones(1, 1, *self._geometry.kernel)
         norms = self._convolve(self._pixels.square().sum(1, keepdim=True), box).flatten(1)[rows, positions]
         distances = expanded(norms, products, rounded, labels)
         return distances, nearly_zero(distances, norms)
+
+    def project(self, rows: Tensor, positions: Tensor, mean: Tensor, components: Tensor) -> Tensor:
+        """float64 (n, d): patches minus their mean (D,), projected onto components (d, D)."""
+        kernels = self._kernels(components.to(self._pixels.dtype))
+        products = self._convolve(self._pixels, kernels)[:, : len(components)].flatten(2).transpose(1, 2)
+        offset = mean if self._origin is None else mean - self._tiled(self._origin)
+        every = len(rows) == products.shape[0] * products.shape[1]
+        picked = products.flatten(0, 1) if every else products[rows, positions]
+        return picked.double().sub_(offset @ components.T)
+
+    def _kernels(self, patches: Tensor) -> Tensor:
+        """(lanes, C, *kernel): patches (k, D) as the kernels of a convolution."""
+        kernels = self._pixels.new_zeros(_lanes(len(patches)), self._geometry.channels, *self._geometry.kernel)
+        kernels[: len(patches)] = patches.view(len(patches), *self._geometry.kernel, -1).movedim(-1, 1)
+        return kernels
 
     def _convolve(self, pixels: Tensor, kernels: Tensor) -> Tensor:
         convolution = _CONVOLUTIONS[self._spatial]

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from genmeasures.contexts import casting, uncast
 from genmeasures.errors import ModelError
 from genmeasures.tracing.dtypes import plain
-from genmeasures.tracing.trace import OTHER_LAYERS, TracedLayer, forward, is_followed, tensors_in
+from genmeasures.tracing.functions import FOLLOWED, JOINS
+from genmeasures.tracing.trace import OTHER_LAYERS, TracedLayer, forward, tensors_in
 
 Receiver: TypeAlias = Callable[[TracedLayer, Tensor, Tensor], None]
 """Called with a layer, its input (B, …) and its output (B, …) as soon as the output is computed."""
@@ -48,6 +49,8 @@ class Tap(TorchFunctionMode):
         self._model = model
         self._layers = {(id(traced.module), traced.call): traced for traced in layers}
         self._receive = receive
+        joined = any(function in JOINS for traced in layers for function in traced.follow)
+        self._followed = FOLLOWED | JOINS if joined else FOLLOWED
         self._pending: dict[int, list[tuple[TracedLayer, Tensor, Tensor, int]]] = {}
         """By the id of an intermediate output: its layers, their inputs, the output, and the number of functions
         followed."""
@@ -118,10 +121,13 @@ class Tap(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self._pending or not is_followed(func):
+        if not self._pending or func not in self._followed:
             return result
-        first = next(tensors_in([*args, *(kwargs or {}).values()]), None)
-        for traced, layer_input, _, step in self._pending.pop(id(first), ()):
+        tensors = tensors_in([*args, *(kwargs or {}).values()])
+        # A sum may join the outputs of several layers; other functions read their first argument.
+        used = [id(tensor) for tensor in tensors] if func in JOINS else [id(next(tensors, None))]
+        waiting = [entry for key in used for entry in self._pending.pop(key, ())]
+        for traced, layer_input, _, step in waiting:
             if func is not traced.follow[step]:
                 self._failure = ModelError(OTHER_LAYERS)
                 raise self._failure

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrize
@@ -21,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from genmeasures.errors import ModelError
 from genmeasures.interfaces import Layer
 from genmeasures.tracing.dtypes import given_as, is_readable, plain
+from genmeasures.tracing.functions import ACTIVATIONS, DROPOUTS, FOLLOWED, JOINS, NORMALIZATIONS, join_of
 from genmeasures.tracing.geometry import MEASURED, Geometry, MeasuredModule, follows_geometry, geometry_of
 from genmeasures.tracing.randomness import Generators
 from genmeasures.tracing.repeat import RANDOM, Observed, Sample, alone, notes, sample
@@ -31,48 +31,10 @@ OTHER_LAYERS = (
     "forward passes that depend on the data cannot be measured"
 )
 
-_NORMALIZATIONS: frozenset[Callable[..., Any]] = frozenset(
-    {
-        F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm, F.local_response_norm, F.rms_norm,
-        torch.batch_norm, torch.instance_norm, torch.group_norm, torch.layer_norm, torch.rms_norm,
-    }
-)  # fmt: skip
-_ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
-    {
-        F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6,
-        F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.selu, F.selu_, torch.selu, torch.selu_,
-        F.celu, F.celu_, torch.celu, torch.celu_, F.prelu, torch.prelu, Tensor.prelu, F.rrelu, F.rrelu_,
-        torch.rrelu, torch.rrelu_, F.gelu, F.silu, F.mish, F.softplus, F.softsign, F.tanhshrink, F.softshrink,
-        F.hardshrink, Tensor.hardshrink, F.threshold, torch.threshold, torch.threshold_, F.logsigmoid,
-        F.hardtanh, F.hardtanh_, F.hardsigmoid, F.hardswish,
-        F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_,
-        F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_,
-        torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_min_,
-        torch.clamp_min, torch.clamp_min_, torch.clip, torch.clip_, Tensor.clip, Tensor.clip_,
-        F.softmax, F.softmin, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
-    }
-)  # fmt: skip
-_DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
-    {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
-)
-"""Functions that are the identity in evaluation mode."""
-_FOLLOWED = _NORMALIZATIONS | _ACTIVATIONS | _DROPOUTS
-
-
 _NORM_ELEMENTS = 1 << 18
 """Elements of a weight that are converted to float64 at a time."""
 _SEEDS = (0, 1)
 """Seeds of the first and the second pass, between which random features differ."""
-
-
-def is_followed(function: Callable[..., Any]) -> bool:
-    """Whether a function is a normalization, activation or dropout that a tap may follow.
-
-    Example:
-        >>> is_followed(torch.relu), is_followed(torch.flatten)
-        (True, False)
-    """
-    return function in _FOLLOWED
 
 
 def tensors_in(values: Iterable[object]) -> Iterator[Tensor]:
@@ -104,13 +66,15 @@ class TracedLayer:
     geometry: Geometry
     channels_last: bool
     follow: tuple[Callable[..., Any], ...]
-    """Functions (:func:`is_followed`) after which the output is read, in running order."""
+    """Functions after which the output is read, in running order."""
     copy_input: bool
     """Whether the model overwrites the layer's input before the output can be read."""
     reads: int | None
     """Index of the layer whose tapped output is this layer's input, None if there is no such layer."""
     note: str = ""
     """Caveat for the layer's values, for example that its features are random."""
+    read_before: str = ""
+    """Caveat for its features where the output is read before a sum or a concatenation, else ""."""
 
     def output_shape(self, batch: int) -> tuple[int, ...]:
         """Return the shape of the layer's output for a number of inputs."""
@@ -146,8 +110,14 @@ class _Use:
     """Use of a tensor by a function."""
 
     function: Callable[..., Any]
+    order: int
+    """Place among all uses and calls of the pass."""
     first: bool
     """Whether the tensor was the first argument."""
+    join: str
+    """"sum" or "concatenation" where the function joins the tensor with others, else ""."""
+    alone: bool
+    """Whether it is a sum or a concatenation of this tensor alone, such as the first step of Python's ``sum``."""
     result: _Seen
     input_versions: dict[int, int]
     """Number of writes so far to the inputs of the layers that had run, by the number of the tensor."""
@@ -162,6 +132,8 @@ class _Call:
     module: nn.Module
     count: int
     """Index of the call of the module, from 0."""
+    order: int
+    """Place among all uses and calls of the pass."""
     input: _Seen | None
     writes: Tensor | None
     """Tensor that counts the writes to the input."""
@@ -173,6 +145,31 @@ class _Call:
     sample: Sample | None
 
 
+@dataclass(frozen=True)
+class _Path:
+    """Where the output of a layer is read, and how it gets there."""
+
+    functions: tuple[Callable[..., Any], ...]
+    """Functions between the layer and the tap."""
+    names: tuple[str, ...]
+    """What they are called in ``Layer.tap``, "" for those that change nothing."""
+    changed: bool
+    """Whether the layer's input is overwritten by then."""
+    source: _Use | _Call
+    """The use of the last function; the call of the layer if there is none."""
+    joins: str
+    """"sum" or "concatenation" where the output first goes into one, else ""."""
+    joined: bool
+    """Whether it is read after that."""
+
+    @property
+    def output(self) -> _Seen:
+        """The tensor that is read."""
+        seen = self.source.output if isinstance(self.source, _Call) else self.source.result
+        assert seen is not None
+        return seen
+
+
 class _Observer(TorchFunctionMode):
     """Records the calls of measurable modules, and which functions use which tensors, in one forward pass.
 
@@ -181,10 +178,14 @@ class _Observer(TorchFunctionMode):
         generators: Generators that the pass may draw from.
         seed: Seed of the pass.
         watch: Whether to check after each function whether the pass has drawn random numbers by then.
+        tap: Where outputs are read, see :func:`trace`.
     """
 
-    def __init__(self, batch: int, generators: Generators, seed: int, watch: bool) -> None:
+    def __init__(self, batch: int, generators: Generators, seed: int, watch: bool, tap: str) -> None:
         super().__init__()
+        self._tap = tap
+        self._followed = FOLLOWED | JOINS if tap == "block" else FOLLOWED
+        self._order = 0
         self.calls: list[_Call] = []
         self.uses: dict[int, list[_Use]] = {}
         self.outputs: list[Sample | None] = []
@@ -226,14 +227,20 @@ class _Observer(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         output = None if self._looking else next(tensors_in([result]), None)
         if output is not None:
-            followed = func in _FOLLOWED
+            followed = func in self._followed
             versions = (
                 {call.input.number: _version(call.writes) for call in self.calls if call.input} if followed else {}
             )
             sample = self._sample(output) if followed else None
             record = self._seen(output)
-            for index, tensor in enumerate(tensors_in([*args, *(kwargs or {}).values()])):
-                self.uses.setdefault(self._number(tensor), []).append(_Use(func, index == 0, record, versions, sample))
+            self._order += 1
+            operands = list(tensors_in([*args, *(kwargs or {}).values()]))
+            joining = func in JOINS
+            join = join_of(func, [self._seen(tensor).shape for tensor in operands], record.shape) if joining else ""
+            single = joining and len(operands) == 1
+            for index, tensor in enumerate(operands):
+                use = _Use(func, self._order, index == 0, join, single, record, versions, sample)
+                self.uses.setdefault(self._number(tensor), []).append(use)
         return result
 
     def _hook(self, name: str) -> Callable[..., None]:
@@ -244,7 +251,10 @@ class _Observer(TorchFunctionMode):
             seen_output = self._seen(output) if isinstance(output, Tensor) and output.is_floating_point() else None
             readable = all(is_readable(tensor) for tensor in (layer_input, output) if isinstance(tensor, Tensor))
             sample, kind, counter = self._sample(output), type(output).__name__, self._counter(layer_input)
-            self.calls.append(_Call(name, module, count, read, counter, seen_output, kind, readable, sample))
+            self._order += 1
+            self.calls.append(
+                _Call(name, module, count, self._order, read, counter, seen_output, kind, readable, sample)
+            )
 
         return hook
 
@@ -290,50 +300,65 @@ class _Observer(TorchFunctionMode):
         finally:
             self._looking = False
 
-    def follow(self, call: _Call, tap: str) -> tuple[tuple[Callable[..., Any], ...], bool, _Use | _Call]:
-        """Find where the output of a layer is read.
-
-        Args:
-            call: Call of the layer.
-            tap: "activation" or "linear", see :func:`trace`.
-
-        Returns:
-            The functions between the layer and the tap, whether the layer's input is overwritten by then, and the
-            use of the last of these functions (the call itself if there is none).
-        """
-        if tap != "activation":
-            return (), False, call
+    def follow(self, call: _Call) -> _Path:
+        """Find where the output of a layer is read."""
         assert call.input is not None
         assert call.output is not None
         functions: list[Callable[..., Any]] = []
+        names: list[str] = []
         steps = 0
-        normalized = activated = changed = False
-        current, uses = call.output, self.uses.get(call.output.number, [])
-        tapped: _Use | _Call = call
+        normalized = activated = changed = joined = single = False
+        joins = ""
+        axis = -1 if isinstance(call.module, nn.Linear) else 1
+        current, uses = call.output, self._uses_after(call.output, call.order)
+        source: _Use | _Call = call
         while uses:
             use = uses[0]
             in_place = use.result.number == current.number
-            if not use.first or use.function not in _FOLLOWED or use.result.shape != current.shape:
-                break
-            if not in_place and len(uses) > 1:
-                break  # the tensor has several uses: it is not clear which one the next layer receives
-            if use.function in _NORMALIZATIONS:
-                if normalized:
+            if use.join:
+                joins = joins or use.join
+                if self._tap != "block" or not _same_positions(current.shape, use.result.shape, axis):
                     break
-                normalized = True
-            elif use.function in _ACTIVATIONS:
-                if activated:
+                joined, normalized, activated = True, False, False
+            elif use.alone:
+                if use.result.shape != current.shape:
                     break
-                activated = True
+                single = True
+            else:
+                if not use.first or use.function not in FOLLOWED or use.result.shape != current.shape:
+                    break
+                if not in_place and len(uses) > 1:
+                    break  # the tensor has several uses: it is not clear which one the next layer receives
+                if single and not joined:
+                    break  # what a layer receives is not what follows a sum with a number
+                if use.function in NORMALIZATIONS:
+                    if normalized:
+                        break
+                    normalized = True
+                elif use.function in ACTIVATIONS:
+                    if activated:
+                        break
+                    activated = True
             functions.append(use.function)
-            if use.function not in _DROPOUTS:
+            names.append(use.join or ("" if use.function in DROPOUTS else use.function.__name__.strip("_")))
+            if self._tap != "linear" and use.function not in DROPOUTS and not (single and not joined):
                 steps = len(functions)
-                tapped = use
+                source = use
                 version = use.input_versions[call.input.number]
                 changed = version < 0 or version != call.input.version
-            uses = uses[1:] if in_place else self.uses.get(use.result.number, [])
-            current = use.result
-        return tuple(functions[:steps]), changed, tapped
+            uses, current = self._uses_after(use.result, use.order), use.result
+        return _Path(tuple(functions[:steps]), tuple(names[:steps]), changed, source, joins, joined)
+
+    def _uses_after(self, tensor: _Seen, order: int) -> list[_Use]:
+        return [use for use in self.uses.get(tensor.number, []) if use.order > order]
+
+
+def _same_positions(shape: tuple[int, ...], joined: tuple[int, ...], axis: int) -> bool:
+    """Whether two shapes differ in the number of channels, along ``axis``, at most."""
+    if len(shape) != len(joined):
+        return False
+    channels = axis % len(shape)
+    return shape[:channels] + shape[channels + 1 :] == joined[:channels] + joined[channels + 1 :]
 
 
 def _version(tensor: Tensor | None) -> int:
@@ -352,7 +377,8 @@ def trace(model: nn.Module, example: Tensor, tap: str) -> Trace:
         model: The model, in evaluation mode on the device of the example.
         example: Inputs (B, …).
         tap: "activation" to read the output of a layer after the normalization and activation that directly follow
-            it, "linear" to read the output of the layer itself.
+            it, "linear" to read the output of the layer itself, "block" to read it after the sums and concatenations
+            that it then goes into, and the normalization and activation that directly follow those.
 
     Returns:
         The layers that can be measured, and the reasons why others cannot.
@@ -376,7 +402,7 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
     def observe(inputs: Tensor, seed: int, watch: bool = False) -> _Observer:
         while True:
             modules = set(model.modules())
-            observer = _Observer(len(inputs), generators, seed, watch)
+            observer = _Observer(len(inputs), generators, seed, watch, tap)
             observer.run(model, inputs)
             if set(model.modules()) == modules:  # else the call created modules, which were not observed
                 return observer
@@ -391,6 +417,7 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
     calls = Counter(id(call.module) for call in observer.calls)
     makers: dict[tuple[int, int], int] = {}
     indices: list[int] = []
+    orders: list[int] = []
     for index, (call, fewer) in enumerate(zip(observer.calls, again.calls, strict=True)):
         name = call.name or "(model)"
         name = name if call.count == 0 else f"{name}#{call.count + 1}"
@@ -398,14 +425,13 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
         if reason:
             skipped.append((name, reason))
             continue
-        follow, changed, source = observer.follow(call, tap)
+        path = observer.follow(call)
         assert call.input is not None
         reads = makers.get((call.input.number, call.input.version))
-        result = source.output if isinstance(source, _Call) else source.result
-        assert result is not None
-        makers[result.number, result.version] = len(layers)
-        layers.append(_describe(call, name, len(layers), calls[id(call.module)], follow, changed, reads))
+        makers[path.output.number, path.output.version] = len(layers)
+        layers.append(_describe(call, name, len(layers), calls[id(call.module)], path, reads, tap))
         indices.append(index)
+        orders.append(path.source.order)
     skipped += not_measured(model, set(calls), attributes)
     if not layers:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
@@ -414,8 +440,11 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
             f"{', '.join(kinds) or 'no modules'}" + "".join(f"; {name}: {reason}" for name, reason in skipped)
         )
 
+    # Outputs in the order in which they are read: that of the layers, but for layers whose outputs are joined later.
+    places = sorted(range(len(layers)), key=lambda place: orders[place])
+
     def observed(observer: _Observer) -> Observed:
-        tapped = [observer.follow(observer.calls[index], tap)[2].sample for index in indices]
+        tapped = [observer.follow(observer.calls[indices[place]]).source.sample for place in places]
         return Observed([*tapped, *observer.outputs], observer.drew)
 
     def repeat(inputs: Tensor) -> Observed:
@@ -424,9 +453,10 @@ def _trace(model: nn.Module, example: Tensor, tap: str, generators: Generators) 
         return observed(repeated)
 
     by_site = notes(example, observed(observer), observed(again), repeat)
-    described = tuple(replace(layer, note=note) for layer, note in zip(layers, by_site, strict=False))
+    for place, note in zip(places, by_site, strict=False):
+        layers[place] = replace(layers[place], note=note)
     whole = "; ".join(dict.fromkeys(text for note in by_site for text in note.split("; ") if text))
-    return Trace(described, tuple(skipped), whole)
+    return Trace(tuple(layers), tuple(skipped), whole)
 
 
 def _check_order(first: _Observer, second: _Observer) -> None:
@@ -504,9 +534,9 @@ def _describe(
     name: str,
     index: int,
     calls: int,
-    follow: tuple[Callable[..., Any], ...],
-    copy_input: bool,
+    path: _Path,
     reads: int | None,
+    tap: str,
 ) -> TracedLayer:
     """The traced layer of a call; ``reads`` is the index of the layer whose output it reads."""
     assert call.input is not None
@@ -516,18 +546,32 @@ def _describe(
     input_shape, output_shape = call.input.shape, call.output.shape
     geometry = geometry_of(module, input_shape, output_shape)
     kind = parametrize.type_before_parametrizations(module).__name__
+    read_shape = path.output.shape
     layer = Layer(
         index=index,
         name=name,
         kind=kind,
-        channels=output_shape[-1] if linear else output_shape[1],
-        spatial=output_shape[1:-1] if linear else output_shape[2:],
+        channels=read_shape[-1] if linear else read_shape[1],
+        spatial=read_shape[1:-1] if linear else read_shape[2:],
         patch_size=geometry.patch_size,
         input_size=math.prod(input_shape[1:]),
         weight_norm=_norm(plain(module.weight.detach())),
-        tap=" > ".join([kind, *(step.__name__.strip("_") for step in follow if step not in _DROPOUTS)]),
+        tap=" > ".join([kind, *filter(None, path.names)]),
+        joins=path.joins,
     )
-    return TracedLayer(layer, call.module, call.count, calls, geometry, linear, follow, copy_input, reads)
+    before = _read_before(path, tap)
+    return TracedLayer(
+        layer, call.module, call.count, calls, geometry, linear, path.functions, path.changed, reads, read_before=before
+    )
+
+
+def _read_before(path: _Path, tap: str) -> str:
+    """The caveat on an output that is read before it is joined; none where the tap asks for the bare output."""
+    if not path.joins or path.joined or tap == "linear":
+        return ""
+    if tap == "block":
+        return f"the output is read before its {path.joins}, which is not along the channels"
+    return f"the output is read before its {path.joins} with others (tap: block reads it after that)"
 
 
 def _norm(weight: Tensor) -> float:

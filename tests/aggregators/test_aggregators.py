@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from genmeasures.aggregators import Explicit, Frobenius, LastK, Max, Mean, SingleLayer, aggregate
+from genmeasures.aggregators import Explicit, Frobenius, LastK, Max, Mean, MeanWeight, SingleLayer, aggregate
 from genmeasures.errors import OptionError, ResultError
 from genmeasures.interfaces import Aggregator
 
@@ -20,7 +20,10 @@ NAN = np.nan
 VALUES = np.array([[1.0, 2.0, 6.0], [3.0, 5.0, NAN], [4.0, NAN, 8.0], [NAN, NAN, NAN]])
 NORMS = np.array([[1.0, 2.0, 1.0], [3.0, 1.0, NAN], [1.0, 7.0, 3.0], [1.0, 1.0, 1.0]])
 NAMES = np.array([["a", "b", "c"], ["a", "b", ""], ["a", "b", "c"], ["a", "b", "c"]], dtype=object)
-ALL: list[Aggregator] = [Frobenius(), Mean(), Max(), LastK(2), Explicit({"a": 1.0, "b": 2.0}), SingleLayer(0)]
+ALL: list[Aggregator] = [
+    *(Frobenius(normalize, power) for normalize in ("weights", "layers") for power in (1, -1)),
+    *(MeanWeight(), Mean(), Max(), LastK(2), Explicit({"a": 1.0, "b": 2.0}), SingleLayer(0)),
+]
 
 
 def result(values: np.ndarray = VALUES, norms: np.ndarray = NORMS, names: np.ndarray = NAMES) -> xr.Dataset:
@@ -51,6 +54,11 @@ def result(values: np.ndarray = VALUES, norms: np.ndarray = NORMS, names: np.nda
     ("aggregator", "expected", "used"),
     [
         (Frobenius(), [11 / 4, 14 / 4, 28 / 4, NAN], [3, 2, 2, 0]),
+        (Frobenius("layers"), [11 / 3, 14 / 2, 28 / 2, NAN], [3, 2, 2, 0]),
+        (Frobenius(power=-1), [8 / 2.5, 6 / (4 / 3), (4 + 8 / 3) / (4 / 3), NAN], [3, 2, 2, 0]),
+        (Frobenius("layers", power=-1), [8 / 3, 6 / 2, (4 + 8 / 3) / 2, NAN], [3, 2, 2, 0]),
+        (MeanWeight(), [4 / 3, 4 / 2, 4 / 2, NAN], [3, 2, 2, 0]),
+        (MeanWeight(power=-1), [2.5 / 3, (4 / 3) / 2, (4 / 3) / 2, NAN], [3, 2, 2, 0]),
         (Mean(), [3, 4, 6, NAN], [3, 2, 2, 0]),
         (Max(), [6, 5, 8, NAN], [3, 2, 2, 0]),
         (LastK(2), [4, 4, 8, NAN], [2, 2, 1, 0]),
@@ -184,8 +192,8 @@ def test_aggregate_keeps_what_is_known_of_the_models() -> None:
     assert dict(out.sizes) == {"model": 4}
     assert list(out.data_vars) == ["m", "m_status", "m_layers_used", "t", "t_status", "extra"]
     assert set(out.coords) == {"model", "model_status", "width"}
-    assert out.attrs == {"task": "toy", "metric": "accuracy", "aggregator": "Frobenius()"}
-    assert out["m"].attrs == {**ds["m"].attrs, "aggregator": "Frobenius()"}
+    assert out.attrs == {"task": "toy", "metric": "accuracy", "aggregator": repr(Frobenius())}
+    assert out["m"].attrs == {**ds["m"].attrs, "aggregator": repr(Frobenius())}
     assert out["t"].attrs == ds["t"].attrs
     np.testing.assert_allclose(out["m"], [11 / 4, 14 / 4, 7, NAN])
     assert out["m_layers_used"].dtype == np.int64
@@ -226,9 +234,49 @@ def test_missing_norms_are_told_from_missing_values() -> None:
     norms = NORMS.copy()
     norms[0, 0] = NAN
     status = aggregate(result(norms=norms), Frobenius())["m_status"].values
-    assert status[0] == "note: 1 of 3 layers has no weight norm"
+    assert status[0] == "note: 1 of 3 layers has no usable weight norm"
     assert status[2] == "note: 1 of 3 layers has no value"
     assert aggregate(result(norms=norms), Mean())["m_status"].values[0] == "ok"
+
+
+@pytest.mark.parametrize("normalize", ["weights", "layers"])
+def test_a_norm_of_zero_has_no_inverse(normalize: str) -> None:
+    norms = NORMS.copy()
+    norms[0, 1], norms[1] = 0.0, [0.0, 0.0, NAN]
+    out = aggregate(result(norms=norms), Frobenius(normalize, power=-1))
+    assert out["m_status"].values[:2].tolist() == [
+        "note: 1 of 3 layers has no usable weight norm", "undefined: 2 of 2 layers have no usable weight norm",
+    ]  # fmt: skip
+    np.testing.assert_allclose(out["m"].values[:2], [7 / 2, NAN])
+    assert out["m_layers_used"].values[:2].tolist() == [2, 0]
+    # As a factor it is a number like any other: its layer counts.
+    out = aggregate(result(norms=norms), Frobenius("layers"))
+    np.testing.assert_allclose(out["m"].values[:2], [7 / 3, 0])
+    assert out["m_status"].values[:2].tolist() == ["ok", "ok"]
+
+
+@settings(deadline=None)
+@given(tables, weights)
+def test_a_mean_over_layers_is_the_weighted_mean_times_the_mean_weight(values: np.ndarray, norms: np.ndarray) -> None:
+    for power in (1, -1):
+        product = (
+            Frobenius(power=power).reduce(values, norms, FOUR)[0] * MeanWeight(power).reduce(values, norms, FOUR)[0]
+        )
+        np.testing.assert_allclose(
+            Frobenius("layers", power).reduce(values, norms, FOUR)[0], product, rtol=1e-9, atol=1e-6
+        )
+
+
+def test_weights_alone_have_no_expected_sign() -> None:
+    attrs = aggregate(result(), MeanWeight())["m"].attrs
+    assert attrs["long_name"] == "weights of the layers of measure"
+    assert attrs["expected_accuracy"] == attrs["expected_gap"] == 0
+
+
+@pytest.mark.parametrize("options", [{"normalize": "none"}, {"power": 0}, {"power": 2}])
+def test_unknown_options_of_frobenius(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="is unknown"):
+        Frobenius(**options)
 
 
 def test_infinite_values_give_no_number() -> None:

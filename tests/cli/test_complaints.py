@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from genmeasures.cli.main import main
 from genmeasures.cli.overrides import flags_first
@@ -46,7 +47,7 @@ SAID = {
     "figures=off": "figures must be true or false, got 'off'",
     "force=banana": "force must be true or false, got 'banana'",
     "seed=abc": "seed must be an integer ≥ 0, got 'abc'",
-    "layers=conv": "layers must be a list of names or indices, such as ['conv'], got 'conv'",
+    "layers=131": 'such as [131], got 131; in YAML, 2:11 without quotes is the number 131: write "2:11"',
     "layers=0": "layers must be a list of names or indices, such as [0], got 0",
     "layers=[]": "layers is an empty list",
     "layers=[1.5]": "layers must be names or indices (0 is the first, -1 the last), got 1.5",
@@ -73,6 +74,14 @@ def test_what_is_wrong_and_what_to_do(typed: str, tmp_path: Path, capfd: pytest.
     assert len(told) == 1
     assert SAID[typed] in told[0]
     assert not list(tmp_path.glob("results/*.nc"))
+
+
+@pytest.mark.parametrize("typed", ["layers=-1:", 'layers="-1:"', "layers=['-1:']", "layers=[-1:,-1]", "layers=1:11"])
+def test_a_range_of_layers(typed: str, tmp_path: Path) -> None:
+    assert main(["run", "task=checkpoints", "task.path=nets", "measure=[davies_bouldin]", "figures=false", typed]) == 0
+    [file] = tmp_path.glob("results/*.nc")
+    with xr.open_dataset(file) as ds:
+        assert ds.sizes["layer"] == 1
 
 
 def test_a_place_that_is_not_there_tells_the_range(capfd: pytest.CaptureFixture[str]) -> None:

@@ -265,7 +265,7 @@ def test_the_components_of_a_plugin_are_shown(capsys: pytest.CaptureFixture[str]
         assert "roughness" not in out
     assert main(["plugins", "transitions", "--json"]) == 0
     (plugin,) = json.loads(capsys.readouterr().out)
-    assert [component["name"] for component in plugin["components"]] == ["transition_count"]
+    assert [component["name"] for component in plugin["components"]] == ["transition_count", "region_count"]
     assert main(["plugins", "ars"]) == 0
     assert capsys.readouterr().out.startswith("measure ars ")
 

@@ -53,6 +53,8 @@ def of_plugins() -> list[Measure]:
         "ars": {"steps": 20, "starts": 2},
         "class_selectivity": {},
         "transition_count": {"points": 60, "curvature_points": 20, "trajectories": 2},
+        "region_count": {"lines": 2, "resolution": 8},
+        "reinitialization": {},
     }
     known = registry().names("measure")
     made = [registry().make("measure", name, given) for name, given in options.items() if name in known]

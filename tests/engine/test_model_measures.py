@@ -393,12 +393,22 @@ def test_a_variable_with_the_name_of_a_coordinate_is_refused_before_any_model_ru
         (
             ("sample",),
             [1.0, 2.0],
-            "failed: the measure returned an object of type list, expected a NumPy array (n,) for the dimension",
+            "failed: the measure returned an object of type list, expected a NumPy array with the dimensions (sample)",
         ),
         (
             ("layer", "sample"),
             [1.0, 2.0],
-            "failed: the measure returned an object of type float, expected a NumPy array (n,)",
+            "failed: the measure returned an object of type float, expected a NumPy array with the dimensions (sample)",
+        ),
+        (
+            ("row", "column"),
+            np.ones(3),
+            "failed: the measure returned a NumPy array of shape (3,), expected a NumPy array with the dimensions (row",
+        ),
+        (
+            ("layer", "row"),
+            [np.ones((2, 2))] * 2,
+            "failed: the measure returned a NumPy array of shape (2, 2), expected a NumPy array with the dimensions (r",
         ),
         (("layer",), {"0": 1.0}, "failed: shaped is of type dict, expected a sequence of 2 values, one per layer"),
         (("layer",), "ok", "failed: shaped is of type str, expected a sequence of 2 values, one per layer"),

@@ -296,7 +296,8 @@ def test_a_projection_that_serves_two_layers_changes_no_value(digits: Any, monke
     monkeypatch.setattr(LayerState, "shares_patches", lambda *_: False)
     alone = genmeasures.measure([net], *data, measures=["roughness"], extractor=WholeTensor())
     assert len(fits) == 6 + 8
-    np.testing.assert_allclose(shared["roughness"].values, alone["roughness"].values, rtol=1e-6)
+    for name in ("roughness", "roughness_projected"):
+        np.testing.assert_allclose(shared[name].values, alone[name].values, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -317,4 +318,5 @@ def test_projections_are_shared_only_where_they_are_the_same(
     alone = genmeasures.measure([net], *data, measures=[roughness], extractor=extractor)
     np.testing.assert_array_equal(shared["roughness_status"].values, alone["roughness_status"].values)
     assert not any(status.startswith("failed") for status in alone["roughness_status"].values.flat)
-    np.testing.assert_allclose(shared["roughness"].values, alone["roughness"].values, rtol=1e-6)
+    for name in ("roughness", "roughness_projected"):
+        np.testing.assert_allclose(shared[name].values, alone[name].values, rtol=1e-6)

@@ -16,6 +16,7 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
+import genmeasures
 from genmeasures.errors import DataError, OptionError
 from genmeasures.labelers import Histogram, histogram
 
@@ -39,7 +40,7 @@ samples = st.lists(numbers, min_size=2, max_size=60).map(lambda values: np.array
 @settings(max_examples=150, deadline=None)
 @given(samples, samples, st.integers(2, 12))
 def test_uniform_edges_are_numpys(train: NDArray[Any], test: NDArray[Any], count: int) -> None:
-    labeler = fitted(Histogram(count), torch.from_numpy(train)[:, None])
+    labeler = fitted(Histogram(count, "uniform"), torch.from_numpy(train)[:, None])
     edges = np.histogram_bin_edges(train.astype(np.float64), count)
     for values in (train, test):
         labels = labeler.label(torch.from_numpy(values)[:, None], ())
@@ -244,3 +245,46 @@ def test_training_targets_without_any_label_are_refused(edges: str, channels: in
     targets = torch.full((6, channels), float("nan"))
     with pytest.raises(DataError, match="none of which has a label"):
         fitted(Histogram(4, edges), targets).label(targets, ())
+
+
+def nearly_empty(counts: NDArray[np.int64]) -> int:
+    """Bins with less than a tenth of an equal share."""
+    return sum(count < counts.sum() / len(counts) / 10 for count in counts.tolist())
+
+
+def test_heavy_tails_get_quantiles() -> None:
+    """4,822 of 5,000 log-normal values in one of ten uniform bins, nine of which would be nearly empty."""
+    values = np.exp(2 * np.random.default_rng(0).normal(size=5000))
+    targets = torch.from_numpy(values)[:, None]
+    uniform = np.histogram(values, 10)[0]
+    assert uniform.max() > 4800
+    labeler = fitted(Histogram(), targets)
+    assert labeler.note.startswith(
+        f"quantiles as edges of the 10 bins, {nearly_empty(uniform)} of which would be nearly"
+    )
+    assert labeler.label(targets, ()).flatten().bincount().tolist() == [500] * 10
+
+
+@settings(max_examples=150, deadline=None)
+@given(samples, st.integers(2, 12))
+def test_edges_are_uniform_unless_quantiles_fill_more_bins(train: NDArray[Any], count: int) -> None:
+    targets = torch.from_numpy(train)[:, None]
+    uniform, quantile, auto = (fitted(Histogram(count, edges), targets) for edges in ("uniform", "quantile", "auto"))
+    empty = [
+        nearly_empty(labeler.label(targets, ()).flatten().bincount(minlength=count).numpy())
+        for labeler in (uniform, quantile)
+    ]
+    taken = quantile if 2 * empty[0] > count and empty[1] < empty[0] else uniform
+    assert torch.equal(auto.label(targets, ()), taken.label(targets, ()))
+    assert bool(auto.note) == (taken is quantile)
+    assert not uniform.note
+    assert not quantile.note
+
+
+def test_the_status_notes_quantiles() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 3, generator=generator)
+    targets = (3 * x[:, 0]).exp()
+    net = torch.nn.Linear(3, 4)
+    ds = genmeasures.measure([net], (x, targets), measures=["davies_bouldin"])
+    assert "quantiles as edges of the 10 bins" in ds.davies_bouldin_status.item()

@@ -20,7 +20,12 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import adjusted_rand_score, davies_bouldin_score
+from sklearn.metrics import (
+    adjusted_rand_score,
+    calinski_harabasz_score,
+    davies_bouldin_score,
+    silhouette_score,
+)
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
@@ -31,7 +36,8 @@ from genmeasures.engine import prepare_data
 from genmeasures.extractors import ReceptiveField, WholeTensor
 from genmeasures.interfaces import Extractor, FeatureBatch, FeatureMeasure, Layer, Measure, Pass, Variable
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
-from genmeasures.statistics.mixture import Mixtures, fit_mixtures
+from genmeasures.measures.roughness import _Pushforward
+from genmeasures.statistics.mixture import Mixtures, fit_mixtures, fit_mixtures_apart
 
 CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10_tutorial_nets"
 SPLITS = ("train", "test")
@@ -91,6 +97,16 @@ class Spy(FeatureMeasure):
         return float(len(rank))
 
 
+def oas(covariance: Floats, n: int, pooled: Floats) -> Floats:
+    """Oracle approximating shrinkage (Chen et al. 2010, equation 23) in coordinates whitened by ``pooled``."""
+    d, root = len(pooled), np.linalg.cholesky(pooled)
+    white = np.linalg.solve(root, np.linalg.solve(root, covariance).T)
+    trace, square = np.trace(white), (white**2).sum()
+    rho = min(1.0, ((1 - 2 / d) * square + trace**2) / ((n + 1 - 2 / d) * (square - trace**2 / d)))
+    shrunk: Floats = root @ ((1 - rho) * white + rho * trace / d * np.eye(d)) @ root.T
+    return shrunk
+
+
 @dataclass
 class LayerPipeline:
     """What scikit-learn makes of one layer: everything by sample."""
@@ -142,6 +158,9 @@ class LayerPipeline:
         """
         points = self.projected
         ridge = 1e-6 * points["fit"].var(0).mean()
+        groups = [points["fit"][labels["fit"] == label] for label in np.unique(labels["fit"])]
+        within = sum(len(group) * np.cov(group.T, bias=True) for group in groups)
+        pooled = within / (len(labels["fit"]) - len(groups)) + ridge * np.eye(len(within))
         by_cluster: dict[str, list[Floats]] = {over: [] for over in SAMPLES}
         for label in np.unique(labels["fit"]):
             fit = GaussianMixture(starts if isinstance(starts, int) else 1, reg_covar=ridge, random_state=0)
@@ -156,7 +175,13 @@ class LayerPipeline:
                     means_init=starts.means.numpy()[own] * sign,
                     precisions_init=u @ u.swapaxes(1, 2) * np.outer(sign, sign),
                 )
-            fit.fit(points["fit"][labels["fit"] == label])
+            members = points["fit"][labels["fit"] == label]
+            fit.fit(members)
+            if len(members) < 10 * (1 + members.shape[1]):
+                assert len(fit.means_) == 1
+                fit.covariances_[0] = oas(np.cov(members.T, bias=True), len(members), pooled) + ridge * np.eye(
+                    len(pooled)
+                )
             for over in SAMPLES:
                 each = zip(fit.means_, fit.covariances_, strict=True)
                 densities = np.stack([multivariate_normal(mean, cov).logpdf(points[over]) for mean, cov in each], 1)
@@ -207,7 +232,10 @@ class Case:
         named = {str(name): ds[name].values[0] for name in ds.data_vars if not str(name).endswith("_status")}
         for name in named:
             for status in ds[f"{name}_status"].values[0]:
-                assert status == "ok" or status.startswith("note: fewer than 3 mixture components")
+                few = ("note: fewer than", "note: covariance shrunk")
+                assert (
+                    status == "ok" or status.startswith(few) or status.startswith("undefined: ranks are those of new")
+                )
         names = list(ds["layer_name"].values[0])
         return {variable: dict(zip(names, values, strict=True)) for variable, values in named.items()}
 
@@ -379,7 +407,8 @@ def test_the_whole_pipeline_is_that_of_sklearn_where_there_is_one_solution(
             pca = PCA(min(10, patches["fit"].shape[1]), svd_solver="full").fit(patches["fit"])
             patches["test"] = pca.transform(patches["test"])
         expected = davies_bouldin_score(patches["test"], layer.best_labels["test"])
-        np.testing.assert_allclose(values["roughness"][name], expected, rtol=1e-4)
+        variable = "roughness_projected" if isinstance(extractor, WholeTensor) else "roughness"
+        np.testing.assert_allclose(values[variable][name], expected, rtol=1e-4)
         expected = layer.log_density("component", layer.best_labels)["test"].mean()
         np.testing.assert_allclose(values["confidence_unweighted"][name], expected, rtol=1e-4)
 
@@ -432,25 +461,37 @@ def test_mean_log_density_is_that_of_sklearn(case: Case) -> None:
     assert alike
 
 
+def record_fits(fits: list[Mixtures], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Append the mixtures of all training vectors of each layer; few vectors have others of a part of them before."""
+
+    def alone(points: Tensor, labels: Tensor, *args: Any) -> Mixtures:
+        fits.append(fit_mixtures(points, labels, *args))
+        return fits[-1]
+
+    def apart(points: Tensor, *args: Any) -> tuple[Mixtures, Mixtures]:
+        both = fit_mixtures_apart(points, *args)
+        fits.extend(both[::-1])
+        return both
+
+    monkeypatch.setattr("genmeasures.measures.confidence.fit_mixtures", alone)
+    monkeypatch.setattr("genmeasures.measures.confidence.fit_mixtures_apart", apart)
+
+
 def test_log_densities_of_the_mixtures_found_are_those_of_scipy(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same components and the same projected vectors, to 1e-6."""
     fits: list[Mixtures] = []
 
-    def recorded(*args: Any) -> Mixtures:
-        fits.append(fit_mixtures(*args))
-        return fits[-1]
-
-    monkeypatch.setattr("genmeasures.measures.confidence.fit_mixtures", recorded)
+    record_fits(fits, monkeypatch)
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)  # layers one after another: the fits come in their order
     found = case.measure(Confidence())
-    for (name, layer), mixtures in zip(case.layers().items(), fits, strict=True):
+    for (name, layer), mixtures in zip(case.layers().items(), fits[1::2], strict=True):
         points = layer.seen["test"]["projected"]
         covariances = np.linalg.inv((mixtures.precisions @ mixtures.precisions.mT).numpy())
         each = zip(mixtures.means.numpy(), covariances, strict=True)
         density = np.max([multivariate_normal(mean, cov, allow_singular=True).logpdf(points) for mean, cov in each], 0)
         norms = np.linalg.norm(layer.seen["test"]["vectors"].astype(np.float64), axis=1)
         np.testing.assert_allclose(found["confidence_unweighted"][name], density.mean(), rtol=1e-6)
-        np.testing.assert_allclose(found["confidence"][name], (density * norms).mean(), rtol=1e-6)
+        np.testing.assert_allclose(found["confidence"][name], np.average(density, weights=norms), rtol=1e-6)
 
 
 @pytest.mark.parametrize("over", ["component", "mixture"])
@@ -461,13 +502,9 @@ def test_mixtures_are_where_sklearn_stays(case: Case, over: str, monkeypatch: py
     """
     fits: list[Mixtures] = []
 
-    def recorded(*args: Any) -> Mixtures:
-        fits.append(fit_mixtures(*args))
-        return fits[-1]
-
-    monkeypatch.setattr("genmeasures.measures.confidence.fit_mixtures", recorded)
+    record_fits(fits, monkeypatch)
     found = case.measure(Confidence(over=over))["confidence_unweighted"]
-    for (name, layer), mixtures in zip(case.layers().items(), fits, strict=True):
+    for (name, layer), mixtures in zip(case.layers().items(), fits[1::2], strict=True):
         expected = layer.log_density(over, layer.labels, mixtures)["test"].mean()
         np.testing.assert_allclose(found[name], expected, rtol=0.01, atol=0.01)
 
@@ -517,20 +554,83 @@ def test_davies_bouldin_of_clusters(small: Case, space: str) -> None:
         np.testing.assert_allclose(found[name], index(vectors["train"], layer.labels["train"], "mean"), rtol=1e-5)
 
 
-@pytest.mark.parametrize("input_pca", [None, "auto", 3])
-@pytest.mark.parametrize("spread", ["mean", "rms"])
+def silhouette_of_all(vectors: Floats, labels: Labels, spread: str) -> float:
+    return float(silhouette_score(vectors, labels))
+
+
+def calinski_harabasz(vectors: Floats, labels: Labels, spread: str) -> float:
+    return float(calinski_harabasz_score(vectors, labels))
+
+
+REFERENCES = {"davies_bouldin": index, "calinski_harabasz": calinski_harabasz, "silhouette": silhouette_of_all}
+
+
+def projected_by_sklearn(fitted_on: Floats, vectors: Floats, components: int) -> Floats:
+    fit = PCA(min(components, fitted_on.shape[1]), svd_solver="full").fit(fitted_on.astype(np.float64))
+    return fit.transform(vectors.astype(np.float64))
+
+
+@pytest.fixture
+def no_subsamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All training patches are fitted on, and the silhouette is that of all vectors."""
+    monkeypatch.setattr("genmeasures.engine.layer._PATCHES", 10**6)
+    monkeypatch.setattr("genmeasures.measures.cluster_index._SILHOUETTE", 10**6)
+
+
+@pytest.mark.parametrize(
+    ("name", "spread"),
+    [("davies_bouldin", "mean"), ("davies_bouldin", "rms"), ("calinski_harabasz", "mean"), ("silhouette", "mean")],
+)
 @pytest.mark.parametrize("split", SPLITS)
-def test_options_of_roughness(small: Case, input_pca: int | str | None, spread: str, split: Any) -> None:
-    found = small.measure(Roughness(input_pca=input_pca, spread=spread, split=split))["roughness"]
-    # "auto": raw patches of receptive fields, the extractor's number of components of whole tensors.
-    auto = 4 if isinstance(small.extractor, WholeTensor) else None
-    components = auto if input_pca == "auto" else input_pca
-    for name, layer in small.layers().items():
-        patches = {key: value.astype(np.float64) for key, value in layer.patches.items()}
-        scored = patches[split]
-        if components is not None:
-            scored = PCA(components, svd_solver="full").fit(patches["fit"]).transform(scored)
-        np.testing.assert_allclose(found[name], index(scored, layer.labels[split], spread), rtol=1e-5)
+@pytest.mark.usefixtures("no_subsamples")
+def test_options_of_roughness(small: Case, name: str, spread: str, split: Any) -> None:
+    found = small.measure(Roughness(input_pca=3, index=name, spread=spread, split=split))
+    for layer_name, layer in small.layers().items():
+        patches, labels = layer.patches[split].astype(np.float64), layer.labels[split]
+        expected = REFERENCES[name](patches, labels, spread)
+        np.testing.assert_allclose(found["roughness"][layer_name], expected, rtol=1e-5, atol=1e-6)
+        projected = projected_by_sklearn(layer.patches["fit"], patches, 3)
+        expected = REFERENCES[name](projected, labels, spread)
+        np.testing.assert_allclose(found["roughness_projected"][layer_name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.usefixtures("no_subsamples")
+def test_pushforward(small: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the package's centers in scikit-learn's components of the pixels at the centers of the patches."""
+    fitted: list[Any] = []
+
+    class Recorded(_Pushforward):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            fitted.append(self)
+
+    monkeypatch.setattr("genmeasures.measures.roughness._Pushforward", Recorded)
+    found = small.measure(Roughness(input_pca=3, index=name, direction="pushforward"))
+    for fit, (layer_name, layer) in zip(fitted, small.layers().items(), strict=True):
+        pixels = layer.patches
+        if layer_name.startswith("conv") and isinstance(small.extractor, ReceptiveField):
+            pixels = {over: np.array_split(patches, 9, axis=1)[4] for over, patches in layer.patches.items()}
+        projection = PCA(min(small.extractor.components, pixels["fit"].shape[1]), svd_solver="full")
+        fitted_on = projection.fit_transform(pixels["fit"].astype(np.float64))
+        scored = projection.transform(pixels["test"].astype(np.float64))
+        clusters = fit.label(torch.from_numpy(pixels["fit"])).numpy()
+        centers = np.array([fitted_on[clusters == cluster].mean(0) for cluster in range(5)])
+        labels = ((scored[:, None] - centers) ** 2).sum(2).argmin(1)
+        vectors = layer.vectors["test"].astype(np.float64)
+        expected = REFERENCES[name](vectors, labels, "mean")
+        np.testing.assert_allclose(found["roughness"][layer_name], expected, rtol=1e-5, atol=1e-6)
+        expected = REFERENCES[name](projected_by_sklearn(layer.vectors["fit"], vectors, 3), labels, "mean")
+        np.testing.assert_allclose(found["roughness_projected"][layer_name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_components_of_a_sample_of_patches_are_close_to_those_of_all(case: Case) -> None:
+    """1,000 of thousands of patches: sampling turns components by about 1/√1000, and moves the index by less."""
+    found = case.measure(Roughness())["roughness_projected"]
+    for name, layer in case.layers().items():
+        projected = projected_by_sklearn(layer.patches["fit"], layer.patches["test"], 10)
+        expected = davies_bouldin_score(projected, layer.labels["test"])
+        np.testing.assert_allclose(found[name], expected, rtol=1000**-0.5)
 
 
 @pytest.mark.parametrize("over", ["component", "mixture"])
@@ -544,7 +644,8 @@ def test_options_of_confidence(small: Case, over: str, density: str, split: Any)
         c = np.exp(c) if density == "linear" else c
         norms = np.linalg.norm(layer.vectors[split].astype(np.float64), axis=1)
         np.testing.assert_allclose(found["confidence_unweighted"][name], c.mean(), rtol=1e-4)
-        np.testing.assert_allclose(found["confidence"][name], (c * norms).mean(), rtol=1e-4)
+        weighted = (c * norms).mean() if density == "linear" else np.average(c, weights=norms)
+        np.testing.assert_allclose(found["confidence"][name], weighted, rtol=1e-4)
 
 
 def test_over_and_components_of_confidence_are_told_apart(small: Case) -> None:
@@ -563,7 +664,7 @@ def test_over_and_components_of_confidence_are_told_apart(small: Case) -> None:
 @pytest.mark.parametrize("k", [2, 3])
 def test_options_of_the_labeler(small: Case, k: int) -> None:
     labeler = labelers.KMeans(k)
-    found = small.measure(Roughness(labeler, input_pca=None), Confidence(labeler, components=1))
+    found = small.measure(Roughness(labeler), Confidence(labeler, components=1))
     for name, layer in small.layers(k).items():
         assert set(layer.labels["train"]) == set(range(k))
         expected = index(layer.patches["test"], layer.labels["test"], "mean")
@@ -577,7 +678,7 @@ def test_the_linear_tap_reads_before_the_activation(
     kind: type[Extractor], digits_net: nn.Module, digits_data: Data
 ) -> None:
     case = Case(digits_net, digits_data, kind(cap=400, tap="linear"))
-    found = case.measure(DaviesBouldin(space="pixel"), Roughness(input_pca=None))
+    found = case.measure(DaviesBouldin(space="pixel"), Roughness())
     for name, layer in case.layers().items():
         assert layer.vectors["train"].min() < 0
         np.testing.assert_allclose(layer.seen["train"]["vectors"], layer.vectors["train"], rtol=1e-5, atol=1e-5)

@@ -39,12 +39,14 @@ def fed(measure: FeatureMeasure, pieces: int, seed: int | None) -> Any:
         order = np.arange(240) if seed is None else rng.permutation(240)
         for part in np.array_split(order, pieces):
             rows = torch.from_numpy(part)
+            inputs = rows // 5
             fields: dict[Any, Any] = {
                 "projected": lambda _, rows=rows: projected[rows],
+                "projected_apart": lambda _, rows=rows: projected[rows],
                 "vectors": lambda _, rows=rows: vectors[rows],
             }
             split = "test" if one.sample == "test" else "train"
-            measure.update(FeatureBatch(LAYER, split, rows, fields, lambda _, batch: labels[batch.rank]))  # type: ignore[arg-type]
+            measure.update(FeatureBatch(LAYER, split, rows, inputs, fields, lambda _, batch: labels[batch.rank]))  # type: ignore[arg-type]
         measure.end_pass()
     return measure.compute()
 
@@ -63,7 +65,7 @@ def fed(measure: FeatureMeasure, pieces: int, seed: int | None) -> Any:
 def test_pieces_and_their_order_change_nothing(measure: FeatureMeasure, tolerance: float, pieces: int) -> None:
     plain, other = fed(measure.clone(), 1, None), fed(measure.clone(), pieces, 3)
     if isinstance(plain, dict):
-        plain, other = ([value.value for value in made.values()] for made in (plain, other))
+        plain, other = ([getattr(value, "value", value) for value in made.values()] for made in (plain, other))
     assert other == pytest.approx(plain, rel=tolerance)
 
 
@@ -95,7 +97,8 @@ def test_a_measure_reads_no_more_components_than_it_asked_for() -> None:
     alone = genmeasures.measure({"net": net}, x, x, measures=[roughness], **options)
     both = genmeasures.measure({"net": net}, x, x, measures=[roughness, MorePatchComponents()], **options)
     assert both["more"].values.tolist() == [[8, 8]]
-    np.testing.assert_allclose(both["roughness"].values, alone["roughness"].values, rtol=1e-6)
+    for name in ("roughness", "roughness_projected"):
+        np.testing.assert_allclose(both[name].values, alone[name].values, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [DaviesBouldin, Roughness])
@@ -105,13 +108,12 @@ def test_the_standard_error_over_seeds_of_kmeans(kind: type[FeatureMeasure]) -> 
     labeler = KMeans(4, restarts=1, repeats=6)
     labeler.fit(points, torch.Generator().manual_seed(1))
     measure = kind(labeler)
-    if isinstance(measure, Roughness):
-        measure.patch_components = 3
     measure.start(LAYER, torch.Generator())
     for _ in range(2):
         for part in points.split(150):
             labels = labeler.label(part)
-            batch: Any = SimpleNamespace(projected=part, projected_patches=part, labels=lambda _, labels=labels: labels)
+            fields = dict.fromkeys(("projected", "projected_patches", "patch_set"), part)
+            batch: Any = SimpleNamespace(**fields, rank=torch.arange(len(part)), labels=lambda _, labels=labels: labels)
             measure.update(batch)
         measure.end_pass()
     found = measure.compute()

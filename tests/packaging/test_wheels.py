@@ -22,8 +22,8 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 BY_PLUGIN = {
     "genmeasures": ["davies_bouldin", "roughness", "confidence"],
     "genmeasures-ars": ["ars", "class_selectivity", "cumulative_ablation"],
-    "genmeasures-jacobian": ["jacobian_norm", "layer_jacobian"],
-    "genmeasures-transitions": ["transition_count"],
+    "genmeasures-jacobian": ["jacobian_norm", "layer_jacobian", "reinitialization"],
+    "genmeasures-transitions": ["transition_count", "region_count"],
 }
 MODELS = 2
 

@@ -13,11 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
-from sklearn.metrics import davies_bouldin_score
+from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
 
 from genmeasures.errors import Undefined
 from genmeasures.statistics.clusters import cluster_sums, square_distances
 from genmeasures.statistics.davies_bouldin import ClusterSums, davies_bouldin
+from genmeasures.statistics.silhouette import silhouette
 
 Vectors = NDArray[np.floating]
 Labels = NDArray[np.int64]
@@ -40,7 +41,7 @@ def streamed(
     second = first.result()
     for part in batches():
         second.add(*part)
-    return second.index(spread)
+    return second.davies_bouldin(spread)
 
 
 def brute_force(vectors: Vectors, labels: Labels, spread: str) -> float:
@@ -109,7 +110,7 @@ def test_a_tight_cluster_among_a_wide_one(tight: float) -> None:
     centroids = np.stack([one.mean(0) for one in members])
     expected = [np.linalg.norm(one - center, axis=1).mean() for one, center in zip(members, centroids, strict=True)]
     index = sum(expected) / np.linalg.norm(centroids[0] - centroids[1])
-    np.testing.assert_allclose(spreads.index("mean"), index, rtol=1e-7)
+    np.testing.assert_allclose(spreads.davies_bouldin("mean"), index, rtol=1e-7)
     np.testing.assert_allclose((spreads._distance / spreads._counts).numpy(), expected, rtol=1e-7)
 
 
@@ -172,13 +173,13 @@ small = ClusterSums()
 small.add(vectors[:3000], labels[:3000] % 1200)
 spreads = small.result()
 spreads.add(vectors[:3000], labels[:3000] % 1200)
-spreads.index("mean")
+spreads.davies_bouldin("mean")
 before = peak()
 first = ClusterSums()
 first.add(vectors, labels)
 second = first.result()
 second.add(vectors, labels)
-second.index("mean")
+second.davies_bouldin("mean")
 print((peak() - before) // 1024)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -255,7 +256,7 @@ def test_empty_batches_are_ignored() -> None:
     second = first.result()
     for rows in (slice(0, 0), slice(0, None)):
         second.add(vectors[rows], labels[rows])
-    np.testing.assert_allclose(second.index("mean"), davies_bouldin_score(vectors, labels), rtol=1e-9)
+    np.testing.assert_allclose(second.davies_bouldin("mean"), davies_bouldin_score(vectors, labels), rtol=1e-9)
 
 
 def test_a_sample_in_one_cluster_is_undefined() -> None:
@@ -284,3 +285,38 @@ def test_centroids_that_differ_by_rounding_alone_coincide(dtype: type[np.floatin
     vectors = np.concatenate([half, np.random.default_rng(seed + 1).permutation(half)])
     with pytest.raises(Undefined, match="same centroid"):
         streamed(vectors, np.repeat([0, 1], 50), batch=7)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 1000), st.integers(2, 6), st.sampled_from([torch.float32, torch.float64]))
+def test_other_indices_are_those_of_sklearn(seed: int, k: int, dtype: torch.dtype) -> None:
+    """A cluster of a single vector, labels with gaps, batches, and any scale."""
+    rng = np.random.default_rng(seed)
+    labels = np.append(rng.integers(k, size=60), k) * 3 - 1
+    vectors = rng.normal(size=(61, 4)) + labels[:, None] % 5
+    points, marks = torch.from_numpy(vectors).to(dtype), torch.from_numpy(labels)
+    first = ClusterSums()
+    for part in range(0, 61, 17):
+        first.add(points[part : part + 17], marks[part : part + 17])
+    second = first.result()
+    second.add(points, marks)
+    expected = calinski_harabasz_score(points.numpy(), labels)
+    np.testing.assert_allclose(second.calinski_harabasz(), expected, rtol=1e-5)
+    expected = silhouette_score(points.double().numpy(), labels)
+    np.testing.assert_allclose(silhouette(points, marks), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(silhouette(points * 1024, marks), silhouette(points, marks), rtol=1e-9, atol=1e-12)
+
+
+def test_other_indices_without_a_value() -> None:
+    one, pair = torch.zeros(3, dtype=torch.int64), torch.tensor([0, 0, 1])
+    points = torch.tensor([[0.0], [0.0], [1.0]])
+    first = ClusterSums()
+    first.add(points, pair)
+    second = first.result()
+    second.add(points, pair)
+    with pytest.raises(Undefined, match="vectors of each cluster are equal"):
+        second.calinski_harabasz()
+    with pytest.raises(Undefined, match="at least 2 clusters"):
+        silhouette(points, one)
+    with pytest.raises(Undefined, match="single vector"):
+        silhouette(points, torch.arange(3))

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from genmeasures.errors import Undefined
 from genmeasures.statistics import pca
-from genmeasures.statistics.pca import fit_pca
+from genmeasures.statistics.pca import fit_leading, fit_pca
 
 
 def vectors(n: int, k: int, offset: float = 0.0, rank: int | None = None, seed: int = 0) -> torch.Tensor:
@@ -177,3 +177,32 @@ def test_samples_on_which_iteration_does_not_converge_are_decomposed(monkeypatch
 def test_iteration_on_constant_features_is_undefined() -> None:
     with pytest.raises(Undefined, match="constant features"):
         fit_pca(torch.full((50, 30), 0.1), 3)
+
+
+@pytest.mark.parametrize("shape", [(1000, 400), (600, 1500), (1000, 576)])
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (100.0, 1.0), (0.0, 1e-6), (0.0, 1e-20)])
+def test_leading_components_are_those_of_sklearn(shape: tuple[int, int], offset: float, scale: float) -> None:
+    """Residuals of 1e-4 of the largest eigenvalue lose its square, and turn what they span by a little more."""
+    rng = np.random.default_rng(0)
+    spectrum = 1 / np.arange(1, shape[1] + 1)
+    vectors = ((rng.normal(size=shape) * spectrum + offset) @ np.linalg.qr(rng.normal(size=(shape[1],) * 2))[0]) * scale
+    vectors = vectors.astype(np.float32)
+    found = fit_leading(torch.from_numpy(vectors), 10)
+    exact = PCA(10, svd_solver="full").fit(vectors.astype(np.float64))
+    np.testing.assert_allclose(found.components @ found.components.T, np.eye(10), atol=1e-10)
+    np.testing.assert_allclose(found.variance, exact.explained_variance_, atol=1e-6 * exact.explained_variance_[0])
+    captured = np.trace(found.components.numpy() @ np.cov(vectors.T.astype(np.float64)) @ found.components.numpy().T)
+    np.testing.assert_allclose(captured, exact.explained_variance_.sum(), rtol=1e-7)
+    cosines = np.linalg.svd(found.components.numpy() @ exact.components_.T)[1]
+    assert cosines.min() > 1 - 1e-4
+    assert float(found.components.gather(1, found.components.abs().argmax(1, keepdim=True)).min()) > 0
+
+
+def test_leading_components_of_few_dimensions_and_of_nothing() -> None:
+    """Where fewer directions vary than are asked for, the others are any."""
+    low = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) @ torch.randn(3, 400)
+    found = fit_leading(low, 10)
+    np.testing.assert_allclose(found.components @ found.components.T, np.eye(10), atol=1e-8)
+    np.testing.assert_allclose(found.variance[3:], 0, atol=1e-5 * float(found.variance[0]))
+    with pytest.raises(Undefined, match="constant features"):
+        fit_leading(torch.ones(500, 400), 10)

@@ -16,7 +16,7 @@ import scipy.stats
 import torch
 import xarray as xr
 from genmeasures_unet import UNetSegmentation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 
@@ -24,7 +24,6 @@ import genmeasures
 from genmeasures.errors import ResultError
 from genmeasures.judging import dummies, partial_pearson
 from genmeasures.results import SCHEMA_VERSION, load, save
-from genmeasures.statistics.mixture import fit_mixtures
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "studies" / "unet"
 
@@ -417,19 +416,6 @@ def test_settings_that_are_measured_are_not_measured_again(tmp_path: Path, monke
     mean = everything.roughness[everything.components == "all"].mean()
     assert f"| principal components | all | {mean:.3f} |" in text
     assert len(hyperparameters._rows(everything, setting)) == 5
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6))
-def test_ellipses_have_the_covariance_of_their_points(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    points = rng.standard_normal((300, 4)) @ rng.standard_normal((4, 4))
-    labels = torch.zeros(300, dtype=torch.int64)
-    mixtures = fit_mixtures(torch.from_numpy(points), labels, 1, torch.Generator().manual_seed(0))
-    expected = np.cov(points.T, bias=True)
-    np.testing.assert_allclose(
-        hyperparameters.covariance(mixtures, 0), expected[:2, :2], atol=1e-5 * np.trace(expected)
-    )
 
 
 # What is committed

@@ -93,6 +93,10 @@ def check(conv: Any, inputs: Tensor, k: int, share: float, seed: int, cost: floa
         tolerance = 1e-6 * spread + 2 * rounding * reference.shape[1] ** 0.5
         rtol = expansion(reference.shape[1])
         np.testing.assert_allclose(distances.numpy(), direct.numpy(), rtol=rtol, atol=tolerance)
+        mean = reference.mean(0)
+        components = torch.from_numpy(np.linalg.qr(rng.normal(size=(reference.shape[1], k)))[0].T.copy())
+        projected = found.project(mean, components)
+        np.testing.assert_allclose(projected, (reference - mean) @ components.T, atol=3 * tolerance)
     torch.testing.assert_close(found.unfold().double(), reference, rtol=1e-12, atol=0)
 
 

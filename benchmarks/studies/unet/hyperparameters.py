@@ -20,26 +20,22 @@ import torch
 from figures import COLORS, MARKERS, new_figure, write
 from genmeasures_unet import UNetSegmentation
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
-from networks import EXPERIMENT, features, network, read_task
+from networks import EXPERIMENT, network, read_task
 from study import correlation
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 import genmeasures
+from genmeasures import plot
 from genmeasures.aggregators.means import weighted_mean
 from genmeasures.extractors import ReceptiveField
 from genmeasures.files import write_atomically
 from genmeasures.labelers import KMeans
 from genmeasures.measures import Confidence, Roughness
-from genmeasures.statistics.mixture import Mixtures, fit_mixtures
 
 _ALL = 1_000_000
 """Components asked for where none are to be left out: the PCA takes as many as there are channels."""
-_POINTS = 2500
-"""Pixels drawn of a layer."""
 _WIDE = 2000
 """Range of a measure beyond which its axis is logarithmic: mixtures of few pixels with many components."""
 _KEY = ["objective", "seed", "epoch", "cap", "components", "k", "mixtures"]
@@ -94,8 +90,10 @@ def main() -> None:
         (folder / "hyperparameters.md").write_text(markdown(table, several), encoding="utf-8")
         draw_settings(table, folder / "hyperparameters.png")
         model, _ = network(task, *one[0])
-        draw_clusters(model, data[0], options.layer, folder / "clusters.png")
-        draw_mixtures(model, data[0], options.layer, folder / "mixtures.png")
+        clusters = plot.clusters(model, data[0], options.layer, k=(3, 5, 10), components=(3, 10, _ALL), mixtures=0)
+        write(clusters, folder / "clusters.png")
+        mixtures = [setting.mixtures for setting in VARIED["mixtures"]]
+        write(plot.clusters(model, data[0], options.layer, mixtures=mixtures), folder / "mixtures.png")
 
 
 def settings() -> list[Setting]:
@@ -233,71 +231,6 @@ def draw_settings(table: pd.DataFrame, path: Path) -> None:
         ax.set_xlabel("seconds on one thread, both measures")
         ax.set_ylabel(_NAMES[varied].replace(" components", "\ncomponents"))
     write(figure, path)
-
-
-def draw_clusters(model: nn.Module, train: Any, layer: str, path: Path) -> None:
-    """The pixels of a layer in three principal components, colored by k-means cluster (the paper's Figure 8)."""
-    rows, columns = ("3", "10", "all"), (3, 5, 10)
-    figure = new_figure(10.5, 10.5)
-    colors = [*COLORS, "#999999", "#8C510A"]  # ten clusters need two more
-    for place, (components, k) in enumerate((components, k) for components in rows for k in columns):
-        kept, _ = features(model, train, Setting(components).number, KMeans(k), [layer])
-        points, labels = kept.projected[layer].numpy(), kept.labels[layer].numpy()
-        ax: Any = figure.add_subplot(len(rows), len(columns), place + 1, projection="3d")
-        chosen = np.random.default_rng(0).permutation(len(points))[:_POINTS]
-        for label in range(k):
-            of = chosen[labels[chosen] == label]
-            ax.scatter(*points[of, :3].T, s=5, color=colors[label], alpha=0.6, linewidths=0, depthshade=False)
-        shown = f"all {points.shape[1]}" if components == "all" else str(points.shape[1])
-        ax.set_title(f"{shown} components, k = {k}", fontsize=11, pad=0)
-        ax.set_box_aspect(None, zoom=1.1)
-        for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-            axis.set_ticklabels([])
-            axis.set_tick_params(length=0)
-    _name(figure, layer)
-    write(figure, path)
-
-
-def draw_mixtures(model: nn.Module, train: Any, layer: str, path: Path) -> None:
-    """Ellipses of two standard deviations of the clusters' mixtures in two principal components (Figure 10)."""
-    kept, _ = features(model, train, Setting().number, KMeans(Setting().k), [layer])
-    points, labels = kept.projected[layer], kept.labels[layer]
-    chosen = np.random.default_rng(0).permutation(len(points))[:_POINTS]
-    figure = new_figure(11.5, 4.3)
-    axes = figure.subplots(1, len(VARIED["mixtures"]), sharex=True, sharey=True)
-    for ax, setting in zip(axes, VARIED["mixtures"], strict=True):
-        mixtures = fit_mixtures(points, labels, setting.mixtures, torch.Generator().manual_seed(0))
-        of = [COLORS[label] for label in labels[chosen].tolist()]
-        ax.scatter(*points[chosen, :2].numpy().T, s=4, c=of, alpha=0.35, linewidths=0)
-        for number, cluster in enumerate(mixtures.cluster.tolist()):
-            ax.add_patch(_ellipse(mixtures, number, COLORS[cluster]))
-        ax.set_title(f"m = {setting.mixtures}", fontsize=11)
-        ax.set_xlabel("first principal component")
-    low, high = (np.quantile(points[:, :2].numpy(), q, axis=0) for q in (0.002, 0.998))
-    margin = 0.08 * (high - low)
-    axes[0].set_xlim(low[0] - margin[0], high[0] + margin[0])
-    axes[0].set_ylim(low[1] - margin[1], high[1] + margin[1])
-    axes[0].set_ylabel("second principal component")
-    _name(figure, layer)
-    write(figure, path)
-
-
-def covariance(mixtures: Mixtures, number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """float64 (2, 2): covariance of a component in the first two dimensions."""
-    root = torch.linalg.inv(mixtures.precisions[number])  # precisions hold U with U Uᵀ = Σ⁻¹
-    return np.asarray((root.T @ root)[:2, :2].numpy())
-
-
-def _ellipse(mixtures: Mixtures, number: int, color: str) -> Ellipse:
-    variances, axes = np.linalg.eigh(covariance(mixtures, number))
-    width, height = 4 * np.sqrt(variances)  # two standard deviations to either side
-    angle = float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0])))
-    x, y = mixtures.means[number, :2].tolist()
-    return Ellipse((x, y), width, height, angle=angle, facecolor="none", edgecolor=color, linewidth=1.6)
-
-
-def _name(figure: Figure, layer: str) -> None:
-    figure.suptitle(f"{layer.removesuffix('.conv')}, training pixels", fontsize=12)
 
 
 if __name__ == "__main__":

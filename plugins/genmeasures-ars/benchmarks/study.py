@@ -1,4 +1,4 @@
-"""Test of the paper's claims on small networks: ``python benchmarks/study.py`` (a few minutes).
+"""Test of the paper's claims on small networks: ``python benchmarks/study.py`` (about four minutes).
 
 Networks with four convolutions of 16 kernels are trained on scikit-learn's digits, upsampled to 16×16, with and without
 batch normalization, from several seeds. For all networks, also where a claim does not hold, the study prints
@@ -6,7 +6,7 @@ batch normalization, from several seeds. For all networks, also where a claim do
 1. the fraction of kernels whose RS under IAM is at most that under AM (paper, figure 1);
 2. the test accuracy with the half of the kernels of a layer silenced that have the lowest ARS, or the highest, and the
    largest gap of the two curves (figure 2, table 1);
-3. the mean ARS with and without batch normalization (figure 3).
+3. the mean ARS with and without batch normalization (figure 3), and its standard error over starts.
 """
 
 from __future__ import annotations
@@ -82,9 +82,13 @@ def main() -> None:
             }
             means = []
             for index, layer in enumerate(traced):
-                am, iam, scores = (
-                    values[a][b][index] for a, b in (("am", "rs_kernel"), ("iam", "rs_kernel"), ("iam", "ars_kernel"))
-                )
+                am, iam, scores, error, response = (
+                    values[objective][name][index]
+                    for objective, name in (
+                        ("am", "rs_kernel"), ("iam", "rs_kernel"), ("iam", "ars_kernel"), ("iam", "ars_error"),
+                        ("iam", "ar_kernel"),
+                    )
+                )  # fmt: skip
                 if isinstance(scores, Undefined) or isinstance(am, Undefined):
                     print(f"  layer {index + 1}: {scores}")
                     continue
@@ -96,9 +100,10 @@ def main() -> None:
                 halves.append((curves[0, half], curves[1, half], largest_gap(curves[0], curves[1])))
                 means.append(float(np.nanmean(scores)))
                 print(
-                    f"  layer {index + 1}: mean ARS {means[-1]:.3f}, RS under IAM ≤ AM for {at_most[-1]:.2f} "
-                    f"(< for {strictly[-1]:.2f}) of kernels, {int(np.isnan(scores).sum())} without ARS; half silenced: "
-                    f"lowest {halves[-1][0]:.3f}, highest {halves[-1][1]:.3f}, gap {halves[-1][2]:.3f}"
+                    f"  layer {index + 1}: mean ARS {means[-1]:.3f} ± {error:.3f}, RS under IAM ≤ AM for "
+                    f"{at_most[-1]:.2f} (< for {strictly[-1]:.2f}) of kernels, {int((response == 0).sum())} without "
+                    f"response; half silenced: lowest {halves[-1][0]:.3f}, highest {halves[-1][1]:.3f}, gap "
+                    f"{halves[-1][2]:.3f}"
                 )
             whole[norm].append(float(np.mean(means)))
             with torch.no_grad():

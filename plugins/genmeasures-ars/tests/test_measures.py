@@ -96,23 +96,29 @@ def test_layers_do_not_depend_on_which_are_chosen() -> None:
     np.testing.assert_array_equal(whole["ars_kernel"][1], alone["ars_kernel"][0])
 
 
-def test_a_dead_layer_has_a_status() -> None:
+@pytest.mark.parametrize("objective", ["am", "iam"])
+def test_a_dead_layer_has_learned_no_features(objective: str) -> None:
     model = small()
     with torch.no_grad():
         model[0].bias.fill_(-1e4)
-    results = ARS(steps=3).measure(model, layers(model, X), data(X, None))
-    assert isinstance(results["ars"][0], Undefined)
-    assert "no kernel responds" in str(results["ars"][0])
+    results = ARS(objective, steps=3).measure(model, layers(model, X), data(X, None))
+    assert results["ars"][0] == Value(1.0, "5 of 5 kernels have no response, and thus an ARS of 1")
+    assert results["ars_kernel"][0].tolist() == [1.0] * 5
+    assert results["rs"][0] == results["ar"][0] == results["ars_error"][0] == 0.0
 
 
-def test_a_dead_kernel_is_fully_replaced_under_am() -> None:
+@pytest.mark.parametrize("objective", ["am", "iam"])
+def test_a_dead_kernel_is_fully_replaced(objective: str) -> None:
     model = small()
     with torch.no_grad():
         model[0].bias[1] = -1e4
-    results = ARS("am", steps=3).measure(model, layers(model, X), data(X, None))
+    results = ARS(objective, steps=3).measure(model, layers(model, X), data(X, None))
     assert results["ar_kernel"][0][1] == 0
     assert results["rs_kernel"][0][1] > 0
     assert results["ars_kernel"][0][1] == 1
+    assert results["ars_kernel_error"][0][1] == 0
+    assert results["ars"][0].note == "1 of 5 kernels have no response, and thus an ARS of 1"
+    assert results["ars"][0].value == pytest.approx(results["ars_kernel"][0].mean())
 
 
 def test_kernels_without_a_value_are_counted() -> None:
@@ -174,6 +180,8 @@ def test_class_targets_are_needed() -> None:
         ("step_size", "fast", "step_size must be a number > 0, got 'fast'"),
         ("step_size", float("inf"), "step_size must be a number > 0, got inf"),
         ("starts", 0, "starts must be an integer ≥ 1, got 0"),
+        ("tries", 0, "tries must be an integer ≥ 1, got 0"),
+        ("keep_images", 1, "keep_images must be true or false, got 1"),
         ("memory", True, r"memory must be an integer ≥ 1 \(MiB\), got True"),
     ],
 )
@@ -199,7 +207,10 @@ def test_all_are_registered() -> None:
 
 def test_defaults() -> None:
     """From them the Hydra configs are derived, which name result files."""
-    defaults = {"objective": "iam", "steps": 1500, "step_size": 0.1, "growth": 0.04, "starts": 16, "memory": 256}
+    defaults = {
+        "objective": "iam", "steps": 1500, "step_size": 0.1, "growth": 0.04, "starts": 4, "tries": 16,
+        "keep_images": False, "memory": 256,
+    }  # fmt: skip
     assert ARS().options() == defaults
     assert ARS(**defaults).clone().options() == defaults
     assert ClassSelectivity().options() == {"split": "test"}
@@ -218,3 +229,37 @@ def test_the_status_tells_how_classes_were_read() -> None:
         assert "one-hot targets were read as class numbers" in str(found[f"{name}_status"].values.flat[0])
         assert "one-hot" not in str(expected[f"{name}_status"].values.flat[0])
     assert "one-hot" not in "".join(map(str, found["ars_status"].values.flat))
+
+
+class _Branches(nn.Module):
+    """A residual block, a dense concatenation, and a layer that another reads without an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.dense, self.bare, self.last = (
+            nn.Conv2d(channels, kernels, 3, padding=1) for channels, kernels in ((2, 4), (4, 4), (4, 4), (8, 4), (4, 4))
+        )
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(x + self.norm(self.second(x)))
+        return torch.relu(self.last(self.bare(torch.cat([x, self.dense(x)], 1)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("tap", ["activation", "linear", "block"])
+def test_the_status_tells_where_no_activation_follows(tap: str) -> None:
+    torch.manual_seed(0)
+    extractor = genmeasures.extractors.ReceptiveField(tap=tap)
+    ds = genmeasures.measure([_Branches().eval()], test=X, measures=[ARS(steps=1, starts=1)], extractor=extractor)
+    assert ds.layer_name.values[0].tolist() == ["first", "second", "dense", "bare", "last"]
+    missing = "of a map that no layer receives"
+    for name in ("ars", "ar"):
+        first, second, dense, bare, last = ds[f"{name}_status"].values[0]
+        assert first == last == "ok"
+        assert f"no activation follows before a sum: AR is the fraction of positive entries {missing}" in second
+        assert (
+            f"no activation follows before a concatenation: AR is the fraction of positive entries {missing}" in dense
+        )
+        assert "no activation directly follows: AR is the fraction of positive entries of a linear map" in bare
+    assert not any("activation" in status for status in ds["rs_status"].values[0])

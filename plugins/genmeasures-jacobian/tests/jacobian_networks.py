@@ -47,6 +47,13 @@ def data_of(inputs: Tensor, targets: Tensor | None = None, batch: int = 5, seed:
     return model_data(inputs, targets, batch_size=batch, seed=seed, order=range(len(inputs))[::-1])
 
 
+def centered_squares(gradients: Tensor) -> Tensor:
+    """Σ_j ‖g_j − ḡ‖², float64 (N,), of the gradients (N, n, d) of n logits, pair by pair: Σ_{i<j} ‖g_i − g_j‖²/n."""
+    count = gradients.shape[1]
+    pairs = [(gradients[:, i] - gradients[:, j]).square().sum(1) for i in range(count) for j in range(i)]
+    return torch.stack(pairs).sum(0) / count
+
+
 def jacobians(model: nn.Module, inputs: Tensor, softmax: bool) -> Tensor:
     """float64 (N, outputs, d), by torch.autograd.functional in double precision."""
     double = model.double()

@@ -10,7 +10,7 @@ from genmeasures_jacobian import Softmax, exact_backward, exact_forward, hutchin
 from genmeasures_jacobian.inputs import fitting_rows
 from genmeasures_jacobian.jacobian import runner
 from genmeasures_jacobian.projections import signs
-from jacobian_networks import convolutional, dense, images, jacobians, linear
+from jacobian_networks import centered_squares, convolutional, dense, images, jacobians, linear
 from torch import Tensor, nn
 
 from genmeasures.plugin import ModelError, Undefined
@@ -31,7 +31,7 @@ def test_linear_model_in_closed_form(exact: type) -> None:
         by_hand = (torch.diag(p) - torch.outer(p, p)) @ weight.double()
         assert float(found.jacobian[0, row]) == pytest.approx(float(by_hand.square().sum()), rel=1e-5)
         assert float(found.target[row]) == pytest.approx(float(by_hand[targets[row]].square().sum()), rel=1e-5)
-        assert float(found.logits[0, row]) == pytest.approx(1 + 4 + 0.25 + 9 + 0 + 1, rel=1e-6)
+        assert float(found.centered[0, row]) == pytest.approx(float(centered_squares(weight[None])), rel=1e-6)
     of_logits = exact(runner(linear(weight)), inputs, False, targets)
     assert of_logits.jacobian[0].tolist() == pytest.approx([15.25, 15.25])
     assert of_logits.target.tolist() == pytest.approx([1.0, 5.0])
@@ -46,8 +46,10 @@ def test_backward_and_forward_agree_with_autograd(network: type, softmax: bool) 
     forward = exact_forward(runner(model), inputs, softmax, rows=40)
     torch.testing.assert_close(backward.jacobian[0], squares(expected), rtol=1e-4, atol=0)
     torch.testing.assert_close(forward.jacobian[0], squares(expected), rtol=1e-4, atol=0)
-    torch.testing.assert_close(backward.logits[0], squares(jacobians(model, inputs, False)), rtol=1e-4, atol=0)
-    torch.testing.assert_close(forward.logits, backward.logits, rtol=1e-4, atol=0)
+    by_position = jacobians(model, inputs, False).unflatten(1, (backward.output.shape[1], -1))
+    expected = sum(centered_squares(by_position[:, :, position]) for position in range(by_position.shape[2]))
+    torch.testing.assert_close(backward.centered[0], expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(forward.centered, backward.centered, rtol=1e-4, atol=0)
 
 
 def test_rows_of_true_classes_agree_with_autograd() -> None:

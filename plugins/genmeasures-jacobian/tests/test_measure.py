@@ -8,10 +8,10 @@ import genmeasures_jacobian
 import numpy as np
 import pytest
 import torch
-from genmeasures_jacobian import JacobianNorm, LayerJacobian
+from genmeasures_jacobian import JacobianNorm, LayerJacobian, Reinitialization
 from genmeasures_jacobian.bounds import lower_bound, upper_bound
 from genmeasures_jacobian.layers import pull, push, traced_layers
-from jacobian_networks import convolutional, data_of, dense, images, jacobians, linear
+from jacobian_networks import centered_squares, convolutional, data_of, dense, images, jacobians, linear
 from torch import Tensor, nn
 
 import genmeasures
@@ -64,7 +64,7 @@ def test_exact_values() -> None:
     assert found["jacobian_norm_error"] == 0
     own = jacobian[torch.arange(12), CLASSES[:, 0]].square().sum(1).sqrt()
     assert found["jacobian_norm_target"] == pytest.approx(float(own.mean()), rel=1e-4)
-    square = jacobians(model, inputs, False).square().sum((1, 2)).mean() / 5
+    square = centered_squares(jacobians(model, inputs, False)).mean() / 4
     assert found["logit_gradient_square"] == pytest.approx(float(square), rel=1e-4)
     loss = nn.functional.cross_entropy(model(inputs).double(), CLASSES[:, 0], reduction="none")
     np.testing.assert_allclose(found["jacobian_norm_sample_loss"], loss.detach().flip(0).numpy(), rtol=1e-5)
@@ -377,7 +377,7 @@ def test_defaults(measure: type[JacobianNorm | LayerJacobian], defaults: dict[st
     assert measure(**defaults).clone().options() == defaults
 
 
-def test_both_measures_are_registered() -> None:
+def test_the_measures_are_registered() -> None:
     registered: list[type] = []
     genmeasures_jacobian.genmeasures_register(registered.append)
-    assert registered == [JacobianNorm, LayerJacobian]
+    assert registered == [JacobianNorm, LayerJacobian, Reinitialization]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from genmeasures_transitions import batch_size, count_transitions, curvature, ellipse_through, find_activations
+from genmeasures_transitions import batch_size, count_transitions, ellipse_through, find_activations, path_turning
 from torch import nn
 
 POINTS = 2**12
@@ -80,11 +80,11 @@ def main() -> None:
         rounds = [(seconds(ours, times), seconds(lambda: plain(best), times)) for _ in range(ROUNDS)]  # noqa: B023
         ratio = statistics.median(counting / passing for counting, passing in rounds)
         counting, passing = (statistics.median(column) for column in zip(*rounds, strict=True))
-        slopes = seconds(lambda: curvature(model, path, POINTS // 4, batch)) * 4  # noqa: B023
+        slopes = seconds(lambda: path_turning(model, path, POINTS // 4, batch)) * 4  # noqa: B023
         print(
             f"{name}: target ≤ {TARGET}, measured {ratio:.2f}, {'met' if ratio <= TARGET else 'MISSED'} "
             f"(counting {1e3 * counting:.0f} ms at batch {batch}, plain {1e3 * passing:.0f} ms at batch {best}); "
-            f"curvature at as many points: {slopes / passing:.1f} plain passes"
+            f"turning at as many points: {slopes / passing:.1f} plain passes"
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from genmeasures_transitions import find_activations
+from genmeasures_transitions import Ellipse, count_transitions, ellipse_through, find_activations, survey
 from genmeasures_transitions.counting import codes
 from torch import Tensor, nn
 
@@ -55,6 +57,29 @@ CODED: list[tuple[Callable[[Tensor], Tensor], tuple[float, ...]]] = [
     (nn.Hardsigmoid(), (-3, 3)),
     (nn.Hardsigmoid(inplace=True), (-3, 3)),
     (F.hardsigmoid, (-3, 3)),
+    (lambda x: x.clamp(min=0), (0,)),
+    (lambda x: x.clamp_(-1, 2), (-1, 2)),
+    (lambda x: torch.clamp(x, max=torch.tensor(0.5)), (0.5,)),
+    (lambda x: torch.clip(x, -1, None), (-1,)),
+    (lambda x: x.clip_(min=-2.0, max=math.inf), (-2,)),
+    (lambda x: x.clamp_min(0.5), (0.5,)),
+    (lambda x: torch.clamp_max_(x, max=0.5), (0.5,)),
+    (nn.Threshold(0.1, 20), (0.1,)),
+    (nn.Threshold(0.25, 0.25, inplace=True), (0.25,)),
+    (lambda x: F.threshold(x, 0.3, 0.0), (0.3,)),
+    (nn.Hardshrink(), (-0.5, 0.5)),
+    (lambda x: F.hardshrink(x, lambd=0.2), (-0.2, 0.2)),
+    (lambda x: x.hardshrink(0.3), (-0.3, 0.3)),
+    (nn.Softshrink(0.7), (-0.7, 0.7)),
+    (F.softshrink, (-0.5, 0.5)),
+    (torch.abs, (0,)),
+    (abs, (0,)),
+    (lambda x: x.abs_(), (0,)),
+    (lambda x: torch.maximum(x, torch.zeros(())), (0,)),
+    (lambda x: torch.maximum(torch.full((4,), 0.2), x), (0,)),
+    (lambda x: torch.max(x, torch.zeros(1)), (0,)),
+    (lambda x: x.minimum(torch.ones(4)), (0,)),
+    (lambda x: torch.minimum(x, x.flip(1)), (0,)),
 ]
 
 
@@ -88,6 +113,95 @@ def test_codes_in_any_memory_format_and_dtype() -> None:
     assert torch.equal(codes(x.bfloat16(), (0.0,))[0], torch.from_numpy(plain))
 
 
+PIECES: list[tuple[Callable[[Tensor], Tensor], list[float]]] = [
+    (lambda x: x.clamp(-0.3, 0.6), [-0.3, 0.6]),
+    (lambda x: torch.clamp(x, min=0.1), [0.1]),
+    (lambda x: F.threshold(x, 0.2, -1.0), [0.2]),
+    (lambda x: F.hardshrink(x, 0.4), [-0.4, 0.4]),
+    (lambda x: F.softshrink(x, 0.4), [-0.4, 0.4]),
+    (torch.abs, [0]),
+    (lambda x: torch.maximum(x, torch.tensor(0.3)), [0.3]),
+    (lambda x: torch.min(torch.tensor([-0.2]), x), [-0.2]),
+]
+
+
+@pytest.mark.parametrize("place", range(len(PIECES)))
+def test_transitions_are_the_kinks_of_the_function_of_each_unit(place: int) -> None:
+    """The kinks are found from second differences of the outputs of the units on a fine path, not from thresholds."""
+    function, kinks = PIECES[place]
+    generator = torch.Generator().manual_seed(3)
+    layer = nn.Linear(3, 6).double()
+    layer.weight.data = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    layer.bias.data = torch.randn(6, generator=generator, dtype=torch.float64) * 0.2
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.layer(x))
+
+    path = ellipse_through(*torch.randn(3, 3, generator=generator, dtype=torch.float64).unbind())
+    model = Model().eval()
+    points = path.points(0, 20000, 20000)
+    with torch.no_grad():
+        before, after = layer(points).numpy(), model(points).numpy()
+    slopes = (np.roll(after, -1, 0) - after) / (np.roll(before, -1, 0) - before)
+    # Within a step from a kink to the next one the slope is that of a piece; at a kink it takes two jumps or a step.
+    jumps = np.abs(slopes - np.roll(slopes, 1, 0)) > 1e-3
+    expected = int((jumps & ~np.roll(jumps, 1, 0)).sum())
+    assert expected > len(kinks)
+    assert count_transitions(model, find_activations(model, points[::2500]), path, 20000, 500).tolist() == [[expected]]
+
+
+KINKS: list[tuple[Callable[[Tensor], Tensor], str]] = [
+    (lambda x: F.max_pool1d(x, 2), "max_pool1d"),
+    (lambda x: x + x.sign(), "sign"),
+    (torch.round, "round"),
+    (lambda x: torch.where(x > 0, x, x.new_zeros(())), "gt, where"),
+    (lambda x: x * (x >= 0), "ge"),
+    (lambda x: x.masked_fill(x < 0, 0.0), "lt, masked_fill"),
+    (lambda x: x.max(1, keepdim=True).values, "max"),
+    (lambda x: x.amax(1, keepdim=True), "amax"),
+    (lambda x: x.sort(1).values, "sort"),
+    (lambda x: torch.clamp(x, min=torch.zeros(4)), "clamp"),
+]
+
+
+@pytest.mark.parametrize("place", range(len(KINKS)))
+def test_kinks_without_a_code_are_named(place: int) -> None:
+    function, names = KINKS[place]
+    torch.manual_seed(0)
+    model = nn.Sequential(Calls(function), nn.ReLU()).eval()
+    found = survey(model, torch.randn(8, 3))
+    assert found.note == f"kinks of {names} are not counted"
+    assert [activation.name for activation in found.coded] == ["relu"]
+
+
+def test_what_does_not_depend_on_the_input_has_no_kinks() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+            self.scale = nn.Parameter(torch.tensor(-0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.scale.clamp(min=0.1) * torch.relu(torch.tensor([1.0, -1.0, 2.0, 3.0]))
+            mask = (torch.arange(4) > 1).expand(len(x), 4)
+            return F.relu(self.layer(x).masked_fill(mask, 0.0)) * scale
+
+    torch.manual_seed(0)
+    model = Masked().eval()
+    found = survey(model, torch.randn(8, 3), layers_of(model, torch.randn(3, 3)))
+    assert found.note == ""
+    assert [activation.thresholds for activation in found.coded] == [(), (), (0.0,)]
+    circle = Ellipse(torch.zeros(3), torch.tensor([99.0, 0.0, 0.0]), torch.tensor([0.0, 99.0, 0.0]))
+    counts = count_transitions(model, found.coded, circle, 100, 32)[:, 0]
+    assert counts[:2].tolist() == [0, 0]
+    assert counts[2] == 4  # both units that no mask hides are positive on one half of a large circle
+
+
 SMOOTH: list[tuple[Callable[[Tensor], Tensor], str]] = [
     (nn.Sigmoid(), "sigmoid"),
     (torch.sigmoid, "sigmoid"),
@@ -102,7 +216,6 @@ SMOOTH: list[tuple[Callable[[Tensor], Tensor], str]] = [
     (nn.CELU(), "celu"),
     (nn.Softplus(), "softplus"),
     (nn.Hardswish(), "hardswish"),
-    (lambda x: x.clamp(min=0), "clamp"),
     (nn.RReLU(), "rrelu"),
 ]
 

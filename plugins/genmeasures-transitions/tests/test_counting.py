@@ -12,9 +12,9 @@ from genmeasures_transitions import (
     Polyline,
     count_transitions,
     counting,
-    curvature,
     ellipse_through,
     find_activations,
+    path_turning,
 )
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ def test_one_hidden_layer_on_a_circle() -> None:
     for radius in (0.3, 1.0, 2.0):
         crossed = int((bias.abs() < radius * weight.norm(dim=1)).sum())
         found = find_activations(model, torch.randn(3, 2))
-        assert count_transitions(model, found, circle(radius), 20_000, 512).tolist() == [2 * crossed]
+        assert count_transitions(model, found, circle(radius), 20_000, 512)[:, 0].tolist() == [2 * crossed]
 
 
 def test_two_hidden_layers_on_a_square_by_hand() -> None:
@@ -60,17 +60,17 @@ def test_two_hidden_layers_on_a_square_by_hand() -> None:
     second = linear([[1.0, -2.0]], [-0.5])
     relu = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
     found = find_activations(relu, torch.randn(3, 2))
-    assert count_transitions(relu, found, square, 1001, 64).tolist() == [4, 2]
+    assert count_transitions(relu, found, square, 1001, 64)[:, 0].tolist() == [4, 2]
     hard = nn.Sequential(first, nn.ReLU(), second, nn.Hardtanh())
     found = find_activations(hard, torch.randn(3, 2))
-    assert count_transitions(hard, found, square, 1001, 64).tolist() == [4, 4]
+    assert count_transitions(hard, found, square, 1001, 64)[:, 0].tolist() == [4, 4]
 
 
 def test_a_jump_over_a_piece_counts_two() -> None:
     there_and_back = Polyline(torch.tensor([[-5.0], [5.0]]))
     model = nn.Sequential(linear([[1.0]]), nn.Hardtanh())
     found = find_activations(model, torch.randn(3, 1))
-    assert count_transitions(model, found, there_and_back, 2, 1).tolist() == [4]
+    assert count_transitions(model, found, there_and_back, 2, 1)[:, 0].tolist() == [4]
 
 
 def brute_force(model: nn.Sequential, points: Tensor) -> list[int]:
@@ -98,9 +98,9 @@ def test_streaming_against_brute_force(cnn: nn.Sequential, points: int) -> None:
     found = find_activations(cnn, torch.randn(3, 1, 8, 8))
     assert points == 3 or min(expected) > 0
     for batch in (1, 2, 7, 100, 501, 1000):
-        assert count_transitions(cnn, found, path, points, batch).tolist() == expected
+        assert count_transitions(cnn, found, path, points, batch)[:, 0].tolist() == expected
     laid_out = cnn.to(memory_format=torch.channels_last)
-    assert count_transitions(laid_out, found, path, points, 64).tolist() == expected
+    assert count_transitions(laid_out, found, path, points, 64)[:, 0].tolist() == expected
 
 
 def test_codes_as_tensors_on_other_devices(cnn: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +111,9 @@ def test_codes_as_tensors_on_other_devices(cnn: nn.Sequential, monkeypatch: pyte
 
     path = ellipse_through(*torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)).unbind())
     found = find_activations(cnn, torch.randn(3, 1, 8, 8))
-    expected = count_transitions(cnn, found, path, 100, 16).tolist()
+    expected = count_transitions(cnn, found, path, 100, 16)[:, 0].tolist()
     monkeypatch.setattr(counting, "codes", tensors)
-    assert count_transitions(cnn, found, path, 100, 16).tolist() == expected
+    assert count_transitions(cnn, found, path, 100, 16)[:, 0].tolist() == expected
 
 
 def test_other_activations_in_a_later_batch_are_an_error() -> None:
@@ -131,27 +131,27 @@ def test_other_activations_in_a_later_batch_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("radius", [0.1, 50.0])
-def test_curvature_of_a_linear_model_on_a_circle(radius: float) -> None:
+def test_turning_of_a_linear_model_on_a_circle(radius: float) -> None:
     """f' = Wτ turns with the unit tangent τ by 2π/k a point; of an isometry W: ½·k·2·sin(π/k), about π."""
     weight = torch.linalg.qr(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)))[0]
     model = linear(weight.tolist())
     for k in (3, 64, 4096):
         for batch in (1000, 17):
-            assert curvature(model, circle(radius), k, batch) == pytest.approx(k * math.sin(math.pi / k), rel=1e-4)
+            assert path_turning(model, circle(radius), k, batch) == pytest.approx(k * math.sin(math.pi / k), rel=1e-4)
 
 
-def test_curvature_of_a_linear_model_on_a_polyline() -> None:
+def test_turning_of_a_linear_model_on_a_polyline() -> None:
     """f' is constant on an edge, so that only the turns at the corners remain, √2 each on a square."""
     square = Polyline(torch.tensor([[0.0, 0.0], [2, 0], [2, 2], [0, 2]]))
     model = linear([[3.0, 0.0], [0.0, 3.0]], [1.0, 2.0])
-    assert curvature(model, square, 40, 7) == pytest.approx(0.5 * 4 * 3 * math.sqrt(2), rel=1e-5)
+    assert path_turning(model, square, 40, 7) == pytest.approx(0.5 * 4 * 3 * math.sqrt(2), rel=1e-5)
 
 
-def test_curvature_at_a_kink() -> None:
+def test_turning_at_a_kink() -> None:
     """On a line back and forth the slope is 1 or 0 behind a ReLU, −1 or 0 on the way back: 1, 1 and twice nothing."""
     there_and_back = Polyline(torch.tensor([[-1.0], [1.0]]))
     # 0 → 1 in the middle, 1 → −1 at the end, −1 → 0 in the middle, 0 → 0 at the beginning.
-    assert curvature(nn.ReLU(), there_and_back, 1000, 64) == pytest.approx(0.5 * 4)
+    assert path_turning(nn.ReLU(), there_and_back, 1000, 64) == pytest.approx(0.5 * 4)
 
 
 def test_a_transformer() -> None:
@@ -163,18 +163,18 @@ def test_a_transformer() -> None:
     found = find_activations(model, torch.randn(3, 5, 8))
     assert [activation.shape for activation in found] == [(5, 16)]
     assert count_transitions(model, found, path, 200, 64).sum() > 0
-    assert curvature(model, path, 50, 20) > 0
+    assert path_turning(model, path, 50, 20) > 0
 
 
-def test_curvature_of_a_constant_output() -> None:
+def test_turning_of_a_constant_output() -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.zeros(len(x), 2)
 
-    assert curvature(Constant(), circle(1), 10, 4) == 0
+    assert path_turning(Constant(), circle(1), 10, 4) == 0
 
 
-def test_curvature_matches_double_precision(cnn: nn.Sequential) -> None:
+def test_turning_matches_double_precision(cnn: nn.Sequential) -> None:
     """Rounding errors of float32 do not accumulate over many points."""
     path = ellipse_through(*torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)).unbind())
 
@@ -182,6 +182,21 @@ def test_curvature_matches_double_precision(cnn: nn.Sequential) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return cnn(x.double())
 
-    single = curvature(cnn, path, 2**12, 256)
+    single = path_turning(cnn, path, 2**12, 256)
     cnn.double()
-    assert single == pytest.approx(curvature(Double(), path, 2**12, 256), rel=1e-3)
+    assert single == pytest.approx(path_turning(Double(), path, 2**12, 256), rel=1e-3)
+
+
+def test_parts_of_a_trajectory(cnn: nn.Sequential) -> None:
+    """Step i of k is in part ⌊i · parts/k⌋, and each part is counted from all codes at once."""
+    path = ellipse_through(*torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)).unbind())
+    found = find_activations(cnn, torch.randn(3, 1, 8, 8))
+    with torch.no_grad():
+        code = (cnn[1](cnn[0](path.points(0, 101, 101))) > 0).long().flatten(1)
+    steps = (code - code.roll(-1, 0)).abs().sum(1)
+    for parts in (1, 2, 7, 100, 101):
+        expected = [0] * parts
+        for step, count in enumerate(steps.tolist()):
+            expected[step * parts // 101] += count
+        for batch in (1, 2, 10, 101, 500):
+            assert count_transitions(cnn, found, path, 101, batch, parts)[0].tolist() == expected

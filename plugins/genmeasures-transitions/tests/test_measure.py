@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 from genmeasures_transitions import (
+    RegionCount,
     TransitionCount,
     count_transitions,
     ellipse_through,
     find_activations,
     genmeasures_register,
 )
+from genmeasures_transitions import measure as measure_module
 from genmeasures_transitions.drawing import draw_random, draw_triples
 from torch import Tensor, nn
 
 from genmeasures.plugin import ModelData, OptionError, Undefined
-from genmeasures.testing import layers_of
+from genmeasures.testing import layers_of, model_data
 
 Given = Callable[..., ModelData]
 FEW: dict[str, Any] = {"points": 60, "trajectories": 3, "curvature_points": 20}
@@ -44,19 +46,21 @@ def test_values_and_their_independence_of_batches(cnn: nn.Module, given: Given, 
     assert isinstance(per_trajectory, np.ndarray)
     assert per_trajectory.dtype == np.float64
     assert per_trajectory.shape == (3,)
-    assert values["transition_count"] == pytest.approx(per_trajectory.mean())
-    assert values["transition_count"] > 0
-    assert values["path_curvature"] > 0
+    assert values["transition_count"].value == pytest.approx(per_trajectory.mean())
+    assert values["transition_count"].value > 0
+    assert values["transition_count"].note == "kinks of max_pool2d are not counted"
+    assert values["path_curvature"].value > 0
+    assert values["path_turning"] > 0
     by_layer = values["transition_count_layer"]
     assert len(by_layer) == len(layers) == 4
     assert isinstance(by_layer[3], Undefined)
     assert "no activation" in str(by_layer[3])
-    assert sum(by_layer[:3]) == pytest.approx(values["transition_count"])
+    assert sum(by_layer[:3]) == pytest.approx(values["transition_count"].value)
     for batch in (1, 40):
         again = measure.measure(cnn, layers, given(batch))
         assert again["transition_count_trajectory"].tolist() == per_trajectory.tolist()
         # The statistics that random inputs follow are summed from other batches.
-        assert again["path_curvature"] == pytest.approx(values["path_curvature"], rel=1e-6)
+        assert again["path_curvature"].value == pytest.approx(values["path_curvature"].value, rel=1e-6)
 
 
 def test_the_values_are_those_of_the_drawn_trajectories(cnn: nn.Module, given: Given) -> None:
@@ -155,8 +159,10 @@ def test_degenerate_data(
 
 def test_a_smooth_activation(given: Given) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU()).eval()
-    with pytest.raises(Undefined, match="gelu"):
-        TransitionCount(**FEW).measure(model, [], given())
+    values = TransitionCount(**FEW).measure(model, [], given())
+    for name in ("transition_count", "transition_count_layer", "transition_count_trajectory", "transition_density"):
+        assert "gelu has no activation code" in str(values[name])
+    assert values["path_curvature"].value > 0
 
 
 def test_counts_of_an_output_that_cannot_be_differentiated(given: Given) -> None:
@@ -165,14 +171,14 @@ def test_counts_of_an_output_that_cannot_be_differentiated(given: Given) -> None
             return torch.relu(x), x
 
     values = TransitionCount(**FEW).measure(Two().eval(), [], given())
-    assert values["transition_count"] > 0
+    assert values["transition_count"].value > 0
     assert isinstance(values["path_curvature"], Undefined)
 
 
 def test_curvature_can_be_left_out(cnn: nn.Module, given: Given) -> None:
     values = TransitionCount(points=30, trajectories=2, curvature_points=0).measure(cnn, [], given())
     assert isinstance(values["path_curvature"], Undefined)
-    assert values["transition_count"] > 0
+    assert values["transition_count"].value > 0
 
 
 @pytest.mark.parametrize(
@@ -197,7 +203,7 @@ def test_options_out_of_range_are_named(options: dict[str, Any], named: str) -> 
 def test_the_hooks() -> None:
     registered: list[type[Any]] = []
     genmeasures_register(registered.append)
-    assert registered == [TransitionCount]
+    assert registered == [TransitionCount, RegionCount]
 
 
 def test_defaults() -> None:
@@ -207,7 +213,68 @@ def test_defaults() -> None:
         "classes": "any",
         "points": 4096,
         "trajectories": 10,
-        "curvature_points": 1024,
+        "curvature_points": 256,
     }
     assert TransitionCount().options() == defaults
     assert TransitionCount(**defaults).clone().options() == defaults
+
+
+def test_profiles_along_trajectories(cnn: nn.Module, given: Given) -> None:
+    few = {**FEW, "points": 200}
+    values = TransitionCount(**few).measure(cnn, [], given())
+    triples = draw_triples(given(), 3, "any")
+    found = find_activations(cnn, torch.randn(3, 1, 8, 8))
+    for row, triple in enumerate(triples):
+        path = ellipse_through(*triple)
+        np.testing.assert_allclose(values["trajectory_position"][row], path.length * np.arange(20) / 20)
+        for anchor, point in zip(values["trajectory_anchor"][row], triple, strict=True):
+            ends = path.points(0, 10**5, 10**5).flatten(1) - point.flatten()
+            nearest = int(ends.norm(dim=1).argmin())
+            assert anchor == pytest.approx(nearest * path.length / 10**5, abs=path.length / 10**4)
+        density = values["transition_density"][row]
+        steps = count_transitions(cnn, found, path, 200, 64, 20).sum(0)
+        np.testing.assert_allclose(density, steps / (path.length / 20))
+        assert density.sum() * path.length / 20 == pytest.approx(values["transition_count_trajectory"][row])
+        for name, head in (("jacobian_profile", torch.softmax), ("jacobian_profile_logits", lambda x, _: x)):
+            point = path.points(7, 8, 20)[0]
+            jacobian = torch.autograd.functional.jacobian(lambda x, head=head: head(cnn(x[None]), 1), point)
+            assert values[name][row, 7] == pytest.approx(float(jacobian.norm()), rel=1e-4)
+
+
+def test_a_profile_with_more_points_than_the_count(cnn: nn.Module, given: Given) -> None:
+    values = TransitionCount(points=10, trajectories=2, curvature_points=12).measure(cnn, [], given())
+    assert "points must be at least curvature_points, got 10 and 12" in str(values["transition_density"])
+    assert values["jacobian_profile"].shape == (2, 12)
+
+
+def test_long_trajectories_are_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, neighbors flicker across the boundaries: the exact count is that of the zeros of each unit."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 2)).eval()
+    model[0].bias.data = -1000 * model[0].weight.detach().sum(1)
+    inputs = torch.randn(12, 20) + 1000  # float32 resolves them to 6e-5
+    exact = []
+    weight, bias = (parameter.detach().double().numpy() for parameter in model[0].parameters())
+    for triple in draw_triples(model_data(inputs, None, seed=0), 4, "any"):
+        a, b, c = (one.double().numpy() for one in triple)
+        center, u, v = (a + b + c) / 3, a - (a + b + c) / 3, (b - c) / 3**0.5
+        # w·z + bias = offset + p cos t + q sin t has two zeros if p² + q² exceeds offset², else none.
+        offset, p, q = weight @ center + bias, weight @ u, weight @ v
+        exact.append(2.0 * int((p**2 + q**2 > offset**2).sum()))
+
+    def counts() -> dict[str, Any]:
+        measure = TransitionCount(points=2**15, trajectories=4, curvature_points=0)
+        return dict(measure.measure(model, [], model_data(inputs, None, seed=0)))
+
+    assert counts()["transition_count"].value > 1.02 * np.mean(exact)
+    monkeypatch.setattr(measure_module, "LONG", 2**15)
+    assert counts()["transition_count_trajectory"].tolist() == exact
+    assert model[0].weight.dtype == torch.float32
+
+    class Single(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x[:, :2] @ torch.eye(2))
+
+    few = TransitionCount(points=2**15, trajectories=1, curvature_points=0)
+    found = few.measure(Single().eval(), [], model_data(torch.randn(12, 20), None, seed=0))
+    assert found["transition_count"].note == "computed in float32, since the model does not run in float64"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.plugin import DataError, OptionError
+from genmeasures.extractors import ReceptiveField
+from genmeasures.plugin import DataError, OptionError, tapped, trace
 
 
 def net(*args: int, **kwargs: int) -> ResidualUNet:
@@ -30,6 +33,50 @@ def test_one_layer_per_stage_and_the_head(dimensions: int, depth: int) -> None:
     assert made.skipped_layers.values[0] == "{}"
     assert all("> group_norm > relu" in tap for tap in made.layer_tap.values[0][:-1])
     assert len(expected) == 2 * depth + 1
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_outputs_of_blocks_are_what_the_next_stages_receive(dimensions: int) -> None:
+    """By hooks: the output of a stage after its shortcut, and after the concatenation with that of the encoder."""
+    unet = net(dimensions, depth=3)
+    x = torch.randn((3, 1, *[9] * dimensions), generator=torch.Generator().manual_seed(0))
+    received: dict[str, Tensor] = {}
+    following = [*(f"encoder.{i}" for i in range(3)), *(f"decoder.{i}" for i in range(3)), "head"]
+    handles = [
+        unet.get_submodule(name).register_forward_pre_hook(
+            lambda module, args, name=name: received.update({name: args[0].clone()})
+        )
+        for name in following
+    ]
+    with torch.no_grad():
+        unet(x)
+    for handle in handles:
+        handle.remove()
+    found: dict[str, Tensor] = {}
+    layers = trace(unet, x, "block").layers
+    with tapped(unet, layers, lambda layer, given, output: found.update({layer.layer.name: output.clone()})) as tap:
+        tap.run(x)
+    for before, after in pairwise(following):
+        torch.testing.assert_close(found[f"{before}.conv"], received[after], rtol=0, atol=0)
+    stage = "group_norm > relu > sum"
+    assert [layer.layer.tap.partition(" > ")[2] for layer in layers] == [
+        *[stage] * 3, f"{stage} > concatenation", f"{stage} > concatenation", stage, "",
+    ]  # fmt: skip
+    assert [layer.layer.joins for layer in layers] == ["sum"] * 6 + [""]
+    assert [layer.layer.channels for layer in layers] == [8, 16, 32, 32, 16, 8, 1]
+
+
+def test_statuses_say_where_stages_are_read() -> None:
+    x = np.random.default_rng(0).normal(size=(8, 1, 9, 9)).astype(np.float32)
+    made = {
+        tap: genmeasures.measure(
+            {"net": net(2, depth=2)}, x, x, measures=["roughness"], extractor=ReceptiveField(tap=tap)
+        ).isel(model=0)
+        for tap in ("activation", "block")
+    }
+    assert set(made["block"].roughness_status.values) == {"ok"}
+    note = "note: the output is read before its sum with others (tap: block reads it after that)"
+    assert made["activation"].roughness_status.values.tolist() == [note] * 4 + ["ok"]
 
 
 def test_kernels_strides_and_widths_are_the_papers() -> None:

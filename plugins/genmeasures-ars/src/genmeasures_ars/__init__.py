@@ -7,7 +7,7 @@ from genmeasures_ars.ablation import accuracy_curve, kernel_order, largest_gap
 from genmeasures_ars.maximization import Ascent, ascend, begin_at, fitting_batch, strides
 from genmeasures_ars.measure import ARS, ClassSelectivity, CumulativeAblation, KernelMeasure
 from genmeasures_ars.network import truncated
-from genmeasures_ars.scores import ar, ars, rs
+from genmeasures_ars.scores import ar, ars, rs, standard_error
 from genmeasures_ars.selectivity import ClassMeans, class_selectivity
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "kernel_order",
     "largest_gap",
     "rs",
+    "standard_error",
     "strides",
     "truncated",
 ]

@@ -64,25 +64,25 @@ def objective_of(means: Tensor, kernels: Tensor, objective: str) -> Tensor:
     return own if objective == "am" else own - (means.sum(1) - own) / means.shape[1]
 
 
-def begin_at(run: Truncated, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first noise input that each kernel responds to.
+def begin_at(run: Truncated, noise: Tensor) -> Tensor:
+    """Return the first noise input that each kernel responds to, or the first of all if there is none.
 
-    At an input to which a kernel does not respond at all, its gradient is zero, and the ascent would not move.
+    At an input to which a kernel does not respond at all, its gradient is zero, and the ascent of AM would not move.
 
     Args:
         run: Truncated network.
-        noise: Inputs (s, …).
+        noise: Inputs (t, …).
 
     Returns:
-        Indices of the inputs, int64 (I,), and whether there is one, bool (I,).
+        Indices of the inputs, int64 (I,).
 
     Example:
         >>> begin_at(lambda x: torch.stack([x, -x], 1), torch.tensor([[-1.0], [2.0]]))
-        (tensor([1, 0]), tensor([True, True]))
+        tensor([1, 0])
     """
     with torch.no_grad():
         responds = torch.cat([(run(start) > 0).flatten(2).any(2) for start in noise.split(1)])
-    return responds.int().argmax(0), responds.any(0)
+    return responds.int().argmax(0)
 
 
 def strides(steps: int, step_size: float, growth: float) -> list[float]:

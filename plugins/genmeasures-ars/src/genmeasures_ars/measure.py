@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,8 +29,8 @@ from genmeasures.plugin import (
 )
 from genmeasures_ars.ablation import ORDERS, accuracy_curve, kernel_order, largest_gap
 from genmeasures_ars.maximization import OBJECTIVES, ascend, begin_at, fitting_batch, strides
-from genmeasures_ars.network import convolutions, example_of, truncated
-from genmeasures_ars.scores import ar, ars, rs
+from genmeasures_ars.network import convolutions, example_of, tap_note, truncated
+from genmeasures_ars.scores import ar, ars, rs, standard_error
 from genmeasures_ars.selectivity import ClassMeans, class_selectivity, classes_of
 
 Kernels: TypeAlias = NDArray[np.float64]
@@ -48,15 +49,95 @@ class KernelMeasure(ModelMeasure):
         """Return the values of the kernels of each layer, or the reason why there are none."""
 
 
+def _scores() -> tuple[Variable, ...]:
+    """Per layer and per kernel ARS, RS and AR, and the standard errors of all."""
+    names = {
+        "ars": ("activated representational substitution", "eq. 5"),
+        "rs": ("representational substitution", "eq. 3"),
+        "ar": ("activated response", "eq. 4"),
+    }
+    variables: list[Variable] = []
+    for dims, suffix, what in ((("layer",), "", "mean "), (_PER_KERNEL, "_kernel", "")):
+        for name, (long_name, equation) in names.items():
+            judged = name == "ars" and not suffix
+            variables.append(
+                Variable(
+                    f"{name}{suffix}",
+                    what + long_name,
+                    expected_accuracy=-1 if judged else 0,
+                    expected_accuracy_source=_ARS_PAPER + "table 2" if judged else "",
+                    references=_ARS_PAPER + equation,
+                    dims=dims,
+                )
+            )
+    errors = [
+        Variable(
+            f"{variable.name}_error",
+            f"standard error of the {variable.long_name} over starts",
+            references=variable.references,
+            dims=variable.dims,
+            auxiliary=True,
+        )
+        for variable in variables
+    ]
+    return (*variables, *errors)
+
+
+_SCORES = _scores()
+_IMAGE = Variable(
+    "ars_image",
+    "input with the highest objective of a kernel",
+    references=_ARS_PAPER + "eq. 1 and 2",
+    dims=("layer", "kernel", "image_channel", "image_row", "image_column"),
+    auxiliary=True,
+)
+
+
+@dataclass(frozen=True)
+class _Responses:
+    """The responses of the I kernels of a layer to what S ascents of each found."""
+
+    rs: NDArray[np.float64]
+    """(S, I)"""
+    ar: NDArray[np.float64]
+    """(S, I)"""
+    images: NDArray[np.float64] | Undefined | None
+    """(I, channel, row, column): per kernel the input with the highest objective; None if they are not kept."""
+    note: str
+    """What to note on AR."""
+
+    @property
+    def ars(self) -> NDArray[np.float64]:
+        """(S, I)"""
+        return ars(self.rs, self.ar)
+
+    def silence(self) -> str:
+        """What to note on kernels without a response, "" if there are none."""
+        never, once = (self.ar == 0).all(0).sum(), (self.ar == 0).any(0).sum()
+        total = self.ar.shape[1]
+        notes = [f"{never} of {total} kernels have no response, and thus an ARS of 1"] * bool(never)
+        notes += [f"{once - never} of {total} kernels have no response from some of the starts"] * bool(once - never)
+        return "; ".join(notes)
+
+
 class ARS(KernelMeasure):
     """Activated representational substitution (ARS): how easily other kernels replace a kernel.
 
     For kernel i of a convolution with I kernels, gradient ascent from noise finds an input that maximizes h_i (``am``)
     or h_i − (1/I) Σ_{j≠i} h_j (``iam``), where h is the mean of a kernel's activation map. On this input, RS is the
     fraction of kernels whose mean exceeds that of i, AR is the fraction of entries > 0 in the map of i, and
-    ARS = (2/π)·atan(RS/AR), which is 1 where AR = 0 and RS > 0. If no kernel responds (RS = AR = 0), the kernel has no
-    ARS; the mean over the layer leaves it out, with a note. Linear layers, and layers whose kernels do not respond to
-    any noise input, have no value. The data are not read, only the shape of an input.
+    ARS = (2/π)·atan(RS/AR), which is 1 where AR = 0; a note counts these kernels. The data are not read, only the shape
+    of an input.
+
+    What an ascent finds depends on the noise at its start. The values of a kernel are therefore means over several
+    starts, and the value of a layer is the mean over its kernels. Each has the standard error over the starts beside
+    it, ``ars_error`` for a layer and ``ars_kernel_error`` for its kernels. Linear layers have no value. A note says
+    where no activation directly follows a layer, since AR is then the fraction of positive entries of a linear map.
+
+    With ``keep_images``, ``ars_image`` holds for each kernel the input with the highest objective of all starts, which
+    is not bounded. Its dimensions are (layer, kernel, image_channel, image_row, image_column). It is float64 and padded
+    to the widest layer: L layers with at most I kernels and inputs of D values take 8·L·I·D bytes per model, in memory
+    and in the result file.
 
     Source: "Exploring the generalizability of CNNs via activated representational substitution", equations 1 to 5.
 
@@ -66,9 +147,12 @@ class ARS(KernelMeasure):
         step_size: Root mean square of the change of an input in one step; that of the noise is 1.
         growth: Length of a stride as a fraction of the path before it, at least one step. 0.04 takes 130 strides for
             1500 steps; 0 takes each step.
-        starts: Number of noise inputs, of which each kernel starts at the first that it responds to. They are the same
-            for all layers and kernels.
-        memory: MiB for the kernels that are optimized side by side. Values depend on it by rounding alone.
+        starts: Number of ascents of each kernel, from different noise, over which values are averaged. The cost is
+            proportional to it.
+        tries: Number of noise inputs per start, of which a kernel starts at the first that it responds to. They are the
+            same for all layers and kernels.
+        keep_images: Whether the result keeps the inputs that were found; for inputs (channel, row, column).
+        memory: MiB for the ascents that run side by side. Values depend on it by rounding alone.
 
     Raises:
         OptionError: If an option is out of range.
@@ -79,27 +163,12 @@ class ARS(KernelMeasure):
         >>> with torch.no_grad():  # three equal kernels: none exceeds another
         ...     _ = net[0].weight.fill_(1.0)
         >>> ds = genmeasures.measure([net], test=torch.rand(4, 1, 5, 5), measures=[ARS(steps=5)])
-        >>> ds.rs.item(), ds.ars.item()
-        (0.0, 0.0)
+        >>> ds.rs.item(), ds.ars.item(), ds.ars_error.item()
+        (0.0, 0.0, 0.0)
     """
 
     name = "ars"
-    variables = (
-        Variable(
-            "ars",
-            "mean activated representational substitution",
-            expected_accuracy=-1,
-            expected_accuracy_source=_ARS_PAPER + "table 2",
-            references=_ARS_PAPER + "eq. 5",
-        ),
-        Variable("rs", "mean representational substitution", references=_ARS_PAPER + "eq. 3"),
-        Variable("ar", "mean activated response", references=_ARS_PAPER + "eq. 4"),
-        Variable(
-            "ars_kernel", "activated representational substitution", references=_ARS_PAPER + "eq. 5", dims=_PER_KERNEL
-        ),
-        Variable("rs_kernel", "representational substitution", references=_ARS_PAPER + "eq. 3", dims=_PER_KERNEL),
-        Variable("ar_kernel", "activated response", references=_ARS_PAPER + "eq. 4", dims=_PER_KERNEL),
-    )
+    variables = _SCORES
 
     def __init__(
         self,
@@ -107,7 +176,9 @@ class ARS(KernelMeasure):
         steps: int = 1500,
         step_size: float = 0.1,
         growth: float = 0.04,
-        starts: int = 16,
+        starts: int = 4,
+        tries: int = 16,
+        keep_images: bool = False,
         memory: int = 256,
     ) -> None:
         one_of(self, "objective", objective, OBJECTIVES)
@@ -116,58 +187,91 @@ class ARS(KernelMeasure):
         require(sound, self, f"step_size must be a number > 0, got {step_size!r}")
         require(_is_number(growth) and 0 <= growth <= 1, self, f"growth must be a number from 0 to 1, got {growth!r}")
         require(is_count(starts), self, f"starts must be an integer ≥ 1, got {starts!r}")
+        require(is_count(tries), self, f"tries must be an integer ≥ 1, got {tries!r}")
+        require(isinstance(keep_images, bool), self, f"keep_images must be true or false, got {keep_images!r}")
         require(is_count(memory), self, f"memory must be an integer ≥ 1 (MiB), got {memory!r}")
         self.objective = objective
         self.steps = steps
         self.step_size = step_size
         self.growth = growth
         self.starts = starts
+        self.tries = tries
+        self.keep_images = keep_images
+        if keep_images:
+            vars(self)["variables"] = (*_SCORES, _IMAGE)
         self.memory = memory
 
     def measure(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> Mapping[str, Any]:
         """See :meth:`ModelMeasure.measure`."""
-        parts = self._parts(model, layers, data)
-        values: dict[str, Any] = {}
-        for index, name in enumerate(("rs", "ar", "ars")):
-            kernels = [part if isinstance(part, Undefined) else part[index] for part in parts]
-            values[f"{name}_kernel"] = kernels
-            values[name] = [layer_mean(layer) for layer in kernels]
+        parts = self._responses(model, layers, data)
+        values: dict[str, Any] = {variable.name: [] for variable in self.variables}
+        for part in parts:
+            found = dict.fromkeys(values, part) if isinstance(part, Undefined) else self._values(part)
+            for name, column in values.items():
+                column.append(found[name])
         return values
 
     def kernel_scores(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> list[Kernels | Undefined]:
         """ARS of each kernel."""
-        return [part if isinstance(part, Undefined) else part[2] for part in self._parts(model, layers, data)]
+        parts = self._responses(model, layers, data)
+        return [part if isinstance(part, Undefined) else part.ars.mean(0) for part in parts]
 
-    def _parts(
-        self, model: nn.Module, layers: Sequence[Layer], data: ModelData
-    ) -> list[tuple[Kernels, Kernels, Kernels] | Undefined]:
-        """RS, AR and ARS of each layer's kernels."""
+    def _values(self, part: _Responses) -> dict[str, Any]:
+        """The values of a layer by the name of the variable."""
+        notes = {"ars": [part.silence(), part.note], "rs": [], "ar": [part.note]}
+        values: dict[str, Any] = {"ars_image": part.images}
+        for name, by_start in (("ars", part.ars), ("rs", part.rs), ("ar", part.ar)):
+            kernels = by_start.mean(0)
+            valid = np.isfinite(kernels)
+            by_layer = by_start[:, valid].mean(1) if valid.any() else [np.nan]
+            values |= {name: layer_mean(kernels, notes[name]), f"{name}_kernel": kernels}
+            errors = {
+                f"{name}_error": float(standard_error(by_layer)),
+                f"{name}_kernel_error": standard_error(by_start),
+            }
+            values |= dict.fromkeys(errors, Undefined("a single start has no spread")) if self.starts == 1 else errors
+        return values
+
+    def _responses(self, model: nn.Module, layers: Sequence[Layer], data: ModelData) -> list[_Responses | Undefined]:
+        """The responses of each layer's kernels."""
         example = example_of(data)
-        size, generator = (self.starts, *example.shape[1:]), data.generator
-        noise = torch.randn(size, generator=generator, dtype=torch.float32, device=generator.device).to(example)
+        shape, generator = (self.tries, *example.shape[1:]), data.generator
+        # One draw per start: the first starts are the same however many follow.
+        draws = [
+            torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
+            for _ in range(self.starts)
+        ]
+        noise = torch.cat(draws).to(example)
         return [
             layer if isinstance(layer, Undefined) else self._layer(model, layer, noise)
             for layer in convolutions(model, layers, example)
         ]
 
-    def _layer(
-        self, model: nn.Module, layer: TracedLayer, noise: Tensor
-    ) -> tuple[Kernels, Kernels, Kernels] | Undefined:
+    def _layer(self, model: nn.Module, layer: TracedLayer, noise: Tensor) -> _Responses:
         substitution: list[Kernels] = []
         response: list[Kernels] = []
+        objectives: list[Tensor] = []
+        inputs: list[Tensor] = []
+        channels = layer.layer.channels
         with truncated(model, layer) as run:
-            begin, responds = begin_at(run, noise)
-            if not responds.any():
-                return Undefined(f"no kernel responds to any of {self.starts} noise inputs")
+            begin = torch.cat(
+                [begin_at(run, tries) + self.tries * s for s, tries in enumerate(noise.split(self.tries))]
+            )
             lengths = strides(self.steps, self.step_size, self.growth)
-            kernels = torch.arange(layer.layer.channels, device=noise.device)
+            kernels = torch.arange(channels, device=noise.device).repeat(self.starts)
             batch = fitting_batch(run, noise[:1], list(model.parameters()), self.memory * 2**20)
-            for chunk in kernels.split(batch):
-                ascent = ascend(run, noise[begin[chunk]], chunk, self.objective, lengths)
+            for start, chunk in zip(begin.split(batch), kernels.split(batch), strict=True):
+                ascent = ascend(run, noise[start], chunk, self.objective, lengths)
                 substitution.append(rs(ascent.means, chunk))
                 response.append(np.where(np.isfinite(ascent.objective.cpu().numpy()), ar(ascent.maps), np.nan))
-        substitutions, responses = np.concatenate(substitution), np.concatenate(response)
-        return substitutions, responses, ars(substitutions, responses)
+                if self.keep_images:
+                    objectives.append(ascent.objective)
+                    inputs.append(ascent.inputs)
+        rows = (self.starts, channels)
+        images = best_images(torch.cat(inputs), torch.cat(objectives).view(rows)) if self.keep_images else None
+        return _Responses(
+            np.concatenate(substitution).reshape(rows), np.concatenate(response).reshape(rows), images, tap_note(layer)
+        )
 
 
 class ClassSelectivity(KernelMeasure):
@@ -323,8 +427,37 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def layer_mean(values: Kernels | Undefined) -> float | Value | Undefined:
+def best_images(inputs: Tensor, objectives: Tensor) -> NDArray[np.float64] | Undefined:
+    """Return the input with the highest objective of each kernel.
+
+    Args:
+        inputs: Inputs (S·I, channel, row, column) of S starts of I kernels.
+        objectives: float64 (S, I).
+
+    Returns:
+        float64 (I, channel, row, column), NaN for a kernel whose objective is not finite, or the reason why there are
+        none.
+
+    Example:
+        >>> best_images(torch.arange(4.0).view(4, 1, 1, 1), torch.tensor([[0.1, 0.2], [0.3, 0.1]])).ravel()
+        array([2., 1.])
+    """
+    if inputs.dim() != 4:
+        shape = tuple(inputs.shape[1:])
+        return Undefined(f"images are kept of inputs (channel, row, column), got inputs of the shape {shape}")
+    by_start = inputs.unflatten(0, objectives.shape)
+    best: Tensor = by_start[objectives.argmax(0), torch.arange(objectives.shape[1], device=inputs.device)].double()
+    best[~torch.isfinite(objectives).all(0)] = torch.nan
+    images: NDArray[np.float64] = best.cpu().numpy()
+    return images
+
+
+def layer_mean(values: Kernels | Undefined, notes: Sequence[str] = ()) -> float | Value | Undefined:
     """Return the mean over the kernels that have a value, with a note on how many have none.
+
+    Args:
+        values: Values (I,), or the reason why there are none.
+        notes: Further notes, before that one; "" is none.
 
     Example:
         >>> layer_mean(np.array([0.2, 0.4, np.nan])).note
@@ -336,5 +469,7 @@ def layer_mean(values: Kernels | Undefined) -> float | Value | Undefined:
     if not len(finite):
         return Undefined(f"none of {len(values)} kernels has a value")
     missing = len(values) - len(finite)
+    notes = [*notes, *[f"{missing} of {len(values)} kernels have no value and are left out"] * bool(missing)]
+    note = "; ".join(filter(None, notes))
     mean = float(finite.mean())
-    return Value(mean, f"{missing} of {len(values)} kernels have no value and are left out") if missing else mean
+    return Value(mean, note) if note else mean

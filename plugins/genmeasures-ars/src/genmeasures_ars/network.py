@@ -86,6 +86,32 @@ def _first(data: ModelData, split: Split) -> Tensor:
     return inputs
 
 
+def tap_note(layer: TracedLayer) -> str:
+    """Return what to note on AR where no activation directly follows a layer, "" elsewhere.
+
+    Args:
+        layer: Layer that is read after the activation.
+
+    Example:
+        >>> from genmeasures.plugin import trace
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
+        >>> for layer in trace(net, torch.zeros(2, 1, 5, 5), "activation").layers:
+        ...     print(repr(tap_note(layer)))
+        ''
+        'no activation directly follows: AR is the fraction of positive entries of a linear map'
+    """
+    followed = layer.layer.tap.split(" > ")[1:]
+    if not all(step.endswith("norm") for step in followed):
+        return ""
+    if layer.layer.joins:
+        return (
+            f"no activation follows before a {layer.layer.joins}: AR is the fraction of positive entries of a map that "
+            "no layer receives"
+        )
+    return "no activation directly follows: AR is the fraction of positive entries of a linear map"
+
+
 def convolutions(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> list[TracedLayer | Undefined]:
     """Return the traced layer for each layer, or Undefined for a linear layer.
 

@@ -45,24 +45,43 @@ def ar(maps: Tensor) -> NDArray[np.float64]:
 def ars(rs: ArrayLike, ar: ArrayLike) -> NDArray[np.float64]:
     """Return ARS = (2/π)·atan(RS/AR) (eq. 5).
 
-    It is 1, the limit, if AR = 0 and RS > 0. It is NaN if both are 0: no kernel responds to the input, which
-    indicates neither a feature that no kernel replaces (0) nor one that was not learned (1).
+    It is 1 if AR = 0, whatever RS is: the limit if RS > 0, and if both are 0 because "the ARS of the convolution kernel
+    without learned features is large" (section 2.3).
 
     Args:
         rs: Representational substitution RS, see :func:`rs`.
         ar: Activated response AR, see :func:`ar`.
 
     Returns:
-        float64, in the common shape of both.
+        float64, in the common shape of both, NaN where RS or AR is.
 
     Example:
         >>> ars([0.5, 0.3, 0.0], [0.5, 0.0, 0.0])
-        array([0.5, 1. , nan])
+        array([0.5, 1. , 1. ])
     """
     substitution, response = np.asarray(rs, dtype=np.float64), np.asarray(ar, dtype=np.float64)
-    # atan2 gives the limit at AR = 0, and 0 where both are 0.
     angle: NDArray[np.float64] = np.arctan2(substitution, response) * (2 / np.pi)
-    return np.where((substitution == 0) & (response == 0), np.nan, angle)
+    return np.where((response == 0) & ~np.isnan(substitution), 1.0, angle)
+
+
+def standard_error(values: ArrayLike) -> NDArray[np.float64]:
+    """Return the standard error of means over S starts, s/√S with the standard deviation s of S − 1 degrees of freedom.
+
+    Args:
+        values: Values (S, …), one per start.
+
+    Returns:
+        float64 (…), NaN for a single start.
+
+    Example:
+        >>> standard_error([[0.1, 0.5], [0.3, 0.5]])
+        array([0.1, 0. ])
+    """
+    by_start = np.asarray(values, dtype=np.float64)
+    if len(by_start) < 2:
+        return np.full(by_start.shape[1:], np.nan)
+    error: NDArray[np.float64] = by_start.std(axis=0, ddof=1) / len(by_start) ** 0.5
+    return error
 
 
 def _array(values: Tensor) -> NDArray[np.float64]:

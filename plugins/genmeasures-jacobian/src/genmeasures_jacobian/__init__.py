@@ -1,4 +1,4 @@
-"""Norms of the input-output Jacobian of a network and of its layers (Novak et al. 2018), as genmeasures measures."""
+"""Norms of the input-output Jacobian of a network and of its layers, and the accuracy with a layer re-initialized."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from genmeasures_jacobian.jacobian import Squares, exact_backward, exact_forward
 from genmeasures_jacobian.layers import LayerJacobian
 from genmeasures_jacobian.measure import JacobianNorm
 from genmeasures_jacobian.projections import norms
+from genmeasures_jacobian.reinitialization import Reinitialization, reinitialized
 from genmeasures_jacobian.softmax import Softmax
 
 __all__ = [
     "JacobianNorm",
     "LayerJacobian",
+    "Reinitialization",
     "Softmax",
     "Squares",
     "approximation",
@@ -21,6 +23,7 @@ __all__ = [
     "hutchinson",
     "lower_bound",
     "norms",
+    "reinitialized",
     "upper_bound",
 ]
 
@@ -30,3 +33,4 @@ def genmeasures_register(register: Register) -> None:
     """Register the measures."""
     register(JacobianNorm)
     register(LayerJacobian)
+    register(Reinitialization)

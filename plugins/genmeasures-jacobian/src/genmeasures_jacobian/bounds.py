@@ -3,15 +3,16 @@
 Source: Novak et al. 2018, "Sensitivity and Generalization in Neural Networks", appendix on bounding the Jacobian norm.
 The row of the Jacobian of the true class y, with probability σ_y = e^{−ℓ} and cross-entropy ℓ, is
 
-    J_y = σ_y (g_y − Σ_j σ_j g_j),
+    J_y = σ_y (g_y − Σ_j σ_j g_j) = σ_y Σ_j (e_y − σ)_j g_j,
 
-where g_j = ∂f_j/∂x is the gradient of logit j. If all g_j are orthogonal and have the same square norm M,
+where g_j = ∂f_j/∂x is the gradient of logit j. The entries of e_y − σ sum to 0, so that only the centered gradients
+g_j − ḡ with ḡ = Σ_j g_j/n count. If these have the shape of a regular simplex with Σ_j ‖g_j − ḡ‖² = (n − 1) M, then
 
-    ‖J_y‖² = M σ_y² ((1 − σ_y)² + Σ_{j≠y} σ_j²).
+    ‖J_y‖² = M σ_y² ((1 − σ_y)² + Σ_{j≠y} σ_j²),
 
-The last sum is (1 − σ_y)²/(n − 1) if the other classes are equally probable, and (1 − σ_y)² if all the rest belongs to
-one of them. M is the mean over the logits, E‖∂f/∂x‖_F²/n. With the sum over the logits, the lower bound would exceed
-the norm itself by a factor of √n.
+as for gradients that are orthogonal and of the square norm M. The last sum is (1 − σ_y)²/(n − 1) if the other classes
+are equally probable, and (1 − σ_y)² if all the rest belongs to one of them; two classes are always a simplex. The paper
+prints M = E‖∂f/∂x‖_F², with which the lower bound exceeds the norm itself by a factor of up to √n.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def lower_bound(loss: ArrayLike, square: float, classes: int) -> NDArray[np.floa
 
     Args:
         loss: Cross-entropies ℓ ≥ 0, of any shape.
-        square: M, the mean square norm of the gradient of a logit.
+        square: M, the mean over inputs of Σ_j ‖g_j − ḡ‖²/(n − 1).
         classes: Number of classes n ≥ 2.
 
     Returns:
@@ -45,7 +46,7 @@ def upper_bound(loss: ArrayLike, square: float) -> NDArray[np.float64]:
 
     Args:
         loss: Cross-entropies ℓ ≥ 0, of any shape.
-        square: M, the mean square norm of the gradient of a logit.
+        square: M, the mean over inputs of Σ_j ‖g_j − ḡ‖²/(n − 1).
 
     Returns:
         float64 of the shape of ``loss``.
@@ -66,7 +67,7 @@ def approximation(loss: ArrayLike, square: float, classes: int) -> NDArray[np.fl
 
     Args:
         loss: Cross-entropies ℓ ≥ 0, of any shape.
-        square: M, the mean square norm of the gradient of a logit.
+        square: M, the mean over inputs of Σ_j ‖g_j − ḡ‖²/(n − 1).
         classes: Number of classes n ≥ 2.
 
     Returns:

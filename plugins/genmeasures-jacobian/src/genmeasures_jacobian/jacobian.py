@@ -29,8 +29,9 @@ class Squares:
 
     jacobian: Tensor
     """(m, B): ‖J‖_F² for J of the softmax or of the logits, over all positions."""
-    logits: Tensor | None
-    """(m', B): ‖∂f/∂x‖_F² of the logits; None if it is not computed."""
+    centered: Tensor | None
+    """(m', B): Σ_j ‖g_j − ḡ‖² over the logits and positions, with the gradients g_j of the logits at a position and
+    their mean ḡ; None if it is not computed."""
     target: Tensor | None
     """(B,): ‖J_y‖₂² of the true class; None if it is not computed."""
     output: Tensor
@@ -101,7 +102,7 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
         targets: True classes, int64 (B,), if ``target`` is to be computed; P must be 1.
 
     Returns:
-        Exact square norms; ``logits`` is computed in any case.
+        Exact square norms; ``centered`` is computed in any case.
 
     Raises:
         Undefined: If the output has no gradient with respect to the input.
@@ -115,7 +116,7 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
     leaf, output = _graph(run, inputs)
     batch, channels, positions = output.shape
     total = torch.zeros(batch, dtype=torch.float64, device=inputs.device)
-    logits = torch.zeros_like(total)
+    centered = torch.zeros_like(total)
     own = torch.zeros_like(total)
     head = Softmax(output)
 
@@ -128,28 +129,33 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
     for position in range(positions):
         first = head.first[:, 0, position]
         probabilities = head.values[:, :, position]
-        # Σ σ_i² ‖D_i‖², Σ σ_i D_i, Σ σ_i² D_i and D_y
+        # Σ σ_i² ‖D_i‖², Σ D_i, Σ σ_i D_i, Σ σ_i² D_i and D_y
         squares = torch.zeros_like(total)
-        mean, squares_mean, true = torch.zeros(3, *leaf.flatten(1).shape, dtype=torch.float64, device=leaf.device)
+        shape = (4, *leaf.flatten(1).shape)
+        plain_sum, mean, squares_mean, true = torch.zeros(shape, dtype=torch.float64, device=leaf.device)
         reference: Tensor | None = None
         for index in range(channels):
             # Channel 0 and the most probable one are swapped.
             channel = first if index == 0 else torch.where(first == index, 0, index)
             row = row_of(channel, position)
-            logits += _square(row)
-            if softmax:
-                reference = row.clone() if reference is None else reference
-                row -= reference
-            if targets is not None:
-                chosen = targets == channel
-                true[chosen] = row[chosen]
+            reference = row.clone() if reference is None else reference
             if not softmax:
                 total += _square(row)
-            elif index:
+                if targets is not None:
+                    chosen = targets == channel
+                    true[chosen] = row[chosen]
+            row -= reference
+            centered += _square(row)
+            plain_sum += row
+            if softmax and targets is not None:
+                chosen = targets == channel
+                true[chosen] = row[chosen]
+            if softmax and index:
                 weight = probabilities.gather(1, channel[:, None])
                 squares += weight[:, 0].square() * _square(row)
                 mean.addcmul_(weight, row)
                 squares_mean.addcmul_(weight.square(), row)
+        centered -= _square(plain_sum) / channels
         if softmax:
             cross = (squares_mean * mean).sum(1)
             total += (squares - 2 * cross + probabilities.square().sum(1) * _square(mean)).clamp(min=0)
@@ -157,7 +163,8 @@ def exact_backward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | No
             own += (probabilities.gather(1, targets[:, None])[:, 0]).square() * _square(true - mean)
         elif targets is not None:
             own += _square(true)
-    return Squares(total[None], logits[None], None if targets is None else own, output.detach())
+    centered = centered.clamp(min=0)
+    return Squares(total[None], centered[None], None if targets is None else own, output.detach())
 
 
 def exact_forward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | None = None, rows: int = 1) -> Squares:
@@ -187,7 +194,7 @@ def exact_forward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | Non
     """
     batch, size = len(inputs), inputs[0].numel()
     total = torch.zeros(batch, dtype=torch.float64, device=inputs.device)
-    logits = torch.zeros_like(total)
+    centered = torch.zeros_like(total)
     own = torch.zeros_like(total)
     step = max(1, rows // batch)
     output = inputs
@@ -198,13 +205,13 @@ def exact_forward(run: Run, inputs: Tensor, softmax: bool, targets: Tensor | Non
         directions[along, :, start + along] = 1.0
         repeated = inputs.repeat(count, *[1] * (inputs.dim() - 1))
         output, column = pushed(run, repeated, directions.reshape(repeated.shape))
-        logits += _square(column).reshape(count, batch).sum(0)
+        centered += _square(column - column.mean(1, keepdim=True)).reshape(count, batch).sum(0)
         if softmax:
             column = Softmax(output).product(column)
         total += _square(column).reshape(count, batch).sum(0)
         if targets is not None:
             own += column[:, :, 0].gather(1, targets.repeat(count)[:, None]).reshape(count, batch).square().sum(0)
-    return Squares(total[None], logits[None], None if targets is None else own, output[:batch])
+    return Squares(total[None], centered[None], None if targets is None else own, output[:batch])
 
 
 def pushed(run: Run, inputs: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,8 +255,8 @@ def hutchinson(
         softmax: Whether J is that of the softmax; otherwise it is that of the logits.
         seeds: Seeds of the signs of each input.
         projections: Number m of projections.
-        targets: True classes, int64 (B,), if ``logits`` and ``target`` are to be computed; P must be 1. ``logits`` has
-            an eighth of the projections, because it is averaged over inputs; ``target`` is exact.
+        targets: True classes, int64 (B,), if ``centered`` and ``target`` are to be computed; P must be 1. ``centered``
+            has an eighth of the projections, because it is averaged over inputs; ``target`` is exact.
 
     Returns:
         Estimated square norms.
@@ -265,7 +272,7 @@ def hutchinson(
     """
     leaf, output = _graph(run, inputs)
     head = Softmax(output)
-    few = 0 if targets is None or not softmax else -(-projections // 8)
+    few = 0 if targets is None else -(-projections // 8)
     vectors = signs(seeds, projections + few, output[0].numel()).to(output.device)
 
     def square(vector: Tensor, through: bool) -> Tensor:
@@ -280,9 +287,11 @@ def hutchinson(
     total = torch.stack([square(vector.view_as(output), softmax) for vector in vectors[:projections]])
     if targets is None:
         return Squares(total, None, None, output.detach())
-    logits = torch.stack([square(vector.view_as(output), False) for vector in vectors[projections:]]) if few else total
+    # ‖vᵀ(G − 1ḡᵀ)‖² for the matrix G of the gradients is ‖uᵀG‖², u the vector v without its mean.
+    each = (vector.view_as(output).double() for vector in vectors[projections:])
+    centered = torch.stack([square(vector - vector.mean(1, keepdim=True), False) for vector in each])
     true = torch.zeros_like(output).scatter_(1, targets[:, None, None], 1.0)
-    return Squares(total, logits, square(true, softmax), output.detach())
+    return Squares(total, centered, square(true, softmax), output.detach())
 
 
 def _graph(run: Run, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,16 @@ _FROM_TARGETS = (
     "jacobian_norm_lower",
     "jacobian_norm_upper",
     "jacobian_norm_approximation",
+    "jacobian_norm_below",
+    "jacobian_norm_above",
+    "jacobian_norm_sample_target",
     "jacobian_norm_sample_loss",
+    "jacobian_norm_sample_correct",
+    "jacobian_norm_sample_lower",
+    "jacobian_norm_sample_upper",
 )
+_ROUNDING = 1e-5
+"""Relative difference by which a norm must pass a bound to lie outside of it. For two classes both bounds are equal."""
 
 
 def _auxiliary(name: str, long_name: str, dims: tuple[str, ...] = ()) -> Variable:
@@ -60,13 +68,15 @@ class JacobianNorm(ModelMeasure):
     """Mean Frobenius norm of the input-output Jacobian, E_x ‖J(x)‖_F with J(x) = ∂ softmax(f(x))/∂x.
 
     The model has the following values: the norm; its standard error from the projections, 0 where the norm is exact (it
-    does not include the spread over inputs); the mean norm ‖J_y‖₂ of the row of the true class; M, the mean square norm
-    of the gradient of one logit over inputs and logits; and the means over inputs of the cross-entropy bounds and
-    approximation. The lower bound holds for ‖J_y‖₂ and ‖J‖_F, the upper bound for ‖J_y‖₂ alone, and the approximation
-    is one of ‖J‖_F; they assume that the gradients of the logits are orthogonal and of equal norm. Each input has its
-    norm, its cross-entropy and its index in the split, in the order of ``ModelData.sample``, which is the same for all
-    models. What needs true classes is undefined without them, for dense outputs and for logits; inputs without a label
-    are left out of it.
+    does not include the spread over inputs); the mean norm ‖J_y‖₂ of the row of the true class; M, the mean over inputs
+    of Σ_j ‖g_j − ḡ‖²/(n − 1) for the gradients g_j of the n logits and their mean ḡ; the means over inputs of the
+    cross-entropy bounds and approximation; and the fractions of inputs whose ‖J_y‖₂ is below the lower or above the
+    upper bound, by more than rounding. The lower bound is one of ‖J_y‖₂ and ‖J‖_F, the upper bound one of ‖J_y‖₂ alone,
+    and the approximation one of ‖J‖_F; they assume that the centered gradients of the logits have the shape of a
+    regular simplex, which those of two logits always have, and are alike at all inputs. Each input has its norm, and
+    its index in the split, in the order of ``ModelData.sample``, which is the same for all models; with true classes it
+    has ‖J_y‖₂, its cross-entropy, 1 or 0 for a correct or wrong prediction, and its bounds. What needs true classes is
+    undefined without them, for dense outputs and for logits; inputs without a label are left out of it.
 
     Source: Novak et al. 2018, "Sensitivity and Generalization in Neural Networks".
 
@@ -112,7 +122,9 @@ class JacobianNorm(ModelMeasure):
         _auxiliary("jacobian_norm_lower", "mean cross-entropy lower bound on the Jacobian norm"),
         _auxiliary("jacobian_norm_upper", "mean cross-entropy upper bound on the norm of the true class's row"),
         _auxiliary("jacobian_norm_approximation", "mean cross-entropy approximation of the Jacobian norm"),
-        _auxiliary("logit_gradient_square", "mean square norm of the gradient of a logit"),
+        _auxiliary("logit_gradient_square", "mean square norm of the centered gradient of a logit"),
+        _auxiliary("jacobian_norm_below", "fraction of inputs whose true class's row is below the lower bound"),
+        _auxiliary("jacobian_norm_above", "fraction of inputs whose true class's row is above the upper bound"),
         Variable(
             "jacobian_norm_sample",
             "Frobenius norm of the Jacobian at each input",
@@ -120,7 +132,11 @@ class JacobianNorm(ModelMeasure):
             bounds=(0.0, math.inf),
             dims=("sample",),
         ),
+        _auxiliary("jacobian_norm_sample_target", "norm of the true class's row at each input", ("sample",)),
         _auxiliary("jacobian_norm_sample_loss", "cross-entropy of each input", ("sample",)),
+        _auxiliary("jacobian_norm_sample_correct", "1 if an input is classified correctly, else 0", ("sample",)),
+        _auxiliary("jacobian_norm_sample_lower", "cross-entropy lower bound at each input", ("sample",)),
+        _auxiliary("jacobian_norm_sample_upper", "cross-entropy upper bound at each input", ("sample",)),
         _auxiliary("jacobian_norm_sample_index", "index of each input in its split", ("sample",)),
     )
 
@@ -235,19 +251,25 @@ class JacobianNorm(ModelMeasure):
 def _bounds(parts: Sequence[Squares], classes: Tensor, channels: int) -> dict[str, Any]:
     """Values that need the true classes, int64 (N,), −1 where there is no label."""
     own = torch.cat([part.target for part in parts if part.target is not None]).cpu()
-    gradients = torch.cat([part.logits for part in parts if part.logits is not None], 1).cpu()
+    gradients = torch.cat([part.centered for part in parts if part.centered is not None], 1).cpu()
     logits = torch.cat([part.output for part in parts]).cpu()
     labeled = (classes >= 0).cpu().numpy()
-    losses = Softmax(logits).cross_entropy(classes.clamp(min=0).cpu()).numpy()
-    loss = losses[labeled]
-    square = float(gradients.mean()) / channels
+    softmax = Softmax(logits)
+    loss = softmax.cross_entropy(classes.clamp(min=0).cpu()).numpy()
+    correct = (softmax.first[:, 0, 0] == classes.cpu()).numpy()
+    square = float(gradients.mean()) / (channels - 1)
+    norm, lower, upper = own.sqrt().numpy(), lower_bound(loss, square, channels), upper_bound(loss, square)
+    below, above = norm < lower * (1 - _ROUNDING), norm > upper * (1 + _ROUNDING)
+    by_input = {"target": norm, "loss": loss, "correct": correct, "lower": lower, "upper": upper}
     return {
-        "jacobian_norm_target": float(own[torch.from_numpy(labeled)].sqrt().mean()),
-        "jacobian_norm_lower": float(lower_bound(loss, square, channels).mean()),
-        "jacobian_norm_upper": float(upper_bound(loss, square).mean()),
-        "jacobian_norm_approximation": float(approximation(loss, square, channels).mean()),
+        "jacobian_norm_target": float(norm[labeled].mean()),
+        "jacobian_norm_lower": float(lower[labeled].mean()),
+        "jacobian_norm_upper": float(upper[labeled].mean()),
+        "jacobian_norm_approximation": float(approximation(loss[labeled], square, channels).mean()),
+        "jacobian_norm_below": float(below[labeled].mean()),
+        "jacobian_norm_above": float(above[labeled].mean()),
         "logit_gradient_square": square,
-        "jacobian_norm_sample_loss": np.where(labeled, losses, np.nan),
+        **{f"jacobian_norm_sample_{name}": np.where(labeled, values, np.nan) for name, values in by_input.items()},
     }
 
 

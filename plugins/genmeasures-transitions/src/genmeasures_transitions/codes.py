@@ -1,15 +1,17 @@
 """Activation codes, the linear piece of each unit of a network (Novak et al. 2018).
 
-The code of a unit is the number of thresholds that its pre-activation exceeds: {0, 1} for ReLU and its leaky variants,
-{0, 1, 2} for ReLU6, Hardtanh and Hardsigmoid. Therefore the ‖·‖₁ distance of two codes is the number of pairs of a unit
+The code of a unit is the number of thresholds that its pre-activation exceeds: {0, 1} for ReLU, its leaky variants, the
+absolute value and the larger of two numbers, {0, 1, 2} for ReLU6, Hardtanh, Hardsigmoid, shrinkage and clamps with two
+bounds. Therefore the ‖·‖₁ distance of two codes is the number of pairs of a unit
 and a threshold for which this differs, and only booleans are compared.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -41,35 +43,111 @@ def _hardsigmoid(*args: Any, **kwargs: Any) -> tuple[float, ...]:
     return (-3.0, 3.0)
 
 
-_CODED: Mapping[Function, Callable[..., tuple[float, ...]]] = {
+def _clamp(input: Tensor, min: Any = None, max: Any = None, **kwargs: Any) -> tuple[float, ...] | None:
+    """None where a bound is a tensor of several elements."""
+    bounds = [bound for bound in (min, max) if bound is not None]
+    if any(isinstance(bound, Tensor) and bound.numel() != 1 for bound in bounds):
+        return None
+    return tuple(value for value in map(float, bounds) if math.isfinite(value))
+
+
+def _clamp_min(input: Tensor, min: Any, **kwargs: Any) -> tuple[float, ...] | None:
+    return _clamp(input, min)
+
+
+def _clamp_max(input: Tensor, max: Any, **kwargs: Any) -> tuple[float, ...] | None:
+    return _clamp(input, max)
+
+
+def _threshold(input: Tensor, threshold: float, *args: Any, **kwargs: Any) -> tuple[float, ...]:
+    return (float(threshold),)
+
+
+def _shrink(input: Tensor, lambd: float = 0.5, **kwargs: Any) -> tuple[float, ...]:
+    return (-float(lambd), float(lambd))
+
+
+def _larger(input: Tensor, other: Any = None, *args: Any, **kwargs: Any) -> tuple[float, ...] | None:
+    """None for the largest or smallest element of one tensor."""
+    return (0.0,) if isinstance(other, Tensor) else None
+
+
+_OF_TWO: frozenset[Function] = frozenset(
+    {
+        torch.maximum, Tensor.maximum, torch.minimum, Tensor.minimum,
+        torch.fmax, Tensor.fmax, torch.fmin, Tensor.fmin, torch.max, Tensor.max, torch.min, Tensor.min,
+    }
+)  # fmt: skip
+"""The code of the larger or smaller of two tensors is the sign of their difference."""
+
+_CODED: Mapping[Function, Callable[..., tuple[float, ...] | None]] = {
     **dict.fromkeys(
         (
             F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
             F.leaky_relu, F.leaky_relu_, F.prelu, torch.prelu, Tensor.prelu,
+            torch.abs, torch.abs_, Tensor.abs, Tensor.abs_, Tensor.__abs__,
+            torch.absolute, Tensor.absolute, Tensor.absolute_,
         ),
         _one_kink,
     ),
     F.relu6: _relu6,
     **dict.fromkeys((F.hardtanh, F.hardtanh_), _hardtanh),
     F.hardsigmoid: _hardsigmoid,
+    **dict.fromkeys(
+        (
+            torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_,
+            torch.clip, torch.clip_, Tensor.clip, Tensor.clip_,
+        ),
+        _clamp,
+    ),
+    **dict.fromkeys((torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_), _clamp_min),
+    **dict.fromkeys((torch.clamp_max, torch.clamp_max_, Tensor.clamp_max, Tensor.clamp_max_), _clamp_max),
+    **dict.fromkeys((F.threshold, torch.threshold, torch.threshold_), _threshold),
+    **dict.fromkeys((F.hardshrink, torch.hardshrink, Tensor.hardshrink, F.softshrink), _shrink),
+    **dict.fromkeys(_OF_TWO, _larger),
 }  # fmt: skip
-"""Thresholds of an activation as a function of the arguments of its call."""
+"""Thresholds of an activation as a function of the arguments of its call; None for a call without a code."""
 
-_UNCODED: frozenset[Function] = frozenset(
+_SMOOTH: frozenset[Function] = frozenset(
     {
         F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit,
         F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_,
         F.elu, F.elu_, F.selu, F.selu_, torch.selu, torch.selu_, F.celu, F.celu_, torch.celu, torch.celu_,
         F.gelu, F.silu, F.mish, F.softplus, F.softsign, F.tanhshrink, F.logsigmoid, F.hardswish, F.glu,
-        F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_, F.softshrink, F.hardshrink, Tensor.hardshrink,
-        F.threshold, torch.threshold, torch.threshold_,
-        torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clip, torch.clip_, Tensor.clip, Tensor.clip_,
-        torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_,
-        torch.clamp_max, torch.clamp_max_, Tensor.clamp_max, Tensor.clamp_max_,
+        F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_,
         torch._VF.lstm, torch._VF.gru, torch._VF.rnn_tanh, torch._VF.rnn_relu,
     }
 )  # fmt: skip
-"""Activations without a code, smooth or not. A count that left them out would be too low."""
+"""Activations that are not piecewise linear, and have no code. A count that left them out would be too low."""
+
+_KINKS: frozenset[Function] = frozenset(
+    {
+        F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
+        F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices,
+        F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+        F.adaptive_max_pool1d_with_indices, F.adaptive_max_pool2d_with_indices, F.adaptive_max_pool3d_with_indices,
+        F.fractional_max_pool2d, F.fractional_max_pool3d,
+        torch.amax, Tensor.amax, torch.amin, Tensor.amin, torch.aminmax, Tensor.aminmax,
+        torch.argmax, Tensor.argmax, torch.argmin, Tensor.argmin,
+        torch.cummax, Tensor.cummax, torch.cummin, Tensor.cummin,
+        torch.sort, Tensor.sort, torch.argsort, Tensor.argsort, torch.topk, Tensor.topk,
+        torch.kthvalue, Tensor.kthvalue, torch.median, Tensor.median, torch.quantile, Tensor.quantile,
+        torch.sign, Tensor.sign, Tensor.sign_, torch.sgn, Tensor.sgn, torch.heaviside, Tensor.heaviside,
+        torch.round, Tensor.round, Tensor.round_, torch.floor, Tensor.floor, Tensor.floor_,
+        torch.ceil, Tensor.ceil, Tensor.ceil_, torch.trunc, Tensor.trunc, Tensor.trunc_, torch.fix, Tensor.fix,
+        torch.frac, Tensor.frac, torch.remainder, Tensor.remainder, torch.fmod, Tensor.fmod,
+        torch.gt, Tensor.gt, Tensor.__gt__, torch.ge, Tensor.ge, Tensor.__ge__,
+        torch.lt, Tensor.lt, Tensor.__lt__, torch.le, Tensor.le, Tensor.__le__,
+        torch.where, Tensor.where, torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_,
+        torch.bucketize, torch.searchsorted,
+    }
+)  # fmt: skip
+"""Other functions with kinks or steps, which a count leaves out and its status names."""
+
+_DECIDED_BY_SECOND: frozenset[Function] = frozenset(
+    {Tensor.where, torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_}
+)
+"""Functions whose second argument, a condition, decides where their kinks are."""
 
 _KEPT: frozenset[Function] = frozenset(
     {
@@ -93,7 +171,8 @@ class Activation:
     name: str
     """``relu``, ``hardtanh``, …"""
     thresholds: tuple[float, ...]
-    """The code of a unit is the number of them that its pre-activation exceeds."""
+    """The code of a unit is the number of them that its pre-activation exceeds; none for an activation whose values do
+    not depend on the input."""
     shape: tuple[int, ...]
     """Shape of the pre-activation, without the batch."""
     layer: int | None
@@ -122,6 +201,26 @@ def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The input of a function call, if it is a tensor."""
     value = args[0] if args else kwargs.get("input")
     return value if isinstance(value, Tensor) else None
+
+
+def _pre_activation(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """What the thresholds of a function call with a code are compared with."""
+    first = _first(args, kwargs)
+    if func in _OF_TWO and first is not None:
+        other: Tensor = args[1] if len(args) > 1 else kwargs["other"]
+        return first - other
+    return first
+
+
+def _decisive(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tensor that decides where the kinks of a function call without a code are."""
+    if func in _DECIDED_BY_SECOND:
+        value = args[1] if len(args) > 1 else kwargs.get("mask", kwargs.get("condition"))
+        return value if isinstance(value, Tensor) else None
+    if func is torch.where:
+        value = args[0] if args else kwargs.get("condition")
+        return value if isinstance(value, Tensor) else None
+    return _first(args, kwargs)
 
 
 class Coder(TorchFunctionMode):
@@ -172,41 +271,53 @@ class Coder(TorchFunctionMode):
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _CODED:
-            pre = _first(args, kwargs or {})
+        if func in _CODED and _CODED[func](*args, **(kwargs or {})) is not None:
             index, self._index = self._index, self._index + 1
-            fits = index < len(self._activations) and pre is not None
-            if fits and pre is not None and pre.shape == (self._rows, *self._activations[index].shape):
-                self._receive(index, pre)  # before the call, which may overwrite it
-            else:
+            if index >= len(self._activations):
                 self._fits = False
+            elif self._activations[index].thresholds:
+                pre = _pre_activation(func, args, kwargs or {})
+                if pre is not None and pre.shape == (self._rows, *self._activations[index].shape):
+                    self._receive(index, pre)  # before the call, which may overwrite it
+                else:
+                    self._fits = False
         return func(*args, **(kwargs or {}))
 
 
 class _Finder(TorchFunctionMode):
-    """Lists the activations, and the layers that they directly follow."""
+    """Lists the activations, the layers that they directly follow, and other functions with kinks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Activation] = []
-        self.rows: list[int] = []
-        self.uncoded: list[str] = []
+        self.values: list[Tensor | None] = []
+        """Pre-activations of the activations."""
+        self.smooth: list[str] = []
+        self.kinks: list[tuple[str, Tensor | None]] = []
+        """Names of functions, and what decides where their kinks are."""
         self._follows: dict[int, int] = {}
         self._alive: list[Tensor] = []  # so that no other tensor reuses an id
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        value = _first(args, kwargs or {})
-        shape = tuple(value.shape) if value is not None else ()
+        named = kwargs or {}
+        value = _first(args, named)
         layer = self._follows.get(id(value))
-        result = func(*args, **(kwargs or {}))
-        if func in _CODED:
-            thresholds = _CODED[func](*args, **(kwargs or {}))
-            self.found.append(Activation(func.__name__.strip("_"), thresholds, shape[1:], layer))
-            self.rows.append(shape[0] if shape else 0)
-        elif func in _UNCODED:
-            self.uncoded.append(func.__name__.strip("_"))
+        if layer is None and func in _OF_TWO:
+            layer = self._follows.get(id(args[1] if len(args) > 1 else named.get("other")))
+        thresholds = _CODED[func](*args, **named) if func in _CODED else None
+        name = getattr(func, "__name__", str(func)).strip("_")
+        if thresholds is not None:
+            pre = _pre_activation(func, args, named)
+            self.values.append(None if pre is None else pre.clone())
+            self.found.append(Activation(name, thresholds, () if pre is None else tuple(pre.shape[1:]), layer))
+        elif func in _SMOOTH:
+            self.smooth.append(name)
+        elif func in _KINKS or func in _CODED:
+            decisive = _decisive(func, args, named)
+            self.kinks.append((name, None if decisive is None else decisive.clone()))
+        result = func(*args, **named)
         if isinstance(result, Tensor):
             if func in _KEPT and layer is not None:
                 self._follow(result, layer)
@@ -249,12 +360,107 @@ class _Finder(TorchFunctionMode):
         return hook
 
 
-def find_activations(model: nn.Module, example: Tensor, layers: Sequence[Layer] = ()) -> tuple[Activation, ...]:
-    """Find the activations of a model.
+@dataclass(frozen=True)
+class Survey:
+    """What a forward pass runs that makes a function piecewise linear, or keeps it from being so.
+
+    Example:
+        >>> Survey((), smooth=("gelu",), kinks=("max_pool2d",)).note
+        'kinks of max_pool2d are not counted'
+    """
+
+    activations: tuple[Activation, ...]
+    """Those with a code, in the order of the forward pass."""
+    smooth: tuple[str, ...]
+    """Names of the activations that are not piecewise linear."""
+    kinks: tuple[str, ...]
+    """Names of other functions of the input with kinks or steps, such as max pooling, which have no code."""
+
+    @property
+    def note(self) -> str:
+        """A note on the kinks without a code, "" if there are none."""
+        return f"kinks of {', '.join(self.kinks)} are not counted" if self.kinks else ""
+
+    @property
+    def coded(self) -> tuple[Activation, ...]:
+        """The activations, if every activation has a code.
+
+        Raises:
+            Undefined: If an activation has no code, or there is no activation.
+        """
+        if self.smooth:
+            raise Undefined(
+                f"{', '.join(self.smooth)} has no activation code; ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh, "
+                "Hardsigmoid, Threshold, Hardshrink, Softshrink, clamp, abs and maximum have one"
+            )
+        if not any(activation.thresholds for activation in self.activations):
+            raise Undefined("the model has no activation with a code")
+        return self.activations
+
+
+def survey(model: nn.Module, example: Tensor, layers: Sequence[Layer] = ()) -> Survey:
+    """Find the activations of a model, and its other functions with kinks.
 
     Args:
         model: Model in evaluation mode.
-        example: Inputs float32 (B, …), B ≥ 2.
+        example: Different inputs (B, …), B ≥ 2. A mask that is equal for all of them counts as constant.
+        layers: Layers that activations are attributed to, if they follow directly or after a normalization.
+
+    Raises:
+        Undefined: If the first dimension of an activation is not the batch.
+        ModelError: If the activations depend on the number of inputs.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
+        >>> survey(net, torch.rand(3, 1, 8, 8)).kinks
+        ('max_pool2d',)
+    """
+    finders = []
+    with torch.no_grad():
+        # Another dimension may have the length of the batch, but only the batch is shorter for fewer inputs.
+        for inputs in (example, example.flip(0)[:-1]):
+            finder = _Finder()
+            with finder.watching(model, layers), finder:
+                run(model, inputs.clone())
+            finders.append(finder)
+    finder, fewer = finders
+    names = [[activation.name for activation in one.found] + [name for name, _ in one.kinks] for one in finders]
+    if names[0] != names[1]:
+        raise ModelError("the model runs other activations for fewer inputs")
+    activations = []
+    for activation, value, other in zip(finder.found, finder.values, fewer.values, strict=True):
+        if value is not None and other is not None and torch.equal(value, other):
+            activations.append(replace(activation, thresholds=()))
+        elif value is None or other is None or (len(value), len(other)) != (len(example), len(example) - 1):
+            raise Undefined(f"the first dimension of {activation.name} on {activation.shape} is not the batch")
+        else:
+            activations.append(activation)
+    kinks = [
+        name
+        for (name, value), (_, other) in zip(finder.kinks, fewer.kinks, strict=True)
+        if not _is_constant(value, other)
+    ]
+    return Survey(tuple(activations), tuple(dict.fromkeys(finder.smooth)), tuple(dict.fromkeys(kinks)))
+
+
+def _is_constant(value: Tensor | None, other: Tensor | None) -> bool:
+    """Whether a value is equal for all inputs, given it for inputs and for fewer of them in reverse order."""
+    if value is None or other is None or value.dim() != other.dim() or value.shape[1:] != other.shape[1:]:
+        return False
+    if value.dim() == 0:
+        return torch.equal(value, other)
+    rows = min(len(value), len(other))
+    alike = torch.equal(value[:rows], other[:rows])
+    # Rows of a batch that are equal for all inputs are equal to each other.
+    return alike and (len(value) == len(other) or bool((value == value[:1]).all()))
+
+
+def find_activations(model: nn.Module, example: Tensor, layers: Sequence[Layer] = ()) -> tuple[Activation, ...]:
+    """Find the activations of a model, all of which must have a code.
+
+    Args:
+        model: Model in evaluation mode.
+        example: Inputs (B, …), B ≥ 2.
         layers: Layers that activations are attributed to, if they follow directly or after a normalization.
 
     Returns:
@@ -271,25 +477,4 @@ def find_activations(model: nn.Module, example: Tensor, layers: Sequence[Layer] 
         relu (0.0,) (3,)
         hardtanh (-1.0, 1.0) (4,)
     """
-    finders = []
-    with torch.no_grad():
-        # Another dimension may have the length of the batch, but only the batch is shorter for fewer inputs.
-        for inputs in (example, example[:-1]):
-            finder = _Finder()
-            with finder.watching(model, layers), finder:
-                run(model, inputs.clone())
-            finders.append(finder)
-    finder, fewer = finders
-    if finder.uncoded:
-        names = ", ".join(dict.fromkeys(finder.uncoded))
-        raise Undefined(
-            f"{names} has no activation code; ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh and Hardsigmoid have one"
-        )
-    if not finder.found:
-        raise Undefined("the model has no activation with a code")
-    for activation, rows, less in zip(finder.found, finder.rows, fewer.rows, strict=False):
-        if (rows, less) != (len(example), len(example) - 1):
-            raise Undefined(f"the first dimension of {activation.name} on {activation.shape} is not the batch")
-    if fewer.found != finder.found:
-        raise ModelError("the model runs other activations for fewer inputs")
-    return tuple(finder.found)
+    return survey(model, example, layers).coded

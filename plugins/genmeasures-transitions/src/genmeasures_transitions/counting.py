@@ -1,4 +1,4 @@
-"""Transitions and curvature along a trajectory, computed in batches of which only one row is kept."""
+"""Transitions and turning along a trajectory, computed in batches of which only one row is kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def batch_size(activations: Sequence[Activation], example: Tensor) -> int:
         >>> batch_size([Activation("relu", (0.0,), shape=(1024,), layer=None)], torch.zeros(1, 2))
         256
     """
-    largest = max(example[0].numel(), *(int(np.prod(activation.shape)) for activation in activations))
+    largest = max([example[0].numel(), *(int(np.prod(activation.shape)) for activation in activations)])
     return int(np.clip(_CELLS // largest, *_ROWS))
 
 
@@ -67,40 +67,62 @@ def codes(pre: Tensor, thresholds: Sequence[float]) -> list[Codes]:
     return [values > threshold for threshold in thresholds]
 
 
-def _differences(before: Codes, after: Codes) -> int | Tensor:
-    """Number of elements that differ; on a GPU a tensor, which avoids a synchronization."""
-    if isinstance(before, Tensor):
-        return torch.count_nonzero(before != after)
-    return int(np.count_nonzero(before != after))
+def _number(changes: Codes) -> int | Tensor:
+    """Number of elements that are true; on a GPU a tensor, which avoids a synchronization."""
+    return torch.count_nonzero(changes) if isinstance(changes, Tensor) else int(np.count_nonzero(changes))
 
 
 @dataclass
 class _Tally:
-    """Transitions of one activation, whose points are added in order, batch by batch."""
+    """Transitions of one activation per part of the trajectory, whose points are added in order, batch by batch."""
 
     thresholds: tuple[float, ...]
-    total: int | Tensor = 0
+    edges: Sequence[int]
+    """Step i, from point i to the next, belongs to part p if edges[p] ≤ i < edges[p + 1]."""
+    totals: list[int | Tensor] = field(default_factory=list)
+    _start: int = 0
+    _part: int = 0
     _first: list[Codes] = field(default_factory=list)
     _last: list[Codes] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.totals = [0] * (len(self.edges) - 1)
+
     def add(self, pre: Tensor) -> None:
         batch = codes(pre, self.thresholds)
-        for code in batch:
-            self.total = self.total + _differences(code[1:], code[:-1])
         if self._last:
             self._link(self._last, [code[:1] for code in batch])
         else:
             self._first = [_copy(code[:1]) for code in batch]
+        step, stop = self._start, self._start + len(pre) - 1
+        changes = [code[1:] != code[:-1] for code in batch]
+        while step < stop:
+            end = min(stop, self.edges[self._part + 1])
+            for change in changes:
+                self._count(change[step - self._start : end - self._start])
+            step = end
+            self._go_to(step)
+        self._start += len(pre)
         self._last = [_copy(code[-1:]) for code in batch]
 
-    def close(self) -> int:
-        """The total, including the transitions from the last point to the first."""
+    def close(self) -> list[int]:
+        """The totals, including the transitions from the last point to the first."""
         self._link(self._last, self._first)
-        return int(self.total)
+        return [int(total) for total in self.totals]
 
     def _link(self, before: Sequence[Codes], after: Sequence[Codes]) -> None:
+        """Count the step that ends before ``_start``."""
         for last, first in zip(before, after, strict=True):
-            self.total = self.total + _differences(last, first)
+            self._count(last != first)
+        self._go_to(self._start)
+
+    def _count(self, changes: Codes) -> None:
+        self.totals[self._part] = self.totals[self._part] + _number(changes)
+
+    def _go_to(self, step: int) -> None:
+        """Begin the next part if it begins at a step."""
+        if self._part + 2 < len(self.edges) and step >= self.edges[self._part + 1]:
+            self._part += 1
 
 
 def _copy(code: Codes) -> Codes:
@@ -109,7 +131,7 @@ def _copy(code: Codes) -> Codes:
 
 
 def count_transitions(
-    model: nn.Module, activations: Sequence[Activation], trajectory: Trajectory, points: int, batch: int
+    model: nn.Module, activations: Sequence[Activation], trajectory: Trajectory, points: int, batch: int, parts: int = 1
 ) -> NDArray[np.int64]:
     """Count the transitions of each activation, t = Σ_i ‖c(z_i) − c(z_{(i+1) mod k})‖₁.
 
@@ -121,9 +143,11 @@ def count_transitions(
         trajectory: Closed trajectory in input space.
         points: Number k of equidistant points on the trajectory.
         batch: Number of points per forward pass.
+        parts: Number of parts of the trajectory, ≤ ``points``. Step i, from point i to the next, is in part
+            ⌊i · parts/k⌋.
 
     Returns:
-        int64 (activations,).
+        int64 (activations, parts).
 
     Raises:
         ModelError: If a batch runs other activations.
@@ -136,24 +160,30 @@ def count_transitions(
         >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU())
         >>> net[0].weight.data = torch.tensor([[1.0, 0.0]])
         >>> circle = Ellipse(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
-        >>> count_transitions(net, find_activations(net, torch.zeros(2, 2)), circle, points=99, batch=32)
-        array([2])
+        >>> activations = find_activations(net, torch.zeros(2, 2))
+        >>> count_transitions(net, activations, circle, points=99, batch=32).tolist()
+        [[2]]
+        >>> count_transitions(net, activations, circle, points=99, batch=32, parts=3).tolist()
+        [[1, 0, 1]]
     """
-    tallies = [_Tally(activation.thresholds) for activation in activations]
+    edges = [-(-part * points // parts) for part in range(parts + 1)]
+    tallies = [_Tally(activation.thresholds, edges) for activation in activations]
     coder = Coder(model, activations, lambda index, pre: tallies[index].add(pre))
     with torch.no_grad():
         for start in range(0, points, batch):
             coder.run(trajectory.points(start, min(start + batch, points), points))
-    return np.array([tally.close() for tally in tallies], dtype=np.int64)
+    counted = [tally.close() if tally.thresholds else [0] * parts for tally in tallies]
+    return np.array(counted, dtype=np.int64)
 
 
-def curvature(model: nn.Module, trajectory: Trajectory, points: int, batch: int) -> float:
-    """Compute the curvature ½ Σ_i ‖f'(z_i) − f'(z_{(i+1) mod k})‖_F of the output along a trajectory.
+def path_turning(model: nn.Module, trajectory: Trajectory, points: int, batch: int) -> float:
+    """Compute ½ Σ_i ‖f'(z_i) − f'(z_{(i+1) mod k})‖ for the derivative f' of the output along a trajectory.
 
-    f' is the derivative of the output with respect to arc length, from forward-mode differentiation, whose rounding
-    errors do not accumulate over the points. Differences of outputs would need no derivative, but in float32 their
-    rounding errors, divided by the distance of neighbors and summed over all points, grow with k²: from about ten
-    thousand points on, they exceed the curvature.
+    It includes the turning of the trajectory itself, unlike the curvature of
+    :func:`~genmeasures_transitions.path_profile`. f' is the derivative with respect to arc length, from forward-mode
+    differentiation, whose rounding errors do not accumulate over the points. Differences of outputs would need no
+    derivative, but in float32 their rounding errors, divided by the distance of neighbors and summed over all points,
+    grow with k²: from about ten thousand points on, they exceed the result.
 
     Args:
         model: Model in evaluation mode.
@@ -162,7 +192,7 @@ def curvature(model: nn.Module, trajectory: Trajectory, points: int, batch: int)
         batch: Number of points per forward pass.
 
     Returns:
-        The curvature; about π for an isometry on a circle.
+        The turning; about π for an isometry on a circle.
 
     Raises:
         Undefined: If the output is not one tensor.
@@ -171,7 +201,7 @@ def curvature(model: nn.Module, trajectory: Trajectory, points: int, batch: int)
     Example:
         >>> from genmeasures_transitions import Ellipse
         >>> circle = Ellipse(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
-        >>> round(curvature(nn.Identity(), circle, points=1000, batch=100), 3)
+        >>> round(path_turning(nn.Identity(), circle, points=1000, batch=100), 3)
         3.142
     """
     total = 0.0

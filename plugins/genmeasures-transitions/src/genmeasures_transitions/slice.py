@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from genmeasures.plugin import OptionError, Undefined
 from genmeasures_transitions.codes import Coder, find_activations
 from genmeasures_transitions.counting import batch_size, codes
+from genmeasures_transitions.regions import directional, random_direction
+
+_SAME = 1e-5
+"""Relative difference up to which Jacobians of neighboring regions are equal; those of float32 differ by rounding."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Slice:
     """Names of the activations, in the order of the forward pass."""
     by_activation: NDArray[np.int64]
     """(activations, ny, nx): number of the region, by the codes of one activation."""
+    linear: NDArray[np.int64]
+    """(ny, nx): number of the linear region, which neighbors with equal Jacobians share; that of ``regions`` where the
+    model has no forward derivative."""
 
     def boundaries(self, activation: int | None = None) -> NDArray[np.bool_]:
         """Return whether a boundary lies between a grid point and the next one in x or in y.
@@ -62,9 +70,9 @@ def slice_through(
 
     Args:
         model: Model in evaluation mode, on the device of the inputs.
-        a: float32 (…).
-        b: float32 (…).
-        c: float32 (…).
+        a: Floating point (…). Grid points have its dtype.
+        b: Floating point (…).
+        c: Floating point (…).
         resolution: Number of grid points along each axis.
         margin: Margin around the three inputs, as a fraction of their extent.
 
@@ -94,18 +102,20 @@ def slice_through(
     low, high = corners.min(0), corners.max(0)
     low, high = low - margin * (high - low), high + margin * (high - low)
     x, y = np.linspace(low[0], high[0], resolution), np.linspace(low[1], high[1], resolution)
-    right = (first / width).float().reshape(a.shape)
-    up = (upright / height).float().reshape(a.shape)
+    right = (first / width).to(a.dtype).reshape(a.shape)
+    up = (upright / height).to(a.dtype).reshape(a.shape)
+
+    total = resolution * resolution
 
     def points(start: int, stop: int) -> Tensor:
         row, column = np.divmod(np.arange(start, stop), resolution)
         coordinates = (
-            torch.from_numpy(values.astype(np.float32)).to(a.device).reshape(-1, *[1] * a.dim())
-            for values in (x[column], y[row])
+            torch.from_numpy(values).to(a.device, a.dtype).reshape(-1, *[1] * a.dim()) for values in (x[column], y[row])
         )
         return torch.addcmul(a, right, next(coordinates)).addcmul_(up, next(coordinates))
 
-    activations = find_activations(model, points(0, 3))
+    spread = [points(place, place + 1) for place in (0, total // 3, total // 2, total - 1)]
+    activations = find_activations(model, torch.cat(spread))
     batch = batch_size(activations, points(0, 1))
     # Only the digest of each row is kept: equal codes have equal digests.
     digests: list[list[bytes]] = [[] for _ in activations]
@@ -118,20 +128,63 @@ def slice_through(
         digests[index] += [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
 
     coder = Coder(model, activations, receive)
-    total = resolution * resolution
     with torch.no_grad():
         for start in range(0, total, batch):
             coder.run(points(start, min(start + batch, total)))
-    by_activation = np.stack([_numbers(own) for own in digests])
+    by_activation = np.stack([_numbers(own) if own else np.zeros(total, dtype=np.int64) for own in digests])
     regions = _numbers([row.tobytes() for row in np.ascontiguousarray(by_activation.T)])
+    grid = regions.reshape(resolution, resolution)
+    try:
+        linear = _merged(grid, _slopes(model, points, regions, batch))
+    except NotImplementedError:
+        linear = grid
     return Slice(
         x,
         y,
         corners,
-        regions.reshape(resolution, resolution),
+        grid,
         tuple(activation.name for activation in activations),
         by_activation.reshape(-1, resolution, resolution),
+        linear,
     )
+
+
+def _slopes(
+    model: nn.Module, points: Callable[[int, int], Tensor], regions: NDArray[np.int64], batch: int
+) -> NDArray[np.float64]:
+    """Jv at a point of each region for one random direction v, (regions, outputs)."""
+    first = np.unique(regions, return_index=True)[1]
+    # The comparison of Jacobians needs any direction: another seed gives another one, and the same answer.
+    direction = random_direction(points(0, 1)[0], torch.Generator().manual_seed(0))
+    slopes = []
+    for start in range(0, len(first), batch):
+        inputs = torch.cat([points(place, place + 1) for place in first[start : start + batch].tolist()])
+        slopes.append(directional(model, inputs, direction.expand_as(inputs))[1].double().cpu().numpy())
+    return np.concatenate(slopes)
+
+
+def _merged(regions: NDArray[np.int64], slopes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Numbers of the regions (ny, nx) in which neighbors with equal rows of ``slopes`` (regions, outputs) are one."""
+    pairs = np.concatenate(
+        [
+            np.stack([regions[:, :-1].ravel(), regions[:, 1:].ravel()], 1),
+            np.stack([regions[:-1].ravel(), regions[1:].ravel()], 1),
+        ]
+    )
+    pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], 1), axis=0)
+    tolerance = _SAME * np.abs(slopes).max(initial=0.0)
+    equal = pairs[np.abs(slopes[pairs[:, 0]] - slopes[pairs[:, 1]]).max(1, initial=0.0) <= tolerance]
+    parent = list(range(len(slopes)))
+
+    def root(region: int) -> int:
+        while parent[region] != region:
+            parent[region] = region = parent[parent[region]]
+        return region
+
+    for one, other in equal.tolist():
+        parent[root(max(one, other))] = root(min(one, other))
+    roots = np.array([root(region) for region in range(len(slopes))])
+    return np.unique(roots, return_inverse=True)[1][regions]
 
 
 def _numbers(keys: list[bytes]) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ class Trajectory(abc.ABC):
             k: Number of points on the whole curve.
 
         Returns:
-            float32 (stop − start, …).
+            (stop − start, …) in the dtype of the curve.
         """
 
     @abc.abstractmethod
@@ -49,17 +49,21 @@ class Trajectory(abc.ABC):
             k: Number of points on the whole curve.
 
         Returns:
-            float32 (stop − start, …).
+            (stop − start, …) in the dtype of the curve.
         """
+
+    @abc.abstractmethod
+    def anchors(self) -> NDArray[np.float64]:
+        """Return the arc lengths at which the curve passes through the inputs that it was made from, float64 (m,)."""
 
 
 class Ellipse(Trajectory):
     """The ellipse z(t) = center + u·cos t + v·sin t.
 
     Args:
-        center: float32 (…), of the shape of one input.
-        u: float32 (…).
-        v: float32 (…).
+        center: Floating point (…), of the shape of one input. Points have its dtype.
+        u: Of the same dtype (…).
+        v: Of the same dtype (…).
 
     Raises:
         Undefined: If u and v are so short that z is constant.
@@ -102,8 +106,13 @@ class Ellipse(Trajectory):
         speed = np.maximum(np.interp(angles, self._angles, self._speed), 1e-9 * self.length)
         return self._u * self._column(-np.sin(angles) / speed) + self._v * self._column(np.cos(angles) / speed)
 
+    def anchors(self) -> NDArray[np.float64]:
+        """Return the arc lengths at t = 0, 2π/3 and 4π/3."""
+        lengths: NDArray[np.float64] = np.interp(2 * np.pi / 3 * np.arange(3), self._angles, self._lengths)
+        return lengths
+
     def _column(self, values: NDArray[np.float64]) -> Tensor:
-        column = torch.from_numpy(values.astype(np.float32)).to(self._center.device)
+        column = torch.from_numpy(values).to(self._center.device, self._center.dtype)
         return column.reshape(-1, *[1] * self._center.dim())
 
 
@@ -111,7 +120,7 @@ class Polyline(Trajectory):
     """The closed polyline through vertices.
 
     Args:
-        vertices: float32 (m, …).
+        vertices: Floating point (m, …). Points have its dtype.
 
     Raises:
         Undefined: If all vertices are equal.
@@ -141,15 +150,19 @@ class Polyline(Trajectory):
     def points(self, start: int, stop: int, k: int) -> Tensor:
         segment, position = self._at(start, stop, k)
         index = torch.from_numpy(segment).to(self._vertices.device)
-        weight = torch.from_numpy(position.astype(np.float32)).to(self._vertices.device)
+        weight = torch.from_numpy(position).to(self._vertices.device, self._vertices.dtype)
         weight = weight.reshape(-1, *[1] * (self._vertices.dim() - 1))
         return self._steps.index_select(0, index).mul_(weight).add_(self._vertices.index_select(0, index))
 
     def tangents(self, start: int, stop: int, k: int) -> Tensor:
         segment, _ = self._at(start, stop, k)
         index = torch.from_numpy(segment).to(self._vertices.device)
-        speed = torch.from_numpy((1 / self._segments[segment]).astype(np.float32)).to(self._vertices.device)
+        speed = torch.from_numpy(1 / self._segments[segment]).to(self._vertices.device, self._vertices.dtype)
         return self._steps.index_select(0, index).mul_(speed.reshape(-1, *[1] * (self._vertices.dim() - 1)))
+
+    def anchors(self) -> NDArray[np.float64]:
+        """Return the arc lengths at the vertices."""
+        return np.asarray(self._ends - self._segments, dtype=np.float64)
 
 
 def _check(length: float, points: Tensor) -> None:
