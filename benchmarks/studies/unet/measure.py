@@ -54,9 +54,12 @@ class Result:
 
 
 _SEEDS = [{"seeds": [0]}, {"seeds": [1, 2], "every": 2}]
-_FEW = [{"seeds": [0, 1, 2], "every": 4}]
+_THINNED = [{"seeds": [0, 1, 2], "every": 4}]
 _UNSHIFTED = [{"shift": None}]
-PIXELS, BLOCKS, TENSORS = ReceptiveField(cap=CAP), ReceptiveField(cap=CAP, tap="activation"), WholeTensor()
+_OTHER_SHIFTS = {"contrast": 2.0, "resolution": 2}
+"""Kinds and strengths of shifts by which networks are scored but not measured."""
+PIXELS, TENSORS = ReceptiveField(cap=CAP), WholeTensor()
+BLOCKS, BLOCK_TENSORS = ReceptiveField(cap=CAP, tap="block"), WholeTensor(tap="block")
 
 RESULTS = {
     "receptive_field": Result("unet_hippocampus", PIXELS, _SEEDS),
@@ -65,10 +68,10 @@ RESULTS = {
     "few_cases_shifted_receptive_field": Result("unet_few_cases", PIXELS),
     "few_cases_whole_tensor": Result("unet_few_cases", TENSORS, _UNSHIFTED),
     "few_cases_shifted_whole_tensor": Result("unet_few_cases", TENSORS),
+    "block_receptive_field": Result("unet_hippocampus", BLOCKS, _THINNED),
+    "block_whole_tensor": Result("unet_hippocampus", BLOCK_TENSORS, _THINNED),
     "denoising_receptive_field": Result("unet_denoising", PIXELS),
     "denoising_whole_tensor": Result("unet_denoising", TENSORS),
-    "block_receptive_field": Result("unet_hippocampus", BLOCKS, _FEW),
-    "block_whole_tensor": Result("unet_hippocampus", TENSORS, _FEW),
     "large_receptive_field": Result("unet_hippocampus", ReceptiveField(), [{"every": 8}]),
 }
 """All results, in the order in which they are measured."""
@@ -77,7 +80,7 @@ RESULTS = {
 class Beginning(nn.Module):
     """The part of a network up to the last of the layers with few pixels, under the same names.
 
-    network: the whole network. Its output is what the next layer reads.
+    Its output is what the next layer of the network reads.
     """
 
     def __init__(self, network: ResidualUNet) -> None:
@@ -155,7 +158,18 @@ def measure(job: Job) -> None:
             parts = [_measured(first, job, [name for name in names if name not in DEEP])]
             parts += [_measured(deep(**{**job.options, "patches": MANY}), job, list(DEEP))]
             ds = joined(parts, names)
+        if job.options.get("shift") is not None:
+            ds = _with_other_shifts(ds, first)
     save(ds, job.path)
+
+
+def _with_other_shifts(ds: xr.Dataset, task: UNetSegmentation) -> xr.Dataset:
+    """The result with the test IoU under the other shifts, as coordinates ``<shift>_iou``."""
+    for shift, strength in _OTHER_SHIFTS.items():
+        models = UNetSegmentation(**{**task.options(), "shift": shift, "strength": strength}).models()
+        scores = {model.name: model.metrics["test_iou"] for model in models}
+        ds = ds.assign_coords({f"{shift}_iou": ("model", [scores[str(name)] for name in ds["model"].values])})
+    return ds
 
 
 def _measured(task: UNetSegmentation | UNetDenoising, job: Job, layers: list[str] | None) -> xr.Dataset:
@@ -183,6 +197,17 @@ def joined(parts: Sequence[xr.Dataset], names: Sequence[str]) -> xr.Dataset:
     return ds.isel(layer=order).assign_coords(layer=np.arange(len(names)))
 
 
+def write(name: str, folder: Path, into: Path) -> str:
+    """Join the runs of a result into ``<name>.nc`` if all are measured; what became of it, for the log."""
+    paths = [job.path for job, _ in jobs(name, folder)]
+    missing = [path.stem for path in paths if not path.is_file()]
+    if missing:
+        return f"{name}: not measured yet: {', '.join(missing)}"
+    parts = [load(path) for path in paths]
+    save(combine(parts, parts[0].attrs), into / f"{name}.nc")
+    return f"{name}: {sum(part.sizes['model'] for part in parts)} networks"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the networks of the UNet study.")
     parser.add_argument("folder", type=Path, nargs="?", default=HERE / "parts", help="where results of runs are kept")
@@ -194,14 +219,8 @@ def main() -> None:
     ready = [job for of_result in listed.values() for job, trained in of_result if trained and not job.path.is_file()]
     print(f"{len(ready)} training runs to measure", flush=True)
     run_in_processes(measure, ready, options.workers)
-    for name, of_result in listed.items():
-        missing = [job.path.stem for job, _ in of_result if not job.path.is_file()]
-        if missing:
-            print(f"{name}: not trained yet: {', '.join(missing)}")
-            continue
-        parts = [load(job.path) for job, _ in of_result]
-        save(combine(parts, parts[0].attrs), options.into / f"{name}.nc")
-        print(f"{name}: {sum(part.sizes['model'] for part in parts)} networks")
+    for name in listed:
+        print(write(name, options.folder, options.into), flush=True)
 
 
 if __name__ == "__main__":
