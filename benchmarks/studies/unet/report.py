@@ -217,11 +217,17 @@ def _models(study: Study) -> str:
     for name, measure in study.measures:
         status = study.results[name][f"{measure}_status"].values.astype(str)
         missing = int((~np.isfinite(study.results[name][measure].values)).sum())
-        notes = int(np.char.startswith(status, "note").sum())
+        notes = sum(_has_note(text) for text in status.flat)
         if missing or notes:
             text = f"{missing} of {status.size} without a value, {notes} with a note"
             rows.append([f"{EXTRACTORS[name]}, {MEASURES[measure]}", text])
     return _table(["", ""], rows, words=2)
+
+
+def _has_note(status: str) -> bool:
+    """Whether there is more to say of a value than that the output is read before a sum, as in all blocks."""
+    _, _, notes = status.partition("note: ")
+    return any(not text.startswith("the output is read before") for text in notes.split("; ") if text)
 
 
 def _readings(studies: dict[str, Study]) -> str:
