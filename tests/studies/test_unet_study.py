@@ -198,6 +198,9 @@ def test_table_1_has_the_third_row_of_the_paper(tables: str) -> None:
     for start in range(3, len(rows), 3):
         tensors, pixels, better = (row[4:] for row in rows[start : start + 3])
         for one, two, percent in zip(tensors, pixels, better, strict=True):
+            if float(one) * float(two) < 0:
+                assert percent == "–"
+                continue
             first, second = abs(float(one)), abs(float(two))
             expected = 100 * (second / first - 1)
             tolerance = 100 * (second + 5e-4) / (first - 5e-4) - 100 * second / first + 0.06

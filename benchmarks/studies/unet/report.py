@@ -72,7 +72,8 @@ def tables(folder: Path) -> str:
         "## Models",
         _models(study),
         "## Table 1 in all readings",
-        "Pearson correlation with test IoU, and how much larger its absolute value is with receptive fields.",
+        "Pearson correlation with test IoU, and how much larger its absolute value is with receptive fields, where the "
+        "sign is the same.",
         _readings({"default": study}),
     ]
     blocks = _blocks(folder)
@@ -249,10 +250,10 @@ def _readings(studies: dict[str, Study]) -> str:
 
 
 def _three_rows(names: list[str], found: dict[str, list[float]]) -> list[list[str]]:
-    """A row for each extractor, and the improvement of the second over the first in percent."""
+    """A row for each extractor, and the gain of the second over the first in percent where their signs agree."""
     rows = [[*names, readable, *map(_number, found[name])] for name, readable in EXTRACTORS.items()]
-    first, second = (np.abs(found[name]) for name in EXTRACTORS)
-    better = 100 * (second / first - 1)
+    first, second = (np.array(found[name]) for name in EXTRACTORS)
+    better = np.where(first * second > 0, 100 * (second / first - 1), math.nan)
     return [*rows, [*names, "absolute improvement", *("–" if math.isnan(x) else f"{x:+.1f} %" for x in better)]]
 
 
