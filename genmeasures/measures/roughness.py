@@ -16,6 +16,7 @@ from genmeasures.interfaces import (
     Labeler,
     Layer,
     Pass,
+    PatchSet,
     Split,
     Variable,
     is_count,
@@ -23,7 +24,7 @@ from genmeasures.interfaces import (
     require,
 )
 from genmeasures.labelers import KMeans
-from genmeasures.measures.cluster_index import INDICES, ClusterIndex, RankSample, Spaces
+from genmeasures.measures.cluster_index import INDICES, ClusterIndex, Moments, RankSample
 from genmeasures.statistics.pca import PCA, Identity, fit_leading, fit_pca
 
 _REFERENCES = "Rajagopal et al. 2021, section 2.3.1"
@@ -119,7 +120,10 @@ class Roughness(ClusterIndex):
     @property
     def passes(self) -> tuple[Pass, ...]:
         if self.direction == "pullback":
-            return (Pass(self.split, "patch_set", "projected_patches", "labels"),) * self._passes_over_split
+            if self.index == "silhouette":
+                return (Pass(self.split, "patch_set", "projected_patches", "labels"),)
+            sums = Pass(self.split, "patch_set", "labels")
+            return (sums, Pass(self.split, "patch_set", "patch_projection", "labels"))
         fit, scored = (Pass(sample, "vectors", "patches", "patch_set") for sample in ("fit", self.split))
         return (fit, *(scored,) * self._passes_over_split)
 
@@ -128,13 +132,12 @@ class Roughness(ClusterIndex):
         self._generator = generator
         self._training = RankSample(_FITTED_ON, self._salt)
         self._fitted: _Pushforward | None = None
+        self._summed = False
+        """Whether the first pass over the split has ended."""
 
     def update(self, batch: FeatureBatch) -> None:
         if self.direction == "pullback":
-            assert self.labeler is not None
-            projected = batch.projected_patches[:, : self.input_pca]
-            spaces: Spaces = {"roughness": batch.patch_set, "roughness_projected": projected}
-            self._add(spaces, batch.labels(self.labeler), batch.rank)
+            self._add_patches(batch)
         elif self._fitted is None:
             rows = self._training.chosen(batch.rank)
             if len(rows):
@@ -144,7 +147,34 @@ class Roughness(ClusterIndex):
             labels = self._fitted.label(_centers(batch))
             self._add({"roughness": vectors, "roughness_projected": projected}, labels, batch.rank)
 
+    def _add_patches(self, batch: FeatureBatch) -> None:
+        assert self.labeler is not None
+        labels = batch.labels(self.labeler)
+        if self.index == "silhouette":
+            projected = batch.projected_patches[:, : self.input_pca]
+            self._add({"roughness": batch.patch_set, "roughness_projected": projected}, labels, batch.rank)
+        elif not self._summed:
+            self._add({"roughness": batch.patch_set}, labels, batch.rank)
+        else:
+            mean, components = batch.patch_projection
+            self._add_distances(batch.patch_set, labels, batch.rank, mean, components[: self.input_pca])
+
+    def _add_distances(self, patches: PatchSet, labels: Tensor, rank: Tensor, mean: Tensor, components: Tensor) -> None:
+        """Add raw and projected distances to centroids; patches are projected together with the first distances."""
+        raw = [state for state in self._states["roughness"] if isinstance(state, Moments)]
+        if "roughness_projected" not in self._states:
+            self._states["roughness_projected"] = [state.projected(mean, components) for state in raw]
+        projected = self._states["roughness_projected"]
+        projections: Tensor | None = None
+        for state, of_projections, clustering in zip(raw, projected, self._clusterings(labels), strict=True):
+            if projections is None:
+                projections = state.add_projecting(patches, clustering, mean, components)
+            else:
+                state.add(patches, clustering, rank)
+            of_projections.add(projections, clustering, rank)
+
     def end_pass(self) -> None:
+        self._summed = True
         if self.direction == "pushforward" and self._fitted is None:
             assert isinstance(self.labeler, FeatureLabeler)
             centers, vectors = self._training.result() or (torch.empty(0, 1), torch.empty(0, 1))
