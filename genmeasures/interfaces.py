@@ -31,8 +31,16 @@ from genmeasures.errors import ComponentError, GenmeasuresError, OptionError, Un
 
 Split: TypeAlias = Literal["train", "test"]
 Field: TypeAlias = Literal[
-    "vectors", "projected", "projected_apart", "patches", "patch_set", "projected_patches", "labels"
+    "vectors",
+    "projected",
+    "projected_apart",
+    "patches",
+    "patch_set",
+    "projected_patches",
+    "patch_projection",
+    "labels",
 ]
+FieldValue: TypeAlias = "Tensor | PatchSet | tuple[Tensor, Tensor]"
 SPLITS: tuple[Split, ...] = ("train", "test")
 TAPS = ("activation", "linear", "block")
 """Where the output of a layer can be read."""
@@ -268,6 +276,12 @@ class PatchSet(abc.ABC):
         """float64 (n, d): the patches minus their mean, float64 (D,), projected onto components float64 (d, D)."""
         return (self.unfold().double() - mean) @ components.T
 
+    def distances_and_projections(
+        self, centroids: Tensor, labels: Tensor, mean: Tensor, components: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`square_distances` and :meth:`project` return, at little more than the cost of one of them."""
+        return self.square_distances(centroids, labels), self.project(mean, components)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -327,7 +341,7 @@ class FeatureBatch:
         split: Split,
         rank: Tensor,
         inputs: Tensor,
-        fields: Mapping[Field, Callable[[FeatureBatch], Tensor | PatchSet]],
+        fields: Mapping[Field, Callable[[FeatureBatch], FieldValue]],
         labels: Callable[[Labeler, FeatureBatch], Tensor],
     ) -> None:
         self.layer = layer
@@ -416,6 +430,12 @@ class FeatureBatch:
         values: Tensor = self._get("projected_patches")
         return values
 
+    @property
+    def patch_projection(self) -> tuple[Tensor, Tensor]:
+        """The projection of ``projected_patches``: the mean, float64 (D,), and the components, float64 (·, D)."""
+        values: tuple[Tensor, Tensor] = self._get("patch_projection")
+        return values
+
     def labels(self, labeler: Labeler) -> Tensor:
         """int64 (n,): the label of each vector; a measure passes its own labeler, ``batch.labels(self.labeler)``."""
         key, reader = repr(labeler), self._reader
@@ -452,8 +472,10 @@ class FeatureBatch:
         """The batch of the vectors at ``rows``, int64 (m,); it takes its fields from this one."""
         whole = weakref.ref(self)
 
-        def select(name: Field, _: FeatureBatch) -> Tensor | PatchSet:
-            values: Tensor | PatchSet = _alive(whole)._get(name)
+        def select(name: Field, _: FeatureBatch) -> FieldValue:
+            values: FieldValue = _alive(whole)._get(name)
+            if isinstance(values, tuple):
+                return values
             return values.select(rows) if isinstance(values, PatchSet) else values[rows]
 
         def labels(labeler: Labeler, _: FeatureBatch) -> Tensor:
@@ -801,7 +823,7 @@ class Pass:
         Traceback (most recent call last):
             ...
         genmeasures.errors.ComponentError: Pass('test', 'vector'): there is no field 'vector' (did you mean 'vectors'? \
-known: labels, patch_set, patches, projected, projected_apart, projected_patches, vectors)
+known: labels, patch_projection, patch_set, patches, projected, projected_apart, projected_patches, vectors)
     """
 
     sample: SampleName
@@ -967,7 +989,7 @@ class FeatureMeasure(Measure, abc.ABC):
     the targets."""
 
     patch_components: int = 0
-    """Number of components of ``projected_patches`` that the measure reads."""
+    """Number of components of ``projected_patches``, or of ``patch_projection``, that the measure reads."""
 
     extractor: Extractor
     """The extractor of the run, set before ``prepare``: ``self.extractor.vector_size(layer)`` is the length of the

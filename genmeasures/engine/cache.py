@@ -10,12 +10,22 @@ from torch import Tensor
 
 from genmeasures.engine.consumer import Consumer
 from genmeasures.engine.samples import located
-from genmeasures.interfaces import Extractor, FeatureBatch, Field, Labeler, PatchSet, Sample, SampleName, Split
+from genmeasures.interfaces import (
+    Extractor,
+    FeatureBatch,
+    Field,
+    FieldValue,
+    Labeler,
+    PatchSet,
+    Sample,
+    SampleName,
+    Split,
+)
 from genmeasures.tracing import LayerReader, StoredPatches, TracedLayer
 
 PATCH_FIELDS: frozenset[Field] = frozenset({"patches", "patch_set"})
-CACHED_FIELDS: frozenset[Field] = PATCH_FIELDS | {"projected", "projected_patches", "labels"}
-"""Fields of a pass that can be cached."""
+CACHED_FIELDS: frozenset[Field] = PATCH_FIELDS | {"projected", "projected_patches", "patch_projection", "labels"}
+"""Fields of a pass that can be cached, or need not be."""
 _PROJECTED: tuple[Field, ...] = ("projected", "projected_patches")
 
 
@@ -92,14 +102,19 @@ class PassCache:
         if self._inputs is not None or "patches" in held:
             held |= PATCH_FIELDS
         labeled = not consumer.reads_labels or repr(consumer.measure.labeler) in held
-        return labeled and consumer.fields - {"labels"} <= held
+        return labeled and consumer.fields - {"labels", "patch_projection"} <= held
 
-    def batches(self) -> Iterator[FeatureBatch]:
-        """The batches of the pass, as far as they are cached."""
+    def batches(self, patch_projection: Callable[[], tuple[Tensor, Tensor]]) -> Iterator[FeatureBatch]:
+        """The batches of the pass, as far as they are cached.
+
+        patch_projection: the projection of patches, which is known and not cached.
+        """
         for start, count, part, span in self._batches:
             rows, positions, rank = (index[part] for index in located(self._sample, start, count))
             rank = self._tensors["rank"][span] if "rank" in self._tensors else rank
-            fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {}
+            fields: dict[Field, Callable[[FeatureBatch], FieldValue]] = {
+                "patch_projection": lambda _: patch_projection()
+            }
             for name in _PROJECTED:
                 if name in self._tensors:
                     fields[name] = partial(_rows_of, self._tensors[name], span)

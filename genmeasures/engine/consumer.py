@@ -16,7 +16,7 @@ from genmeasures.interfaces import (
     TargetLabeler,
 )
 
-FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_apart", "projected_patches"})
+FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_apart", "projected_patches", "patch_projection"})
 """Fields that can be read only after the fits on the training sample."""
 
 

@@ -11,7 +11,7 @@ from genmeasures.engine.returned import checked_labels
 from genmeasures.engine.seeds import generator_for
 from genmeasures.errors import Undefined
 from genmeasures.failures import to_raise_later
-from genmeasures.interfaces import FeatureLabeler, FeatureMeasure, Labeler, Layer, PatchSet
+from genmeasures.interfaces import FeatureLabeler, FeatureMeasure, Labeler, Layer
 from genmeasures.statistics.pca import PCA, Identity, fit_leading, fit_pca
 
 _APART = 512
@@ -102,11 +102,11 @@ class Fits:
         """float64 (n, ·) of vectors float32 (n, k) by the projection fitted without the inputs held back."""
         return _fitted(self._projection_apart).project(vectors)
 
-    def project_patches(self, patches: PatchSet) -> Tensor:
-        """float64 (n, ·) of n patches; raises what the fit raised."""
+    def patch_projection(self) -> tuple[Tensor, Tensor]:
+        """Mean and components of the projection of patches; raises what the fit raised."""
         projection = _fitted(self._patch_projection)
         assert isinstance(projection, PCA)
-        return patches.project(projection.mean, projection.components)
+        return projection.mean, projection.components
 
     def labels(self, labeler: Labeler, projected: Tensor) -> Tensor:
         """int64 (n,) by a feature labeler for projected vectors float64 (n, d); raises what its fit raised."""

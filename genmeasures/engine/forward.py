@@ -24,6 +24,7 @@ from genmeasures.interfaces import (
     FeatureBatch,
     FeatureLabeler,
     Field,
+    FieldValue,
     Labeler,
     Layer,
     PatchSet,
@@ -199,7 +200,7 @@ class ForwardPass:
 
 def _fields(
     state: LayerState, vectors: Callable[[], Tensor], patches: PatchSet
-) -> dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]]:
+) -> dict[Field, Callable[[FeatureBatch], FieldValue]]:
     """How each field of a batch is computed."""
     return {
         "vectors": lambda _: vectors(),
@@ -207,5 +208,6 @@ def _fields(
         "projected_apart": lambda batch: state.fits.project_apart(batch.vectors),
         "patches": lambda _: patches.unfold(),
         "patch_set": lambda _: patches,
-        "projected_patches": lambda batch: state.fits.project_patches(batch.patch_set),
+        "projected_patches": lambda batch: batch.patch_set.project(*batch.patch_projection),
+        "patch_projection": lambda _: state.fits.patch_projection(),
     }

@@ -230,7 +230,7 @@ class LayerState:
         record, cache = self._record, self._cache
         self._replay(record.serves, lambda: record.batches(self.fits.labels))
         if cache is not None:
-            self._replay(cache.serves, cache.batches)
+            self._replay(cache.serves, lambda: cache.batches(self.fits.patch_projection))
         self._cache = None
 
     def _replay(self, serves: Callable[[Consumer], bool], batches: Callable[[], Iterator[FeatureBatch]]) -> None:

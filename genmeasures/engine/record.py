@@ -14,9 +14,9 @@ from genmeasures.interfaces import (
     FeatureBatch,
     FeatureLabeler,
     Field,
+    FieldValue,
     Labeler,
     Layer,
-    PatchSet,
     SampleName,
     Split,
     TargetLabeler,
@@ -137,7 +137,7 @@ class TrainingRecord:
         for start in range(0, self._size, _ROWS):
             rows = slice(start, min(start + _ROWS, self._size))
             rank = torch.arange(rows.start, rows.stop, device=self.projected.device)
-            fields: dict[Field, Callable[[FeatureBatch], Tensor | PatchSet]] = {
+            fields: dict[Field, Callable[[FeatureBatch], FieldValue]] = {
                 "projected": partial(_rows_of, self.projected, rows)
             }
             if self._apart is not None:

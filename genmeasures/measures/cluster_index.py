@@ -84,7 +84,7 @@ class RankSample:
         return self._kept
 
 
-class _Sampled:
+class Sampled:
     """Silhouette of a subsample."""
 
     def __init__(self, salt: int) -> None:
@@ -107,26 +107,38 @@ class _Sampled:
         return silhouette(vectors, labels)
 
 
-class _Moments:
+class Moments:
     """Davies–Bouldin or Caliński–Harabasz index, from the centroids and the distances to them."""
 
     def __init__(self, index: str, spread: str) -> None:
+        self.state: ClusterSums | ClusterSpreads = ClusterSums()
         self._index = index
         self._spread = spread
-        self._state: ClusterSums | ClusterSpreads = ClusterSums()
 
     def add(self, vectors: Tensor | PatchSet, labels: Tensor, rank: Tensor) -> None:
-        self._state.add(vectors, labels)
+        self.state.add(vectors, labels)
+
+    def add_projecting(self, patches: PatchSet, labels: Tensor, mean: Tensor, components: Tensor) -> Tensor:
+        """Add patches in the second pass; returns their projections, float64 (n, d)."""
+        assert isinstance(self.state, ClusterSpreads)
+        return self.state.add_projecting(patches, labels, mean, components)
+
+    def projected(self, mean: Tensor, components: Tensor) -> Moments:
+        """The index of the projections in the second pass: the projected centroids are their centroids."""
+        assert isinstance(self.state, ClusterSpreads)
+        other = Moments(self._index, self._spread)
+        other.state = self.state.projected(mean, components)
+        return other
 
     def end_pass(self) -> None:
-        if isinstance(self._state, ClusterSums):
-            self._state = self._state.result()
+        if isinstance(self.state, ClusterSums):
+            self.state = self.state.result()
 
     def value(self) -> float:
-        assert isinstance(self._state, ClusterSpreads)
+        assert isinstance(self.state, ClusterSpreads)
         if self._index == "davies_bouldin":
-            return self._state.davies_bouldin(self._spread)
-        return self._state.calinski_harabasz()
+            return self.state.davies_bouldin(self._spread)
+        return self.state.calinski_harabasz()
 
 
 class ClusterIndex(FeatureMeasure):
@@ -158,19 +170,24 @@ class ClusterIndex(FeatureMeasure):
 
     def start(self, layer: Layer, generator: torch.Generator) -> None:
         self._salt = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        self._states: dict[str, list[_Sampled | _Moments]] = {}
+        self._states: dict[str, list[Sampled | Moments]] = {}
 
     def _add(self, spaces: Spaces, labels: Tensor, rank: Tensor) -> None:
         """Add a batch."""
-        clusterings = self.labeler.clusterings(labels) if isinstance(self.labeler, KMeans) else [labels]
+        clusterings = self._clusterings(labels)
         if not self._states:
-            self._states = {name: [self._state() for _ in clusterings] for name in spaces}
+            self._states = {name: self._new_states(len(clusterings)) for name in spaces}
         for name, vectors in spaces.items():
             for state, clustering in zip(self._states[name], clusterings, strict=True):
                 state.add(vectors, clustering, rank)
 
-    def _state(self) -> _Sampled | _Moments:
-        return _Sampled(self._salt) if self.index == "silhouette" else _Moments(self.index, self.spread)
+    def _clusterings(self, labels: Tensor) -> Sequence[Tensor]:
+        return self.labeler.clusterings(labels) if isinstance(self.labeler, KMeans) else [labels]
+
+    def _new_states(self, count: int) -> list[Sampled | Moments]:
+        if self.index == "silhouette":
+            return [Sampled(self._salt) for _ in range(count)]
+        return [Moments(self.index, self.spread) for _ in range(count)]
 
     def end_pass(self) -> None:
         for states in self._states.values():
@@ -186,7 +203,7 @@ class ClusterIndex(FeatureMeasure):
         return values
 
 
-def _summary(name: str, states: Sequence[_Sampled | _Moments]) -> dict[str, float | Value | Undefined]:
+def _summary(name: str, states: Sequence[Sampled | Moments]) -> dict[str, float | Value | Undefined]:
     """The value of a variable, and its standard error over several clusterings."""
     try:
         indices = [state.value() for state in states]

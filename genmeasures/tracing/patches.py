@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genmeasures.interfaces import PatchReader, PatchSet
-from genmeasures.statistics.clusters import cluster_sums, expanded, is_far, nearly_zero, square_distances
+from genmeasures.statistics.clusters import (
+    cluster_sums,
+    distances_and_projections,
+    expanded,
+    is_far,
+    nearly_zero,
+    square_distances,
+)
 from genmeasures.statistics.pca import project
 from genmeasures.tracing.geometry import Geometry
 
@@ -118,6 +125,11 @@ class StoredPatches(PatchSet):
     def project(self, mean: Tensor, components: Tensor) -> Tensor:
         return project(self._patches, mean, components)
 
+    def distances_and_projections(
+        self, centroids: Tensor, labels: Tensor, mean: Tensor, components: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return distances_and_projections(self._patches, centroids, labels, mean, components)
+
 
 class WholeInputs(PatchSet):
     """Whole inputs of a layer as patches, flattened in the order (*spatial, channels)."""
@@ -144,6 +156,11 @@ class WholeInputs(PatchSet):
 
     def project(self, mean: Tensor, components: Tensor) -> Tensor:
         return project(self.unfold(), mean, components)
+
+    def distances_and_projections(
+        self, centroids: Tensor, labels: Tensor, mean: Tensor, components: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return distances_and_projections(self.unfold(), centroids, labels, mean, components)
 
 
 class ReceptiveFields(PatchSet):
@@ -176,14 +193,26 @@ class ReceptiveFields(PatchSet):
         return sums
 
     def square_distances(self, centroids: Tensor, labels: Tensor) -> Tensor:
-        if not self._is_dense(len(centroids)):
-            parts = [square_distances(patches, centroids, labels[part]) for part, patches in self._blocks()]
-            return torch.cat(parts)
-        distances, near = self._dense.square_distances(self._rows - self._first, self._positions, centroids, labels)
+        mean = centroids.new_zeros(centroids.shape[1])
+        return self.distances_and_projections(centroids, labels, mean, centroids[:0])[0]
+
+    def distances_and_projections(
+        self, centroids: Tensor, labels: Tensor, mean: Tensor, components: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if not self._is_dense(len(centroids) + len(components)):
+            parts = [
+                distances_and_projections(patches, centroids, labels[part], mean, components)
+                for part, patches in self._blocks()
+            ]
+            distances, projections = (torch.cat(part) for part in zip(*parts, strict=True))
+            return distances, projections
+        distances, near, projections = self._dense.distances_and_projections(
+            self._rows - self._first, self._positions, centroids, labels, mean, components
+        )
         for rows in near.nonzero()[:, 0].split(self._block_rows) if bool(near.any()) else ():
             patches = self._reader.gather(self._rows[rows], self._positions[rows])
             distances[rows] = square_distances(patches, centroids, labels[rows])
-        return distances
+        return distances, projections
 
     def project(self, mean: Tensor, components: Tensor) -> Tensor:
         if self._is_dense(len(components)):
@@ -282,27 +311,37 @@ class _Dense:
                 pixels = padded[row : row + 1, :, start * stride : (stop - 1) * stride + reach]
                 yield pixels, members[row : row + 1, :, start:stop], padding
 
-    def square_distances(
-        self, rows: Tensor, positions: Tensor, centroids: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """float64 (n,) squared distances, and bool (n,) where they are too small to be computed by expansion."""
-        rounded = centroids.to(self._pixels.dtype)
+    def distances_and_projections(
+        self, rows: Tensor, positions: Tensor, centroids: Tensor, labels: Tensor, mean: Tensor, components: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """float64 (n,) squared distances, bool (n,) where they are too small for the expansion, and projections."""
         if self._origin is not None:
-            rounded = (centroids - self._tiled(self._origin)).to(self._pixels.dtype)
-        products = self._convolve(self._pixels, self._kernels(rounded)).flatten(2)[rows, labels, positions]
+            centroids = centroids - self._tiled(self._origin)
+        rounded = centroids.to(self._pixels.dtype)
+        kernels = torch.cat([rounded, components.to(rounded.dtype)])
+        products = self._convolve(self._pixels, self._kernels(kernels)).flatten(2)
         box = self._pixels.new_ones(1, 1, *self._geometry.kernel)
         norms = self._convolve(self._pixels.square().sum(1, keepdim=True), box).flatten(1)[rows, positions]
-        distances = expanded(norms, products, rounded, labels)
-        return distances, nearly_zero(distances, norms)
+        distances = expanded(norms, products[rows, labels, positions], rounded, labels)
+        of_components = products[:, len(centroids) : len(kernels)]
+        projections = self._projections(of_components, rows, positions, mean, components)
+        return distances, nearly_zero(distances, norms), projections
 
     def project(self, rows: Tensor, positions: Tensor, mean: Tensor, components: Tensor) -> Tensor:
         """float64 (n, d): patches minus their mean (D,), projected onto components (d, D)."""
         kernels = self._kernels(components.to(self._pixels.dtype))
-        products = self._convolve(self._pixels, kernels)[:, : len(components)].flatten(2).transpose(1, 2)
+        products = self._convolve(self._pixels, kernels)[:, : len(components)].flatten(2)
+        return self._projections(products, rows, positions, mean, components)
+
+    def _projections(
+        self, products: Tensor, rows: Tensor, positions: Tensor, mean: Tensor, components: Tensor
+    ) -> Tensor:
+        """The projections of some patches, from the products (B, d, P) of all of them with the components."""
         offset = mean if self._origin is None else mean - self._tiled(self._origin)
+        products = products.transpose(1, 2)
         every = len(rows) == products.shape[0] * products.shape[1]
         picked = products.flatten(0, 1) if every else products[rows, positions]
-        return picked.double().sub_(offset @ components.T)
+        return picked.double().sub_(components @ offset)
 
     def _kernels(self, patches: Tensor) -> Tensor:
         """(lanes, C, *kernel): patches (k, D) as the kernels of a convolution."""

@@ -44,7 +44,7 @@ from genmeasures.tracing import Sketch, trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VALUES = ("davies_bouldin", "roughness", "confidence", "confidence_unweighted")
+VALUES = ("davies_bouldin", "roughness", "roughness_projected", "confidence", "confidence_unweighted")
 
 
 class Grab(FeatureMeasure):
@@ -499,7 +499,7 @@ def test_measures_of_single_precision(name: str) -> None:
     options: dict[str, Any] = {"extractor": EXTRACTORS["sampled"], "measures": measures}
     found, expected = measured(net, shape, tile=tile, **options), measured(net, shape, **options)
     assert_same(found, expected, 1e-4)
-    for value in VALUES[:2]:
+    for value in VALUES[:3]:
         np.testing.assert_allclose(found[value].values, expected[value].values, rtol=1e-6)
 
 
@@ -515,7 +515,7 @@ def test_a_background_of_little_noise(cap: int | None) -> None:
         splits.append(x)
     options: dict[str, Any] = {"measures": [DaviesBouldin(KMeans()), Roughness()], "extractor": ReceptiveField(cap=cap)}
     found, expected = (genmeasures.measure([net], *splits, tile=tile, **options) for tile in (40, None))
-    for name in VALUES[:2]:
+    for name in VALUES[:3]:
         assert set(expected[f"{name}_status"].values.flat) == {"ok"}
         np.testing.assert_allclose(found[name].values, expected[name].values, rtol=1e-6)
 
@@ -536,6 +536,20 @@ def test_what_is_kept_for_a_second_pass_changes_no_value(memory: int, monkeypatc
     monkeypatch.setattr("genmeasures.engine.memory.Memory.record", memory)
     monkeypatch.setattr("genmeasures.engine.memory.Memory.chunk", 10_000)
     assert_same(measured(net, shape, tile=tile), expected, 1e-6)
+
+
+@pytest.mark.parametrize("direction", ["pullback", "pushforward"])
+@pytest.mark.parametrize("name", ["davies_bouldin", "silhouette"])
+def test_other_directions_and_indices(direction: str, name: str) -> None:
+    """Pixels at the centers of patches are those of the whole; they are labeled by clusters of the same ones."""
+    net, shape, tile = made("dilated, instance norm")
+    measures = [Roughness(input_pca=3, direction=direction, index=name)]
+    options: dict[str, Any] = {"measures": measures}
+    expected = measured(Double(net), shape, **options)
+    found = measured(Double(net), shape, tile=tile, **options)
+    for value in ("roughness", "roughness_projected"):
+        assert all(status.startswith(("ok", "note: ")) for status in expected[f"{value}_status"].values.flat)
+        np.testing.assert_allclose(found[value].values, expected[value].values, rtol=1e-6)
 
 
 def test_batch_size_and_order_change_no_value() -> None:

@@ -14,6 +14,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genmeasures.aggregators import Frobenius, MeanWeight, aggregate
 from genmeasures.errors import DataError, OptionError, ResultError
 from genmeasures.judging import judge, kendall, pearson, resample_counts, spearman
 from genmeasures.judging.correlation import STATISTICS, is_constant
@@ -314,3 +315,28 @@ def test_a_large_study_takes_seconds() -> None:
 def test_only_results_are_judged() -> None:
     with pytest.raises(OptionError, match=r"an xarray Dataset.* got DataFrame"):
         judge(pd.DataFrame({"m": [1.0, 2.0, 3.0]}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("normalize", ["weights", "layers"])
+@pytest.mark.parametrize("power", [1, -1])
+def test_averages_over_layers_and_their_weights_are_judged(normalize: str, power: int) -> None:
+    """The three readings of the paper's average, and the weights alone, by hand."""
+    ds = result(models=12)
+    rng = np.random.default_rng(5)
+    norms = rng.uniform(0.5, 4, size=ds["m"].shape)
+    values = ds["m"].values.copy()
+    values[2, 1] = np.nan  # without a value, a layer is left out of both sums
+    both = ("model", "layer")
+    names = np.broadcast_to(np.array(["a", "b", "c"], dtype=object), norms.shape)
+    ds = ds.assign(m=(both, values)).assign_coords(weight_norm=(both, norms), layer_name=(both, names))
+    ds = ds.assign_coords(model_status=("model", np.full(12, "ok", dtype=object)))
+    weights = norms**power
+    used = np.where(np.isnan(values), 0, weights)
+    total = np.nansum(used * np.nan_to_num(values), axis=1)
+    average = total / (used.sum(1) if normalize == "weights" else np.isfinite(values).sum(1))
+    weight = used.sum(1) / np.isfinite(values).sum(1)
+    for aggregator, expected in ((Frobenius(normalize, power), average), (MeanWeight(power), weight)):
+        judged = judge(aggregate(ds, aggregator), "test_accuracy", resamples=50)
+        found = judged[judged["measure"] == "m"].iloc[0]
+        reference = scipy.stats.pearsonr(expected, ds["test_accuracy"].values).statistic
+        np.testing.assert_allclose(found["pearson"], reference, rtol=1e-9)

@@ -25,7 +25,7 @@ BUILTIN = {
     "extractor": {"receptive_field", "whole_tensor"},
     "labeler": {"class_label", "downsampled", "histogram", "kmeans"},
     "measure": {"davies_bouldin", "roughness", "confidence"},
-    "aggregator": {"frobenius", "mean", "max", "last_k", "explicit", "single"},
+    "aggregator": {"frobenius", "mean_weight", "mean", "max", "last_k", "explicit", "single"},
     "task": {"checkpoints", "digits_cnn"},
 }
 

@@ -20,7 +20,7 @@ CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[Any, Tensor]:
-    """A convolution with any kernel, stride, dilation and padding, and an input for it."""
+    """A convolution with any kernel, stride, dilation, padding and groups, and an input for it."""
     dims = draw(st.integers(1, 3))
     kernel = [draw(st.integers(1, 3)) for _ in range(dims)]
     dilation = [draw(st.integers(1, 2)) for _ in range(dims)]
@@ -30,7 +30,8 @@ def layers(draw: st.DrawFn) -> tuple[Any, Tensor]:
     padding = "same" if same else [draw(st.integers(0, 2 if mode == "zeros" else 1)) for _ in range(dims)]
     sizes = [d * (k - 1) + draw(st.integers(3, 6)) for k, d in zip(kernel, dilation, strict=True)]
     channels = draw(st.integers(1, 3))
-    conv = CONVOLUTIONS[dims](channels, 2, kernel, stride, padding, dilation, padding_mode=mode)
+    groups = draw(st.sampled_from([1, channels]))
+    conv = CONVOLUTIONS[dims](channels, 2 * channels, kernel, stride, padding, dilation, groups, padding_mode=mode)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     offset = draw(st.sampled_from([0.0, 1e4])) * torch.rand(channels, *(1,) * dims, generator=generator)
     inputs = torch.randn(draw(st.integers(1, 4)), channels, *sizes, generator=generator) + offset
@@ -96,6 +97,9 @@ def check(conv: Any, inputs: Tensor, k: int, share: float, seed: int, cost: floa
         mean = reference.mean(0)
         components = torch.from_numpy(np.linalg.qr(rng.normal(size=(reference.shape[1], k)))[0].T.copy())
         projected = found.project(mean, components)
+        np.testing.assert_allclose(projected, (reference - mean) @ components.T, atol=3 * tolerance)
+        squares, projected = found.distances_and_projections(centroids, labels, mean, components)
+        np.testing.assert_allclose(squares.sqrt().numpy(), direct.numpy(), rtol=rtol, atol=tolerance)
         np.testing.assert_allclose(projected, (reference - mean) @ components.T, atol=3 * tolerance)
     torch.testing.assert_close(found.unfold().double(), reference, rtol=1e-12, atol=0)
 
@@ -192,6 +196,66 @@ def test_some_of_the_patches(kind: str) -> None:
     labels = torch.arange(len(rows)) % 2
     sums = torch.zeros(2, expected.shape[1], dtype=torch.float64).index_add_(0, labels, expected.double())
     np.testing.assert_allclose(some.cluster_sums(labels, 2).numpy(), sums.numpy(), rtol=1e-5, atol=1e-5)
+    compare(given_, given_.unfold().double())
+
+
+def read_by(conv: nn.ConvTranspose2d, image: Tensor, row: int, column: int) -> Tensor:
+    """(KH · KW · C,): what an output pixel reads of an image (C, H, W), by the definition of the convolution."""
+    (stride, _), (padding, _), (dilation, _) = conv.stride, conv.padding, conv.dilation
+    parts = []
+    for k, j in np.ndindex(*conv.kernel_size):
+        places = [place + padding - dilation * element for place, element in ((row, k), (column, j))]
+        read = all(place % stride == 0 and 0 <= place // stride < image.shape[1] for place in places)
+        parts.append(image[:, places[0] // stride, places[1] // stride] if read else torch.zeros(len(image)))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), [(3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 1, 2)])
+def test_transposed_convolutions(kernel: int, stride: int, padding: int, dilation: int, offset: float) -> None:
+    torch.manual_seed(0)
+    conv = nn.ConvTranspose2d(3, 2, kernel, stride, padding, dilation=dilation)
+    inputs = torch.randn(4, 3, 5, 5) + offset
+    height, width = conv(inputs).shape[2:]
+    found = fields(conv, inputs, torch.arange(4 * height * width))
+    reference = torch.stack(
+        [read_by(conv, image, i, j) for image in inputs for i in range(height) for j in range(width)]
+    ).double()
+    assert torch.equal(found.unfold().double(), reference)
+    # Centered, the weight is what a layer computes of these patches.
+    weight = conv.weight.detach().double().permute(1, 2, 3, 0).flatten(1)
+    output = conv.double()(inputs.double()).detach() - conv.bias.detach().double().view(-1, 1, 1)
+    np.testing.assert_allclose(reference @ weight.T, output.permute(0, 2, 3, 1).flatten(0, 2), rtol=1e-9, atol=1e-9)
+    compare(found, reference)
+
+
+@pytest.mark.parametrize("shape", [(60, 7), (5, 12, 7)])
+def test_linear_layers(shape: tuple[int, ...]) -> None:
+    """A patch of a linear layer is what it reads for one pixel."""
+    torch.manual_seed(0)
+    linear, inputs = nn.Linear(7, 2), torch.randn(shape)
+    geometry = geometry_of(linear, shape, tuple(linear(inputs).shape))
+    each = math.prod(shape[1:-1])
+    chosen = torch.arange(60)
+    found = LayerReader(geometry, inputs, True).receptive_fields(chosen // each, chosen % each)
+    compare(found, inputs.reshape(60, 7).double())
+
+
+def compare(found: Any, reference: Tensor) -> None:
+    """Distances and projections of patches, one by one and together, with those of float64 patches (n, D)."""
+    labels = torch.arange(len(reference)) % 4
+    counts = labels.bincount()[:, None]
+    centroids = torch.zeros(4, reference.shape[1], dtype=torch.float64).index_add_(0, labels, reference) / counts
+    torch.testing.assert_close(found.cluster_sums(labels, 4) / counts, centroids, rtol=1e-7, atol=1e-7)
+    mean, components = reference.mean(0), torch.linalg.qr(torch.randn(reference.shape[1], 3).double())[0].T
+    distances = (reference - centroids[labels]).square().sum(1)
+    projections = (reference - mean) @ components.T
+    scale = float(distances.max())
+    together = found.distances_and_projections(centroids, labels, mean, components)
+    for squares in (found.square_distances(centroids, labels), together[0]):
+        torch.testing.assert_close(squares, distances, rtol=1e-5, atol=1e-6 * scale)
+    for projected in (found.project(mean, components), together[1]):
+        torch.testing.assert_close(projected, projections, rtol=1e-5, atol=1e-6 * scale**0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -203,6 +267,7 @@ def test_stored_patches(dtype: torch.dtype) -> None:
     torch.testing.assert_close(stored.cluster_sums(labels, 3), expected, rtol=1e-5, atol=1e-5)
     distances = (vectors.double() - expected[labels]).square().sum(1)
     torch.testing.assert_close(stored.square_distances(expected, labels), distances, rtol=1e-5, atol=1e-5)
+    compare(stored, vectors.double())
     assert stored.unfold() is vectors
 
 
