@@ -234,7 +234,7 @@ class Confidence(FeatureMeasure):
     def _score(self, batch: FeatureBatch, mixtures: Mixtures) -> None:
         points, norms = batch.projected, row_norms(batch.vectors)
         components, log_density = self._densities(mixtures, points)
-        posterior = mixtures.mix(components).softmax(1).amax(1)
+        posterior = mixtures.largest_posterior(components)
         self._published.add(batch.inputs, posterior * torch.linalg.vector_norm(points, dim=1))
         if isinstance(self._weighted, InputMean):
             self._weighted.add(batch.inputs, log_density, norms)
