@@ -23,7 +23,16 @@ def test_the_python_example_runs() -> None:
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     table = names["table"]
-    assert list(table["measure"].unique()) == ["davies_bouldin", "roughness", "confidence", "confidence_unweighted"]
+    assert list(table["measure"].unique()) == [
+        "davies_bouldin",
+        "roughness",
+        "roughness_projected",
+        "confidence",
+        "confidence_unweighted",
+        "confidence_published",
+        "confidence_rank",
+        "confidence_shift",
+    ]
     assert (table["n"] == 4).all()
 
 

@@ -127,8 +127,9 @@ class Confidence(FeatureMeasure):
             "confidence_shift",
             "distance of density ranks from uniform",
             expected_accuracy=-1,
-            expected_accuracy_source="Ben-David et al. 2010: the bound on the test error grows with the distance of "
-            "the distributions",
+            # Their distance of distributions is another one, that of the classifiers' disagreements.
+            expected_accuracy_source="Ben-David et al. 2010, theorem 2: a bound on the error in another domain that "
+            "grows with a distance of the two",
             bounds=(0, 1),
             scale_invariant=True,
         ),
@@ -234,7 +235,7 @@ class Confidence(FeatureMeasure):
     def _score(self, batch: FeatureBatch, mixtures: Mixtures) -> None:
         points, norms = batch.projected, row_norms(batch.vectors)
         components, log_density = self._densities(mixtures, points)
-        posterior = mixtures.mix(components).softmax(1).amax(1)
+        posterior = mixtures.largest_posterior(components)
         self._published.add(batch.inputs, posterior * torch.linalg.vector_norm(points, dim=1))
         if isinstance(self._weighted, InputMean):
             self._weighted.add(batch.inputs, log_density, norms)

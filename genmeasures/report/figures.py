@@ -65,8 +65,8 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
     gap = ds[GAP].values.astype(np.float64) if GAP in ds.coords else np.full(models, np.nan)
     if np.isfinite(gap).any():
         targets.append(("gap", "generalization gap", gap))
-    columns = min(len(names), _COLUMNS)
-    bands = -(-len(names) // columns)
+    bands = -(-len(names) // _COLUMNS)
+    columns = -(-len(names) // bands)  # as even as possible: 8 are two bands of 4
     panels = len(targets) + 1
     figure = new_figure(3.5 * columns + 1.1, 3.4 * panels * bands)
     axes = figure.subplots(panels * bands, columns, squeeze=False)
@@ -78,7 +78,7 @@ def plot_measures(ds: xr.Dataset, aggregated: xr.Dataset, path: str | PathLike[s
                 ax.remove()
             continue
         name = names[index]
-        title = textwrap.fill(plain(str(ds[name].attrs.get("long_name", name))), 32)
+        title = textwrap.fill(plain(str(ds[name].attrs.get("long_name", name))), 32, break_on_hyphens=False)
         unit = plain(str(ds[name].attrs.get("units", "1")))
         quantity = title if unit in ("", "1") else f"{title} [{unit}]"
         for ax, (kind, readable, truth) in zip(own, targets, strict=False):

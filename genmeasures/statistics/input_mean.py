@@ -55,7 +55,7 @@ class InputMean:
             self._seen = torch.cat([self._seen.to(inputs.device), torch.zeros_like(self._sums[0, -more:]).bool()])
         self._sums[0].index_add_(0, inputs, values * weights)
         self._sums[1].index_add_(0, inputs, weights)
-        self._seen[inputs] = True
+        self._seen.index_fill_(0, inputs, True)
 
     def rescale(self, factor: float) -> None:
         """Multiply all values so far by a factor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genmeasures.errors import Undefined
-from genmeasures.statistics.kmeans import assign, kmeans
+from genmeasures.statistics.kmeans import approximate_centers, assign
 
 _SUBSAMPLE = 2000
 """Points per cluster that EM starts on."""
@@ -20,7 +21,7 @@ _PER_PARAMETER = 10
 """A component needs so many points for each of the d + 1 points that determine an ellipsoid."""
 _NO_WEIGHT = 1e-10
 """Components with a smaller weight are dropped."""
-_BLOCK = 2048
+_BLOCK = 512
 """Points per block of densities: intermediate results stay in cache."""
 _KEPT = 1 << 24
 """Quadratic features, in all, that are kept from one step of EM to the next."""
@@ -47,7 +48,7 @@ class Mixtures:
     """
 
     cluster: Tensor
-    """int64 (g,), label of the cluster that each component belongs to."""
+    """int64 (g,), label of the cluster that each component belongs to, ascending."""
     log_weights: Tensor
     """float64 (g,), log of the weight of each component within its mixture."""
     means: Tensor
@@ -97,13 +98,31 @@ class Mixtures:
         Returns:
             float64 (n, clusters), in the order of the labels.
         """
-        joint = densities.T + self.log_weights[:, None]
         # Along the short dimension of components, written out so that each step is one long loop.
-        parts = [joint[self.cluster == i] for i in self.cluster.unique()]
+        parts = self._by_cluster(densities.T + self.log_weights[:, None])
         peaks = [part.amax(0) for part in parts]
         return torch.stack(
             [part.sub_(peak).exp_().sum(0).log_().add_(peak) for part, peak in zip(parts, peaks, strict=True)], 1
         )
+
+    def largest_posterior(self, densities: Tensor) -> Tensor:
+        """Compute the largest posterior probability of a cluster, if all clusters are equally probable.
+
+        Args:
+            densities: float64 (n, g), as of :meth:`component_log_densities`.
+
+        Returns:
+            float64 (n,), in [1/clusters, 1].
+        """
+        joint = densities.T + self.log_weights[:, None]
+        joint.sub_(joint.amax(0)).exp_()
+        sums = torch.stack([part.sum(0) for part in self._by_cluster(joint)])
+        return sums.amax(0) / sums.sum(0)
+
+    def _by_cluster(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Split (g, n) into the components (m, n) of each cluster, which are side by side."""
+        sizes: list[int] = self.cluster.unique_consecutive(return_counts=True)[1].tolist()
+        return torch.split(values, sizes)
 
 
 def components_for(size: int, dimensions: int, components: int) -> int:
@@ -311,6 +330,10 @@ class _Fit:
             else:
                 frame.draw(generator)
                 fresh.append(frame)
+        large = [frame for frame in several if frame not in fresh and frame.size > _SUBSAMPLE]
+        for m in {frame.m for frame in large}:
+            together = [frame for frame in large if frame.m == m]
+            _continue(together, [frame.part for frame in together], tolerance / 10, iterations)
         for m in {frame.m for frame in fresh}:
             together = [frame for frame in fresh if frame.m == m]
             for frame, parameters in zip(together, _start(together, tolerance / 10, iterations), strict=True):
@@ -325,9 +348,14 @@ class _Fit:
 
     def finish(self, tolerance: float, iterations: int) -> Mixtures:
         """EM on all points, and the result."""
-        for frame in self._frames:
-            if frame.m > 1 and not frame.settled:
-                frame.climb(tolerance if frame.size > _SUBSAMPLE else tolerance / 10, iterations)
+        running = [frame for frame in self._frames if frame.m > 1 and not frame.settled]
+        small = [frame for frame in running if frame.size <= _SUBSAMPLE]
+        for m in {frame.m for frame in small}:
+            together = [frame for frame in small if frame.m == m]
+            _continue(together, [frame.white for frame in together], tolerance, iterations)
+        for frame in running:
+            if frame.size > _SUBSAMPLE:
+                _continue([frame], [frame.white], tolerance, iterations)
         return self.result()
 
     def result(self) -> Mixtures:
@@ -387,11 +415,12 @@ class _Frame:
         self.chosen = chosen.to(self._points.device)
         # In the original coordinates, in which directions with a large variance matter most.
         points = self._points[self.chosen]
-        self.members = assign(points, kmeans(points[:_FIRST], self.m, generator, restarts=1).centers)
+        self.members = assign(points, approximate_centers(points[:_FIRST], self.m, generator))
 
     def take(self, chosen: Tensor, memberships: Tensor) -> None:
-        """Start from the memberships (m, s) of some points."""
-        features = _Features([self._white(self._points[chosen])])
+        """Start from the memberships (m, s) of some points, which are the subsample."""
+        self.chosen = chosen
+        features = _Features([self.part])
         self.parameters = _one(_maximize(features.sums(memberships[None]), self.ridge[None]))
 
     def memberships(self) -> Tensor:
@@ -399,10 +428,10 @@ class _Frame:
         features = _Features([self.part])
         return _joint(_batch(self.parameters), features).softmax(1)[0]
 
-    def climb(self, tolerance: float, iterations: int) -> None:
-        """Run EM on all points."""
-        features = _Features([self._white(self._points)])
-        self.parameters = _one(_climb(_batch(self.parameters), features, self.ridge[None], tolerance, iterations))
+    @property
+    def white(self) -> Tensor:
+        """(n, d): all points in whitened coordinates."""
+        return self._white(self._points)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (m,), means (m, d) and precisions (m, d, d) in the original coordinates."""
@@ -416,6 +445,16 @@ class _Frame:
             weights = weights[alive] / weights[alive].sum()
             means = means[alive] @ self._root.T + self._center
         return weights, means, torch.linalg.solve_triangular(factor, self._eye.expand_as(factor), upper=False).mT
+
+
+def _continue(frames: list[_Frame], samples: list[Tensor], tolerance: float, iterations: int) -> None:
+    """EM on whitened points (n_i, d) of clusters with the same number of components, all in one batch."""
+    weights, means, covariances = zip(*(frame.parameters for frame in frames), strict=True)
+    given = torch.stack(weights), torch.stack(means), torch.stack(covariances)
+    ridge = torch.stack([frame.ridge for frame in frames])
+    ended = _climb(given, _Features(samples), ridge, tolerance, iterations)
+    for i, frame in enumerate(frames):
+        frame.parameters = ended[0][i], ended[1][i], ended[2][i]
 
 
 def _start(frames: list[_Frame], tolerance: float, iterations: int) -> list[_Parameters]:
@@ -450,6 +489,11 @@ class _Features:
         self._columns = torch.stack([pad(x.T.contiguous(), (0, self.longest - len(x))) for x in samples])
         self.present = torch.stack([pad(x.new_ones(len(x)), (0, self.longest - len(x))) for x in samples])
         """(c, n): 1 for a point, 0 for padding."""
+        self.counts = self.present.sum(1)
+        """(c,): points of each sample."""
+        d = self._columns.shape[1]
+        self.row, self.column = torch.triu_indices(d, d, device=self._columns.device)
+        """int64 (d(d+1)/2,): the indices of the upper triangle."""
         self._whole: Tensor | None = None
         self._settle()
 
@@ -469,9 +513,8 @@ class _Features:
         if self._whole is not None:
             return self._whole
         columns = self._columns[:, :, points]
-        d = columns.shape[1]
-        row, column = torch.triu_indices(d, d, device=columns.device)
-        return torch.cat([self.present[:, None, points], columns, columns[:, row] * columns[:, column]], 1)
+        squares = columns[:, self.row] * columns[:, self.column]
+        return torch.cat([self.present[:, None, points], columns, squares], 1)
 
     def _blocks(self) -> list[slice]:
         return [slice(start, start + self._block) for start in range(0, self.longest, self._block)]
@@ -493,8 +536,10 @@ class _Features:
     def only(self, samples: Tensor) -> _Features:
         """The features of the samples for which ``samples``, bool (c,), is true."""
         chosen = copy.copy(self)
-        chosen._columns, chosen.present = self._columns[samples], self.present[samples]
-        chosen._whole = None if self._whole is None else self._whole[samples]
+        chosen.counts = self.counts[samples]
+        chosen.longest = longest = int(chosen.counts.max())
+        chosen._columns, chosen.present = self._columns[samples, :, :longest], self.present[samples, :longest]
+        chosen._whole = None if self._whole is None else self._whole[samples, :, :longest]
         chosen._settle()
         return chosen
 
@@ -518,16 +563,26 @@ def _maximize(sums: Tensor, ridge: Tensor) -> _Parameters:
     mass = sums[..., 0]
     weights = mass / mass.sum(1, keepdim=True)
     dead = weights <= _NO_WEIGHT
-    sums = sums / mass.masked_fill(dead, 1.0)[..., None]
+    any_dead = bool(dead.any())
+    sums = sums / (mass.masked_fill(dead, 1.0) if any_dead else mass)[..., None]
     d = ridge.shape[1]
-    mean = sums[..., 1 : d + 1].masked_fill(dead[..., None], 0.0)
-    row, column = torch.triu_indices(d, d, device=sums.device)
-    second = sums.new_empty(*mass.shape, d, d)
-    second[..., row, column] = second[..., column, row] = sums[..., d + 1 :]
-    covariance = second - mean[..., :, None] * mean[..., None, :] + ridge[:, None]
-    if bool(dead.any()):
+    mean = sums[..., 1 : d + 1]
+    covariance = sums[..., d + 1 :][..., _places(d, sums.device)]
+    covariance = covariance - mean[..., :, None] * mean[..., None, :] + ridge[:, None]
+    if any_dead:
+        mean = mean.masked_fill(dead[..., None], 0.0)
         covariance = torch.where(dead[..., None, None], torch.eye(d, dtype=mean.dtype, device=mean.device), covariance)
-    return weights.masked_fill(dead, 0.0), mean, covariance
+        weights = weights.masked_fill(dead, 0.0)
+    return weights, mean, covariance
+
+
+@functools.cache
+def _places(d: int, device: torch.device) -> Tensor:
+    """int64 (d, d): where each entry of a symmetric matrix is in its upper triangle."""
+    row, column = torch.triu_indices(d, d, device=device)
+    places = torch.empty(d, d, dtype=torch.int64, device=device)
+    places[row, column] = places[column, row] = torch.arange(len(row), device=device)
+    return places
 
 
 def _joint(parameters: _Parameters, features: _Features) -> Tensor:
@@ -539,8 +594,8 @@ def _joint(parameters: _Parameters, features: _Features) -> Tensor:
     linear = (precision @ mean[..., None])[..., 0]
     constant = weight.log() - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * d * _LOG_2PI
     constant = constant - 0.5 * (linear * mean).sum(-1)
-    row, column = torch.triu_indices(d, d, device=mean.device)
-    square = torch.where(row == column, -0.5, -1.0) * precision[..., row, column]
+    # Off the diagonal, each product stands for two.
+    square = (precision.diagonal(dim1=-2, dim2=-1).diag_embed() * 0.5 - precision)[..., features.row, features.column]
     # log 0 of a component without weight would give 0 · −∞ = NaN in the padding.
     coefficients = torch.cat([constant.clamp(min=-1e30)[..., None], linear, square], -1)
     return features.times(coefficients)
@@ -553,23 +608,21 @@ def _climb(
     ended = [part.clone() for part in parameters]
     running = torch.arange(len(ridge), device=ridge.device)
     last = ridge.new_full((len(ridge),), -math.inf)
-    for _ in range(iterations):
+    for step in range(iterations):
         joint = _joint(parameters, features)
         # logsumexp along the short dimension of components, written out so that each step is one long loop.
         peak = joint.amax(1, keepdim=True)
         joint.sub_(peak).exp_()
         total = joint.sum(1, keepdim=True)
-        present = features.present
-        now = ((total.log() + peak)[:, 0] * present).sum(1) / present.sum(1)
+        now = ((total.log() + peak)[:, 0] * features.present).sum(1) / features.counts
         parameters = _maximize(features.sums(joint.div_(total)), ridge)
-        for kept, part in zip(ended, parameters, strict=True):
-            kept[running] = part
         rising = now - last >= tolerance
-        if not bool(rising.all()):
+        last = now
+        if step == iterations - 1 or not bool(rising.all()):
+            for kept, part in zip(ended, parameters, strict=True):
+                kept[running] = part
             if not bool(rising.any()):
                 break
-            running, ridge, features = running[rising], ridge[rising], features.only(rising)
+            running, ridge, last, features = running[rising], ridge[rising], now[rising], features.only(rising)
             parameters = (parameters[0][rising], parameters[1][rising], parameters[2][rising])
-            now = now[rising]
-        last = now
     return ended[0], ended[1], ended[2]

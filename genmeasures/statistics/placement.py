@@ -64,7 +64,12 @@ class Placement:
         """The slice of reference numbers that are equal to each number, int64 (m,) both."""
         margin = _EQUAL * (1 + numbers.abs())
         below = torch.searchsorted(self._reference, numbers - margin)
-        return below, torch.searchsorted(self._reference, numbers + margin, right=True)
+        # Few are equal to any: the others need no second search.
+        most = numbers + margin
+        equal = (self._reference[below.clamp(max=len(self._reference) - 1)] <= most) & (below < len(self._reference))
+        rows = equal.nonzero()[:, 0]
+        end = below.index_copy(0, rows, torch.searchsorted(self._reference, most[rows], right=True))
+        return below, end
 
     def _shares(self) -> Tensor:
         """float64 (n + 1,): the fraction of new numbers in the first place, the first two, and so on."""

@@ -22,7 +22,9 @@ from matplotlib.image import imread
 import genmeasures
 from genmeasures.cli.main import main
 from genmeasures.cli.run import digest
+from genmeasures.measures import Confidence, DaviesBouldin, Roughness
 from genmeasures.results import load, measure_variables
+from genmeasures.results.schema import judged_variables
 
 MODULE = '''
 import torch
@@ -103,14 +105,15 @@ def test_a_run_measures_judges_draws_and_keeps(run: Callable[..., Any], tmp_path
     assert f"result: results/{path.name}" in out
     ds = load(path)
     assert ds["model"].values.tolist() == list(MODELS)
-    assert set(measure_variables(ds)) == {"davies_bouldin", "roughness", "confidence", "confidence_unweighted"}
+    defaults = (DaviesBouldin(), Roughness(), Confidence())
+    assert set(measure_variables(ds)) == {variable.name for one in defaults for variable in one.variables}
     assert np.isfinite(ds["roughness"].values).all()
     assert ds["scale"].values.tolist() == [1, 2, 3]
     assert ds.attrs["task"] == checkpoints.name
     config = yaml.safe_load(ds.attrs["config"])
     assert config["extractor"]["cap"] == 400
     assert config["task"]["path"] == str(checkpoints)
-    for name in measure_variables(ds):
+    for name in judged_variables(ds):
         assert name in out
     assert "Against test_accuracy" in out
     assert "Against generalization_gap" in out
@@ -199,7 +202,8 @@ def test_measures_are_chosen_by_name(run: Callable[..., Any], tmp_path: Path) ->
     status, out, _ = run("measure=[roughness,confidence]")
     assert status == 0
     ds = load(results(tmp_path)[0])
-    assert measure_variables(ds) == ["roughness", "confidence", "confidence_unweighted"]
+    variables = [variable.name for one in (Roughness(), Confidence()) for variable in one.variables]
+    assert measure_variables(ds) == variables
     assert "davies_bouldin" not in out
 
 
@@ -305,7 +309,7 @@ def test_recipes_of_the_working_folder(run: Callable[..., Any], tmp_path: Path) 
     status, _, _ = run("experiment=mine")
     assert status == 0
     ds = load(results(tmp_path)[0])
-    assert measure_variables(ds) == ["roughness"]
+    assert measure_variables(ds) == ["roughness", "roughness_projected"]
     assert ds.attrs["seed"] == 3
 
 
@@ -462,8 +466,9 @@ def test_a_run_writes_its_table(run: Callable[..., Any], tmp_path: Path) -> None
     assert status == 0
     (path,) = results(tmp_path)
     table = pd.read_csv(path.with_name(f"{path.stem}-judged.csv"))
-    assert table["against"].tolist() == ["test_accuracy", "generalization_gap"]
-    assert table["status"].tolist() == ["note: no intervals: 3 models, at least 8 are needed"] * 2
+    assert table["measure"].tolist() == ["roughness"] * 2 + ["roughness_projected"] * 2
+    assert table["against"].tolist() == ["test_accuracy", "generalization_gap"] * 2
+    assert table["status"].tolist() == ["note: no intervals: 3 models, at least 8 are needed"] * 4
     assert "no intervals: 3 models, at least 8 are needed" in out
 
 

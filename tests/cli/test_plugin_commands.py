@@ -237,7 +237,9 @@ def test_a_component_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "measure.confidence"]) == 0
     out = capsys.readouterr().out
     version = genmeasures.__version__
-    assert out.startswith(f"measure confidence  genmeasures.measures.Confidence  (genmeasures {version})\n\nLargest ")
+    assert out.startswith(
+        f"measure confidence  genmeasures.measures.Confidence  (genmeasures {version})\n\nHow densely "
+    )
     assert "\n  labeler: KMeans()\n      " in out
     assert "\n  density: log\n      " in out
     assert "Args:" not in out
@@ -250,7 +252,7 @@ def test_a_component_is_shown_as_json(capsys: pytest.CaptureFixture[str]) -> Non
     shown = json.loads(capsys.readouterr().out)
     assert (shown["kind"], shown["name"], shown["class"]) == ("labeler", "histogram", "genmeasures.labelers.Histogram")
     defaults = {option["name"]: option["default"] for option in shown["options"]}
-    assert defaults == {"bins": 10, "edges": "uniform"}
+    assert defaults == {"bins": 10, "edges": "auto"}
     assert main(["plugins", "single", "--json"]) == 0
     (layer,) = json.loads(capsys.readouterr().out)["options"]
     assert (layer["name"], layer["required"], layer["default"]) == ("layer", True, None)

@@ -116,7 +116,8 @@ def test_a_measure_in_several_settings(run: Callable[..., str], tmp_path: Path) 
     out = run(*given, "figures=true")
     (path,) = tmp_path.glob("results/*.nc")
     ds = load(path)
-    assert measure_variables(ds) == ["roughness", "rough3", "rough8"]
+    variables = [name + end for name in ("roughness", "rough3", "rough8") for end in ("", "_projected")]
+    assert measure_variables(ds) == variables
     assert "spread='rms'" in ds["rough3"].attrs["measure"]
     assert "k=8" in ds["rough8"].attrs["measure"]
     assert "rough8" in out
@@ -126,7 +127,7 @@ def test_a_measure_in_several_settings(run: Callable[..., str], tmp_path: Path) 
     assert main(["collect", "results"]) == 0
     table = pd.read_csv(tmp_path / "results" / "collected" / "by_run.csv")
     assert sorted(set(table["rough8.labeler.k"])) == [4, 8]
-    assert set(table["measure"]) == {"roughness", "rough3", "rough8"}
+    assert set(table["measure"]) == set(variables)
 
 
 # Settings -----------------------------------------------------------------------------------------------------
@@ -259,12 +260,12 @@ def test_a_sweep_is_collected(swept: Path, capfd: pytest.CaptureFixture[str], mo
 
     # Against the files themselves, judged one by one.
     table = pd.read_csv(swept / "collected" / "by_run.csv")
-    assert table["roughness.labeler.k"].tolist() == [3, 5]
+    assert table["roughness.labeler.k"].tolist() == [3, 3, 5, 5]
     for _, row in table.iterrows():
         values = []
         for name in index[index["roughness.labeler.k"] == row["roughness.labeler.k"]]["file"]:
             judged = judge(aggregate(load(swept / name), "last_k", k=1), "number", resamples=1)
-            values.append(float(judged["pearson"].iloc[0]))
+            values.append(float(judged.set_index("measure")["pearson"][row["measure"]]))
         assert row["pearson"] == pytest.approx(np.mean(values), abs=1e-12)
         assert row["pearson_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
         assert row["seeds"] == 2

@@ -181,7 +181,7 @@ def test_without_pca_vectors_are_read_as_they_are() -> None:
 
 def test_linear_densities_outside_of_float64_have_a_status() -> None:
     train, test = images(60, 1), images(60, 2)
-    for scale, defined in ((2.0**-4, True), (2.0**-110, False)):
+    for scale, defined in ((2.0**-4, True), (2.0**-120, False)):
         ds = measured(network(16, scale), train, test, density="linear", labeler=KMeans(2))
         assert bool(ds.confidence.notnull()[0, 0]) is defined
         assert bool(ds.confidence_rank.notnull()[0, 0])
