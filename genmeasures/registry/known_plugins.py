@@ -12,7 +12,10 @@ PLUGINS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "jacobian": {"measure": ("jacobian_norm", "layer_jacobian", "reinitialization")},
     "pgdl": {"task": ("pgdl",), "experiment": ("pgdl",)},
     "transitions": {"measure": ("transition_count", "region_count")},
-    "unet": {"task": ("unet", "unet_denoising"), "experiment": ("unet_denoising", "unet_hippocampus")},
+    "unet": {
+        "task": ("unet", "unet_denoising"),
+        "experiment": ("unet_denoising", "unet_few_cases", "unet_hippocampus"),
+    },
 }
 """Names by plugin and by kind of component or ``experiment``. Plugins are named like their entry points and extras."""
 

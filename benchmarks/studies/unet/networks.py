@@ -14,10 +14,20 @@ EXPERIMENT = Path(conf.__file__).parent / "experiment" / "unet_hippocampus.yaml"
 """The recipe of the study."""
 
 
+def recipe(experiment: str) -> dict[str, Any]:
+    """The options of the task in the recipe of this name.
+
+    The environment variable ``GENMEASURES_HIPPOCAMPUS`` names the volumes.
+    """
+    path = EXPERIMENT.with_name(f"{experiment}.yaml")
+    options: Any = OmegaConf.to_container(OmegaConf.load(path).task, resolve=True)
+    return dict(options)
+
+
 def read_task(experiment: Path, **options: Any) -> UNetSegmentation:
     """The task of a recipe, whose volumes the environment variable ``GENMEASURES_HIPPOCAMPUS`` names."""
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(experiment).task, resolve=True)
-    return UNetSegmentation(**{**recipe, **options})
+    given: Any = OmegaConf.to_container(OmegaConf.load(experiment).task, resolve=True)
+    return UNetSegmentation(**{**given, **options})
 
 
 def network(task: UNetSegmentation, objective: str, seed: int, epoch: int) -> tuple[nn.Module, dict[str, float]]:

@@ -12,7 +12,12 @@ import yaml
 
 
 @pytest.mark.parametrize(
-    ("experiment", "task"), [("unet_hippocampus", "UNetSegmentation"), ("unet_denoising", "UNetDenoising")]
+    ("experiment", "task"),
+    [
+        ("unet_hippocampus", "UNetSegmentation"),
+        ("unet_few_cases", "UNetSegmentation"),
+        ("unet_denoising", "UNetDenoising"),
+    ],
 )
 def test_recipes_compose(experiment: str, task: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "genmeasures", "run", f"experiment={experiment}", "--cfg", "job", "--resolve"]

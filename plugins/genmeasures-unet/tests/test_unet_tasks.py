@@ -11,9 +11,11 @@ import pytest
 import torch
 from genmeasures_unet import UNetDenoising, UNetSegmentation
 from genmeasures_unet import task as task_module
+from genmeasures_unet.assembly import predict_volume, probabilities
+from genmeasures_unet.shifts import Shift
 
 import genmeasures
-from genmeasures.plugin import DataError, ModelError, OptionError, temporary_path
+from genmeasures.plugin import DataError, ModelError, OptionError, load_checkpoint, save_checkpoint, temporary_path
 
 
 def balls(path: Path, count: int = 10, size: int = 20, classes: int = 2) -> Path:
@@ -84,6 +86,85 @@ def test_processes_give_the_same_networks(task: UNetSegmentation, folder: Path) 
         assert mine.metrics == theirs.metrics
         first, second = mine.build().state_dict(), theirs.build().state_dict()
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_epochs_can_be_thinned_out(task: UNetSegmentation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_module, "train", lambda *_: pytest.fail("it is trained again"))
+    thinned = UNetSegmentation(**{**task.options(), "every": 2})
+    assert [model.hparams["epoch"] for model in thinned.models()] == [2] * 4
+    epochs = {every: list(UNetSegmentation(epochs=7, every=every)._listed) for every in (1, 2, 3, 7, 9)}
+    assert epochs == {1: [1, 2, 3, 4, 5, 6, 7], 2: [1, 3, 5, 7], 3: [1, 4, 7], 7: [7], 9: [7]}
+
+
+def test_networks_can_learn_from_few_cases(task: UNetSegmentation, folder: Path) -> None:
+    made = UNetSegmentation(**small(folder, objectives=["dice"], train_cases=[4, 2], epochs=1))
+    models = made.models()
+    assert [model.name for model in models] == [f"dice_train_cases{number}_seed0_epoch01" for number in (2, 4)]
+    assert dict(models[0].hparams) == {"objective": "dice", "train_cases": 2, "seed": 0, "epoch": 1}
+    assert len({path.parent.parent for path in folder.rglob("cache/**/epoch001.pt")}) == 1  # beside all other networks
+    cases = made.cases()
+    for model, members in zip(models, (cases.train[:2], cases.train[:4]), strict=True):
+        windows = {
+            case.image[0, i : i + 8, j : j + 8].tobytes() for case in members for i in range(13) for j in range(13)
+        }
+        assert all(patch[0].tobytes() in windows for patch in model.train[0])
+    assert not np.array_equal(models[0].train[0], models[1].train[0])
+    first, second, whole = (
+        model.build().state_dict() for model in (*models, *(m for m in task.models() if m.name == "dice_seed0_epoch01"))
+    )
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+    assert not torch.equal(first["head.weight"], whole["head.weight"])
+    # All of the training cases are the default.
+    full = UNetSegmentation(**small(folder, objectives=["dice"], train_cases=[8], epochs=1)).models()[0].build()
+    assert torch.equal(full.state_dict()["head.weight"], whole["head.weight"])
+
+
+def test_test_cases_can_be_shifted(task: UNetSegmentation, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_module, "train", lambda *_: pytest.fail("it is trained again"))
+    made = UNetSegmentation(**{**task.options(), "shift": "noise", "strength": 2.0})
+    shift = Shift("noise", 2.0)
+    models = made.models()
+    for model, before in zip(models, task.models(), strict=True):
+        assert next(iter(model.metrics)) == "test_iou"
+        kept = {name: value for name, value in before.metrics.items() if not name.startswith("test")}
+        given = {f"unshifted_{name}": before.metrics[f"test_{name}"] for name in ("iou", "dice")}
+        assert {name: model.metrics[name] for name in (*kept, *given)} == {**kept, **given}
+        assert set(model.metrics) == {*kept, *given, "test_iou", "test_dice"}
+    network = models[-1].build()
+    scores = []
+    for case in made.cases().test:
+        image = torch.from_numpy(shift.apply(case).image)
+        found = predict_volume(network, image, (8, 8), overlap=0.25, output=probabilities)[0].numpy() > 0.5
+        scores.append((found & (case.mask == 1)).sum() / (found | (case.mask == 1)).sum())
+    assert models[-1].metrics["test_iou"] == pytest.approx(np.mean(scores), abs=1e-6)
+
+    monkeypatch.setattr(task_module, "score_shifted", lambda *_: pytest.fail("it is scored again"))
+    assert [model.metrics for model in made.models()] == [model.metrics for model in models]
+    assert all(np.array_equal(a, b) for a, b in zip(made.data("train"), task.data("train"), strict=True))
+    (x, y), (shifted, same) = task.data("test"), made.data("test")
+    assert np.array_equal(y, same)
+    windows = {
+        shift.apply(case).image[0, i : i + 8, j : j + 8].tobytes()
+        for case in made.cases().test
+        for i in range(13)
+        for j in range(13)
+    }
+    assert all(patch[0].tobytes() in windows for patch in shifted)
+    assert not np.array_equal(x, shifted)
+
+
+def test_networks_that_changed_are_scored_again(tmp_path: Path) -> None:
+    balls(tmp_path / "balls.npz")
+    options = small(tmp_path, objectives=["mse"], epochs=1, shift="contrast", strength=3.0)
+    first = UNetSegmentation(**options).models()[0].metrics
+    (checkpoint,) = tmp_path.rglob("epoch001.pt")
+    content = load_checkpoint(checkpoint)
+    content["state_dict"]["head.bias"] += 100  # foreground everywhere
+    save_checkpoint(checkpoint, content)
+    again = UNetSegmentation(**options)
+    share = np.mean([case.mask.mean() for case in again.cases().test])
+    assert again.models()[0].metrics["test_iou"] == pytest.approx(share)
+    assert first["test_iou"] != again.models()[0].metrics["test_iou"]
 
 
 def test_cases_are_split_once(task: UNetSegmentation) -> None:
@@ -182,6 +263,11 @@ def test_the_next_run_removes_files_of_a_killed_one(tmp_path: Path) -> None:
         ({"volumes": ""}, "volumes=''"),
         ({"workers": 0}, "workers=0"),
         ({"foreground": "both"}, "foreground='both'"),
+        ({"every": 0}, "every=0"),
+        ({"train_cases": []}, "train_cases="),
+        ({"train_cases": [4, 4]}, "has duplicates"),
+        ({"shift": "blur"}, "shift='blur' is unknown"),
+        ({"shift": "noise", "strength": -1}, "strength=-1"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -220,6 +306,13 @@ def test_volumes_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         UNetDenoising(**small(tmp_path, volumes=tmp_path / "thin.npz", train_cases=[1])).models()
     with pytest.raises(OptionError, match=r"train_cases must be at most 8.*got 9"):
         UNetDenoising(**small(tmp_path, train_cases=[9])).models()
+    with pytest.raises(OptionError, match=r"UNetSegmentation: train_cases must be at most 8.*got 9"):
+        UNetSegmentation(**small(tmp_path, train_cases=[9])).models()
+    with np.load(tmp_path / "balls.npz") as arrays:
+        first = np.random.default_rng(0).permutation(10)[2]
+        np.savez(tmp_path / "first.npz", x=arrays["x"], y=arrays["y"] * (np.arange(10) != first)[:, None, None])
+    with pytest.raises(DataError, match=r"first\.npz: none of the 1 training cases has any foreground"):
+        UNetSegmentation(**small(tmp_path, volumes=tmp_path / "first.npz", train_cases=[4, 1])).models()
     with pytest.raises(DataError, match="2 spatial axes, but the patch size has 3"):
         UNetSegmentation(**small(tmp_path, patch=[8, 8, 8])).models()
     with pytest.raises(OptionError, match="device='warp' cannot be used"):

@@ -69,10 +69,16 @@ class Segmentation(Problem):
     objective: str
     classes: int
     """Number of classes, including the background."""
+    train_cases: int | None = None
+    """Number of training cases that the network learns from; None for all."""
 
     @property
     def hparams(self) -> Mapping[str, str | int | float]:
-        return {"objective": self.objective}
+        number: dict[str, int] = {} if self.train_cases is None else {"train_cases": self.train_cases}
+        return {"objective": self.objective, **number}
+
+    def training_cases(self, cases: Sequence[Case]) -> Sequence[Case]:
+        return cases[: self.train_cases]
 
     def example(self, case: Case) -> tuple[NDArray[np.float32], Target]:
         return case.image, mask_of(case)

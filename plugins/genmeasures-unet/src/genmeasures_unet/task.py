@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from genmeasures.plugin import (
     SPLITS,
     DataError,
     ModelError,
-    OptionError,
     Split,
     Task,
     TaskModel,
@@ -43,12 +42,26 @@ from genmeasures.plugin import (
 from genmeasures_unet.objectives import OBJECTIVES
 from genmeasures_unet.problems import Denoising, Problem, Segmentation, mask_of
 from genmeasures_unet.scores import ssim
-from genmeasures_unet.training import Cases, Recipe, TrainingRun, load, metrics, train
-from genmeasures_unet.volumes import binary, mni152, read_cases, reduced, standardized
+from genmeasures_unet.shifts import Shift
+from genmeasures_unet.training import (
+    Cases,
+    Recipe,
+    TrainingRun,
+    load,
+    metrics,
+    score_shifted,
+    shifted_metrics,
+    train,
+)
+from genmeasures_unet.volumes import Case, binary, mni152, read_cases, reduced, standardized
+
+_J = TypeVar("_J")
 
 _TEST_FRACTION = 0.2
 """Fraction of the cases in the test split (Rajagopal et al. 2021, section 3.1)."""
 
+Checkpoint = tuple[TrainingRun, int]
+"""A network after an epoch."""
 Patches = tuple[NDArray[np.float32], NDArray[np.int64] | NDArray[np.float32]]
 
 
@@ -70,6 +83,7 @@ class _UNets(Task, abc.ABC):
         depth: int,
         epochs: int,
         epoch_size: int,
+        every: int,
         seeds: Sequence[int],
         patches: int,
         cache: str | None,
@@ -83,7 +97,7 @@ class _UNets(Task, abc.ABC):
         sides = _is_list(patch) and len(patch) in (2, 3) and all(is_count(side) for side in patch)
         require(sides, self, f"patch={patch!r} must be a list of 2 or 3 positive integers, one per axis")
         counts = {"reduce": reduce, "width": width, "depth": depth, "epochs": epochs, "epoch_size": epoch_size}
-        for name, value in {**counts, "patches": patches}.items():
+        for name, value in {**counts, "every": every, "patches": patches}.items():
             require(is_count(value), self, f"{name}={value!r} must be a positive integer")
         sound = _is_list(seeds) and all(is_count(seed, 0) and seed < 2**63 for seed in seeds)
         _distinct(self, "seeds", seeds, sound)
@@ -96,6 +110,7 @@ class _UNets(Task, abc.ABC):
         self.depth = depth
         self.epochs = epochs
         self.epoch_size = epoch_size
+        self.every = every
         self.seeds = list(seeds)
         self.patches = patches
         self.cache = cache
@@ -112,7 +127,7 @@ class _UNets(Task, abc.ABC):
         """The learning problems of the networks, which differ in their hyperparameters."""
 
     def models(self) -> Sequence[TaskModel]:
-        """List one model per network and epoch; those that are not cached are trained first.
+        """List one model per network and listed epoch; those that are not cached are trained first.
 
         Returns:
             The models, by problem, seed and epoch.
@@ -125,23 +140,24 @@ class _UNets(Task, abc.ABC):
         runs = self.runs(cases)
         for run in runs:
             remove_stale_temporaries(run.folder)
-        known = {(run, epoch): metrics(run, epoch) for run in runs for epoch in self._epochs}
-        missing = [run for run in runs if any(known[run, epoch] is None for epoch in self._epochs)]
+        known = {(run, epoch): metrics(run, epoch) for run in runs for epoch in self._listed}
+        missing = [run for run in runs if any(known[run, epoch] is None for epoch in self._listed)]
         if missing:
             for run in missing:
                 check_writable(run.folder)
             self._train(missing)
-        own = {problem: self._own(problem) for problem in {run.problem for run in runs}}
+        scores = self._scores({key: found or metrics(*key) or {} for key, found in known.items()})
+        own = self._own(cases)
         return [
             TaskModel(
                 name=f"{run.folder.name}_epoch{epoch:02d}",
                 build=functools.partial(_build, run, epoch, cases),
                 hparams={**run.problem.hparams, "seed": run.seed, "epoch": epoch},
-                metrics=known[run, epoch] or metrics(run, epoch) or {},
-                train=own[run.problem],
+                metrics=scores[run, epoch],
+                train=own.get(len(run.problem.training_cases(cases.train))),
             )
             for run in runs
-            for epoch in self._epochs
+            for epoch in self._listed
         ]
 
     def data(self, split: Split) -> Patches:
@@ -197,30 +213,50 @@ class _UNets(Task, abc.ABC):
     def _epochs(self) -> range:
         return range(1, self.epochs + 1)
 
-    def _own(self, problem: Problem) -> Patches | None:
-        """Training patches of a network that is not trained on all training cases; None for the task's."""
-        return None
+    @property
+    def _listed(self) -> range:
+        """The epochs that are models of the task."""
+        return self._epochs[(self.epochs - 1) % self.every :: self.every]
+
+    def _own(self, cases: Cases) -> Mapping[int, Patches]:
+        """Training patches of networks that are not trained on all training cases, by their number of cases."""
+        return {}
+
+    def _own_patches(self, cases: Cases) -> Mapping[int, Patches]:
+        """Training patches by number of cases, for networks that learn from different numbers."""
+        by_number = {len(problem.training_cases(cases.train)): problem for problem in self._problems(cases)}
+        return {number: self._drawn(problem, "train") for number, problem in by_number.items()}
+
+    def _scores(self, known: Mapping[Checkpoint, Mapping[str, float]]) -> Mapping[Checkpoint, Mapping[str, float]]:
+        """Metrics of the models, from those of training."""
+        return known
+
+    def _test_cases(self, cases: Cases) -> Sequence[Case]:
+        """Cases of the test split, as the networks are measured on them."""
+        return cases.test
 
     def _drawn(self, problem: Problem, split: Split) -> Patches:
         """Patches of the cases of a split."""
         cases = self.cases()
-        members = cases.test if split == "test" else problem.training_cases(cases.train)
+        members = self._test_cases(cases) if split == "test" else problem.training_cases(cases.train)
         sampler = problem.sampler(members, tuple(self.patch))
         x, y = sampler.draw(self.patches, np.random.default_rng(SPLITS.index(split)))
         return x, y
 
     def _train(self, runs: Sequence[TrainingRun]) -> None:
         """Train the networks of these runs."""
-        device = self._training_device()
-        # Processes that train at the same time compete for the memory of a GPU.
-        workers = min(worker_count(self.workers), len(runs)) if device.type == "cpu" else 1
-        jobs = [(self, run, str(device)) for run in runs]
         with _progress(self.title, [run.checkpoint(epoch) for run in runs for epoch in self._epochs]):
-            if workers == 1:
-                for job in jobs:
-                    _train_one(job)
-            else:
-                run_in_processes(_train_one, jobs, workers)
+            self._call(_train_one, [(self, run, str(self._training_device())) for run in runs])
+
+    def _call(self, function: Callable[[_J], object], jobs: Sequence[_J]) -> None:
+        """Call a function once per job, in parallel processes on the CPU."""
+        # Processes that train at the same time compete for the memory of a GPU.
+        workers = min(worker_count(self.workers), len(jobs)) if self._training_device().type == "cpu" else 1
+        if workers > 1:
+            run_in_processes(function, jobs, workers)
+        else:
+            for job in jobs:
+                function(job)
 
     def _training_device(self) -> torch.device:
         """The device of the option, or a GPU if there is one."""
@@ -249,8 +285,13 @@ class UNetSegmentation(_UNets):
     volume from overlapping patches. ``train_iou`` and ``train_dice`` are means over as many training cases. The
     measured patches have no, little and much foreground in equal numbers, as in training.
 
-    Missing networks are trained by ``models()`` and cached in ``<cache>/unet/<key>/<objective>_seed<n>/``. An
-    interrupted training run resumes.
+    With ``train_cases``, one network is trained per objective, number of training cases and seed, all for the same
+    number of steps. With ``shift``, the test split is that of another scanner: its images are changed by
+    :class:`~genmeasures_unet.shifts.Shift`, and ``test_iou`` and ``test_dice`` are those of the changed images;
+    ``unshifted_iou`` and ``unshifted_dice`` are those of the images as they are.
+
+    Missing networks are trained by ``models()`` and cached in ``<cache>/unet/<key>/<objective>_seed<n>/``, or
+    ``<objective>_train_cases<m>_seed<n>/``, with their scores on shifted images. An interrupted training run resumes.
 
     Args:
         volumes: file or folder that :func:`~genmeasures_unet.volumes.read_cases` reads. None for the MNI152
@@ -261,8 +302,13 @@ class UNetSegmentation(_UNets):
         width: channels of the first stage of the network.
         depth: stages of the encoder, and of the decoder.
         objectives: any of "mse", "bce", "dice" and "dice_bce".
+        train_cases: numbers of training cases; None for all of them.
+        shift: change of the test images, "noise", "contrast" or "resolution"; None for none.
+        strength: strength of the shift: the standard deviation of the noise in units of that of the image, the power
+            of the contrast, or the number of voxels that are averaged along each axis.
         epochs: number of epochs.
         epoch_size: number of patches per epoch; each epoch samples new ones.
+        every: 1 for a model per epoch, 2 for one per second epoch, and so on, counted back from the last epoch.
         seeds: seeds of the initial weights and of the patches.
         patches: number of measured patches per split (198 in the paper).
         cache: cache folder. None for ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``.
@@ -291,8 +337,12 @@ class UNetSegmentation(_UNets):
         width: int = 8,
         depth: int = 5,
         objectives: Sequence[str] = ("mse", "bce", "dice", "dice_bce"),
+        train_cases: Sequence[int] | None = None,
+        shift: str | None = None,
+        strength: float = 1.0,
         epochs: int = 32,
         epoch_size: int = 384,
+        every: int = 1,
         seeds: Sequence[int] = (0,),
         patches: int = 198,
         cache: str | None = None,
@@ -300,22 +350,48 @@ class UNetSegmentation(_UNets):
         device: str | None = None,
     ) -> None:
         super().__init__(
-            volumes, reduce, patch, width, depth, epochs, epoch_size, seeds, patches, cache, workers, device
+            volumes, reduce, patch, width, depth, epochs, epoch_size, every, seeds, patches, cache, workers, device
         )
         one_of(self, "foreground", foreground, ("merged", "classes"))
         _distinct(self, "objectives", objectives, _is_list(objectives))
         for objective in objectives:
             one_of(self, "objectives", objective, tuple(OBJECTIVES))
+        if train_cases is not None:
+            _check_train_cases(self, train_cases)
         self.foreground = foreground
         self._merged = foreground == "merged"
         self.objectives = list(objectives)
+        self.train_cases = None if train_cases is None else list(train_cases)
+        self.shift = shift
+        self.strength = strength
+        self._shift = None if shift is None else Shift(shift, strength)
 
     def _problems(self, cases: Cases) -> Sequence[Problem]:
-        for split, members in (("training", cases.train), ("test", cases.test)):
+        numbers: list[int] | list[None] = [None]
+        if self.train_cases is not None:
+            numbers = _available(self.train_cases, self, cases)
+        for split, members in (("training", cases.train[: numbers[0]]), ("test", cases.test)):
             if not any(mask_of(case).any() for case in members):
                 raise DataError(f"{self.volumes}: none of the {len(members)} {split} cases has any foreground")
         classes = 1 + max(int(mask_of(case).max()) for case in (*cases.train, *cases.test))
-        return [Segmentation(objective, max(classes, 2)) for objective in self.objectives]
+        return [Segmentation(objective, max(classes, 2), number) for objective in self.objectives for number in numbers]
+
+    def _own(self, cases: Cases) -> Mapping[int, Patches]:
+        return {} if self.train_cases is None else self._own_patches(cases)
+
+    def _test_cases(self, cases: Cases) -> Sequence[Case]:
+        return cases.test if self._shift is None else [self._shift.apply(case) for case in cases.test]
+
+    def _scores(self, known: Mapping[Checkpoint, Mapping[str, float]]) -> Mapping[Checkpoint, Mapping[str, float]]:
+        if self._shift is None:
+            return known
+        missing: dict[TrainingRun, list[int]] = {}
+        for run, epoch in known:
+            if shifted_metrics(run, epoch, self._shift) is None:
+                missing.setdefault(run, []).append(epoch)
+        device = str(self._training_device())
+        self._call(_score_one, [(self, run, epochs, self._shift, device) for run, epochs in missing.items()])
+        return {key: shifted_metrics(*key, self._shift) or {} for key in known}
 
 
 class UNetDenoising(_UNets):
@@ -341,6 +417,7 @@ class UNetDenoising(_UNets):
         train_cases: numbers of training cases.
         epochs: number of epochs.
         epoch_size: number of patches per epoch; each epoch samples new ones.
+        every: 1 for a model per epoch, 2 for one per second epoch, and so on, counted back from the last epoch.
         seeds: seeds of the initial weights and of the patches.
         patches: number of measured patches per split.
         cache: cache folder. None for ``$GENMEASURES_CACHE``, or ``~/.cache/genmeasures``.
@@ -371,6 +448,7 @@ class UNetDenoising(_UNets):
         train_cases: Sequence[int] = (1, 2, 4),
         epochs: int = 16,
         epoch_size: int = 384,
+        every: int = 1,
         seeds: Sequence[int] = (0,),
         patches: int = 198,
         cache: str | None = None,
@@ -378,21 +456,16 @@ class UNetDenoising(_UNets):
         device: str | None = None,
     ) -> None:
         super().__init__(
-            volumes, reduce, patch, width, depth, epochs, epoch_size, seeds, patches, cache, workers, device
+            volumes, reduce, patch, width, depth, epochs, epoch_size, every, seeds, patches, cache, workers, device
         )
         positive = isinstance(noise, float | int) and not isinstance(noise, bool) and 0 < noise < float("inf")
         require(positive, self, f"noise={noise!r} must be a positive number")
-        counts = all(is_count(number) for number in train_cases) if _is_list(train_cases) else False
-        _distinct(self, "train_cases", train_cases, counts)
+        _check_train_cases(self, train_cases)
         self.noise = noise
         self.train_cases = list(train_cases)
 
     def _problems(self, cases: Cases) -> Sequence[Problem]:
-        most = max(self.train_cases)
-        if most > len(cases.train):
-            raise OptionError(
-                f"UNetDenoising: train_cases must be at most {len(cases.train)}, the training cases, got {most}"
-            )
+        numbers = _available(self.train_cases, self, cases)
         # Checked here rather than when the first epoch is scored.
         all_cases = (*cases.train, *cases.test)
         for case in all_cases:
@@ -403,10 +476,10 @@ class UNetDenoising(_UNets):
             ssim(thinnest.image[0], thinnest.image[0], 1.0)
         except DataError as error:
             raise DataError(f"case {thinnest.name}: {error}") from error
-        return [Denoising(self.noise, number) for number in sorted(self.train_cases)]
+        return [Denoising(self.noise, number) for number in numbers]
 
-    def _own(self, problem: Problem) -> Patches | None:
-        return self._drawn(problem, "train")
+    def _own(self, cases: Cases) -> Mapping[int, Patches]:
+        return self._own_patches(cases)
 
     def _settings(self) -> list[Any]:
         return [self.noise]
@@ -429,6 +502,13 @@ def _train_one(job: tuple[_UNets, TrainingRun, str]) -> None:
     task, run, device = job
     with one_thread():
         train(run, task.cases(), torch.device(device))
+
+
+def _score_one(job: tuple[_UNets, TrainingRun, Sequence[int], Shift, str]) -> None:
+    """Score the networks of one run on the shifted test cases."""
+    task, run, epochs, shift, device = job
+    with one_thread():
+        score_shifted(run, epochs, task.cases(), shift, torch.device(device))
 
 
 def _build(run: TrainingRun, epoch: int, cases: Cases) -> nn.Module:
@@ -469,6 +549,20 @@ def _words(hparams: Any) -> list[str]:
 def _is_list(value: object) -> bool:
     """Whether the value is a sequence that is not empty, and not a string."""
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+
+
+def _check_train_cases(task: Task, train_cases: Any) -> None:
+    """Raise OptionError unless these are distinct positive numbers of training cases."""
+    counts = all(is_count(number) for number in train_cases) if _is_list(train_cases) else False
+    _distinct(task, "train_cases", train_cases, counts)
+
+
+def _available(train_cases: Sequence[int], task: Task, cases: Cases) -> list[int]:
+    """The numbers of training cases in ascending order, or OptionError if there are not so many cases."""
+    numbers = sorted(train_cases)
+    most = len(cases.train)
+    require(numbers[-1] <= most, task, f"train_cases must be at most {most}, the training cases, got {numbers[-1]}")
+    return numbers
 
 
 def _distinct(task: Task, option: str, values: Any, sound: bool) -> None:

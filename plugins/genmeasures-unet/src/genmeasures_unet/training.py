@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from genmeasures.plugin import load_checkpoint, save_checkpoint
 from genmeasures_unet.assembly import predict_volume
 from genmeasures_unet.network import ResidualUNet
 from genmeasures_unet.problems import Problem
+from genmeasures_unet.shifts import Shift
 from genmeasures_unet.volumes import Case
 
 log = logging.getLogger(__name__)
@@ -248,21 +250,98 @@ def score(model: nn.Module, run: TrainingRun, cases: Cases, device: torch.device
         >>> score(nn.Identity(), run, Cases([case], [case]), torch.device("cpu"))["test_r2"] > 0.999
         True
     """
-    scores: dict[str, float] = {}
-    for split, members in (("test", cases.test), ("train", cases.scored(run.problem))):
-        by_case: list[dict[str, float]] = []
-        for case in members:
-            image, target = run.problem.example(case)
-            assembled = predict_volume(
-                model,
-                torch.from_numpy(image).to(device),
-                run.recipe.patch,
-                overlap=run.recipe.overlap,
-                output=run.problem.output,
-            )
-            by_case.append(run.problem.score(assembled.cpu(), target))
-        scores |= {f"{split}_{name}": float(np.nanmean([row[name] for row in by_case])) for name in by_case[0]}
-    return scores
+    test, trained = (_score_cases(model, run, members, device) for members in (cases.test, cases.scored(run.problem)))
+    return {
+        **{f"test_{name}": value for name, value in test.items()},
+        **{f"train_{name}": value for name, value in trained.items()},
+    }
+
+
+def shifted_metrics(run: TrainingRun, epoch: int, shift: Shift) -> dict[str, float] | None:
+    """Read the metrics of the network after an epoch, with the test cases shifted.
+
+    Args:
+        run: Training run.
+        epoch: Epoch, counted from 1.
+        shift: How the images of the test cases are changed.
+
+    Returns:
+        Metrics by name: ``test_…`` of the shifted test cases, ``unshifted_…`` of the test cases as they are, and those
+        of training. None if :func:`score_shifted` has not scored this checkpoint.
+
+    Example:
+        >>> from genmeasures_unet.problems import Denoising
+        >>> run = TrainingRun(Path("no_such_folder"), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2), 0, 1)
+        >>> shifted_metrics(run, 1, Shift("noise", 0.5)) is None
+        True
+    """
+    trained = metrics(run, epoch)
+    if trained is None:
+        return None
+    try:
+        stored = load_checkpoint(_shifted_file(run, epoch, shift))
+        if stored["checkpoint"] != _digest(run.checkpoint(epoch)):
+            return None  # the network has been trained again
+        found = {f"test_{name}": float(value) for name, value in stored["scores"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    others = {name: value for name, value in trained.items() if not name.startswith("test_")}
+    unshifted = {f"unshifted_{name.removeprefix('test_')}": trained[name] for name in found}
+    return {**found, **unshifted, **others}
+
+
+def score_shifted(run: TrainingRun, epochs: Sequence[int], cases: Cases, shift: Shift, device: torch.device) -> None:
+    """Score trained networks on shifted test cases, and store the scores beside the checkpoints.
+
+    Args:
+        run: Training run, with checkpoints of the epochs.
+        epochs: Epochs, counted from 1.
+        cases: Training and test cases.
+        shift: How the images of the test cases are changed.
+        device: Device of the network.
+
+    Example:
+        >>> import tempfile
+        >>> from genmeasures_unet.problems import Denoising
+        >>> case = Case("a", np.random.default_rng(0).random((1, 16, 16), dtype=np.float32), None)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = TrainingRun(Path(folder), Denoising(0.5, 1), Recipe(patch=(8, 8), epoch_size=2, depth=1), 0, 1)
+        ...     train(run, Cases([case], [case]), torch.device("cpu"))
+        ...     score_shifted(run, [1], Cases([case], [case]), Shift("noise", 0.5), torch.device("cpu"))
+        ...     list(shifted_metrics(run, 1, Shift("noise", 0.5)))[:3]
+        ['test_r2', 'test_ssim', 'unshifted_r2']
+    """
+    shifted = [shift.apply(case) for case in cases.test]
+    for epoch in epochs:
+        digest = _digest(run.checkpoint(epoch))
+        found = _score_cases(load(run, epoch, cases).to(device), run, shifted, device)
+        save_checkpoint(_shifted_file(run, epoch, shift), {"checkpoint": digest, "scores": found})
+
+
+def _score_cases(model: nn.Module, run: TrainingRun, members: Sequence[Case], device: torch.device) -> dict[str, float]:
+    """Means over cases of the scores of a network, by name."""
+    by_case: list[dict[str, float]] = []
+    for case in members:
+        image, target = run.problem.example(case)
+        assembled = predict_volume(
+            model,
+            torch.from_numpy(image).to(device),
+            run.recipe.patch,
+            overlap=run.recipe.overlap,
+            output=run.problem.output,
+        )
+        by_case.append(run.problem.score(assembled.cpu(), target))
+    return {name: float(np.nanmean([row[name] for row in by_case])) for name in by_case[0]}
+
+
+def _shifted_file(run: TrainingRun, epoch: int, shift: Shift) -> Path:
+    """File of the scores on shifted test cases."""
+    return run.folder / f"{run.checkpoint(epoch).stem}_{shift.kind}{shift.strength:g}.pt"
+
+
+def _digest(path: Path) -> str:
+    """Digest of a checkpoint file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _epoch(
@@ -286,4 +365,15 @@ def _epoch(
     return float(torch.stack(losses).double().mean())
 
 
-__all__ = ["Cases", "Recipe", "TrainingRun", "load", "metrics", "network", "score", "train"]
+__all__ = [
+    "Cases",
+    "Recipe",
+    "TrainingRun",
+    "load",
+    "metrics",
+    "network",
+    "score",
+    "score_shifted",
+    "shifted_metrics",
+    "train",
+]
