@@ -180,7 +180,7 @@ class Roughness(ClusterIndex):
         self._summed = True
         if self.direction == "pushforward" and self._fitted is None:
             assert isinstance(self.labeler, FeatureLabeler)
-            centers, vectors = self._training.result() or (torch.empty(0, 1), torch.empty(0, 1))
+            centers, vectors = self._training.result() or (torch.empty(0, 1, device="cpu"),) * 2
             components = self.extractor.components
             self._fitted = _Pushforward(self.labeler, centers, vectors, components, self.input_pca, self._generator)
         super().end_pass()
