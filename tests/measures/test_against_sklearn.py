@@ -465,8 +465,8 @@ def test_mean_log_density_is_that_of_sklearn(case: Case) -> None:
 def record_fits(fits: list[Mixtures], monkeypatch: pytest.MonkeyPatch) -> None:
     """Append the mixtures of all training vectors of each layer; few vectors have others of a part of them before."""
 
-    def alone(points: Tensor, labels: Tensor, *args: Any) -> Mixtures:
-        fits.append(fit_mixtures(points, labels, *args))
+    def alone(points: Tensor, labels: Tensor, *args: Any, **options: Any) -> Mixtures:
+        fits.append(fit_mixtures(points, labels, *args, **options))
         return fits[-1]
 
     def apart(points: Tensor, *args: Any) -> tuple[Mixtures, Mixtures]:
