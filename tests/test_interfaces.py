@@ -58,7 +58,10 @@ def test_a_measure_of_features_has_a_value_a_layer(dims: Any) -> None:
         (("tset", "vectors"), r"there is no sample 'tset' \(did you mean 'test'\? known: fit, test, train\)"),
         (("validation",), "there is no sample 'validation'"),
         (("test", "vector"), r"Pass\('test', 'vector'\): there is no field 'vector' \(did you mean 'vectors'"),
-        (("test", "vectors", "patch"), r"did you mean 'patches'\? known: labels, patch_projection, patch_set, patches, proj"),
+        (
+            ("test", "vectors", "patch"),
+            r"did you mean 'patches'\? known: labels, patch_projection, patch_set, patches, proj",
+        ),
         (("test", "projectd"), "did you mean 'projected'"),
         (
             ("test", ["vectors", "labels"]),

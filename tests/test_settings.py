@@ -44,7 +44,9 @@ SETTINGS: dict[str, Measure] = {"roughness": Roughness(), "roughness_k8": Roughn
 
 def test_each_setting_has_the_values_that_it_has_alone(nets: dict[str, nn.Module], data: Any) -> None:
     ds = measured(nets, data, SETTINGS)
-    assert measure_variables(ds) == ["roughness", "roughness_k8", "c", "c_unweighted"]
+    written = [variable.name for name, measure in SETTINGS.items() for variable in measure.called(name).written()]
+    assert measure_variables(ds) == written
+    assert {"roughness_k8_projected", "c", "c_rank", "c_rank_error"} < set(written)
     assert (ds["roughness"].values != ds["roughness_k8"].values).all()
     for name, measure in SETTINGS.items():
         alone = measured(nets, data, [measure])
@@ -64,15 +66,16 @@ def test_what_follows_takes_the_names(nets: dict[str, nn.Module], data: Any, tmp
     ds = measured(nets, data, {"roughness": Roughness(), "k8": Roughness(KMeans(k=8))})
     ds = ds.assign_coords(test_accuracy=("model", [0.1, 0.4, 0.2, 0.3]))
     aggregated = genmeasures.aggregate(ds, "mean")
-    assert judged_variables(aggregated) == ["roughness", "k8"]
+    names = ["roughness", "roughness_projected", "k8", "k8_projected"]
+    assert judged_variables(aggregated) == names
     table = genmeasures.judge(aggregated, "test_accuracy").set_index("measure")
-    assert list(table.index) == ["roughness", "k8"]
+    assert list(table.index) == names
     expected = next(variable.expected_accuracy for variable in Roughness.variables)
     assert expected
     assert (table["expected"] == expected).all()
     assert "k8: " in repr(ds.genmeasures)
     again = load(save(ds, tmp_path / "r.nc"))
-    assert measure_variables(again) == ["roughness", "k8"]
+    assert measure_variables(again) == names
 
 
 def test_what_is_kept_tells_settings_apart(nets: dict[str, nn.Module], data: Any, tmp_path: Path) -> None:

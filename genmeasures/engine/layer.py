@@ -81,7 +81,7 @@ class LayerState:
         if self._extractor.projects_patches or not self.fits.patch_components or size <= _PATCHES:
             return None
         generator = generator_for(seed, "patches", self.layer.index)
-        return torch.randperm(size, generator=generator)[:_PATCHES].sort().values
+        return torch.randperm(size, generator=generator, device="cpu")[:_PATCHES].sort().values
 
     def split_of(self, sample: SampleName) -> Split:
         """The split of a sample."""

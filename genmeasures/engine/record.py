@@ -61,7 +61,7 @@ class TrainingRecord:
         """float64 (n, d), after the fit."""
         self._apart: Tensor | Exception | None = None
         """float64 (n, ·) by the other projection, or what its fit raised; None if no measure reads it."""
-        self._inputs = torch.empty(0, dtype=torch.int64)
+        self._inputs = torch.empty(0, dtype=torch.int64, device="cpu")
         """int64 (n,): ranks of the inputs."""
         self._layer = layer
         self._split: Split = split
@@ -72,7 +72,8 @@ class TrainingRecord:
         """int64 (n,): the row of each vector among the recorded patches, −1 where it is not recorded."""
         self._patch_count = size if patch_ranks is None else len(patch_ranks)
         if patch_ranks is not None:
-            self._patch_row = torch.full((size,), -1).index_copy_(0, patch_ranks, torch.arange(len(patch_ranks)))
+            rows = torch.arange(len(patch_ranks), device="cpu")
+            self._patch_row = torch.full((size,), -1, device="cpu").index_copy_(0, patch_ranks, rows)
         self._labels: dict[str, Tensor | Exception] = {}
         """By labeler: the labels, or what the labeler raised."""
 

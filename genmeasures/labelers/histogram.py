@@ -50,7 +50,7 @@ class Histogram(TargetLabeler):
         A heavy tail would leave all but the first of ten uniform bins nearly empty:
 
         >>> labeler = Histogram()
-        >>> labeler.observe(torch.linspace(-10, 10, 1001).exp()[:, None])
+        >>> labeler.observe(torch.linspace(-40, 40, 1001).exp()[:, None])
         >>> labeler.fit(torch.Generator())
         >>> labeler.note
         'quantiles as edges of the 10 bins, 9 of which would be nearly empty between uniform edges'

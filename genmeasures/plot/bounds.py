@@ -38,9 +38,9 @@ def bounds(ds: xr.Dataset, model: str | None = None, *, measure: str = "jacobian
 
     Example:
         >>> by_input = {"": [0.2, 0.3], "_target": [0.1, 0.2], "_loss": [0.1, 2.0], "_correct": [1.0, 0.0]}
+        >>> by_input |= {"_lower": [0.1, 0.1], "_upper": [0.1, 0.1], "_approximation": [0.1, 0.9]}
         >>> values = {f"jacobian_norm_sample{end}": (("model", "sample"), [row]) for end, row in by_input.items()}
-        >>> means = {"logit_gradient_square": 1.0, "jacobian_norm_lower": 0.1, "jacobian_norm_upper": 0.1}
-        >>> ds = xr.Dataset(values | {name: ("model", [mean]) for name, mean in means.items()}, {"model": ["net"]})
+        >>> ds = xr.Dataset(values, {"model": ["net"]})
         >>> [ax.get_ylabel() for ax in bounds(ds).axes]
         ['norm of the row of the true class', 'norm of the Jacobian']
     """
@@ -48,22 +48,22 @@ def bounds(ds: xr.Dataset, model: str | None = None, *, measure: str = "jacobian
     loss = one.require("jacobian_norm_sample_loss")
     correct = one.require("jacobian_norm_sample_correct")
     row, whole = one.require("jacobian_norm_sample_target"), one.require("jacobian_norm_sample")
-    positive = np.concatenate([loss[loss > 0], [np.inf]]).min(), np.nanmax(loss)
-    if not np.isfinite(positive[0]):
+    drawn = np.flatnonzero(loss > 0)
+    if not len(drawn):
         raise ResultError(f"the model {one.name!r} has no input with a cross-entropy above 0")
-    grid = np.geomspace(*positive, 400)
-    square = one.number("logit_gradient_square")
-    classes = _classes(one)
-    lower, upper, approximation = curves(grid, square, classes)
+    order = drawn[np.argsort(loss[drawn])]
+    lower, upper, approximation = (
+        one.require(f"jacobian_norm_sample_{name}")[order] for name in ("lower", "upper", "approximation")
+    )
     figure = new_figure(9.6, 4.6)
     left, right = figure.subplots(1, 2)
     _points(left, loss, row, correct)
     _points(right, loss, whole, correct)
     below = {"color": "black", "linestyle": "-", "linewidth": 1.3, "label": "lower bound"}
     for ax in (left, right):
-        ax.plot(grid, lower, **below)
-    left.plot(grid, upper, color="black", linestyle="--", linewidth=1.3, label="upper bound")
-    right.plot(grid, approximation, color=PALETTE[2], linestyle="-.", linewidth=1.5, label="approximation")
+        ax.plot(loss[order], lower, **below)
+    left.plot(loss[order], upper, color="black", linestyle="--", linewidth=1.3, label="upper bound")
+    right.plot(loss[order], approximation, color=PALETTE[2], linestyle="-.", linewidth=1.5, label="approximation")
     left.set_ylabel("norm of the row of the true class")
     right.set_ylabel("norm of the Jacobian")
     shares = [
@@ -95,34 +95,3 @@ def _points(ax: Axes, loss: NDArray[np.float64], norm: NDArray[np.float64], corr
         # The bounds of large losses would take the whole axis.
         ax.set_ylim(0.5 * norm[drawn].min(), 2 * norm[drawn].max())
     ax.grid(alpha=0.25, linewidth=0.5)
-
-
-def _classes(one: OneModel) -> float:
-    """The number of classes n, from the means of the bounds: their ratio is √(n/(2(n − 1))); NaN if both are 0."""
-    lower, upper = one.number("jacobian_norm_lower"), one.number("jacobian_norm_upper")
-    twice = 2 * (lower / upper) ** 2 if upper > 0 else np.nan
-    return float(np.round(twice / (twice - 1)))
-
-
-def curves(
-    loss: NDArray[np.float64], square: float, classes: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The bounds on the norm of the true class's row, and the approximation of the whole norm (Novak et al. 2018).
-
-    Args:
-        loss: float64 (m,), cross-entropies.
-        square: M, the mean square norm of a centered logit gradient.
-        classes: number of classes n.
-
-    Returns:
-        Lower bound, upper bound and approximation, float64 (m,) each.
-
-    Example:
-        >>> [curve.round(3).tolist() for curve in curves(np.array([np.log(2)]), 2.0, 2)]
-        [[0.5], [0.5], [0.707]]
-    """
-    right = np.exp(-loss)  # probability of the true class
-    wrong = -np.expm1(-loss)
-    lower = np.sqrt(classes * square / (classes - 1)) * right * wrong
-    upper = np.sqrt(2 * square) * right * wrong
-    return lower, upper, np.sqrt(square) / (classes - 1) * wrong * np.sqrt(classes**2 * right**2 + classes - 2)

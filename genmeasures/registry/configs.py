@@ -44,7 +44,7 @@ def options_of(component: type[Component]) -> list[OptionInfo]:
     Example:
         >>> from genmeasures.labelers import Histogram
         >>> [(option.name, option.default) for option in options_of(Histogram)]
-        [('bins', 10), ('edges', 'uniform')]
+        [('bins', 10), ('edges', 'auto')]
     """
     texts = {**descriptions(component.__init__.__doc__), **descriptions(component.__doc__)}
     parameters = inspect.signature(component).parameters

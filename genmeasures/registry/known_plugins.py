@@ -11,7 +11,7 @@ PLUGINS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "ars": {"measure": ("ars", "class_selectivity", "cumulative_ablation")},
     "jacobian": {"measure": ("jacobian_norm", "layer_jacobian", "reinitialization")},
     "pgdl": {"task": ("pgdl",), "experiment": ("pgdl",)},
-    "transitions": {"measure": ("transition_count", "region_count")},
+    "transitions": {"measure": ("region_count", "transition_count")},
     "unet": {
         "task": ("unet", "unet_denoising"),
         "experiment": ("unet_denoising", "unet_few_cases", "unet_hippocampus"),

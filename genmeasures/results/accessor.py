@@ -28,6 +28,7 @@ class Summary:
         1 model: 1 ok
         1 layer, in every model
         roughness: 0 values, 1 undefined
+        roughness_projected: 0 values, 1 undefined
     """
 
     def __init__(self, ds: xr.Dataset) -> None:

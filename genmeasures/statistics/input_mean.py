@@ -33,9 +33,9 @@ class InputMean:
     """
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(2, 0, dtype=torch.float64)
+        self._sums = torch.zeros(2, 0, dtype=torch.float64, device="cpu")
         """float64 (2, N): sums of w·v and of w over the vectors of each input."""
-        self._seen = torch.zeros(0, dtype=torch.bool)
+        self._seen = torch.zeros(0, dtype=torch.bool, device="cpu")
 
     def add(self, inputs: Tensor, values: Tensor, weights: Tensor | None = None) -> None:
         """Add vectors.

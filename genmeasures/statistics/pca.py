@@ -278,7 +278,7 @@ def _iterated(
     """
     size = d + _MORE
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(k, size, generator=generator, dtype=torch.float64).to(device)
+    start = torch.randn(k, size, generator=generator, dtype=torch.float64, device="cpu").to(device)
     directions, _ = torch.linalg.qr(start)
     basis, image = directions.new_empty(k, 0), directions.new_empty(k, 0)
     for _ in range(_STEPS):

@@ -39,7 +39,11 @@ def test_all_rows_are_tested(run: ModuleType) -> None:
     assert {row for row, *_ in run.CHECKS} <= {*ROWS}
 
 
-@pytest.mark.parametrize("row", ROWS)
+LARGE = ("tiles", "unet", "vgg_large")
+"""Rows that take a minute each on two busy cores, even of few inputs."""
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, marks=[pytest.mark.slow] * (row in LARGE)) for row in ROWS])
 def test_the_row_runs_and_is_reported(
     row: str, run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

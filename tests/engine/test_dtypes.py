@@ -144,7 +144,8 @@ def test_inputs_by_tiles(dtype: torch.dtype) -> None:
     data = torch.randn(3, 1, 96, 96), torch.arange(3)
     whole, _ = features(model, data)
     tiled, ds = features(model, data, tile=32)
-    assert set(ds.features_status.values.ravel()) == {"ok"}
+    before_sum = "note: the output is read before its sum with others (tap: block reads it after that)"
+    assert set(ds.features_status.values.ravel()) == {"ok", before_sum}
     for name, parts in whole.items():
         for part, due in zip(tiled[name], parts, strict=True):
             torch.testing.assert_close(part, due, rtol=0, atol=TOLERANCES[dtype] * float(due.abs().max()))

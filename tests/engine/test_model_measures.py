@@ -357,7 +357,10 @@ def test_what_a_field_is_made_of_need_not_be_declared() -> None:
             lambda batch, measure: batch.labels(None),
             "failed: batch.labels(None): a measure can read labels of its own",
         ),
-        (lambda batch, measure: batch.vector, "'vector' (did you mean 'vectors'? known: labeled, labels, layer, "),
+        (
+            lambda batch, measure: batch.vector,
+            "'vector' (did you mean 'vectors'? known: held_back, inputs, labeled, labels, ",
+        ),
         (lambda batch, measure: batch.layer.size, "(did you mean 'patch_size'? known: channels, "),
     ],
 )

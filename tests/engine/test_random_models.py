@@ -121,7 +121,9 @@ def test_a_random_model_says_so_and_gives_the_same_values_again(part: str) -> No
     runs = [measured(model) for _ in range(2)]
     for ds in runs:
         names, status = list(ds.layer_name.values[0]), list(ds.davies_bouldin_status.values[0])
-        assert status[0] == "ok", names[0]
+        # One part adds noise of its own, which makes a sum.
+        added = "note: the output is read before its sum with others (tap: block reads it after that)"
+        assert status[0] == (added if part == "own torch" else "ok"), names[0]
         assert dict(zip(names[-2:], status[-2:], strict=True)) == dict.fromkeys(["b", "c"], f"note: {RANDOM}")
     np.testing.assert_array_equal(runs[0].davies_bouldin.values, runs[1].davies_bouldin.values)
     other = measured(model, seed=1)

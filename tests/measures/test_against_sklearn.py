@@ -465,8 +465,8 @@ def test_mean_log_density_is_that_of_sklearn(case: Case) -> None:
 def record_fits(fits: list[Mixtures], monkeypatch: pytest.MonkeyPatch) -> None:
     """Append the mixtures of all training vectors of each layer; few vectors have others of a part of them before."""
 
-    def alone(points: Tensor, labels: Tensor, *args: Any) -> Mixtures:
-        fits.append(fit_mixtures(points, labels, *args))
+    def alone(points: Tensor, labels: Tensor, *args: Any, **options: Any) -> Mixtures:
+        fits.append(fit_mixtures(points, labels, *args, **options))
         return fits[-1]
 
     def apart(points: Tensor, *args: Any) -> tuple[Mixtures, Mixtures]:
@@ -670,8 +670,9 @@ def test_options_of_confidence(small: Case, over: str, density: str, split: Any)
 
 def test_over_and_components_of_confidence_are_told_apart(small: Case) -> None:
     """A mixture's density is no more than its densest component's, and no less than that times its weight."""
+    # Two clusters of so few inputs are large enough for two components.
     values = {
-        (over, m): small.measure(Confidence(components=m, over=over))["confidence_unweighted"]
+        (over, m): small.measure(Confidence(labelers.KMeans(2), components=m, over=over))["confidence_unweighted"]
         for over in ("component", "mixture")
         for m in (1, 2)
     }

@@ -18,6 +18,7 @@ from genmeasures.extractors import ReceptiveField
 from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Layer, Pass, Variable
 from genmeasures.labelers import KMeans
 from genmeasures.measures import Confidence, DaviesBouldin, Roughness
+from genmeasures.tracing.patches import StoredPatches
 
 ROUNDING = 1e-9
 """Relative difference of sums in float64 in another order."""
@@ -112,8 +113,13 @@ def test_the_standard_error_over_seeds_of_kmeans(kind: type[FeatureMeasure]) -> 
     for _ in range(2):
         for part in points.split(150):
             labels = labeler.label(part)
-            fields = dict.fromkeys(("projected", "projected_patches", "patch_set"), part)
-            batch: Any = SimpleNamespace(**fields, rank=torch.arange(len(part)), labels=lambda _, labels=labels: labels)
+            batch: Any = SimpleNamespace(
+                projected=part,
+                patch_set=StoredPatches(part),
+                patch_projection=(torch.zeros(3).double(), torch.eye(3).double()),
+                rank=torch.arange(len(part)),
+                labels=lambda _, labels=labels: labels,
+            )
             measure.update(batch)
         measure.end_pass()
     found = measure.compute()

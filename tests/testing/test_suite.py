@@ -754,8 +754,6 @@ def test_built_in_components_skip_no_more_than_they_must() -> None:
     assert skipped == {
         ("explicit", "config"),
         ("single", "config"),
-        ("confidence", "bounds"),
-        ("confidence", "scale"),
     }
 
 

@@ -105,7 +105,7 @@ def test_results_of_different_settings_have_separate_rows(tasks: Path, monkeypat
     assert run(tasks, "seed=1") == 0
     table = pd.read_csv(tasks.parent / "out" / "pgdl.csv", index_col="measure")
     assert {"2020", "task4"} < set(table.columns)
-    ours = [name for name in table.index if name.startswith("roughness")]
+    ours = [name for name in table.index if name.startswith("roughness, ")]
     assert len(ours) == 2
     assert all("seed=" in name for name in ours)
 

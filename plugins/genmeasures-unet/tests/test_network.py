@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.extractors import ReceptiveField
 from genmeasures.plugin import DataError, OptionError, tapped, trace
 
 
@@ -70,7 +69,11 @@ def test_statuses_say_where_stages_are_read() -> None:
     x = np.random.default_rng(0).normal(size=(8, 1, 9, 9)).astype(np.float32)
     made = {
         tap: genmeasures.measure(
-            {"net": net(2, depth=2)}, x, x, measures=["roughness"], extractor=ReceptiveField(tap=tap)
+            {"net": net(2, depth=2)},
+            x,
+            x,
+            measures=["roughness"],
+            extractor=genmeasures.extractors.ReceptiveField(tap=tap),
         ).isel(model=0)
         for tap in ("activation", "block")
     }

@@ -55,6 +55,7 @@ _FROM_TARGETS = (
     "jacobian_norm_sample_correct",
     "jacobian_norm_sample_lower",
     "jacobian_norm_sample_upper",
+    "jacobian_norm_sample_approximation",
 )
 _ROUNDING = 1e-5
 """Relative difference by which a norm must pass a bound to lie outside of it. For two classes both bounds are equal."""
@@ -75,8 +76,9 @@ class JacobianNorm(ModelMeasure):
     and the approximation one of ‖J‖_F; they assume that the centered gradients of the logits have the shape of a
     regular simplex, which those of two logits always have, and are alike at all inputs. Each input has its norm, and
     its index in the split, in the order of ``ModelData.sample``, which is the same for all models; with true classes it
-    has ‖J_y‖₂, its cross-entropy, 1 or 0 for a correct or wrong prediction, and its bounds. What needs true classes is
-    undefined without them, for dense outputs and for logits; inputs without a label are left out of it.
+    has ‖J_y‖₂, its cross-entropy, 1 or 0 for a correct or wrong prediction, its bounds and its approximation. What
+    needs true classes is undefined without them, for dense outputs and for logits; inputs without a label are left out
+    of it.
 
     Source: Novak et al. 2018, "Sensitivity and Generalization in Neural Networks".
 
@@ -137,6 +139,7 @@ class JacobianNorm(ModelMeasure):
         _auxiliary("jacobian_norm_sample_correct", "1 if an input is classified correctly, else 0", ("sample",)),
         _auxiliary("jacobian_norm_sample_lower", "cross-entropy lower bound at each input", ("sample",)),
         _auxiliary("jacobian_norm_sample_upper", "cross-entropy upper bound at each input", ("sample",)),
+        _auxiliary("jacobian_norm_sample_approximation", "cross-entropy approximation at each input", ("sample",)),
         _auxiliary("jacobian_norm_sample_index", "index of each input in its split", ("sample",)),
     )
 
@@ -259,13 +262,15 @@ def _bounds(parts: Sequence[Squares], classes: Tensor, channels: int) -> dict[st
     correct = (softmax.first[:, 0, 0] == classes.cpu()).numpy()
     square = float(gradients.mean()) / (channels - 1)
     norm, lower, upper = own.sqrt().numpy(), lower_bound(loss, square, channels), upper_bound(loss, square)
+    near = approximation(loss, square, channels)
     below, above = norm < lower * (1 - _ROUNDING), norm > upper * (1 + _ROUNDING)
-    by_input = {"target": norm, "loss": loss, "correct": correct, "lower": lower, "upper": upper}
+    by_input = {"target": norm, "loss": loss, "correct": correct}
+    by_input |= {"lower": lower, "upper": upper, "approximation": near}
     return {
         "jacobian_norm_target": float(norm[labeled].mean()),
         "jacobian_norm_lower": float(lower[labeled].mean()),
         "jacobian_norm_upper": float(upper[labeled].mean()),
-        "jacobian_norm_approximation": float(approximation(loss[labeled], square, channels).mean()),
+        "jacobian_norm_approximation": float(near[labeled].mean()),
         "jacobian_norm_below": float(below[labeled].mean()),
         "jacobian_norm_above": float(above[labeled].mean()),
         "logit_gradient_square": square,
