@@ -67,8 +67,8 @@ def tables(folder: Path) -> str:
         "Written by `report.py` from the result files beside it. Intervals hold 95 % of bootstrap resamples: “models” "
         "resamples models one by one, as `genmeasures.judge` does; “runs” resamples whole trainings, as the "
         "checkpoints of one training are not independent. “–” stands for what is not defined. L layers are averaged "
-        "with the Frobenius norms w of their weights: Σwm/Σw, Σwm/L, or with 1/w as weights. The paper uses layers "
-        f"{_inner(study)} of its {len(study.layers)}.",
+        "with the Frobenius norms w of their weights, or their inverses: Σwm/Σw, Σwm/L, Σ(m/w)/Σ(1/w) or Σ(m/w)/L. "
+        f"The paper uses layers {_inner(study)} of its {len(study.layers)}.",
         "## Models",
         _models(study),
         "## Table 1 in all readings",

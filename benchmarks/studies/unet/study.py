@@ -40,7 +40,8 @@ MAIN = ("davies_bouldin", "roughness", "roughness_projected", "confidence", "con
 READINGS: Mapping[str, Aggregator] = {
     "Σwm/Σw": Frobenius(),
     "Σwm/L": Frobenius(normalize="layers"),
-    "1/w": Frobenius(power=-1),
+    "Σ(m/w)/Σ(1/w)": Frobenius(power=-1),
+    "Σ(m/w)/L": Frobenius(normalize="layers", power=-1),
 }
 """Averages over the L layers with the Frobenius norms w of their weights, and how tables call them; the first is the
 default."""
