@@ -46,11 +46,11 @@ def scatter(study: Study, path: Path) -> None:
     target = study.targets[0]
     y = study.values(target)
     shades = _shades(y)
-    figure = new_figure(3.6 * len(MAIN), 7.4)
-    axes = figure.subplots(len(EXTRACTORS), len(MAIN), squeeze=False, sharey=True)
+    figure = new_figure(3.6 * len(MAIN), 0.6 + 3.4 * len(study.extractors))
+    axes = figure.subplots(len(study.extractors), len(MAIN), squeeze=False, sharey=True)
     groups = study.labels(study.groups[0])
     markers = dict(zip(dict.fromkeys(groups), MARKERS, strict=False))
-    for row, (extractor, readable) in zip(axes, EXTRACTORS.items(), strict=True):
+    for row, (extractor, readable) in zip(axes, study.extractors.items(), strict=True):
         for ax, measure in zip(row, MAIN, strict=True):
             x = study.reduced(extractor, measure)
             for group, marker in markers.items():
@@ -74,12 +74,12 @@ def layers(study: Study, path: Path) -> None:
     target = study.targets[0]
     y = study.values(target)
     shades = _shades(y)
-    figure = new_figure(3.6 * len(MAIN), 7.4)
-    axes = figure.subplots(len(EXTRACTORS), len(MAIN), squeeze=False, sharex=True)
+    figure = new_figure(3.6 * len(MAIN), 0.6 + 3.4 * len(study.extractors))
+    axes = figure.subplots(len(study.extractors), len(MAIN), squeeze=False, sharex=True)
     places = np.arange(1, len(study.layers) + 1)
     # Good and bad models alternate in what is drawn last.
     order = np.random.default_rng(0).permutation(len(y))
-    for row, (extractor, readable) in zip(axes, EXTRACTORS.items(), strict=True):
+    for row, (extractor, readable) in zip(axes, study.extractors.items(), strict=True):
         for ax, measure in zip(row, MAIN, strict=True):
             values = study.by_layer(extractor, measure)
             for model in order[np.isfinite(y[order])]:
@@ -131,7 +131,7 @@ def layer_correlations(study: Study, path: Path) -> None:
     axes = figure.subplots(1, len(MAIN), squeeze=False, sharey=True)[0]
     for ax, measure in zip(axes, MAIN, strict=True):
         ax.axhline(0, color="0.5", lw=0.8)
-        for side, (extractor, color, marker) in enumerate(zip(EXTRACTORS, COLORS, MARKERS, strict=False)):
+        for side, (extractor, color, marker) in enumerate(zip(study.extractors, COLORS, MARKERS, strict=False)):
             values = study.by_layer(extractor, measure)
             found = [correlation(values[:, place], y, study.runs) for place in range(values.shape[1])]
             places = np.arange(1, len(found) + 1) + (side - 0.5) * 0.24
@@ -146,7 +146,7 @@ def layer_correlations(study: Study, path: Path) -> None:
     axes[0].set_ylabel(f"Pearson with {TARGETS[target]}")
     handles = [
         Line2D([], [], marker=m, color=c, lw=2.6, mec="white", label=readable)
-        for readable, c, m in zip(EXTRACTORS.values(), COLORS, MARKERS, strict=False)
+        for readable, c, m in zip(study.extractors.values(), COLORS, MARKERS, strict=False)
     ]
     handles += [Line2D([], [], color="0.4", lw=2.6, label="95 % over models")]
     handles += [Line2D([], [], color="0.4", lw=1, alpha=0.6, label="95 % over trainings")]

@@ -243,7 +243,7 @@ def _readings(studies: dict[str, Study]) -> str:
             for inner in (False, True):
                 found = {
                     name: [_pearson(study.reduced(name, measure, reading, inner), y) for measure in measures]
-                    for name in EXTRACTORS
+                    for name in study.extractors
                 }
                 rows += _three_rows([taps, reading, _inner(study) if inner else "all"], found)
     return _table(header, rows, words=4)
@@ -251,7 +251,9 @@ def _readings(studies: dict[str, Study]) -> str:
 
 def _three_rows(names: list[str], found: dict[str, list[float]]) -> list[list[str]]:
     """A row for each extractor, and the gain of the second over the first in percent where their signs agree."""
-    rows = [[*names, readable, *map(_number, found[name])] for name, readable in EXTRACTORS.items()]
+    rows = [[*names, readable, *map(_number, found[name])] for name, readable in EXTRACTORS.items() if name in found]
+    if len(rows) < len(EXTRACTORS):
+        return rows
     first, second = (np.array(found[name]) for name in EXTRACTORS)
     better = np.where(first * second > 0, 100 * (second / first - 1), math.nan)
     return [*rows, [*names, "absolute improvement", *("–" if math.isnan(x) else f"{x:+.1f} %" for x in better)]]

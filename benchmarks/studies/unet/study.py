@@ -84,6 +84,11 @@ class Study:
         return next(iter(self.results.values()))
 
     @property
+    def extractors(self) -> dict[str, str]:
+        """The extractors that there are results of, and their readable names."""
+        return {name: readable for name, readable in EXTRACTORS.items() if name in self.results}
+
+    @property
     def layers(self) -> list[str]:
         """Names of the layers, in the order of the forward pass."""
         return [str(name).removesuffix(".conv") for name in self.any["layer_name"].values[0]]
@@ -153,18 +158,18 @@ def group_name(group: str, value: object) -> str:
 def read(folder: Path, prefix: str, groups: tuple[str, ...], targets: tuple[str, ...]) -> Study:
     """The study in ``<prefix>receptive_field.nc`` and ``<prefix>whole_tensor.nc``.
 
-    Raises ResultError for files that are missing, cannot be read, or hold different models.
+    With a prefix, one of them may be missing. Raises ResultError for files that cannot be read, or hold different
+    models.
     """
-    results = {name: load(folder / f"{prefix}{name}.nc") for name in EXTRACTORS}
-    first, second = results.values()
-    if set(first["model"].values) != set(second["model"].values):
+    paths = {name: folder / f"{prefix}{name}.nc" for name in EXTRACTORS}
+    results = {name: load(path) for name, path in paths.items() if not prefix or path.is_file()}
+    first = next(iter(results.values()))
+    if any(set(first["model"].values) != set(ds["model"].values) for ds in results.values()):
         raise ResultError(f"{folder}: the results {prefix}*.nc of the two extractors have different models")
     results = {name: ds.sel(model=first["model"].values) for name, ds in results.items()}
     for name in (*groups, "epoch", "seed", *targets):
         if name not in first.coords:
-            raise ResultError(
-                f"{folder / f'{prefix}whole_tensor.nc'} has no coordinate {name!r}: no result of this study"
-            )
+            raise ResultError(f"{paths[next(iter(results))]} has no coordinate {name!r}: no result of this study")
     return Study(results, averages(results), groups, targets)
 
 
