@@ -70,7 +70,8 @@ def is_held_back(inputs: Tensor) -> Tensor:
     """Whether inputs are held back from the fit of ``projected_apart``: one of four.
 
     Args:
-        inputs: int64 (n,), ranks of inputs by their contents.
+        inputs: int64 (n,), ranks of inputs by their contents; copies of an input, which share its rank, are held back
+            together.
 
     Returns:
         bool (n,).
@@ -343,6 +344,7 @@ class FeatureBatch:
         inputs: Tensor,
         fields: Mapping[Field, Callable[[FeatureBatch], FieldValue]],
         labels: Callable[[Labeler, FeatureBatch], Tensor],
+        held_back: Tensor | None = None,
     ) -> None:
         self.layer = layer
         self.split: Split = split
@@ -350,6 +352,10 @@ class FeatureBatch:
         """int64 (n,): rank of each vector in the sample, which does not depend on the order of the data."""
         self.inputs = inputs
         """int64 (n,): rank of the input of each vector among all inputs of the split, by their contents."""
+        self.held_back = is_held_back(inputs) if held_back is None else held_back
+        """bool (n,): whether ``projected_apart`` is fitted without the input of each vector and without its copies, a
+        quarter of the inputs. It is meant for the training split: what is fitted on the other inputs can be tried on
+        these."""
         self._fields = fields
         self._labels = labels
         self._computed: dict[Field, Any] = {}
@@ -394,14 +400,6 @@ class FeatureBatch:
         """float64 (n, d): the vectors projected by the PCA of the training sample."""
         values: Tensor = self._get("projected")
         return values
-
-    @property
-    def held_back(self) -> Tensor:
-        """bool (n,): whether ``projected_apart`` is fitted without the input of each vector, a quarter of the inputs.
-
-        It is meant for the training split: what is fitted on the other inputs can be tried on these.
-        """
-        return is_held_back(self.inputs)
 
     @property
     def projected_apart(self) -> Tensor:
@@ -482,8 +480,9 @@ class FeatureBatch:
             return _alive(whole).labels(labeler)[rows]
 
         fields = {name: functools.partial(select, name) for name in self._fields}
-        rank, inputs = (index[rows.to(index.device)] for index in (self.rank, self.inputs))
-        return FeatureBatch(self.layer, self.split, rank, inputs, fields, labels)
+        of_rows = (index[rows.to(index.device)] for index in (self.rank, self.inputs, self.held_back))
+        rank, inputs, held_back = of_rows
+        return FeatureBatch(self.layer, self.split, rank, inputs, fields, labels, held_back)
 
 
 def _alive(batch: weakref.ref[FeatureBatch]) -> FeatureBatch:

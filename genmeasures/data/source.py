@@ -39,6 +39,8 @@ class Scan:
 
     keys: NDArray[np.uint64]
     """(N,): distinct hashes of the inputs."""
+    copies: NDArray[np.int64]
+    """(N,): rank of each input among the different inputs, the same for all copies of an input."""
     contents: NDArray[np.uint64]
     """(N,): hashes of inputs and targets together."""
     input_shape: tuple[int, ...]
@@ -356,7 +358,9 @@ class DataSource:
             count += len(inputs)
         if shape is None:
             raise DataError(f"{self.name} data: the data set is empty")
-        return Scan(distinct(np.concatenate(keys)), np.concatenate(contents), shape, info, summary)
+        of_all = np.concatenate(keys)
+        copies = np.unique(of_all, return_inverse=True)[1]
+        return Scan(distinct(of_all), copies, np.concatenate(contents), shape, info, summary)
 
     def _check_classes(self, targets: Tensor, summary: TargetSummary, first: int) -> None:
         if int(targets.min()) >= 0:

@@ -41,6 +41,7 @@ class PassCache:
         traced: the layer.
         extractor: extractor of the run.
         places: int64 (N,), rank of each input of the split by its contents.
+        held_back: bool (N,), the inputs that are held back.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PassCache:
         traced: TracedLayer,
         extractor: Extractor,
         places: Tensor,
+        held_back: Tensor,
     ) -> None:
         self.name: SampleName = name
         self._sample = sample
@@ -58,6 +60,7 @@ class PassCache:
         self._traced = traced
         self._extractor = extractor
         self._places = places
+        self._held_back = held_back
         self._tensors: dict[str, Tensor] = {}
         """By field or labeler, (vectors, …) in the order of the batches."""
         self._filled: Counter[str] = Counter()
@@ -128,8 +131,9 @@ class PassCache:
             if patches is not None:
                 fields["patch_set"] = partial(_same, patches)
                 fields["patches"] = _unfolded
-            inputs = self._places[rows + start].to(rank.device)
-            yield FeatureBatch(self._traced.layer, self._split, rank, inputs, fields, partial(self._label, span))
+            inputs, held_back = (of[rows + start].to(rank.device) for of in (self._places, self._held_back))
+            labels = partial(self._label, span)
+            yield FeatureBatch(self._traced.layer, self._split, rank, inputs, fields, labels, held_back)
 
     def _label(self, rows: slice, labeler: Labeler, batch: FeatureBatch) -> Tensor:
         return self._tensors[repr(labeler)][rows]

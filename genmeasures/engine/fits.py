@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from genmeasures.engine.returned import checked_labels
@@ -65,10 +66,14 @@ class Fits:
         if self._components is None:
             return
         rest = (~held_back).nonzero()[:, 0]
-        # Evenly over the ranks, which are an order by contents.
         step = max(1, len(rest) // max(_APART, self._components + 1))
+        if step > 1:
+            # At random: the ranks go through the positions of one input after the other.
+            generator = generator_for(self._seed, "apart", self._layer.index)
+            drawn = torch.randperm(len(rest), generator=generator, device="cpu")[: len(rest) // step]
+            rest = rest[drawn.sort().values.to(rest.device)]
         try:
-            self._projection_apart, _ = fit_pca(vectors[rest[::step]], self._components)
+            self._projection_apart, _ = fit_pca(vectors[rest], self._components)
         except Exception as error:  # whatever it is, only the measures that read it have no value
             self._projection_apart = to_raise_later(error)
 

@@ -105,7 +105,7 @@ class ForwardPass:
         self._plans: Mapping[int, LayerPlan] = {plan.state.layer.index: plan for plan in plans}
         self._device = device
         self._total = len(data.sources[self._split].scan())
-        self._places = data.places(self._split).to(device)
+        self._places, self._held_back = (of(self._split).to(device) for of in (data.places, data.held_back))
         self._portion: Portion | None = None
         """The portion that is running."""
 
@@ -172,8 +172,8 @@ class ForwardPass:
                     patches = StoredPatches(patches.unfold(), patches.center)
                 fields = _fields(state, partial(self._vectors, state.layer, by_channel, rows, positions), patches)
                 labels = partial(self._labels, state, portion, rows, labeled)
-                inputs = self._places[rows + portion.start]
-                yield FeatureBatch(state.layer, self._split, rank, inputs, fields, labels)
+                inputs, held_back = (of[rows + portion.start] for of in (self._places, self._held_back))
+                yield FeatureBatch(state.layer, self._split, rank, inputs, fields, labels, held_back)
 
     def _vectors(self, layer: Layer, by_channel: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         vectors = self._extractor.vectors(by_channel, rows, positions)

@@ -56,6 +56,7 @@ class LayerState:
         self._split_of = data.split_of
         self._patch_ranks = self._drawn_patches(data.seed)
         self._places = data.places
+        self._held_back = data.held_back
         self._record = self._new_record(measures)
         self._cache: PassCache | None = None
 
@@ -197,8 +198,8 @@ class LayerState:
         """The cache of the pass over a sample, made at the first call."""
         if self._cache is None:
             split = self._split_of(sample)
-            places = self._places(split)
-            self._cache = PassCache(sample, self.samples[sample], split, self.traced, self._extractor, places)
+            inputs = self._places(split), self._held_back(split)
+            self._cache = PassCache(sample, self.samples[sample], split, self.traced, self._extractor, *inputs)
         return self._cache
 
     def cache(

@@ -28,6 +28,7 @@ from genmeasures.interfaces import (
     TargetLabeler,
     check_attributes,
     check_passes,
+    is_held_back,
     split_of,
 )
 from genmeasures.labelers import ClassLabel, Downsampled, Histogram
@@ -53,6 +54,7 @@ class PreparedData:
     """The number of classes by the largest label; 0 if no targets are class numbers."""
     _samples: dict[tuple[SampleName, int], Sample] = field(default_factory=dict)
     _places: dict[Split, Tensor] = field(default_factory=dict)
+    _held_back: dict[Split, Tensor] = field(default_factory=dict)
 
     def split_of(self, sample: SampleName) -> Split:
         """The split of a sample."""
@@ -76,6 +78,13 @@ class PreparedData:
         if split not in self._places:
             self._places[split] = torch.from_numpy(places(self.sources[split].scan().keys))
         return self._places[split]
+
+    def held_back(self, split: Split) -> Tensor:
+        """bool (N,): the inputs that are held back, all copies of an input or none."""
+        if split not in self._held_back:
+            copies = torch.from_numpy(self.sources[split].scan().copies)
+            self._held_back[split] = is_held_back(copies)
+        return self._held_back[split]
 
     def note(self, measure: FeatureMeasure) -> str:
         """Note of a measure's values on the data: on which split it was fitted, and how targets were read."""

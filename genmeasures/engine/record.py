@@ -20,7 +20,6 @@ from genmeasures.interfaces import (
     SampleName,
     Split,
     TargetLabeler,
-    is_held_back,
 )
 
 _ROWS = 16_384
@@ -63,6 +62,8 @@ class TrainingRecord:
         """float64 (n, ·) by the other projection, or what its fit raised; None if no measure reads it."""
         self._inputs = torch.empty(0, dtype=torch.int64, device="cpu")
         """int64 (n,): ranks of the inputs."""
+        self.held_back = torch.empty(0, dtype=torch.bool, device="cpu")
+        """bool (n,): the vectors of inputs that are held back."""
         self._layer = layer
         self._split: Split = split
         self._size = size
@@ -83,9 +84,11 @@ class TrainingRecord:
         if self.vectors is None:
             self.vectors = vectors.new_empty(self._size, vectors.shape[1])
             self._inputs = batch.inputs.new_empty(self._size)
+            self.held_back = batch.held_back.new_empty(self._size)
             self._labels.update((key, batch.rank.new_zeros(self._size)) for key in self._labelers)
         self.vectors.index_copy_(0, batch.rank, vectors)
         self._inputs[batch.rank] = batch.inputs
+        self.held_back[batch.rank] = batch.held_back
         if with_patches:
             self._add_patches(batch)
 
@@ -101,11 +104,6 @@ class TrainingRecord:
         if self.patches is None:
             self.patches = unfolded.new_empty(self._patch_count, unfolded.shape[1])
         self.patches.index_copy_(0, rows, unfolded)
-
-    @property
-    def held_back(self) -> Tensor:
-        """bool (n,): the vectors of inputs that are held back."""
-        return is_held_back(self._inputs)
 
     def add_labels(self, batch: FeatureBatch) -> None:
         """Record the labels of a batch; an exception of a labeler is raised by the measures that read its labels."""
@@ -145,8 +143,9 @@ class TrainingRecord:
                 fields["projected_apart"] = partial(_rows_of, self._apart, rows)
             if self.vectors is not None:
                 fields["vectors"] = partial(_rows_of, self.vectors, rows)
-            inputs, labels = self._inputs[rows], partial(self._label, rows, by_features)
-            yield FeatureBatch(self._layer, self._split, rank, inputs, fields, labels)
+            inputs, held_back = self._inputs[rows], self.held_back[rows]
+            labels = partial(self._label, rows, by_features)
+            yield FeatureBatch(self._layer, self._split, rank, inputs, fields, labels, held_back)
 
     def _label(
         self, rows: slice, by_features: Callable[[Labeler, Tensor], Tensor], labeler: Labeler, batch: FeatureBatch

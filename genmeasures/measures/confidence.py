@@ -263,9 +263,11 @@ class Confidence(FeatureMeasure):
         else:
             names = ("confidence_rank", "confidence_rank_error", "confidence_shift")
             ranked = dict.fromkeys(names, placement)
-        note = self._mixtures.note
+        notes = dict.fromkeys(values | ranked, self._mixtures.note)
+        if self._apart is not None:
+            notes |= dict.fromkeys(ranked, self._apart.note)
         return {
-            name: value if isinstance(value, Undefined) else Value(value, note)
+            name: value if isinstance(value, Undefined) else Value(value, notes[name])
             for name, value in (values | ranked).items()
         }
 

@@ -192,7 +192,8 @@ def fit_mixtures(
     EM starts from k-means within the cluster, runs on a subsample first and then on all points. Clusters
     that are too small for the requested number of components get fewer (:func:`components_for`). A cluster that
     is too small for one component gets a covariance shrunk toward the pooled covariance within clusters
-    (:func:`shrunk_covariance`).
+    (:func:`shrunk_covariance`), which is itself shrunk toward a multiple of the identity where all clusters together
+    are that small.
 
     Args:
         points: float64 (n, d).
@@ -311,7 +312,11 @@ class _Fit:
             pooled = within / (n - len(self._frames))
         else:  # every point is a cluster
             pooled = self._points.T.cov(correction=0).view(d, d)
-        pooled = pooled + self._ridge * torch.eye(d, dtype=within.dtype, device=within.device)
+        identity = torch.eye(d, dtype=within.dtype, device=within.device)
+        pooled = pooled + self._ridge * identity
+        freedom = max(1, n - len(self._frames))
+        if freedom < _PER_PARAMETER * (d + 1):  # the pooled covariance may be singular itself
+            pooled = shrunk_covariance(pooled, freedom, float(pooled.trace()) / d * identity)
         for frame in self._frames:
             if frame.size < _PER_PARAMETER * (d + 1):
                 frame.covariance = shrunk_covariance(frame.covariance, frame.size, pooled)

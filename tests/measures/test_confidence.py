@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import genmeasures
 from genmeasures.extractors import ReceptiveField, WholeTensor
 from genmeasures.interfaces import Extractor, FeatureBatch, FeatureMeasure, Layer, Pass, Variable
-from genmeasures.labelers import KMeans
+from genmeasures.labelers import ClassLabel, KMeans
 from genmeasures.measures import Confidence
 from genmeasures.statistics.mixture import Mixtures, fit_mixtures_apart
 
@@ -210,3 +210,62 @@ def test_errors_are_auxiliary() -> None:
     assert {name for name, auxiliary in kinds.items() if auxiliary} == {
         f"tight{part}_error" for part in ("", "_unweighted", "_published", "_rank")
     }
+
+
+def test_a_pixel_position_that_is_constant_leaves_the_rank_defined() -> None:
+    """What is fitted apart sees all positions, however many of them an input has."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    images = torch.randn(4096, 1, 4, 4, generator=generator, device="cpu")
+    images[:, :, :2] = 0  # of every 2nd, 4th and 8th position, the first one is among these
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Tanh())
+    ds = genmeasures.measure(
+        [net], images[:2048], images[2048:], measures=["confidence"], extractor=ReceptiveField(components=3)
+    )
+    assert ds.confidence_rank.item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("inputs", "copies"), [(50, 4), (100, 2)])
+def test_copies_of_an_input_are_held_back_together(inputs: int, copies: int) -> None:
+    """Oversampling keeps the rank at one half; with copies on both sides it was 0.37 for four of them."""
+    net = nn.Sequential(nn.Linear(12, 12, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(12))
+    ranks = []
+    for seed in range(16):
+        generator = torch.Generator("cpu").manual_seed(seed)
+        x = torch.randn(inputs + 200, 12, generator=generator, device="cpu") ** 3
+        train = x[:inputs].repeat(copies, 1)
+        ranks.append(genmeasures.measure([net], train, x[inputs:], measures=["confidence"]).confidence_rank.item())
+    error = np.std(ranks, ddof=1) / len(ranks) ** 0.5
+    assert abs(np.mean(ranks) - 0.5) < 3 * error + 0.01
+    assert error < 0.03
+
+
+@pytest.mark.parametrize("count", [12, 14, 16, 30])
+def test_fewer_vectors_than_dimensions_allow_give_no_absurd_density(count: int) -> None:
+    """The log density of test vectors is within a few nats per dimension of that with plenty of vectors."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(2000, 12, generator=generator, device="cpu")
+    net = nn.Sequential(nn.Linear(12, 12, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(12))
+    few, plenty = (
+        genmeasures.measure([net], x[:n], x[1000:], measures=["confidence"]).confidence_unweighted.item()
+        for n in (count, 1000)
+    )
+    assert abs(few - plenty) < 3 * 10
+
+
+def test_notes_of_ranks_are_those_of_the_mixtures_that_they_come_from() -> None:
+    """90 vectors are enough for two components in three dimensions, those that are not held back are not."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, one_class = (
+        torch.randn(90, 3, generator=generator, device="cpu"),
+        torch.zeros(90, dtype=torch.int64, device="cpu"),
+    )
+    measure = Confidence(ClassLabel(), components=2)
+    ds = genmeasures.measure([nn.Linear(3, 3)], (x, one_class), (x, one_class), measures=[measure])
+    assert ds.confidence_status.item() == "ok"
+    assert "fewer than 2 mixture components for cluster 0 of" in ds.confidence_rank_status.item()
