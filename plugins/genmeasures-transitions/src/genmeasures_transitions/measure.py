@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genmeasures.plugin import (
@@ -25,7 +26,14 @@ from genmeasures.plugin import (
 )
 from genmeasures_transitions.codes import Survey, survey
 from genmeasures_transitions.counting import batch_size, count_transitions, path_turning
-from genmeasures_transitions.curvature import PROJECTIONS, Jacobians, Profile, is_piecewise_linear, path_profile
+from genmeasures_transitions.curvature import (
+    PROJECTIONS,
+    Jacobians,
+    Profile,
+    changed_codes,
+    is_piecewise_linear,
+    path_profile,
+)
 from genmeasures_transitions.drawing import draw_images, draw_random, draw_triples
 from genmeasures_transitions.trajectories import Trajectory, ellipse_through, translations
 
@@ -78,10 +86,10 @@ class TransitionCount(ModelMeasure):
 
     The curvature is ½ Σ_i ‖J(z_i) − J(z_{(i+1) mod k})‖_F for the Jacobian matrix J of the output with respect to the
     input, 0 for a linear model. Where activations have codes, and nothing else bends the function, J is computed only
-    where a code changes; whether nothing else does is tested at the ends of the longest sequences of points with one
-    code. For other models, such as those with smooth activations, it is computed at every point. For more than 128
-    outputs, norms are estimated by 32 random projections. The turning is the same sum for the derivative along the
-    path, which includes the turning of the path.
+    where a code changes; whether nothing else does is tested within the longest sequences of points with one code. For
+    other models, such as those with smooth activations, it is computed at every point. For more than 128 outputs, norms
+    are estimated by 32 random projections. The turning is the same sum for the derivative along the path, which
+    includes the turning of the path.
 
     Along each trajectory, with positions as arc lengths, the result has the norms of the Jacobian of the softmax and of
     the output, the number of transitions per unit of arc length between a point and the next, and the positions of the
@@ -283,11 +291,12 @@ class TransitionCount(ModelMeasure):
     ) -> list[Profile]:
         places = self.curvature_points
         jacobians = Jacobians(model, example[:2], data.generator)
-        activations = None
+        changed: list[NDArray[np.bool_] | None] = [None] * len(paths)
         if not found.smooth and not found.kinks:
-            piecewise = is_piecewise_linear(model, found.activations, paths[0], places, jacobians)
-            activations = found.activations if piecewise else None
-        return [path_profile(model, path, places, jacobians, activations) for path in paths]
+            steps = [changed_codes(model, found.activations, path, places, jacobians.batch) for path in paths]
+            if is_piecewise_linear(found.activations, paths, steps, jacobians):
+                changed = list(steps)
+        return [path_profile(model, path, places, jacobians, own) for path, own in zip(paths, changed, strict=True)]
 
     def _turning(self, model: nn.Module, paths: Sequence[Trajectory], batch: int) -> float | Undefined:
         try:
