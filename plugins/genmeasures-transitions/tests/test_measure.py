@@ -165,6 +165,23 @@ def test_a_smooth_activation(given: Given) -> None:
     assert values["path_curvature"].value > 0
 
 
+def test_a_function_without_a_name_that_bends_is_noted(given: Given) -> None:
+    class Sneaky(nn.Module):
+        def __init__(self, part: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.part = nn.Linear(64, 6), part
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layer(x.flatten(1))
+            return h.relu() + self.part * ((h - 0.4) ** 2).sqrt()
+
+    for part, note in ((0.0, ""), (1.0, "something else bends the function, which is not counted")):
+        values = TransitionCount(**FEW).measure(Sneaky(part).eval(), [], given())
+        assert values["transition_count"].note == note
+        assert values["path_curvature"].note == ""
+
+
 def test_counts_of_an_output_that_cannot_be_differentiated(given: Given) -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

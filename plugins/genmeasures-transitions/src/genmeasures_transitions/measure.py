@@ -82,7 +82,8 @@ class TransitionCount(ModelMeasure):
     unit. A model with an activation without a code, such as a sigmoid, has no count, and neither have layers that are
     not directly followed by an activation. Activations that do not directly follow a layer, such as those after a sum,
     count in the total alone. Other functions with kinks, such as max pooling, are not counted, and the status names
-    them. From 2¹⁸ points on, points and model are in float64.
+    them; it also says if the curvature shows that something else, such as a softmax, bends the function. From 2¹⁸
+    points on, points and model are in float64.
 
     The curvature is ½ Σ_i ‖J(z_i) − J(z_{(i+1) mod k})‖_F for the Jacobian matrix J of the output with respect to the
     input, 0 for a linear model. Where activations have codes, and nothing else bends the function, J is computed only
@@ -217,10 +218,9 @@ class TransitionCount(ModelMeasure):
                 model, paths = twin, [self._path([one.double() for one in inputs]) for inputs in drawn]
                 example = paths[0].points(0, _EXAMPLES, _EXAMPLES)
         found = survey(model, example, layers)
-        return {
-            **self._counts(model, found, paths, example, len(layers), note),
-            **self._profiles(model, found, paths, example, data),
-        }
+        profiles, bent = self._profiles(model, found, paths, example, data)
+        notes = (found.note, "something else bends the function, which is not counted" if bent else "", note)
+        return {**self._counts(model, found, paths, example, len(layers), "; ".join(filter(None, notes))), **profiles}
 
     def _counts(
         self, model: nn.Module, found: Survey, paths: Sequence[Trajectory], example: Tensor, layers: int, note: str
@@ -252,7 +252,7 @@ class TransitionCount(ModelMeasure):
         elif places:
             density = Undefined(f"points must be at least curvature_points, got {self.points} and {places}")
         return {
-            "transition_count": Value(float(means.sum()), "; ".join(filter(None, (found.note, note)))),
+            "transition_count": Value(float(means.sum()), note),
             "transition_count_layer": by_layer,
             "transition_count_trajectory": counts.sum((1, 2)),
             "transition_density": density,
@@ -260,43 +260,47 @@ class TransitionCount(ModelMeasure):
 
     def _profiles(
         self, model: nn.Module, found: Survey, paths: Sequence[Trajectory], example: Tensor, data: ModelData
-    ) -> dict[str, Any]:
-        """Curvature, turning and what varies along the trajectories."""
+    ) -> tuple[dict[str, Any], bool]:
+        """Curvature, turning and what varies along the trajectories, and whether something without a name bends."""
         places = self.curvature_points
         names = ("path_curvature", "jacobian_profile", "jacobian_profile_logits")
         if not places:
             missing = ("path_turning", "trajectory_position", "trajectory_anchor", *names)
-            return dict.fromkeys(missing, Undefined("not computed: curvature_points is 0"))
+            return dict.fromkeys(missing, Undefined("not computed: curvature_points is 0")), False
         values: dict[str, Any] = {
             "path_turning": self._turning(model, paths, batch_size(found.activations, example)),
             "trajectory_position": np.stack([np.arange(places) * (path.length / places) for path in paths]),
             "trajectory_anchor": np.stack([path.anchors() for path in paths]),
         }
         try:
-            profiles = self._computed(model, found, paths, example, data)
+            profiles, bent = self._computed(model, found, paths, example, data)
         except Undefined as reason:  # the counts are valid nevertheless
-            return {**values, **dict.fromkeys(names, reason)}
+            return {**values, **dict.fromkeys(names, reason)}, False
         softmax = [profile.softmax for profile in profiles]
         known = [norms for norms in softmax if isinstance(norms, np.ndarray)]
         note = f"estimated by {PROJECTIONS} random projections" if profiles[0].estimated else ""
-        return {
+        made = {
             **values,
             "path_curvature": Value(sum(profile.curvature for profile in profiles) / len(profiles), note),
             "jacobian_profile": np.stack(known) if known else softmax[0],
             "jacobian_profile_logits": np.stack([profile.logits for profile in profiles]),
         }
+        return made, bent
 
     def _computed(
         self, model: nn.Module, found: Survey, paths: Sequence[Trajectory], example: Tensor, data: ModelData
-    ) -> list[Profile]:
+    ) -> tuple[list[Profile], bool]:
+        """Profiles along the trajectories, and whether something without a name bends the function."""
         places = self.curvature_points
         jacobians = Jacobians(model, example[:2], data.generator)
         changed: list[NDArray[np.bool_] | None] = [None] * len(paths)
+        bent = False
         if not found.smooth and not found.kinks:
             steps = [changed_codes(model, found.activations, path, places, jacobians.batch) for path in paths]
-            if is_piecewise_linear(found.activations, paths, steps, jacobians):
-                changed = list(steps)
-        return [path_profile(model, path, places, jacobians, own) for path, own in zip(paths, changed, strict=True)]
+            bent = not is_piecewise_linear(found.activations, paths, steps, jacobians)
+            changed = changed if bent else list(steps)
+        profiles = [path_profile(model, path, places, jacobians, own) for path, own in zip(paths, changed, strict=True)]
+        return profiles, bent
 
     def _turning(self, model: nn.Module, paths: Sequence[Trajectory], batch: int) -> float | Undefined:
         try:
