@@ -132,7 +132,7 @@ def test_model_is_unchanged(cnn: nn.Module, given: Given) -> None:
 @pytest.mark.parametrize(
     ("options", "inputs", "targets", "reason"),
     [
-        ({}, torch.randn(2, 1, 8, 8), None, "three training inputs, got 2"),
+        ({}, torch.randn(2, 1, 8, 8), None, "an ellipse needs three training inputs, got 2"),
         ({}, torch.ones(9, 1, 8, 8), None, "constant"),
         (
             {"classes": "same"},

@@ -205,6 +205,11 @@ def test_linear_regions_in_a_plane_need_a_piecewise_linear_function(last: nn.Mod
             assert defined or "something besides the activations bends the function" in str(values[name])
 
 
+def test_two_inputs_are_too_few() -> None:
+    with pytest.raises(Undefined, match=r"^segments and their plane need three training inputs, got 2$"):
+        RegionCount(lines=1).measure(relu_net([4, 6, 3]).float(), [], model_data(torch.randn(2, 4), None))
+
+
 def test_results_have_the_grid() -> None:
     model, x = relu_net([4, 6, 3]).float(), torch.randn(9, 4)
     ds = genmeasures.measure({"net": model}, x, x, measures=[RegionCount(lines=2, resolution=12)])

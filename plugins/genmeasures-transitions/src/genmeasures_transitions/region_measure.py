@@ -110,7 +110,7 @@ class RegionCount(ModelMeasure):
         Raises:
             Undefined: If there are fewer than three training inputs, or an activation has no code.
         """
-        triples = draw_triples(data, self.lines, "any")
+        triples = draw_triples(data, self.lines, "any", "segments and their plane need")
         example = torch.stack(triples[0])
         twin = double_copy(model, example)
         if twin is not None:
