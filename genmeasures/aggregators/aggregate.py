@@ -23,9 +23,10 @@ def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
 
     Returns:
         Dataset with the dimension ``model`` alone. Every measure is float64 (model,), NaN where it has no finite value;
-        each reduced measure has ``<name>_layers_used`` (int64) and ``<name>_status``. Measures with one value per
-        model, the coordinates along ``model`` and all attributes are kept. The attribute ``aggregator`` names the
-        aggregator.
+        each reduced measure has ``<name>_layers_used`` (int64) and ``<name>_status``. The standard errors of layers,
+        ``<name>_error`` and ``<name>_se``, are left out: layers are not independent, so that the error of an aggregate
+        does not follow from them. Measures with one value per model, the coordinates along ``model`` and all attributes
+        are kept. The attribute ``aggregator`` names the aggregator.
 
     Raises:
         ResultError: If a coordinate is missing, or the result is already aggregated.
@@ -52,7 +53,10 @@ def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
 
     reduced: dict[str, xr.DataArray] = {}
     for name in measure_variables(ds):
-        if "layer" not in ds[name].dims:
+        layered = "layer" in ds[name].dims
+        if layered and _is_error(name, ds):
+            continue
+        if not layered:
             reduced[name] = per_model[name]
             reduced[f"{name}{STATUS}"] = per_model[f"{name}{STATUS}"]
             continue
@@ -74,6 +78,12 @@ def aggregate(ds: xr.Dataset, aggregator: Aggregator) -> xr.Dataset:
     out = out.assign({name: v for name, v in per_model.data_vars.items() if name not in out})
     out.attrs = {**ds.attrs, "aggregator": repr(aggregator)}
     return out
+
+
+def _is_error(name: str, ds: xr.Dataset) -> bool:
+    """Whether a variable is the standard error of another one."""
+    of = {name.removesuffix(ending) for ending in ("_error", "_se") if name.endswith(ending)}
+    return bool(ds[name].attrs.get("auxiliary")) and any(other in ds for other in of)
 
 
 def _reduce(

@@ -107,4 +107,10 @@ def _layer(text: str) -> str | int:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    numbers = []
+    for part in text.split(","):
+        try:
+            numbers.append(int(part))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected integers separated by commas, got {part!r}") from None
+    return numbers

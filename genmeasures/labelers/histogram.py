@@ -34,8 +34,9 @@ class Histogram(TargetLabeler):
         bins: number of bins.
         edges: "uniform" between the extremes of the training targets, "quantile" at their quantiles, or "auto". "auto"
             takes uniform edges unless they leave more than half of the bins nearly empty, as for heavy-tailed targets,
-            and quantiles leave fewer so; the status of values then has a note. A bin is nearly empty if it has less
-            than a tenth of an equal share of the training targets.
+            and quantiles leave fewer so. The status of values has a note in either case, unless each of a few distinct
+            targets has a bin of its own. A bin is nearly empty if it has less than a tenth of an equal share of the
+            training targets.
 
     Raises:
         OptionError: an option is invalid.
@@ -108,17 +109,28 @@ class Histogram(TargetLabeler):
         if self.edges == "quantile":
             return quantiles
         empty, others = (self._nearly_empty(values, edges) for edges in (uniform, quantiles))
-        if 2 * empty <= self.bins or others >= empty:
+        if 2 * empty <= self.bins:
+            return uniform
+        if others >= empty:
+            counts = self._counts(values, uniform)
+            if len(np.unique(values)) > np.count_nonzero(counts):  # else each value has a bin of its own
+                self.note = (
+                    f"one of the {self.bins} bins has {counts.max() / len(values):.1%} of the training targets, "
+                    f"{empty} are nearly empty, and quantiles as edges leave no fewer so"
+                )
             return uniform
         self.note = (
             f"quantiles as edges of the {self.bins} bins, {empty} of which would be nearly empty between uniform edges"
         )
         return quantiles
 
+    def _counts(self, values: NDArray[np.float64], inner: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Number of values in each bin."""
+        return np.bincount(np.searchsorted(inner, values, side="right"), minlength=self.bins)
+
     def _nearly_empty(self, values: NDArray[np.float64], inner: NDArray[np.float64]) -> int:
         """Number of bins with less than a tenth of an equal share of the values."""
-        counts = np.bincount(np.searchsorted(inner, values, side="right"), minlength=self.bins)
-        return int((counts * self.bins * _NEARLY_EMPTY < len(values)).sum())
+        return int((self._counts(values, inner) * self.bins * _NEARLY_EMPTY < len(values)).sum())
 
     def label(self, targets: Tensor, spatial: tuple[int, ...]) -> Tensor:
         if self._inner is None and self._centers is None:

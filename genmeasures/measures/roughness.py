@@ -56,7 +56,8 @@ class Roughness(ClusterIndex):
         split: Split whose patches are grouped, ``"train"`` or ``"test"``.
 
     Raises:
-        OptionError: If an option is not one of these values, or a pushforward has a labeler of targets.
+        OptionError: If an option is not one of these values, a pushforward has a labeler of targets, or another index
+            than Davies–Bouldin has a spread.
 
     Example:
         The patches of the first layer have nine elements, so that ten components are all of them:
@@ -110,6 +111,8 @@ class Roughness(ClusterIndex):
         one_of(self, "direction", direction, ("pullback", "pushforward"))
         one_of(self, "index", index, INDICES)
         one_of(self, "spread", spread, ("mean", "rms"))
+        applies = spread == "mean" or index == "davies_bouldin"
+        require(applies, self, f"spread={spread!r} applies to index='davies_bouldin' alone, got index={index!r}")
         one_of(self, "split", split, SPLITS)
         self.labeler = KMeans() if labeler is None else labeler
         of_features = direction == "pullback" or isinstance(self.labeler, FeatureLabeler)

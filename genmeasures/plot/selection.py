@@ -81,21 +81,31 @@ class OneModel:
         """A variable of the measure, of this model.
 
         Raises:
-            ResultError: the result does not have it; the message names the measure, its plugin and the command.
+            ResultError: the result does not have it; the message says under which name the result has it, or names the
+                measure, its plugin and the command.
         """
         name = self.renamed(variable)
         if name not in self._ds:
-            plugin = plugin_of("measure", self._source.measure)
-            of = f" of the plugin genmeasures-{plugin}" if plugin else ""
-            own = self._source.measure
-            ending = variable[len(own) :] if variable.startswith(f"{own}_") else f"_{variable}"
-            others = sorted(str(other).removesuffix(ending) for other in self._ds if str(other).endswith(ending))
-            hint = f" (in this result, renamed measures have it: {', '.join(others)})" if others else ""
-            raise ResultError(
-                f"the result has no variable {name!r}, which the measure {self._source.measure}{of} "
-                f"writes{hint}: {self._source.command}"
-            )
+            raise ResultError(f"the result has no variable {name!r}, {self._remedy(variable)}")
         return self._ds[name].isel(model=self._place)
+
+    def _remedy(self, variable: str) -> str:
+        """Where the result has a variable under another name of the measure, else the command that writes it."""
+        own = self._source.measure
+        if variable in self._ds:
+            return f"but {variable!r} of the measure {own}, which is not renamed: leave out --measure"
+        ending = variable[len(own) :] if variable.startswith(f"{own}_") else f"_{variable}"
+        stated = {
+            str(name).removesuffix(ending): str(found.attrs.get("measure", "")) for name, found in self._ds.items()
+        }
+        # Other variables can end in the same way: a renamed measure is stated after its name and "=".
+        renamed = sorted(
+            name for name, measure in stated.items() if f"{name}{ending}" in self._ds and measure.startswith(f"{name}=")
+        )
+        hint = f" (in this result, renamed measures have it: {', '.join(renamed)}; set --measure)" if renamed else ""
+        plugin = plugin_of("measure", own)
+        of = f" of the plugin genmeasures-{plugin}" if plugin else ""
+        return f"which the measure {own}{of} writes{hint}: {self._source.command}"
 
     def number(self, variable: str) -> float:
         """A variable with one value per model."""

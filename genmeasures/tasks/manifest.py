@@ -150,7 +150,8 @@ def _read_yaml(file: Path) -> object:
         if not folder.is_dir():
             raise OptionError(f"{file}: there is no folder {folder}") from None
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
-        raise OptionError(f"{file}: there is no such file{nearest(file.name, others)}") from None
+        what = f"file{nearest(file.name, others)}" if others else "file or folder"
+        raise OptionError(f"{file}: there is no such {what}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{file} cannot be read: {error}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:

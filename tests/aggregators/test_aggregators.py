@@ -202,6 +202,19 @@ def test_aggregate_keeps_what_is_known_of_the_models() -> None:
     xr.testing.assert_identical(aggregate(ds.assign(m=ds["m"].T), Frobenius()), out)
 
 
+def test_standard_errors_of_layers_are_left_out() -> None:
+    """Layers are dependent: neither a mean of their errors nor their root sum of squares is the error of the mean."""
+    ds, auxiliary = result(), {"auxiliary": 1}
+    for name in ("m_error", "m_se", "m_count", "other_error"):
+        ds[name] = ds["m"].assign_attrs(auxiliary)
+        ds[f"{name}_status"] = ds["m_status"]
+    ds["t_error"], ds["t_error_status"] = ds["t"].assign_attrs(auxiliary), ds["t_status"]
+    out = aggregate(ds, Frobenius())
+    measures = [name for name in out.data_vars if not str(name).endswith(("_status", "_layers_used"))]
+    assert measures == ["m", "t", "m_count", "other_error", "t_error"]
+    xr.testing.assert_identical(out["m"], aggregate(result(), Frobenius())["m"])
+
+
 @pytest.mark.parametrize(
     ("aggregator", "expected"),
     [

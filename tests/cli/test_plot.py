@@ -91,7 +91,9 @@ def test_a_figure_of_a_result_is_beside_it(result: Path, capsys: pytest.CaptureF
         (["ablation", "RESULT", "--layer", "con"], "has no layer 'con' (did you mean 'conv'? known: conv)"),
         (["ablation", "RESULT", "--output", "a.jpg"], "--output a.jpg: the name must end in .png, .pdf or .svg"),
         (["ablation", "RESULT", "--output", "no/a.png"], "--output no/a.png: there is no folder no"),
-        (["ablation", "RESULT", "--measure", "silenced"], "no variable 'silenced_ablation_none'"),
+        (["ablation", "RESULT", "--measure", "silenced"], "no variable 'silenced_ablation_none', but 'ablation_none' "
+         "of the measure cumulative_ablation, which is not renamed: leave out --measure"),
+        (["manifold", "task=checkpoints", "task.path=nope"], "error: nope: there is no such file or folder\n"),
         (["manifold", "TASK", "--model", "c"], "error: --model c: the task has no such model (known: $b$, a)"),
         (["manifold", "TASK", "--layer", "fc3"], "error: there is no layer 'fc3' to measure (did you mean 'fc"),
         (["manifold", "TASK", "layers=[0]"], "error: layers=[0]: write --layer NAME"),
@@ -134,3 +136,10 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
         main(arguments)
     assert stop.value.code == 2
     assert "usage: genmeasures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "part"), [("3,x", "x"), ("3,", ""), ("2.5", "2.5")])
+def test_numbers_that_are_none_are_named(text: str, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plot", "clusters", "--k", text])
+    assert f"argument --k: expected integers separated by commas, got {part!r}" in capsys.readouterr().err

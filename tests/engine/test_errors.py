@@ -6,6 +6,7 @@ import copy
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -526,6 +527,10 @@ def test_a_layer_that_only_some_models_have(net: nn.Module, measured: Callable[.
         (lambda: Roughness(index="rand"), "Roughness: index='rand' is unknown"),
         (lambda: Roughness(ClassLabel(), direction="pushforward"), "needs a labeler of features"),
         (lambda: Roughness(spread="RMS"), "Roughness: spread='RMS' is unknown.*did you mean 'rms'|known: mean, rms"),
+        *(
+            (partial(Roughness, index=index, spread="rms"), f"spread='rms' applies to .* alone, got index='{index}'")
+            for index in ("silhouette", "calinski_harabasz")
+        ),
         (lambda: Confidence(components=0), "Confidence: components must"),
         (lambda: Confidence(density="exp"), "Confidence: density='exp' is unknown"),
         (lambda: Confidence(over="mixtures"), "Confidence: over='mixtures' is unknown.*did you mean 'mixture'"),

@@ -265,6 +265,27 @@ def test_heavy_tails_get_quantiles() -> None:
     assert labeler.label(targets, ()).flatten().bincount().tolist() == [500] * 10
 
 
+def test_a_bin_with_nearly_all_targets_is_noted() -> None:
+    """Nine in ten targets are 0, so that quantiles fill no more bins than uniform edges."""
+    generator = np.random.default_rng(0)
+    values = np.where(generator.random(5000) < 0.9, 0, np.exp(3 * generator.normal(size=5000)))
+    targets = torch.from_numpy(values)[:, None]
+    uniform = np.histogram(values, 10)[0]
+    labeler = fitted(Histogram(), targets)
+    assert labeler.label(targets, ()).flatten().bincount(minlength=10).tolist() == uniform.tolist()
+    share = 100 * uniform.max() / 5000
+    assert share > 99
+    assert labeler.note == (
+        f"one of the 10 bins has {share:.1f}% of the training targets, {nearly_empty(uniform)} are nearly empty, and "
+        "quantiles as edges leave no fewer so"
+    )
+
+
+def test_few_distinct_targets_are_not_crowded() -> None:
+    """The other bins of a mask are empty, but each of its two values has its own."""
+    assert not fitted(Histogram(), torch.tensor([0.0, 1.0]).repeat_interleave(50)[:, None]).note
+
+
 @settings(max_examples=150, deadline=None)
 @given(samples, st.integers(2, 12))
 def test_edges_are_uniform_unless_quantiles_fill_more_bins(train: NDArray[Any], count: int) -> None:
@@ -276,7 +297,9 @@ def test_edges_are_uniform_unless_quantiles_fill_more_bins(train: NDArray[Any], 
     ]
     taken = quantile if 2 * empty[0] > count and empty[1] < empty[0] else uniform
     assert torch.equal(auto.label(targets, ()), taken.label(targets, ()))
-    assert bool(auto.note) == (taken is quantile)
+    filled = len(uniform.label(targets, ()).unique())
+    crowded = 2 * empty[0] > count and len(np.unique(train.astype(np.float64))) > filled
+    assert bool(auto.note) == (taken is quantile or crowded)
     assert not uniform.note
     assert not quantile.note
 

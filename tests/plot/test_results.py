@@ -235,8 +235,20 @@ def test_a_renamed_measure_is_found_by_its_name(sensitivity: xr.Dataset, data: D
     renamed = plot.bounds(ds, measure="jn").axes[0].collections[0].get_offsets()
     np.testing.assert_array_equal(renamed, plot.bounds(sensitivity).axes[0].collections[0].get_offsets())
     assert plot.regions(ds, measure="rc").axes[0].get_title().endswith("4 × 4")
-    with pytest.raises(ResultError, match=r"renamed measures have it: jn\)"):
+    with pytest.raises(ResultError, match=r"renamed measures have it: jn; set --measure\)"):
         plot.bounds(ds)
+    # The variable rc_linear_region_grid ends like one of a measure "rc_linear".
+    with pytest.raises(ResultError, match=r"'other_region_grid'.*renamed measures have it: rc; set --measure\)"):
+        plot.regions(ds, measure="other")
+
+
+@pytest.mark.parametrize(
+    ("draw", "variable"), [(plot.regions, "region_grid"), (plot.bounds, "jacobian_norm_sample_loss")]
+)
+def test_a_measure_that_is_not_renamed_needs_no_name(draw: Any, variable: str, sensitivity: xr.Dataset) -> None:
+    found = rf"^the result has no variable 'other_\w+', but '{variable}' of the measure .*: leave out --measure$"
+    with pytest.raises(ResultError, match=found):
+        draw(sensitivity, measure="other")
 
 
 def test_a_model_that_failed_and_a_value_that_is_missing(sensitivity: xr.Dataset) -> None:

@@ -647,6 +647,9 @@ def test_absent_manifest(tmp_path: Path) -> None:
         Checkpoints(str(tmp_path)).models()
     with pytest.raises(OptionError, match="there is no folder"):
         Checkpoints(str(tmp_path / "absent" / "m.yaml")).models()
+    (tmp_path / "manifests.yaml").unlink()
+    with pytest.raises(OptionError, match=r"nope: there is no such file or folder$"):
+        Checkpoints(str(tmp_path / "nope")).models()
 
 
 def test_merge_keys_of_yaml_work(tmp_path: Path, module: str) -> None:

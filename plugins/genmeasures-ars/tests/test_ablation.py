@@ -63,6 +63,18 @@ def test_a_model_that_is_not_a_classifier() -> None:
         accuracy_curve(model, traced(model, x)[0], [[0, 1, 2]], data(x, y).batches("test"))
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_fewer_outputs_than_classes_have_no_accuracy(outputs: int) -> None:
+    """The largest of one logit is always the first, which would be a constant guess."""
+    x, y = images(12)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, outputs)
+    ).eval()
+    y = torch.arange(12)[:, None] % (outputs + 1)
+    with pytest.raises(Undefined, match=rf"one output per class.* got outputs of shape \({outputs},\)"):
+        accuracy_curve(model, traced(model, x)[0], [range(3)], data(x, y).batches("test"))
+
+
 def test_without_classes() -> None:
     x, y = images(6)
     model = small()

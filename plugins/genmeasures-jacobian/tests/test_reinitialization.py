@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,25 @@ def test_without_classes_there_is_no_value(targets: Tensor | None) -> None:
     test = X if targets is None else (X, targets)
     ds = genmeasures.measure([network(0)], test=test, measures=[Reinitialization()])
     assert all("targets" in status for status in ds.reinitialization_status.values.ravel())
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((60, 1), r"one output per class, of at least two.* got outputs of shape \(1,\)"),
+        ((60,), r"one output per class, of at least two.* got outputs of shape \(\)"),
+        ((60, 3), "one output per class, got 3 outputs and labels above 2"),
+    ],
+)
+def test_fewer_outputs_than_classes_have_no_accuracy(shape: tuple[int, ...], message: str) -> None:
+    """The largest of one logit is always the first, which would be a constant guess."""
+    columns = shape[1] if len(shape) > 1 else 1
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, columns), *([nn.Flatten(0)] if len(shape) == 1 else []))
+    labels = torch.arange(60) % (2 if columns == 1 else 5)
+    ds = genmeasures.measure([model], test=(X, labels), measures=[Reinitialization()], batch_size=2)
+    for name in ("reinitialization", "reinitialization_none"):
+        assert np.isnan(ds[name].values).all()
+        assert re.search(f"^undefined: .*{message}", str(ds[f"{name}_status"].values.ravel()[0]))
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ CODED: list[tuple[Callable[[Tensor], Tensor], tuple[float, ...]]] = [
     (lambda x: x.hardshrink(0.3), (-0.3, 0.3)),
     (nn.Softshrink(0.7), (-0.7, 0.7)),
     (F.softshrink, (-0.5, 0.5)),
+    (torch.ops.aten.relu, (0,)),
+    (torch.ops.aten.hardtanh_.default, (-1, 1)),
+    (lambda x: torch.ops.aten.max.other(x, torch.zeros(4)), (0,)),
     (torch.abs, (0,)),
     (abs, (0,)),
     (lambda x: x.abs_(), (0,)),
@@ -166,7 +169,25 @@ KINKS: list[tuple[Callable[[Tensor], Tensor], str]] = [
     (lambda x: x.amax(1, keepdim=True), "amax"),
     (lambda x: x.sort(1).values, "sort"),
     (lambda x: torch.clamp(x, min=torch.zeros(4)), "clamp"),
+    (lambda x: x.norm(p=1, dim=1, keepdim=True), "norm"),
+    (lambda x: torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True), "vector_norm"),
+    (lambda x: F.normalize(x, 1), "normalize"),
+    (lambda x: F.pairwise_distance(x, torch.ones(4), 1, keepdim=True), "pairwise_distance"),
+    (lambda x: torch.cdist(torch.eye(4), x, p=1).T, "cdist"),
+    (lambda x: F.lp_pool1d(x[:, None], 2, 2)[:, 0], "lp_pool1d"),
+    (lambda x: x.renorm(2, 0, 0.1), "renorm"),
+    (lambda x: x * torch.signbit(x), "signbit"),
+    (lambda x: torch.copysign(torch.ones(()), other=x), "copysign"),
+    (lambda x: x.nanmedian(1, keepdim=True).values, "nanmedian"),
+    (lambda x: x + x // 1, "floordiv"),
+    (lambda x: x + torch.ops.aten.sign(x), "sign"),
+    (lambda x: torch.ops.aten.max.dim(x, 1, True)[0], "max"),
 ]
+
+
+def test_norms_of_order_two_have_no_kinks() -> None:
+    model = Calls(lambda x: F.relu(F.normalize(x) + x.norm(dim=1, keepdim=True) + torch.cdist(x, torch.eye(4)))).eval()
+    assert survey(model, torch.randn(8, 3)).note == ""
 
 
 @pytest.mark.parametrize("place", range(len(KINKS)))

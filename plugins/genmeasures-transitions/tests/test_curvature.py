@@ -8,9 +8,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from genmeasures_transitions import Ellipse, Jacobians, Polyline, ellipse_through, find_activations, path_profile
+from genmeasures_transitions import (
+    Ellipse,
+    Jacobians,
+    Polyline,
+    TransitionCount,
+    changed_codes,
+    ellipse_through,
+    find_activations,
+    path_profile,
+)
 from genmeasures_transitions.curvature import is_piecewise_linear
+from genmeasures_transitions.drawing import draw_triples
 from torch import Tensor, nn
+
+from genmeasures.testing import model_data
 
 
 def relu_net(seed: int = 0, last: nn.Module | None = None) -> nn.Module:
@@ -42,7 +54,8 @@ def test_against_autograd_at_every_point(batch: int, coded: bool) -> None:
     found = of(model)
     found.batch = batch
     activations = find_activations(model, torch.randn(3, 5))
-    profile = path_profile(model, path, k, found, activations if coded else None)
+    changed = changed_codes(model, activations, path, k, batch)
+    profile = path_profile(model, path, k, found, changed if coded else None)
     matrices = jacobians(model, path.points(0, k, k))
     changes = (matrices - matrices.roll(-1, 0)).flatten(1).norm(dim=1)
     np.testing.assert_allclose(profile.changes, changes.numpy(), atol=1e-5)
@@ -51,7 +64,7 @@ def test_against_autograd_at_every_point(batch: int, coded: bool) -> None:
     np.testing.assert_allclose(profile.softmax, of_softmax.flatten(1).norm(dim=1).numpy(), rtol=1e-4)
     assert profile.curvature == pytest.approx(0.5 * float(changes.sum()), rel=1e-5)
     assert profile.curvature > 0
-    assert is_piecewise_linear(model, activations, path, k, found)
+    assert is_piecewise_linear(activations, [path], [changed], found)
 
 
 def test_a_linear_network_has_no_curvature() -> None:
@@ -67,8 +80,8 @@ def test_a_single_kink_in_closed_form() -> None:
     model[2].weight.data = torch.tensor([[2.0], [3.0], [6.0]])
     circle = Ellipse(torch.zeros(2), torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0]))
     found = Jacobians(model, torch.zeros(1, 2), torch.Generator())
-    for activations in (None, find_activations(model, torch.randn(3, 2))):
-        assert path_profile(model, circle, 51, found, activations).curvature == pytest.approx(7)
+    for changed in (None, changed_codes(model, find_activations(model, torch.randn(3, 2)), circle, 51, 10)):
+        assert path_profile(model, circle, 51, found, changed).curvature == pytest.approx(7)
 
 
 def test_only_points_behind_a_changed_code_cost_a_jacobian() -> None:
@@ -82,7 +95,8 @@ def test_only_points_behind_a_changed_code_cost_a_jacobian() -> None:
             return super().__call__(inputs, softmax)
 
     counting = Counting(model, torch.zeros(1, 5), torch.Generator())
-    profile = path_profile(model, path, 2000, counting, find_activations(model, torch.randn(3, 5)))
+    changed = changed_codes(model, find_activations(model, torch.randn(3, 5)), path, 2000, 100)
+    profile = path_profile(model, path, 2000, counting, changed)
     assert sum(counted) <= 1 + int((profile.changes > 0).sum()) + 1
     assert sum(counted) < 200
     assert profile.curvature == pytest.approx(path_profile(model, path, 2000, found).curvature, rel=1e-6)
@@ -91,7 +105,55 @@ def test_only_points_behind_a_changed_code_cost_a_jacobian() -> None:
 @pytest.mark.parametrize("last", [nn.Softmax(1), nn.LayerNorm(4)])
 def test_what_bends_a_function_besides_its_activations_is_noticed(last: nn.Module) -> None:
     model = relu_net(last=last)
-    assert not is_piecewise_linear(model, find_activations(model, torch.randn(3, 5)), ellipse(), 200, of(model))
+    activations = find_activations(model, torch.randn(3, 5))
+    changed = changed_codes(model, activations, ellipse(), 200, 100)
+    assert not is_piecewise_linear(activations, [ellipse()], [changed], of(model))
+
+
+class Unnamed(nn.Module):
+    """A function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], wide: int = 6) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.before, self.function, self.after = nn.Linear(5, wide), function, nn.Linear(wide, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.after(self.function(self.before(x)))
+        return made
+
+
+WITHOUT_CODE: list[Callable[[Tensor], Tensor]] = [
+    lambda h: (h * h).sqrt(),
+    lambda h: torch.hypot(h, torch.zeros_like(h)),
+    lambda h: h * torch.copysign(torch.ones_like(h), h),
+    lambda h: F.lp_pool1d(h[:, None], 2, 1)[:, 0],
+    lambda h: h.norm(p=1, dim=1, keepdim=True).expand(-1, 6),
+    lambda h: F.pairwise_distance(h, torch.zeros_like(h), p=1, keepdim=True).expand(-1, 6),
+    lambda h: h * ~torch.signbit(h),
+    torch.ops.aten.relu,
+    lambda h: h + (h * h).sqrt() * (torch.arange(6) == 5),  # one unit bends the function
+]
+
+
+@pytest.mark.parametrize("place", range(len(WITHOUT_CODE)))
+@pytest.mark.parametrize("coded", [False, True])
+def test_curvature_of_functions_without_a_code(place: int, coded: bool) -> None:
+    """Whatever the functions are, the Jacobian bends where autograd says that it does, beside coded ones as well."""
+    function = WITHOUT_CODE[place]
+    model = Unnamed(lambda h: function(h - 0.3) + h.relu() if coded else function(h)).eval()
+    inputs, k = 2 * torch.randn(9, 5, generator=torch.Generator().manual_seed(1)), 40
+    measure = TransitionCount(points=k, trajectories=2, curvature_points=k)
+    values = measure.measure(model, [], model_data(inputs, None, seed=0))
+    double = model.double()
+    expected = []
+    for triple in draw_triples(model_data(inputs, None, seed=0), 2, "any"):
+        points = ellipse_through(*triple).points(0, k, k).double()
+        by_output = torch.autograd.functional.jacobian(lambda x: double(x).sum(0), points)  # (outputs, k, 5)
+        matrices = by_output.transpose(0, 1)
+        expected.append(0.5 * float((matrices - matrices.roll(-1, 0)).flatten(1).norm(dim=1).sum()))
+    assert max(expected) > 0.1
+    assert values["path_curvature"].value == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_a_smooth_network_converges_to_the_integral() -> None:
@@ -130,5 +192,6 @@ def test_a_model_that_overwrites_its_input() -> None:
 
     model = InPlace().eval()
     activations = find_activations(model, torch.randn(3, 5))
+    changed = changed_codes(model, activations, ellipse(), 40, 30)
     whole = path_profile(model, ellipse(), 40, of(model))
-    assert path_profile(model, ellipse(), 40, of(model), activations).curvature == pytest.approx(whole.curvature)
+    assert path_profile(model, ellipse(), 40, of(model), changed).curvature == pytest.approx(whole.curvature)

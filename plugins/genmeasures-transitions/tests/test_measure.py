@@ -132,7 +132,7 @@ def test_model_is_unchanged(cnn: nn.Module, given: Given) -> None:
 @pytest.mark.parametrize(
     ("options", "inputs", "targets", "reason"),
     [
-        ({}, torch.randn(2, 1, 8, 8), None, "three training inputs, got 2"),
+        ({}, torch.randn(2, 1, 8, 8), None, "an ellipse needs three training inputs, got 2"),
         ({}, torch.ones(9, 1, 8, 8), None, "constant"),
         (
             {"classes": "same"},
@@ -163,6 +163,23 @@ def test_a_smooth_activation(given: Given) -> None:
     for name in ("transition_count", "transition_count_layer", "transition_count_trajectory", "transition_density"):
         assert "gelu has no activation code" in str(values[name])
     assert values["path_curvature"].value > 0
+
+
+def test_a_function_without_a_name_that_bends_is_noted(given: Given) -> None:
+    class Sneaky(nn.Module):
+        def __init__(self, part: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.part = nn.Linear(64, 6), part
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layer(x.flatten(1))
+            return h.relu() + self.part * ((h - 0.4) ** 2).sqrt()
+
+    for part, note in ((0.0, ""), (1.0, "something else bends the function, which is not counted")):
+        values = TransitionCount(**FEW).measure(Sneaky(part).eval(), [], given())
+        assert values["transition_count"].note == note
+        assert values["path_curvature"].note == ""
 
 
 def test_counts_of_an_output_that_cannot_be_differentiated(given: Given) -> None:

@@ -14,7 +14,7 @@ from genmeasures_transitions.drawing import draw_triples
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.plugin import ModelData, OptionError
+from genmeasures.plugin import ModelData, OptionError, Undefined
 from genmeasures.testing import model_data
 
 Given = Callable[..., ModelData]
@@ -190,6 +190,24 @@ def test_a_softmax_bends_the_function_everywhere() -> None:
     values = RegionCount(lines=2, resolution=0).measure(model, [], model_data(x, None, seed=1))
     assert values["region_count_line"].note == "counted at 4096 points"
     assert "not piecewise linear" in str(values["linear_region_count_line"])
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.LayerNorm(3), nn.MaxPool1d(3)])
+def test_linear_regions_in_a_plane_need_a_piecewise_linear_function(last: nn.Module) -> None:
+    """A piecewise linear one has them, of which test_values_of_the_measure has the numbers."""
+    x = 3 * torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    layers = relu_net([4, 10, 3], seed=3).float()
+    for model, defined in ((layers, True), (nn.Sequential(*layers, last).eval(), False)):
+        values = RegionCount(lines=1, resolution=16).measure(model, [], model_data(x, None, seed=1))
+        assert values["region_count_plane"].value > 3
+        for name in ("linear_region_count_plane", "linear_region_grid"):
+            assert isinstance(values[name], Undefined) != defined
+            assert defined or "something besides the activations bends the function" in str(values[name])
+
+
+def test_two_inputs_are_too_few() -> None:
+    with pytest.raises(Undefined, match=r"^segments and their plane need three training inputs, got 2$"):
+        RegionCount(lines=1).measure(relu_net([4, 6, 3]).float(), [], model_data(torch.randn(2, 4), None))
 
 
 def test_results_have_the_grid() -> None:

@@ -67,7 +67,7 @@ def accuracy_curve(
 
     Raises:
         DataError: If there are no classes, or the output of the model is not (B, classes).
-        Undefined: If no input has a label.
+        Undefined: If no input has a label, or the model has a single output or fewer than there are classes.
 
     Example:
         >>> from genmeasures.plugin import trace
@@ -101,7 +101,7 @@ def accuracy_curve(
                         if count or whole is None:
                             silenced = order[:count].to(inputs.device)
                             tap.run(inputs)
-                            hits = float((_predicted(kept.pop(), len(inputs)) == classes).sum())
+                            hits = float((_predicted(kept.pop(), classes) == classes).sum())
                         else:
                             hits = whole  # no kernel is silenced, in any order
                         whole = hits if whole is None else whole
@@ -129,10 +129,21 @@ def largest_gap(ascending: ArrayLike, descending: ArrayLike) -> float:
     return float(np.max(np.asarray(descending, dtype=np.float64) - np.asarray(ascending, dtype=np.float64)))
 
 
-def _predicted(output: object, batch: int) -> Tensor:
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != batch:
+def _predicted(output: object, classes: Tensor) -> Tensor:
+    """Classes that the largest outputs predict, int64 (B,)."""
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(classes):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise DataError(f"cumulative ablation needs a classifier with outputs (batch, classes), got {shape}")
+    outputs = output.shape[1]
+    if outputs < 2:
+        raise Undefined(
+            f"cumulative ablation needs one output per class, of at least two, got outputs of shape ({outputs},)"
+        )
+    if bool((classes >= outputs).any()):
+        raise Undefined(
+            f"cumulative ablation needs one output per class, got outputs of shape ({outputs},) and labels above "
+            f"{outputs - 1}"
+        )
     if not bool(torch.isfinite(output).all()):
         raise Undefined("NaN or infinite outputs")
     return output.argmax(1)

@@ -351,8 +351,8 @@ class CumulativeAblation(ModelMeasure):
     descending order exceeds that in ascending order: positive where kernels of low score matter more.
     ``ablation_ascending``, ``ablation_descending`` and ``ablation_random`` hold, at kernel k − 1, the accuracy with k
     kernels silenced; ``ablation_none`` is the accuracy of the whole model. Kernels without a score count as highest.
-    Linear layers have no value. The targets must be one class per input. A layer of I kernels takes about 3·I forward
-    passes of the split.
+    Linear layers have no value. The targets must be one class per input, and the outputs one per class, of at least
+    two. A layer of I kernels takes about 3·I forward passes of the split.
 
     Source: "Exploring the generalizability of CNNs via activated representational substitution", section 3.2.
 

@@ -68,17 +68,17 @@ def _auxiliary(name: str, long_name: str, dims: tuple[str, ...] = ()) -> Variabl
 class JacobianNorm(ModelMeasure):
     """Mean Frobenius norm of the input-output Jacobian, E_x ‖J(x)‖_F with J(x) = ∂ softmax(f(x))/∂x.
 
-    The model has the following values: the norm; its standard error from the projections, 0 where the norm is exact (it
-    does not include the spread over inputs); the mean norm ‖J_y‖₂ of the row of the true class; M, the mean over inputs
-    of Σ_j ‖g_j − ḡ‖²/(n − 1) for the gradients g_j of the n logits and their mean ḡ; the means over inputs of the
-    cross-entropy bounds and approximation; and the fractions of inputs whose ‖J_y‖₂ is below the lower or above the
-    upper bound, by more than rounding. The lower bound is one of ‖J_y‖₂ and ‖J‖_F, the upper bound one of ‖J_y‖₂ alone,
-    and the approximation one of ‖J‖_F; they assume that the centered gradients of the logits have the shape of a
-    regular simplex, which those of two logits always have, and are alike at all inputs. Each input has its norm, and
-    its index in the split, in the order of ``ModelData.sample``, which is the same for all models; with true classes it
-    has ‖J_y‖₂, its cross-entropy, 1 or 0 for a correct or wrong prediction, its bounds and its approximation. What
-    needs true classes is undefined without them, for dense outputs and for logits; inputs without a label are left out
-    of it.
+    The model has the following values: the norm; ``jacobian_norm_error``, the standard error of its estimate over
+    random projections and not over inputs, 0 where the norm is exact; the mean norm ‖J_y‖₂ of the row of the true
+    class; M, the mean over inputs of Σ_j ‖g_j − ḡ‖²/(n − 1) for the gradients g_j of the n logits and their mean ḡ; the
+    means over inputs of the cross-entropy bounds and approximation; and the fractions of inputs whose ‖J_y‖₂ is below
+    the lower or above the upper bound, by more than rounding. The lower bound is one of ‖J_y‖₂ and ‖J‖_F, the upper
+    bound one of ‖J_y‖₂ alone, and the approximation one of ‖J‖_F; they assume that the centered gradients of the logits
+    have the shape of a regular simplex, which those of two logits always have, and are alike at all inputs. Each input
+    has its norm, and its index in the split, in the order of ``ModelData.sample``, which is the same for all models;
+    with true classes it has ‖J_y‖₂, its cross-entropy, 1 or 0 for a correct or wrong prediction, its bounds and its
+    approximation. What needs true classes is undefined without them, for dense outputs and for logits; inputs without a
+    label are left out of it.
 
     Source: Novak et al. 2018, "Sensitivity and Generalization in Neural Networks".
 
@@ -119,7 +119,9 @@ class JacobianNorm(ModelMeasure):
             bounds=(0.0, math.inf),
             dims=(),
         ),
-        _auxiliary("jacobian_norm_error", "standard error of the mean Jacobian norm from the projections"),
+        _auxiliary(
+            "jacobian_norm_error", "standard error of the mean Jacobian norm over random projections, not inputs"
+        ),
         _auxiliary("jacobian_norm_target", "mean norm of the Jacobian's row of the true class"),
         _auxiliary("jacobian_norm_lower", "mean cross-entropy lower bound on the Jacobian norm"),
         _auxiliary("jacobian_norm_upper", "mean cross-entropy upper bound on the norm of the true class's row"),

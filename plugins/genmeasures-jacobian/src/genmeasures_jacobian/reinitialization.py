@@ -159,7 +159,8 @@ class Reinitialization(ModelMeasure):
     are "ambient", the others "critical". Without a file of initial weights, those of a layer are drawn with its method
     ``reset_parameters``: they are the default of PyTorch, and not those that the training began with, which the status
     says. A layer without such a method, or with a weight that is computed from other parameters, has no value then.
-    Layers that are calls of one module change together. Stored results are reused for the same path: give another file
+    Layers that are calls of one module change together. The model needs one output per class, of at least two: a single
+    logit of a binary classifier has no value. Stored results are reused for the same path: give another file
     another name.
 
     Source: Zhang, Bengio and Singer 2019, "Are All Layers Created Equal?".
@@ -266,11 +267,20 @@ def _accuracy(model: nn.Module, data: ModelData, split: Split) -> float:
             raise Undefined("the accuracy needs targets that are class numbers")
         with torch.no_grad():
             output = model(inputs)
-        if not isinstance(output, Tensor) or output.shape != (len(inputs), *output.shape[1:2], *targets.shape[2:]):
-            raise Undefined("the accuracy needs one output per class, and as many positions as the targets have")
+        outputs = output.shape[1] if isinstance(output, Tensor) and output.dim() > 1 else 0
+        if outputs < 2 or output.shape != (len(inputs), outputs, *targets.shape[2:]):
+            got = f"outputs of shape {tuple(output.shape[1:])}" if isinstance(output, Tensor) else type(output).__name__
+            raise Undefined(
+                "the accuracy needs one output per class, of at least two, and as many positions as the targets have, "
+                f"got {got}"
+            )
         if not bool(torch.isfinite(output).all()):
             raise Undefined("NaN or infinite outputs")
         labels = targets[:, 0]
+        if bool((labels >= outputs).any()):  # the text depends on no batch
+            raise Undefined(
+                f"the accuracy needs one output per class, got {outputs} outputs and labels above {outputs - 1}"
+            )
         correct += int(((output.argmax(1) == labels) & (labels >= 0)).sum())
         total += int((labels >= 0).sum())
     if not total:

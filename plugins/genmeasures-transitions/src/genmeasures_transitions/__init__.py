@@ -5,7 +5,7 @@ from __future__ import annotations
 from genmeasures.plugin import Register, hookimpl
 from genmeasures_transitions.codes import Activation, Survey, find_activations, survey
 from genmeasures_transitions.counting import batch_size, count_transitions, path_turning
-from genmeasures_transitions.curvature import Jacobians, Profile, path_profile
+from genmeasures_transitions.curvature import Jacobians, Profile, changed_codes, path_profile
 from genmeasures_transitions.measure import TransitionCount
 from genmeasures_transitions.region_measure import RegionCount
 from genmeasures_transitions.regions import LineRegions, line_regions
@@ -25,6 +25,7 @@ __all__ = [
     "Trajectory",
     "TransitionCount",
     "batch_size",
+    "changed_codes",
     "count_transitions",
     "ellipse_through",
     "find_activations",

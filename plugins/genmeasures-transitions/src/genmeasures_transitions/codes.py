@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from genmeasures.plugin import Layer, ModelError, Undefined, eager
@@ -132,10 +133,14 @@ _KINKS: frozenset[Function] = frozenset(
         torch.cummax, Tensor.cummax, torch.cummin, Tensor.cummin,
         torch.sort, Tensor.sort, torch.argsort, Tensor.argsort, torch.topk, Tensor.topk,
         torch.kthvalue, Tensor.kthvalue, torch.median, Tensor.median, torch.quantile, Tensor.quantile,
+        torch.nanmedian, Tensor.nanmedian, torch.nanquantile, Tensor.nanquantile, torch.msort, Tensor.msort,
+        torch.mode, Tensor.mode, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d, torch.renorm, Tensor.renorm, Tensor.renorm_,
+        torch.signbit, Tensor.signbit, torch.copysign, Tensor.copysign, Tensor.copysign_,
         torch.sign, Tensor.sign, Tensor.sign_, torch.sgn, Tensor.sgn, torch.heaviside, Tensor.heaviside,
         torch.round, Tensor.round, Tensor.round_, torch.floor, Tensor.floor, Tensor.floor_,
         torch.ceil, Tensor.ceil, Tensor.ceil_, torch.trunc, Tensor.trunc, Tensor.trunc_, torch.fix, Tensor.fix,
         torch.frac, Tensor.frac, torch.remainder, Tensor.remainder, torch.fmod, Tensor.fmod,
+        torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__,
         torch.gt, Tensor.gt, Tensor.__gt__, torch.ge, Tensor.ge, Tensor.__ge__,
         torch.lt, Tensor.lt, Tensor.__lt__, torch.le, Tensor.le, Tensor.__le__,
         torch.where, Tensor.where, torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_,
@@ -144,10 +149,20 @@ _KINKS: frozenset[Function] = frozenset(
 )  # fmt: skip
 """Other functions with kinks or steps, which a count leaves out and its status names."""
 
+_NORMS: Mapping[Function, tuple[int, str]] = {
+    **dict.fromkeys((torch.norm, Tensor.norm, F.normalize), (1, "p")),
+    **dict.fromkeys((torch.linalg.norm, torch.linalg.vector_norm, torch.linalg.matrix_norm), (1, "ord")),
+    **dict.fromkeys((torch.dist, Tensor.dist, torch.cdist, F.pairwise_distance), (2, "p")),
+}
+"""Position and name of the order of a norm. Norms have kinks, such as those of a 1-norm, unless their order is 2."""
+
 _DECIDED_BY_SECOND: frozenset[Function] = frozenset(
-    {Tensor.where, torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_}
-)
-"""Functions whose second argument, a condition, decides where their kinks are."""
+    {
+        Tensor.where, torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_,
+        torch.copysign, Tensor.copysign, Tensor.copysign_,
+    }
+)  # fmt: skip
+"""Functions whose second argument, such as a condition, decides where their kinks are."""
 
 _KEPT: frozenset[Function] = frozenset(
     {
@@ -197,6 +212,24 @@ def run(model: nn.Module, inputs: Tensor) -> Any:
         return model(inputs)
 
 
+def _plain(func: Function) -> Function:
+    """The usual function of an operator such as ``torch.ops.aten.relu``."""
+    if not isinstance(func, OpOverload | OpOverloadPacket):
+        return func
+    packet = func.overloadpacket if isinstance(func, OpOverload) else func
+    places = (place for place in (torch, F, Tensor) if hasattr(place, packet.__name__))
+    plain: Function = getattr(next(places, None), packet.__name__, func)
+    return plain
+
+
+def _has_kinks(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function call that has no code has kinks or steps."""
+    if func in _NORMS:
+        place, name = _NORMS[func]
+        return (args[place] if len(args) > place else kwargs.get(name)) not in (None, 2, "fro")
+    return func in _KINKS or func in _CODED
+
+
 def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The input of a function call, if it is a tensor."""
     value = args[0] if args else kwargs.get("input")
@@ -215,8 +248,11 @@ def _pre_activation(func: Function, args: Sequence[Any], kwargs: Mapping[str, An
 def _decisive(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The tensor that decides where the kinks of a function call without a code are."""
     if func in _DECIDED_BY_SECOND:
-        value = args[1] if len(args) > 1 else kwargs.get("mask", kwargs.get("condition"))
+        named = [kwargs[name] for name in ("mask", "condition", "other") if name in kwargs]
+        value = [*args[1:2], *named, None][0]
         return value if isinstance(value, Tensor) else None
+    if func in _NORMS and _NORMS[func][0] == 2:  # a distance, which either argument decides
+        return None
     if func is torch.where:
         value = args[0] if args else kwargs.get("condition")
         return value if isinstance(value, Tensor) else None
@@ -271,12 +307,13 @@ class Coder(TorchFunctionMode):
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _CODED and _CODED[func](*args, **(kwargs or {})) is not None:
+        plain = _plain(func)
+        if plain in _CODED and _CODED[plain](*args, **(kwargs or {})) is not None:
             index, self._index = self._index, self._index + 1
             if index >= len(self._activations):
                 self._fits = False
             elif self._activations[index].thresholds:
-                pre = _pre_activation(func, args, kwargs or {})
+                pre = _pre_activation(plain, args, kwargs or {})
                 if pre is not None and pre.shape == (self._rows, *self._activations[index].shape):
                     self._receive(index, pre)  # before the call, which may overwrite it
                 else:
@@ -301,25 +338,25 @@ class _Finder(TorchFunctionMode):
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        named = kwargs or {}
+        named, plain = kwargs or {}, _plain(func)
         value = _first(args, named)
         layer = self._follows.get(id(value))
-        if layer is None and func in _OF_TWO:
+        if layer is None and plain in _OF_TWO:
             layer = self._follows.get(id(args[1] if len(args) > 1 else named.get("other")))
-        thresholds = _CODED[func](*args, **named) if func in _CODED else None
-        name = getattr(func, "__name__", str(func)).strip("_")
+        thresholds = _CODED[plain](*args, **named) if plain in _CODED else None
+        name = getattr(plain, "__name__", str(plain)).strip("_").removeprefix("linalg_")
         if thresholds is not None:
-            pre = _pre_activation(func, args, named)
+            pre = _pre_activation(plain, args, named)
             self.values.append(None if pre is None else pre.clone())
             self.found.append(Activation(name, thresholds, () if pre is None else tuple(pre.shape[1:]), layer))
-        elif func in _SMOOTH:
+        elif plain in _SMOOTH:
             self.smooth.append(name)
-        elif func in _KINKS or func in _CODED:
-            decisive = _decisive(func, args, named)
+        elif _has_kinks(plain, args, named):
+            decisive = _decisive(plain, args, named)
             self.kinks.append((name, None if decisive is None else decisive.clone()))
         result = func(*args, **named)
         if isinstance(result, Tensor):
-            if func in _KEPT and layer is not None:
+            if plain in _KEPT and layer is not None:
                 self._follow(result, layer)
             else:
                 self._follows.pop(id(result), None)  # overwritten in place: no longer the output of the layer

@@ -22,7 +22,9 @@ PROJECTIONS = 32
 _CELLS = 2**23
 """Approximate number of elements of the Jacobians of a batch."""
 _RUNS = 16
-"""Number of sequences of points with one code whose Jacobians are compared."""
+"""Number of sequences of points with one code within which Jacobians are compared."""
+_COMPARED = 80
+"""Approximate number of points at which they are."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,19 @@ class Jacobians:
                 rows[:, index] = row.detach().flatten(1)
         return rows, output.detach()
 
+    def mixture(self, inputs: Tensor) -> Tensor:
+        """uᵀJ (B, d) for one random vector u, on which two different Jacobians agree with probability 0."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = inputs.detach().clone().requires_grad_()
+            output = _output(self._model, leaf.clone())
+        if not output.requires_grad:
+            return torch.zeros_like(leaf).flatten(1)
+        # Any vector will do: another seed gives another one, and the same answer.
+        drawn = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        cotangent = drawn.to(output.device, output.dtype).expand_as(output)
+        (row,) = torch.autograd.grad(output, leaf, cotangent, allow_unused=True)
+        return (torch.zeros_like(leaf) if row is None else row).detach().flatten(1)
+
     def norms(self, rows: Tensor) -> Tensor:
         """‖·‖_F, float64 (B,), of matrices (B, m, d), or its estimate √(mean ‖vᵀ·‖²) from projections."""
         norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=torch.float64)
@@ -143,7 +158,7 @@ def path_profile(
     trajectory: Trajectory,
     points: int,
     jacobians: Jacobians,
-    activations: Sequence[Activation] | None = None,
+    changed: NDArray[np.bool_] | None = None,
 ) -> Profile:
     """Compute Jacobian norms and changes of the Jacobian at equidistant points of a trajectory.
 
@@ -152,8 +167,8 @@ def path_profile(
         trajectory: Closed trajectory in input space.
         points: Number k of equidistant points on the trajectory.
         jacobians: Jacobians of the model.
-        activations: Activations of a piecewise linear model, whose Jacobian is computed only at points where a code
-            has changed; None computes it at every point.
+        changed: For a piecewise linear model, whether the code of any unit differs at the next point, bool (k,), from
+            :func:`changed_codes`: the Jacobian is computed only where one has changed. None computes it at every point.
 
     Raises:
         Undefined: If the output is not one tensor.
@@ -166,8 +181,8 @@ def path_profile(
         0.0
     """
     new = np.ones(points, dtype=bool)
-    if activations is not None:
-        new[1:] = changed_codes(model, activations, trajectory, points, jacobians.batch)[:-1]
+    if changed is not None:
+        new[1:] = changed[:-1]
     logits, softmax, changes = np.zeros(points), np.zeros(points), np.zeros(points)
     known = jacobians.classes > 1
     first: Tensor | None = None
@@ -245,39 +260,50 @@ def changed_codes(
 
 
 def is_piecewise_linear(
-    model: nn.Module,
     activations: Sequence[Activation],
-    trajectory: Trajectory,
-    points: int,
+    trajectories: Sequence[Trajectory],
+    changed: Sequence[NDArray[np.bool_]],
     jacobians: Jacobians,
 ) -> bool:
-    """Whether the Jacobian is equal at both ends of the longest sequences of points with one code.
+    """Whether the Jacobian is the same within the longest sequences of points with one code.
 
     It is not if the model contains a function that is neither linear nor an activation, such as a product or a softmax.
+    Of a model without codes, all points are compared: each trajectory is one sequence.
 
     Args:
-        model: Model in evaluation mode.
         activations: Activations of the model.
-        trajectory: Closed trajectory in input space.
-        points: Number of equidistant points on the trajectory.
+        trajectories: Closed trajectories in input space.
+        changed: For each of them, whether the code of any unit differs at the next point, bool (k,).
         jacobians: Jacobians of the model.
+
+    Raises:
+        Undefined: If the output is not one tensor.
 
     Example:
         >>> from genmeasures_transitions import Ellipse, find_activations
         >>> circle = Ellipse(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Softmax(1))
         >>> found = find_activations(net, torch.zeros(2, 2))
-        >>> is_piecewise_linear(net, found, circle, 50, Jacobians(net, torch.zeros(1, 2), torch.Generator()))
+        >>> changed = changed_codes(net, found, circle, 50, batch=50)
+        >>> is_piecewise_linear(found, [circle], [changed], Jacobians(net, torch.zeros(1, 2), torch.Generator()))
         False
     """
-    changed = changed_codes(model, activations, trajectory, points, jacobians.batch)
-    runs = sorted(_runs(changed), key=lambda ends: ends[0] - ends[1])[:_RUNS]
-    for start, stop in runs:
-        if stop > start:
-            ends = torch.cat([trajectory.points(start, start + 1, points), trajectory.points(stop, stop + 1, points)])
-            rows, _ = jacobians(ends)
-            tolerance = 1e-9 if rows.dtype == torch.float64 else 1e-4
-            if float(jacobians.norms(rows[:1] - rows[1:])) > tolerance * float(jacobians.norms(rows).max()):
+    every = [(path, start, stop) for path, own in enumerate(changed) for start, stop in _runs(own) if stop > start]
+    runs = sorted(every, key=lambda run: run[1] - run[2])
+    most = max(map(len, changed), default=0)
+    if any(activation.thresholds for activation in activations):
+        runs = runs[:_RUNS]
+        most = max(2, _COMPARED // max(len(runs), 1))
+    size = max(jacobians.batch - 1, 1)
+    for path, start, stop in runs:
+        places = np.linspace(start, stop, min(most, stop - start + 1)).round().astype(int)
+        for begin in range(1, len(places), size):
+            some = [places[0], *places[begin : begin + size]]
+            inputs = [trajectories[path].points(place, place + 1, len(changed[path])) for place in some]
+            rows = jacobians.mixture(torch.cat(inputs)).double()
+            norms, differences = (torch.linalg.vector_norm(each, dim=1) for each in (rows, rows - rows[:1]))
+            tolerance = 1e-9 if inputs[0].dtype == torch.float64 else 1e-4
+            if bool((differences > tolerance * norms.max()).any()):
                 return False
     return True
 

@@ -62,7 +62,9 @@ def draw_images(data: ModelData, count: int) -> list[Tensor]:
     return inputs_at(data, "test", _ordered(data, "test")[drawn].tolist())
 
 
-def draw_triples(data: ModelData, count: int, classes: str) -> list[tuple[Tensor, Tensor, Tensor]]:
+def draw_triples(
+    data: ModelData, count: int, classes: str, through: str = "an ellipse needs"
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Draw triples of different training inputs.
 
     The first input is drawn uniformly from all that belong to such a triple, and each of the others from the inputs
@@ -72,6 +74,7 @@ def draw_triples(data: ModelData, count: int, classes: str) -> list[tuple[Tensor
         data: Data of the run.
         count: Number of triples.
         classes: "same", "different" or "any", the classes of the inputs of a triple.
+        through: What needs three inputs, as the beginning of the error message.
 
     Returns:
         Triples of inputs (…).
@@ -93,7 +96,7 @@ def draw_triples(data: ModelData, count: int, classes: str) -> list[tuple[Tensor
         if classes != "any":
             labels.append(_labels(targets))
     if total < 3:
-        raise Undefined(f"an ellipse needs three training inputs, got {total}")
+        raise Undefined(f"{through} three training inputs, got {total}")
     order = _ordered(data, "train")
     label = torch.cat(labels)[order] if labels else torch.zeros(total, dtype=torch.long, device="cpu")
     order, label = order[label >= 0], label[label >= 0]
@@ -181,5 +184,5 @@ def _batches(data: ModelData, split: Split) -> Iterator[tuple[Tensor, Tensor | N
     """Batches of a split; Undefined if the inputs are integers."""
     for inputs, targets in data.batches(split):
         if not inputs.is_floating_point():
-            raise Undefined(f"trajectories need floating-point inputs, got {inputs.dtype}")
+            raise Undefined(f"trajectories and segments need floating-point inputs, got {inputs.dtype}")
         yield inputs, targets

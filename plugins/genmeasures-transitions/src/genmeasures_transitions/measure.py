@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genmeasures.plugin import (
@@ -25,7 +26,14 @@ from genmeasures.plugin import (
 )
 from genmeasures_transitions.codes import Survey, survey
 from genmeasures_transitions.counting import batch_size, count_transitions, path_turning
-from genmeasures_transitions.curvature import PROJECTIONS, Jacobians, Profile, is_piecewise_linear, path_profile
+from genmeasures_transitions.curvature import (
+    PROJECTIONS,
+    Jacobians,
+    Profile,
+    changed_codes,
+    is_piecewise_linear,
+    path_profile,
+)
 from genmeasures_transitions.drawing import draw_images, draw_random, draw_triples
 from genmeasures_transitions.trajectories import Trajectory, ellipse_through, translations
 
@@ -74,14 +82,15 @@ class TransitionCount(ModelMeasure):
     unit. A model with an activation without a code, such as a sigmoid, has no count, and neither have layers that are
     not directly followed by an activation. Activations that do not directly follow a layer, such as those after a sum,
     count in the total alone. Other functions with kinks, such as max pooling, are not counted, and the status names
-    them. From 2¹⁸ points on, points and model are in float64.
+    them; it also says if the curvature shows that something else, such as a softmax, bends the function. From 2¹⁸
+    points on, points and model are in float64.
 
     The curvature is ½ Σ_i ‖J(z_i) − J(z_{(i+1) mod k})‖_F for the Jacobian matrix J of the output with respect to the
     input, 0 for a linear model. Where activations have codes, and nothing else bends the function, J is computed only
-    where a code changes; whether nothing else does is tested at the ends of the longest sequences of points with one
-    code. For other models, such as those with smooth activations, it is computed at every point. For more than 128
-    outputs, norms are estimated by 32 random projections. The turning is the same sum for the derivative along the
-    path, which includes the turning of the path.
+    where a code changes; whether nothing else does is tested within the longest sequences of points with one code. For
+    other models, such as those with smooth activations, it is computed at every point. For more than 128 outputs, norms
+    are estimated by 32 random projections. The turning is the same sum for the derivative along the path, which
+    includes the turning of the path.
 
     Along each trajectory, with positions as arc lengths, the result has the norms of the Jacobian of the softmax and of
     the output, the number of transitions per unit of arc length between a point and the next, and the positions of the
@@ -209,10 +218,9 @@ class TransitionCount(ModelMeasure):
                 model, paths = twin, [self._path([one.double() for one in inputs]) for inputs in drawn]
                 example = paths[0].points(0, _EXAMPLES, _EXAMPLES)
         found = survey(model, example, layers)
-        return {
-            **self._counts(model, found, paths, example, len(layers), note),
-            **self._profiles(model, found, paths, example, data),
-        }
+        profiles, bent = self._profiles(model, found, paths, example, data)
+        notes = (found.note, "something else bends the function, which is not counted" if bent else "", note)
+        return {**self._counts(model, found, paths, example, len(layers), "; ".join(filter(None, notes))), **profiles}
 
     def _counts(
         self, model: nn.Module, found: Survey, paths: Sequence[Trajectory], example: Tensor, layers: int, note: str
@@ -244,7 +252,7 @@ class TransitionCount(ModelMeasure):
         elif places:
             density = Undefined(f"points must be at least curvature_points, got {self.points} and {places}")
         return {
-            "transition_count": Value(float(means.sum()), "; ".join(filter(None, (found.note, note)))),
+            "transition_count": Value(float(means.sum()), note),
             "transition_count_layer": by_layer,
             "transition_count_trajectory": counts.sum((1, 2)),
             "transition_density": density,
@@ -252,42 +260,47 @@ class TransitionCount(ModelMeasure):
 
     def _profiles(
         self, model: nn.Module, found: Survey, paths: Sequence[Trajectory], example: Tensor, data: ModelData
-    ) -> dict[str, Any]:
-        """Curvature, turning and what varies along the trajectories."""
+    ) -> tuple[dict[str, Any], bool]:
+        """Curvature, turning and what varies along the trajectories, and whether something without a name bends."""
         places = self.curvature_points
         names = ("path_curvature", "jacobian_profile", "jacobian_profile_logits")
         if not places:
             missing = ("path_turning", "trajectory_position", "trajectory_anchor", *names)
-            return dict.fromkeys(missing, Undefined("not computed: curvature_points is 0"))
+            return dict.fromkeys(missing, Undefined("not computed: curvature_points is 0")), False
         values: dict[str, Any] = {
             "path_turning": self._turning(model, paths, batch_size(found.activations, example)),
             "trajectory_position": np.stack([np.arange(places) * (path.length / places) for path in paths]),
             "trajectory_anchor": np.stack([path.anchors() for path in paths]),
         }
         try:
-            profiles = self._computed(model, found, paths, example, data)
+            profiles, bent = self._computed(model, found, paths, example, data)
         except Undefined as reason:  # the counts are valid nevertheless
-            return {**values, **dict.fromkeys(names, reason)}
+            return {**values, **dict.fromkeys(names, reason)}, False
         softmax = [profile.softmax for profile in profiles]
         known = [norms for norms in softmax if isinstance(norms, np.ndarray)]
         note = f"estimated by {PROJECTIONS} random projections" if profiles[0].estimated else ""
-        return {
+        made = {
             **values,
             "path_curvature": Value(sum(profile.curvature for profile in profiles) / len(profiles), note),
             "jacobian_profile": np.stack(known) if known else softmax[0],
             "jacobian_profile_logits": np.stack([profile.logits for profile in profiles]),
         }
+        return made, bent
 
     def _computed(
         self, model: nn.Module, found: Survey, paths: Sequence[Trajectory], example: Tensor, data: ModelData
-    ) -> list[Profile]:
+    ) -> tuple[list[Profile], bool]:
+        """Profiles along the trajectories, and whether something without a name bends the function."""
         places = self.curvature_points
         jacobians = Jacobians(model, example[:2], data.generator)
-        activations = None
+        changed: list[NDArray[np.bool_] | None] = [None] * len(paths)
+        bent = False
         if not found.smooth and not found.kinks:
-            piecewise = is_piecewise_linear(model, found.activations, paths[0], places, jacobians)
-            activations = found.activations if piecewise else None
-        return [path_profile(model, path, places, jacobians, activations) for path in paths]
+            steps = [changed_codes(model, found.activations, path, places, jacobians.batch) for path in paths]
+            bent = not is_piecewise_linear(found.activations, paths, steps, jacobians)
+            changed = changed if bent else list(steps)
+        profiles = [path_profile(model, path, places, jacobians, own) for path, own in zip(paths, changed, strict=True)]
+        return profiles, bent
 
     def _turning(self, model: nn.Module, paths: Sequence[Trajectory], batch: int) -> float | Undefined:
         try:

@@ -25,6 +25,8 @@ _SAMPLED = 2**12
 """Number of points at which regions of a segment are counted if its breakpoints cannot be found."""
 _BENT = 0.9
 """A function whose Jacobian differs at more than this fraction of neighboring points is not piecewise linear."""
+_NOT_LINEAR = "the function is not piecewise linear, or has no forward derivative"
+_BENT_WITHIN = "something besides the activations bends the function, or it has no forward derivative"
 _EXAMPLES = 8
 _ON_A_LINE = ("region_count_line", "linear_region_count_line", "region_count_each")
 _IN_A_PLANE = ("region_count_plane", "linear_region_count_plane")
@@ -42,8 +44,9 @@ class RegionCount(ModelMeasure):
     Jacobians, the function is linear. On a segment all breakpoints are found, so that the number is exact but for
     regions shorter than 10⁻⁹ of the segment. Where something besides the activations bends the function, such as a
     softmax or max pooling, regions are counted at 4096 points, which the status says; linear regions are then those of
-    the whole function, pooling included. In the plane they are counted on a
-    square grid, and smaller ones can be missed. The plane contains the three inputs with a margin of a quarter.
+    the whole function, pooling included. In the plane they are counted on a square grid, and smaller ones can be
+    missed; linear regions are undefined there if the Jacobian differs between points of one activation region. The
+    plane contains the three inputs with a margin of a quarter.
 
     Beside them are N and N²/2, the numbers of Hanin and Rolnick, #neurons^d/d!, for d = 1 and 2. N is the number of
     pairs of a unit and a threshold, which is the number of units for ReLU.
@@ -107,7 +110,7 @@ class RegionCount(ModelMeasure):
         Raises:
             Undefined: If there are fewer than three training inputs, or an activation has no code.
         """
-        triples = draw_triples(data, self.lines, "any")
+        triples = draw_triples(data, self.lines, "any", "segments and their plane need")
         example = torch.stack(triples[0])
         twin = double_copy(model, example)
         if twin is not None:
@@ -150,7 +153,7 @@ class RegionCount(ModelMeasure):
         notes = [found.note, f"counted at {_SAMPLED} points" if sampled else ""]
         each = np.array(counts, dtype=np.float64)
         known = [count for count in linear if count is not None]
-        merged: Value | Undefined = Undefined("the function is not piecewise linear, or has no forward derivative")
+        merged: Value | Undefined = Undefined(_NOT_LINEAR)
         if len(known) == len(triples):
             merged = Value(float(np.mean(known)), notes[1])
         return {
@@ -168,11 +171,15 @@ class RegionCount(ModelMeasure):
             return dict.fromkeys((*_IN_A_PLANE, *_GRID), reason)
         notes = [found.note, f"counted at {self.resolution} × {self.resolution} points"]
         note = "; ".join(filter(None, notes))
+        linear: Any = Value(float(plane.linear.max() + 1), note)
+        grid: Any = plane.linear.astype(np.float64)
+        if not plane.exact:
+            linear = grid = Undefined(_BENT_WITHIN)
         return {
             "region_count_plane": Value(float(plane.regions.max() + 1), note),
-            "linear_region_count_plane": Value(float(plane.linear.max() + 1), note),
+            "linear_region_count_plane": linear,
             "region_grid": plane.regions.astype(np.float64),
-            "linear_region_grid": plane.linear.astype(np.float64),
+            "linear_region_grid": grid,
             "region_grid_x": plane.x,
             "region_grid_y": plane.y,
             "region_grid_corner": plane.corners,

@@ -19,6 +19,9 @@ from genmeasures_transitions.regions import directional, random_direction
 _SAME = 1e-5
 """Relative difference up to which Jacobians of neighboring regions are equal; those of float32 differ by rounding."""
 
+_COMPARED = 256
+"""Number of regions of which several points are compared."""
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -42,6 +45,10 @@ class Slice:
     linear: NDArray[np.int64]
     """(ny, nx): number of the linear region, which neighbors with equal Jacobians share; that of ``regions`` where the
     model has no forward derivative."""
+    exact: bool
+    """Whether the Jacobian is the same at up to five points of a region, which is tested for the 256 largest regions.
+    Otherwise something besides the activations bends the function, or the model has no forward derivative, and
+    ``linear`` says nothing."""
 
     def boundaries(self, activation: int | None = None) -> NDArray[np.bool_]:
         """Return whether a boundary lies between a grid point and the next one in x or in y.
@@ -134,10 +141,18 @@ def slice_through(
     by_activation = np.stack([_numbers(own) if own else np.zeros(total, dtype=np.int64) for own in digests])
     regions = _numbers([row.tobytes() for row in np.ascontiguousarray(by_activation.T)])
     grid = regions.reshape(resolution, resolution)
+    earliest, sizes = np.unique(regions, return_index=True, return_counts=True)[1:]
+    largest = np.argsort(-sizes, kind="stable")[:_COMPARED]
+    members, begins = np.argsort(regions, kind="stable"), np.cumsum(sizes) - sizes
     try:
-        linear = _merged(grid, _slopes(model, points, regions, batch))
+        slopes = _slopes(model, points, earliest, batch)
+        linear, exact = _merged(grid, slopes), True
+        for part in (0.25, 0.5, 0.75, 1.0):
+            inner = members[begins[largest] + (part * (sizes[largest] - 1)).astype(int)]
+            differences = np.abs(_slopes(model, points, inner, batch) - slopes[largest])
+            exact = exact and bool((differences <= _SAME * np.abs(slopes).max(initial=0.0)).all())
     except NotImplementedError:
-        linear = grid
+        linear, exact = grid, False
     return Slice(
         x,
         y,
@@ -146,19 +161,19 @@ def slice_through(
         tuple(activation.name for activation in activations),
         by_activation.reshape(-1, resolution, resolution),
         linear,
+        exact,
     )
 
 
 def _slopes(
-    model: nn.Module, points: Callable[[int, int], Tensor], regions: NDArray[np.int64], batch: int
+    model: nn.Module, points: Callable[[int, int], Tensor], places: NDArray[np.int64], batch: int
 ) -> NDArray[np.float64]:
-    """Jv at a point of each region for one random direction v, (regions, outputs)."""
-    first = np.unique(regions, return_index=True)[1]
+    """Jv at each of the places on the grid for one random direction v, (places, outputs)."""
     # The comparison of Jacobians needs any direction: another seed gives another one, and the same answer.
     direction = random_direction(points(0, 1)[0], torch.Generator().manual_seed(0))
     slopes = []
-    for start in range(0, len(first), batch):
-        inputs = torch.cat([points(place, place + 1) for place in first[start : start + batch].tolist()])
+    for start in range(0, len(places), batch):
+        inputs = torch.cat([points(place, place + 1) for place in places[start : start + batch].tolist()])
         slopes.append(directional(model, inputs, direction.expand_as(inputs))[1].double().cpu().numpy())
     return np.concatenate(slopes)
 
