@@ -1,7 +1,7 @@
 """Networks with and without fully connected layers, in the format of PGDL: ``python benchmarks/studies/unet/pgdl.py``.
 
 The paper's Figures 5 to 7. Two grids of networks are trained on CIFAR-10, whose Python files ``--cifar10`` names:
-convolutions followed by fully connected layers (``vgg``, 11 layers), and convolutions alone (``nin``, 13 layers).
+convolutions followed by fully connected layers (``vgg``, 8 layers), and convolutions alone (``nin``, 13 layers).
 Writes ``pgdl_<family>_<extractor>.nc``, which ``report.py`` reads, and the whole tensors of the best and of the worst
 network with fully connected layers, ``pgdl_best.png`` and ``pgdl_worst.png``. Networks are trained once, and an
 interrupted run resumes.
@@ -21,9 +21,9 @@ from genmeasures.extractors import ReceptiveField
 from genmeasures.results import save
 
 HERE = Path(__file__).parent
-FAMILIES = {"vgg": {"width": [8, 16]}, "nin": {"width": [12, 24]}}
+FAMILIES = {"vgg": {"width": [8, 16], "depth": [2]}, "nin": {"width": [12, 24], "depth": [3]}}
 """Levels of the hyperparameters that are not shared, by family."""
-SHARED = {"depth": [3], "dropout": [0.0, 0.3], "weight_decay": [0.0, 0.1], "batch_size": [8, 32]}
+SHARED = {"dropout": [0.0, 0.3], "weight_decay": [0.0, 0.1], "batch_size": [8, 32]}
 EXTRACTORS = {"whole_tensor": "whole_tensor", "receptive_field": ReceptiveField(cap=20_000)}
 
 
