@@ -15,7 +15,7 @@ import pytest
 import scipy.stats
 import torch
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 
@@ -47,6 +47,7 @@ def correlated(seed: int, n: int) -> tuple[Any, Any, Any]:
 # Variance
 
 
+@settings(deadline=None)  # the first example is slow on a busy machine
 @given(st.integers(0, 10**6))
 def test_variance_explained_is_that_of_linear_regressions(seed: int) -> None:
     x, y, z = correlated(seed, 20)
@@ -126,6 +127,7 @@ def made_up(seed: int, objectives: tuple[str, ...] = ("mse", "dice", "bce"), epo
         "layer_name": (by_layer, np.tile(texts, (models, 1))),
         "weight_norm": (by_layer, rng.uniform(1, 9, (models, layers))),
         "positions": (by_layer, np.tile([64.0, 16.0, 1.0, 16.0, 64.0], (models, 1))),
+        "vectors_test": (by_layer, np.full((models, layers), 198.0)),
         "model_status": ("model", np.full(models, "ok", dtype=object)),
         "objective": ("model", np.repeat(np.array(objectives, dtype=object), epochs)),
         "epoch": ("model", epoch),
@@ -160,25 +162,62 @@ def cells(text: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.group().splitlines()[2:]]
 
 
-def test_table_1_has_the_correlations_of_the_weighted_means(folder: Path, tables: str) -> None:
-    rows = cells(tables, "Table 1")
-    assert len(rows) == 12
-    for features, measure, paper, layers, coefficient, models, _, rank, n in rows:
+def averaged(values: Any, weights: Any, reading: str) -> Any:
+    readings = {
+        "Σwm/Σw": (values * weights).sum(1) / weights.sum(1),
+        "Σwm/L": (values * weights).mean(1),
+        "Σ(m/w)/Σ(1/w)": (values / weights).sum(1) / (1 / weights).sum(1),
+        "Σ(m/w)/L": (values / weights).mean(1),
+    }
+    return readings[reading]
+
+
+def test_table_1_has_the_correlations_of_each_average(folder: Path, tables: str) -> None:
+    rows = cells(tables, "Table 1 with intervals")
+    assert len(rows) == 2 * len(study.MEASURES) * 4 * 2
+    results = {extractor: load(folder / f"{extractor}.nc") for extractor in study.EXTRACTORS}
+    counts = np.random.default_rng(0).multinomial(18, np.full(18, 1 / 18), size=1000)
+    drawn = np.array([np.repeat(np.arange(18), row) for row in counts])
+    for features, measure, paper, reading, layers, coefficient, models, _, rank, n in rows:
         extractor = next(name for name, readable in study.EXTRACTORS.items() if readable == features)
         name = next(name for name, readable in study.MEASURES.items() if readable == measure)
-        ds = load(folder / f"{extractor}.nc")
+        ds = results[extractor]
         chosen = {"all": slice(None), "2–4": slice(1, 4)}[layers]
-        values, weights = (ds[v].values[:, chosen] for v in (name, "weight_norm"))
-        x = (values * weights).sum(1) / weights.sum(1)
+        x = averaged(*(ds[v].values[:, chosen] for v in (name, "weight_norm")), reading)
         assert float(coefficient) == pytest.approx(scipy.stats.pearsonr(x, ds.test_iou).statistic, abs=5.1e-4)
         assert float(rank) == pytest.approx(scipy.stats.spearmanr(x, ds.test_iou).statistic, abs=5.1e-4)
-        assert float(paper) == study.PAPER[extractor, name]
+        assert float(paper) == study.PAPER[extractor, name if name == "davies_bouldin" else name.split("_")[0]]
         assert n == "18"
-        if extractor == "whole_tensor" and layers == "all":  # the other file's order would give other resamples
-            counts = np.random.default_rng(0).multinomial(18, np.full(18, 1 / 18), size=1000)
-            drawn = [np.repeat(np.arange(18), row) for row in counts]
-            low, high = np.quantile([np.corrcoef(x[r], ds.test_iou.values[r])[0, 1] for r in drawn], [0.025, 0.975])
+        if (extractor, layers, reading) == ("whole_tensor", "all", "Σwm/Σw"):  # another order gives other resamples
+            resampled = scipy.stats.pearsonr(x[drawn], ds.test_iou.values[drawn], axis=1).statistic
+            low, high = np.quantile(resampled, [0.025, 0.975])
             assert models == f"[{low:.2f}, {high:.2f}]"
+
+
+def test_table_1_has_the_third_row_of_the_paper(tables: str) -> None:
+    rows = cells(tables, "Table 1 in all readings")
+    assert len(rows) == 3 * (1 + 4 * 2)
+    paper = dict(zip(study.MEASURES, rows[2][4:], strict=True))
+    # The paper prints 17.3, 25.5 and 35.6 %; 0.783 / 0.629 is 24.5 % more than 1.
+    assert [paper[name] for name in ("davies_bouldin", "roughness", "confidence")] == ["+17.3 %", "+24.5 %", "+35.6 %"]
+    for start in range(3, len(rows), 3):
+        tensors, pixels, better = (row[4:] for row in rows[start : start + 3])
+        for one, two, percent in zip(tensors, pixels, better, strict=True):
+            if float(one) * float(two) < 0:
+                assert percent == "–"
+                continue
+            first, second = abs(float(one)), abs(float(two))
+            expected = 100 * (second / first - 1)
+            tolerance = 100 * (second + 5e-4) / (first - 5e-4) - 100 * second / first + 0.06
+            assert float(percent.removesuffix(" %")) == pytest.approx(expected, abs=tolerance)
+
+
+def test_the_weights_alone_are_correlated(folder: Path, tables: str) -> None:
+    ds = load(folder / "whole_tensor.nc")
+    for name, layers, coefficient, *_ in cells(tables, "The weights alone"):
+        norms = ds.weight_norm.values[:, {"all": slice(None), "2–4": slice(1, 4)}[layers]]
+        x = (norms if name == "‖W‖" else 1 / norms).mean(1)
+        assert float(coefficient) == pytest.approx(scipy.stats.pearsonr(x, ds.test_iou).statistic, abs=5.1e-4)
 
 
 def test_layers_are_correlated_one_by_one(folder: Path, tables: str) -> None:
@@ -189,27 +228,65 @@ def test_layers_are_correlated_one_by_one(folder: Path, tables: str) -> None:
     assert float(rows[3][1]) == pytest.approx(expected, abs=5.1e-4)
 
 
-def test_the_deepest_layer_can_be_left_out_or_sampled_better(folder: Path, tables: str) -> None:
-    ds = load(folder / "receptive_field.nc")
-    others = [0, 1, 3, 4]
-    mean = (ds.confidence * ds.weight_norm)[:, others].sum("layer") / ds.weight_norm[:, others].sum("layer")
-    (row,) = (r for r in cells(tables, "Without the deepest") if r[:2] == ["receptive field", "confidence"])
-    assert float(row[2]) == pytest.approx(scipy.stats.pearsonr(mean, ds.test_iou).statistic, abs=5.1e-4)
+def test_larger_samples_are_compared_network_by_network(folder: Path) -> None:
+    large = made_up(1).isel(model=slice(None, None, 3))
+    large["roughness"] = large.roughness + 0.1 * np.random.default_rng(3).standard_normal(large.roughness.shape)
+    large = large.assign_coords(vectors_test=large.vectors_test * np.array([4, 1, 1, 1, 4]))
+    text, table = report._large(report.segmentation(folder), large)
+    assert "6 networks with at most 198 and with 792 vectors" in text
+    found = {row[0]: row[1:] for row in cells("## x\n" + table + "\n", "x")}
+    assert found["Davies–Bouldin"] == ["1.0000", "1.0000"]
+    few = load(folder / "receptive_field.nc").isel(model=slice(None, None, 3))
+    agree = [scipy.stats.pearsonr(few.roughness[:, n], large.roughness[:, n]).statistic for n in (0, 4)]
+    assert [float(x) for x in found["roughness"]] == pytest.approx([min(agree), np.mean(agree)], abs=5.1e-5)
 
-    more = made_up(5).isel(layer=[2], model=slice(None, None, 2)).assign_attrs(test_size=1584)
-    known, joined, _ = report._sampling(report.segmentation(folder), more)[1::2]
-    (per_layer,) = cells("## x\n" + known + "\n", "x")
-    few = ds.isel(model=slice(None, None, 2))
-    assert per_layer[0] == "3 layer2"
-    for place, values in enumerate((few.davies_bouldin[:, 2], more.davies_bouldin[:, 0])):
-        assert float(per_layer[1 + place]) == pytest.approx(
-            scipy.stats.pearsonr(values, few.test_iou).statistic, abs=5.1e-4
-        )
-    values = few.confidence.values.copy()
-    values[:, 2] = more.confidence.values[:, 0]
-    mean = (values * few.weight_norm).sum("layer") / few.weight_norm.sum("layer")
-    (row,) = (r for r in cells("## x\n" + joined + "\n", "x") if r[:2] == ["1584", "confidence"])
-    assert float(row[2]) == pytest.approx(scipy.stats.pearsonr(mean, few.test_iou).statistic, abs=5.1e-4)
+
+def test_few_cases_are_judged_by_shifted_cases(folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(study.EXTRACTORS):
+        (tmp_path / f"{name}.nc").write_bytes((folder / f"{name}.nc").read_bytes())
+        for shift in ("", "shifted_"):
+            ds = made_up(10 + number + 2 * len(shift))
+            cases = ("model", np.resize([4, 8], ds.sizes["model"]))
+            ds = ds.assign_coords(train_cases=cases, unshifted_iou=ds.test_iou)
+            if shift:
+                lost, contrast, resolution = np.random.default_rng(1).uniform(0, 0.3, (3, ds.sizes["model"]))
+                others = {"contrast_iou": ("model", contrast), "resolution_iou": ("model", resolution)}
+                ds = ds.assign_coords(test_iou=ds.test_iou - lost, **others)
+                ds = ds.isel(model=rng.permutation(ds.sizes["model"]))
+            save(ds, tmp_path / f"few_cases_{shift}{name}.nc")
+    _, _, text = report._elsewhere(*report.few_cases(tmp_path))
+    few, shifted = (load(tmp_path / f"few_cases_{shift}receptive_field.nc") for shift in ("", "shifted_"))
+    shifted = shifted.sel(model=few.model)
+    line = next(line for line in text.splitlines() if line.startswith("| receptive field | roughness |"))
+    found = [cell.strip() for cell in line.strip("|").split("|")][2::2]
+    averages = [(ds.roughness * ds.weight_norm).sum("layer") / ds.weight_norm.sum("layer") for ds in (few, shifted)]
+    lost = few.test_iou - shifted.test_iou
+    pairs = [(0, few.test_iou), (0, few.generalization_gap), (0, shifted.test_iou), (0, lost)]
+    pairs += [(1, shifted.test_iou), (1, lost), (0, shifted.contrast_iou), (0, shifted.resolution_iou)]
+    expected = [scipy.stats.pearsonr(averages[which], y).statistic for which, y in pairs]
+    assert [float(x) for x in found[:8]] == pytest.approx(expected, abs=5.1e-4)
+
+
+def test_classifiers_are_judged_by_their_last_layers(tmp_path: Path) -> None:
+    results = {}
+    for number, family in enumerate(study.FAMILIES):
+        for name in study.EXTRACTORS:
+            ds = made_up(20 + number).drop_vars(["test_iou", "train_iou"])
+            ds = ds.assign_coords(test_accuracy=("model", np.linspace(0.3, 0.6, ds.sizes["model"])))
+            save(ds, tmp_path / f"pgdl_{family}_{name}.nc")
+            results[family, name] = ds
+    found = report.classifiers(tmp_path)
+    text, table = report._classifiers(found)
+    assert "with fully connected layers: 18 networks of 5 layers, test accuracy 0.300 to 0.600" in text
+    rows = cells("## x\n" + table + "\n", "x")
+    (row,) = (r for r in rows if r[:4] == ["convolutions alone", "whole tensor", "Davies–Bouldin", "last 3"])
+    ds = results["nin", "whole_tensor"]
+    x = ds.davies_bouldin.values[:, -3:].mean(1)
+    assert float(row[4]) == pytest.approx(scipy.stats.pearsonr(x, ds.test_accuracy).statistic, abs=5.1e-4)
+    assert float(row[6]) == pytest.approx(scipy.stats.pearsonr(x, ds.generalization_gap).statistic, abs=5.1e-4)
+    report.figures.classifiers(found, tmp_path / "pgdl.png")
+    assert (tmp_path / "pgdl.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_roughness_is_averaged_over_the_layers_of_a_part() -> None:
@@ -217,25 +294,35 @@ def test_roughness_is_averaged_over_the_layers_of_a_part() -> None:
     models = [f"dice_seed0_epoch{n:02d}" for n in range(1, 7)]
     rows = [
         {"model": model, "choice": "one", "layer": layer, "layer_name": name, "weight_norm": rng.uniform(1, 2)}
-        | {"roughness": rng.uniform(1, 5), "epoch": epoch, "test_iou": 0.1 * epoch + 0.05 * (epoch % 2)}
+        | {"roughness": rng.uniform(1, 5), "roughness_projected": rng.uniform(1, 5)}
+        | {"epoch": epoch, "test_iou": 0.1 * epoch + 0.05 * (epoch % 2)}
         for epoch, model in enumerate(models, 1)
         for layer, name in enumerate(("encoder.0.conv", "decoder.0.conv", "head"), 1)
     ]
     table = pd.DataFrame(rows)
-    (row,) = cells("## x\n" + report._roughness(table)[1] + "\n", "x")
+    rows = cells("## x\n" + report._roughness(table)[1] + "\n", "x")
+    assert [row[1] for row in rows] == ["roughness", "roughness, projected"]
     late = table[table.layer > 1]
-    sums = late.assign(product=late.roughness * late.weight_norm).groupby("model")[["product", "weight_norm"]].sum()
-    iou = table.groupby("model").test_iou.first()
-    expected = scipy.stats.pearsonr(sums["product"] / sums["weight_norm"], iou).statistic
-    assert float(row[5]) == pytest.approx(expected, abs=5.1e-4)
+    for row, name in zip(rows, ("roughness", "roughness_projected"), strict=True):
+        products = late.assign(product=late[name] * late.weight_norm)
+        sums = products.groupby("model")[["product", "weight_norm"]].sum()
+        iou = table.groupby("model").test_iou.first()
+        expected = scipy.stats.pearsonr(sums["product"] / sums["weight_norm"], iou).statistic
+        assert float(row[8]) == pytest.approx(expected, abs=5.1e-4)
 
 
 def test_figures_are_drawn_alike_each_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report.figures, "MAIN", ("roughness",))  # each panel takes time
+    monkeypatch.setattr(report.figures, "MAIN", ("roughness_projected",))  # each panel takes time
     drawn = {path.name: path.read_bytes() for path in report.draw(folder)}
     assert set(drawn) == {"scatter.png", "layers.png", "training.png", "layer_correlations.png"}
     report.figures.training(report.segmentation(folder), folder / "training.png")
     assert (folder / "training.png").read_bytes() == drawn["training.png"]
+
+
+def test_notes_that_all_blocks_have_are_not_counted() -> None:
+    read = "the output is read before its sum with others (tap: block reads it after that)"
+    noted = ("ok", f"note: {read}", f"note: few points; {read}", "note: few points", "undefined: no points")
+    assert [report._has_note(status) for status in noted] == [False, False, True, True, False]
 
 
 def test_results_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -269,11 +356,11 @@ def test_settings_that_are_measured_are_not_measured_again(tmp_path: Path, monke
     kept = pd.read_csv(path)
     assert len(kept) == 2 * 5  # the first call is not recorded
     everything = hyperparameters.measured(*arguments)
-    assert len(everything) == len(hyperparameters.settings()) * 5 == 8 * 5
-    assert len(calls) == 4 + 1 + 6
+    assert len(everything) == len(hyperparameters.settings()) * 5 == 9 * 5
+    assert len(calls) == 4 + 1 + 7
     np.testing.assert_allclose(everything.roughness[:10], kept.roughness)
     hyperparameters.measured(*arguments)
-    assert len(calls) == 11
+    assert len(calls) == 12
     text = hyperparameters.markdown(everything, None)
     setting = hyperparameters.Setting(components="all")
     mean = everything.roughness[everything.components == "all"].mean()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -14,7 +16,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from study import EXTRACTORS, MAIN, MEASURES, TARGETS, Floats, Study, correlation
+from study import EXTRACTORS, FAMILIES, MAIN, MEASURES, TARGETS, Floats, Study, correlation
+
+import genmeasures
+from genmeasures.aggregators import Frobenius, LastK
+from genmeasures.judging import pearson
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe and Ito's colors, which the color-blind can tell apart."""
@@ -40,14 +46,15 @@ def scatter(study: Study, path: Path) -> None:
     target = study.targets[0]
     y = study.values(target)
     shades = _shades(y)
-    figure = new_figure(11.5, 7.4)
-    axes = figure.subplots(len(EXTRACTORS), len(MAIN), squeeze=False, sharey=True)
-    markers = dict(zip(study.groups, MARKERS, strict=False))
-    for row, (extractor, readable) in zip(axes, EXTRACTORS.items(), strict=True):
+    figure = new_figure(3.6 * len(MAIN), 0.6 + 3.4 * len(study.extractors))
+    axes = figure.subplots(len(study.extractors), len(MAIN), squeeze=False, sharey=True)
+    groups = study.labels(study.groups[0])
+    markers = dict(zip(dict.fromkeys(groups), MARKERS, strict=False))
+    for row, (extractor, readable) in zip(axes, study.extractors.items(), strict=True):
         for ax, measure in zip(row, MAIN, strict=True):
             x = study.reduced(extractor, measure)
             for group, marker in markers.items():
-                chosen = (study.labels == group) & np.isfinite(x) & np.isfinite(y)
+                chosen = (groups == group) & np.isfinite(x) & np.isfinite(y)
                 colors = shades.to_rgba(y[chosen])
                 ax.scatter(x[chosen], y[chosen], c=colors, marker=marker, s=26, linewidths=0.4, edgecolors="0.25")
             found = correlation(x, y, study.runs)
@@ -67,12 +74,12 @@ def layers(study: Study, path: Path) -> None:
     target = study.targets[0]
     y = study.values(target)
     shades = _shades(y)
-    figure = new_figure(11.5, 7.4)
-    axes = figure.subplots(len(EXTRACTORS), len(MAIN), squeeze=False, sharex=True)
+    figure = new_figure(3.6 * len(MAIN), 0.6 + 3.4 * len(study.extractors))
+    axes = figure.subplots(len(study.extractors), len(MAIN), squeeze=False, sharex=True)
     places = np.arange(1, len(study.layers) + 1)
     # Good and bad models alternate in what is drawn last.
     order = np.random.default_rng(0).permutation(len(y))
-    for row, (extractor, readable) in zip(axes, EXTRACTORS.items(), strict=True):
+    for row, (extractor, readable) in zip(axes, study.extractors.items(), strict=True):
         for ax, measure in zip(row, MAIN, strict=True):
             values = study.by_layer(extractor, measure)
             for model in order[np.isfinite(y[order])]:
@@ -96,11 +103,13 @@ def training(study: Study, path: Path) -> None:
     known = [name for name in (target, f"train_{metric}") if name in study.any.coords]
     styles = dict(zip(known, ((COLORS[0], "-", "test"), (COLORS[1], "--", "training")), strict=False))
     figure = new_figure(11.5, 3.6)
-    axes = figure.subplots(1, len(study.groups), squeeze=False, sharey=True)[0]
+    groups = study.labels(study.groups[0])
+    names = list(dict.fromkeys(groups))
+    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     epoch = study.values("epoch")
-    for ax, group in zip(axes, study.groups, strict=True):
+    for ax, group in zip(axes, names, strict=True):
         for name, (color, style, _) in styles.items():
-            for run in sorted(set(study.runs[study.labels == group])):
+            for run in sorted(set(study.runs[groups == group])):
                 chosen = np.flatnonzero(study.runs == run)
                 chosen = chosen[np.argsort(epoch[chosen])]
                 ax.plot(epoch[chosen], study.values(name)[chosen], color=color, ls=style, lw=1.3, alpha=0.85)
@@ -118,11 +127,11 @@ def layer_correlations(study: Study, path: Path) -> None:
     """Pearson's correlation of each layer with the main target, with 95 % intervals."""
     target = study.targets[0]
     y = study.values(target)
-    figure = new_figure(11.5, 4.2)
+    figure = new_figure(3.6 * len(MAIN), 4.2)
     axes = figure.subplots(1, len(MAIN), squeeze=False, sharey=True)[0]
     for ax, measure in zip(axes, MAIN, strict=True):
         ax.axhline(0, color="0.5", lw=0.8)
-        for side, (extractor, color, marker) in enumerate(zip(EXTRACTORS, COLORS, MARKERS, strict=False)):
+        for side, (extractor, color, marker) in enumerate(zip(study.extractors, COLORS, MARKERS, strict=False)):
             values = study.by_layer(extractor, measure)
             found = [correlation(values[:, place], y, study.runs) for place in range(values.shape[1])]
             places = np.arange(1, len(found) + 1) + (side - 0.5) * 0.24
@@ -137,11 +146,45 @@ def layer_correlations(study: Study, path: Path) -> None:
     axes[0].set_ylabel(f"Pearson with {TARGETS[target]}")
     handles = [
         Line2D([], [], marker=m, color=c, lw=2.6, mec="white", label=readable)
-        for readable, c, m in zip(EXTRACTORS.values(), COLORS, MARKERS, strict=False)
+        for readable, c, m in zip(study.extractors.values(), COLORS, MARKERS, strict=False)
     ]
     handles += [Line2D([], [], color="0.4", lw=2.6, label="95 % over models")]
     handles += [Line2D([], [], color="0.4", lw=1, alpha=0.6, label="95 % over trainings")]
     _legend(figure, handles)
+    write(figure, path)
+
+
+def classifiers(results: Mapping[tuple[str, str], xr.Dataset], path: Path) -> None:
+    """The paper's Figures 6 and 7, for each family of networks in the format of PGDL.
+
+    By column: the Davies–Bouldin index of whole tensors averaged over the last three layers against test accuracy,
+    the same along the layers, and both for the confidence of receptive fields, averaged over all layers.
+    """
+    figure = new_figure(14.5, 3.6 * len(FAMILIES))
+    axes = figure.subplots(len(FAMILIES), 4, squeeze=False)
+    shown = (("whole_tensor", "davies_bouldin", LastK(3)), ("receptive_field", "confidence", Frobenius()))
+    for row, (family, readable) in zip(axes, FAMILIES.items(), strict=True):
+        for place, (extractor, measure, aggregator) in enumerate(shown):
+            ds = results[family, extractor]
+            accuracy = np.asarray(ds["test_accuracy"].values, dtype=np.float64)
+            shades = _shades(accuracy)
+            averaged = np.asarray(genmeasures.aggregate(ds, aggregator)[measure].values, dtype=np.float64)
+            left, right = row[2 * place : 2 * place + 2]
+            left.scatter(averaged, accuracy, c=shades.to_rgba(accuracy), s=26, linewidths=0.4, edgecolors="0.25")
+            left.set_title(f"{readable}: Pearson {_text(float(pearson(averaged, accuracy)))}", fontsize=10)
+            which = "last three layers" if place == 0 else "all layers"
+            left.set_xlabel(f"{MEASURES[measure]}, {EXTRACTORS[extractor]}, {which}")
+            left.set_ylabel("test accuracy")
+            values = np.asarray(ds[measure].transpose("model", "layer").values, dtype=np.float64)
+            for model, of_model in enumerate(values):
+                color = shades.to_rgba(accuracy[model])
+                right.plot(np.arange(1, len(of_model) + 1), of_model, color=color, lw=0.9, marker="o", ms=2.5, mew=0)
+            right.set_xlabel("layer")
+            right.set_ylabel(MEASURES[measure])
+            right.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for ax in (left, right):
+                ax.grid(alpha=0.25, linewidth=0.5)
+            figure.colorbar(shades, ax=right, label="test accuracy")
     write(figure, path)
 
 

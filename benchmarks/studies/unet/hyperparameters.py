@@ -1,9 +1,10 @@
 """How the measures depend on their own settings: the paper's Table 2 and Figures 8 to 10.
 
-Of one checkpoint, roughness and confidence are measured with several numbers of principal components, clusters and
-mixture components, one changed at a time, and written to ``hyperparameters.csv``. What is there is not measured
-again. ``--checkpoints 8`` measures as many epochs of every objective, on fewer pixels, into
-``hyperparameters_checkpoints.csv``, for the correlation with test IoU. Writes ``hyperparameters.md`` and PNGs.
+Of one checkpoint, roughness (of raw patches, and of patches projected on as many components as pixels) and confidence
+are measured with several numbers of principal components, clusters and mixture components, one changed at a time, and
+written to ``hyperparameters.csv``. What is there is not measured again. ``--checkpoints 8`` measures as many epochs of
+every objective, on fewer pixels, into ``hyperparameters_checkpoints.csv``, for the correlation with test IoU. Writes
+``hyperparameters.md`` and PNGs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ _ALL = 1_000_000
 _WIDE = 2000
 """Range of a measure beyond which its axis is logarithmic: mixtures of few pixels with many components."""
 _KEY = ["objective", "seed", "epoch", "cap", "components", "k", "mixtures"]
+_VALUES = {
+    "roughness": "roughness",
+    "roughness_projected": "roughness, projected",
+    "confidence": "confidence",
+    "confidence_published": "confidence, published",
+}
+"""Variables and how tables and figures call them."""
 _NAMES = {"components": "principal components", "k": "clusters k", "mixtures": "mixture components m"}
 
 
@@ -57,7 +65,7 @@ class Setting:
 
 
 VARIED: dict[str, list[Setting]] = {
-    "components": [Setting(components=components) for components in ("3", "10", "32", "all")],
+    "components": [Setting(components=components) for components in ("3", "10", "64", "128", "all")],
     "k": [Setting(k=k) for k in (3, 5, 10)],
     "mixtures": [Setting(mixtures=mixtures) for mixtures in (1, 3, 6)],
 }
@@ -122,10 +130,7 @@ def measured(
                 _measure(model, data, setting, cap)
                 warm = True
             ds = _measure(model, data, setting, cap)
-            layers = {
-                name: ds[name].values[0]
-                for name in ("layer_name", "channels", "weight_norm", "roughness", "confidence")
-            }
+            layers = {name: ds[name].values[0] for name in ("layer_name", "channels", "weight_norm", *_VALUES)}
             made = pd.DataFrame({**dict(zip(_KEY, key, strict=True)), "layer": ds.layer.values + 1, **layers})
             made = made.assign(seconds=round(ds.attrs["seconds"], 3), test_iou=scores["test_iou"])
             known = made if known.empty else pd.concat([known, made], ignore_index=True)
@@ -136,9 +141,15 @@ def measured(
 
 
 def _measure(model: nn.Module, data: tuple[Any, Any], setting: Setting, cap: int) -> Any:
-    measures = [Roughness(KMeans(setting.k)), Confidence(KMeans(setting.k), components=setting.mixtures)]
+    # Patches that are projected on all of their components are raw patches.
+    projected = 1 if setting.components == "all" else setting.number
+    roughness = Roughness(KMeans(setting.k), input_pca=projected)
+    measures = [roughness, Confidence(KMeans(setting.k), components=setting.mixtures)]
     extractor = ReceptiveField(cap=cap, components=setting.number)
-    return genmeasures.measure({"network": model}, *data, measures=measures, extractor=extractor)
+    ds = genmeasures.measure({"network": model}, *data, measures=measures, extractor=extractor)
+    if setting.components == "all":
+        ds["roughness_projected"] = ds["roughness"]
+    return ds
 
 
 # Tables
@@ -154,14 +165,15 @@ def markdown(table: pd.DataFrame, several: pd.DataFrame | None) -> str:
         f"{first.test_iou:.3f}; up to {first.cap} pixels a layer; means over layers; one thread. What is not "
         "named is 10 principal components, 5 clusters, 3 mixture components.",
         "",
-        "|  |  | roughness | confidence | seconds |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"|  |  | {' | '.join(_VALUES.values())} | seconds |",
+        f"| --- | ---: {'| ---: ' * len(_VALUES)}| ---: |",
     ]
     for varied, group in VARIED.items():
         for setting in group:
             rows = _rows(table, setting)
-            means = f"{rows.roughness.mean():.3f} | {rows.confidence.mean():.3f} | {rows.seconds.iloc[0]:.1f}"
-            lines.append(f"| {_NAMES[varied]} | {getattr(setting, varied)} | {means} |")
+            means = " | ".join(f"{rows[name].mean():.3f}" for name in _VALUES)
+            seconds = f"{rows.seconds.iloc[0]:.1f}"
+            lines.append(f"| {_NAMES[varied]} | {getattr(setting, varied)} | {means} | {seconds} |")
     if several is not None:
         count = len(several.drop_duplicates(["objective", "seed", "epoch"]))
         lines += [
@@ -171,12 +183,12 @@ def markdown(table: pd.DataFrame, several: pd.DataFrame | None) -> str:
             "layer, layers weighted by the Frobenius norm of the weights; in brackets 95 % of bootstrap resamples of "
             "models.",
             "",
-            "|  |  | roughness | confidence |",
-            "| --- | ---: | ---: | ---: |",
+            f"|  |  | {' | '.join(_VALUES.values())} |",
+            f"| --- | ---: {'| ---: ' * len(_VALUES)}|",
         ]
         for varied, group in VARIED.items():
             for setting in group:
-                cells = [_with_iou(several, setting, name) for name in ("roughness", "confidence")]
+                cells = [_with_iou(several, setting, name) for name in _VALUES]
                 lines.append(f"| {_NAMES[varied]} | {getattr(setting, varied)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -202,13 +214,13 @@ def _rows(table: pd.DataFrame, setting: Setting) -> pd.DataFrame:
 
 def draw_settings(table: pd.DataFrame, path: Path) -> None:
     """Roughness and confidence along the layers, and the time, for each setting (the paper's Figure 9)."""
-    figure = new_figure(11.5, 8.4)
-    axes = figure.subplots(3, len(VARIED), gridspec_kw={"height_ratios": [2, 2, 1]})
+    figure = new_figure(11.5, 14)
+    axes = figure.subplots(len(_VALUES) + 1, len(VARIED), gridspec_kw={"height_ratios": [2] * len(_VALUES) + [1]})
     for column, (varied, group) in enumerate(VARIED.items()):
         names = [str(getattr(setting, varied)) for setting in group]
-        for row, measure in enumerate(("roughness", "confidence")):
+        for row, (measure, readable) in enumerate(_VALUES.items()):
             ax: Axes = axes[row, column]
-            if (varied, measure) == ("mixtures", "roughness"):
+            if varied == "mixtures" and measure.startswith("roughness"):
                 ax.text(0.5, 0.5, "roughness has\nno mixtures", transform=ax.transAxes, ha="center", color="0.4")
                 ax.set_axis_off()
                 continue
@@ -217,13 +229,13 @@ def draw_settings(table: pd.DataFrame, path: Path) -> None:
                 ax.plot(rows.layer, rows[measure], color=color, marker=marker, ms=4, lw=1.2, label=name)
             if np.ptp(table[measure]) > _WIDE and varied == "components":
                 ax.set_yscale("symlog", linthresh=100)
-            ax.set_ylabel(measure)
+            ax.set_ylabel(readable)
             ax.set_xlabel("layer")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
             ax.legend(title=_NAMES[varied], fontsize=8, title_fontsize=8, ncols=2)
             ax.grid(alpha=0.25, linewidth=0.5)
         seconds = [float(_rows(table, setting).seconds.iloc[0]) for setting in group]
-        ax = axes[2, column]
+        ax = axes[-1, column]
         bars = ax.barh(names, seconds, color=COLORS[: len(names)], height=0.65)
         ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         ax.set_xlim(0, 1.15 * max(seconds))

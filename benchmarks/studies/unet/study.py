@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -15,9 +15,11 @@ from analysis import Interval, percentile_interval
 from numpy.typing import NDArray
 
 import genmeasures
+from genmeasures.aggregators import Frobenius, MeanWeight
 from genmeasures.errors import ResultError
-from genmeasures.judging import group_codes, partial_pearson, pearson, resample_counts, spearman
-from genmeasures.results import combine, load
+from genmeasures.interfaces import Aggregator
+from genmeasures.judging import dummies, group_codes, partial_pearson, pearson, resample_counts, spearman
+from genmeasures.results import load
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -26,13 +28,24 @@ EXTRACTORS: Mapping[str, str] = {"whole_tensor": "whole tensor", "receptive_fiel
 MEASURES: Mapping[str, str] = {
     "davies_bouldin": "Davies–Bouldin",
     "roughness": "roughness",
+    "roughness_projected": "roughness, projected",
     "confidence": "confidence",
     "confidence_unweighted": "confidence, unweighted",
+    "confidence_published": "confidence, published",
+    "confidence_rank": "confidence, rank",
+    "confidence_shift": "confidence, shift",
 }
-WEIGHTS: Mapping[str, str] = {"frobenius": "Frobenius", "mean": "equal"}
-"""Aggregators that average the layers, and how tables call their weights."""
-MAIN = ("davies_bouldin", "roughness", "confidence")
-"""The measures of the paper's Table 1."""
+MAIN = ("davies_bouldin", "roughness", "roughness_projected", "confidence", "confidence_published")
+"""The measures that figures show: the paper's, in each reading of it."""
+READINGS: Mapping[str, Aggregator] = {
+    "Σwm/Σw": Frobenius(),
+    "Σwm/L": Frobenius(normalize="layers"),
+    "Σ(m/w)/Σ(1/w)": Frobenius(power=-1),
+    "Σ(m/w)/L": Frobenius(normalize="layers", power=-1),
+}
+"""Averages over the L layers with the Frobenius norms w of their weights, and how tables call them; the first is the
+default."""
+DEFAULT = next(iter(READINGS))
 PAPER: Mapping[tuple[str, str], float] = {
     ("whole_tensor", "davies_bouldin"): -0.600,
     ("whole_tensor", "roughness"): -0.629,
@@ -42,6 +55,8 @@ PAPER: Mapping[tuple[str, str], float] = {
     ("receptive_field", "confidence"): -0.883,
 }
 """Pearson correlations with the test IoU, Rajagopal et al. 2021, Table 1."""
+FAMILIES: Mapping[str, str] = {"vgg": "with fully connected layers", "nin": "convolutions alone"}
+"""Networks in the format of PGDL: names in files, and readable ones."""
 TARGETS: Mapping[str, str] = {
     "test_iou": "test IoU",
     "test_r2": "test R²",
@@ -58,8 +73,8 @@ class Study:
     """By extractor; dims (model, layer)."""
     averages: Mapping[tuple[str, str, bool], xr.Dataset]
     """The same, averaged over layers: see :func:`averages`."""
-    group: str
-    """Coordinate that tells apart what is trained differently: "objective" or "train_cases"."""
+    groups: tuple[str, ...]
+    """Coordinates that tell apart what is trained differently, such as "objective" and "train_cases"."""
     targets: tuple[str, ...]
     """Coordinates that measures are judged by, the main one first."""
 
@@ -69,82 +84,101 @@ class Study:
         return next(iter(self.results.values()))
 
     @property
+    def extractors(self) -> dict[str, str]:
+        """The extractors that there are results of, and their readable names."""
+        return {name: readable for name, readable in EXTRACTORS.items() if name in self.results}
+
+    @property
     def layers(self) -> list[str]:
         """Names of the layers, in the order of the forward pass."""
         return [str(name).removesuffix(".conv") for name in self.any["layer_name"].values[0]]
 
     @property
-    def groups(self) -> list[str]:
-        """The values of ``group``, in the order in which they appear, as text."""
-        return list(dict.fromkeys(self.labels))
+    def measures(self) -> list[tuple[str, str]]:
+        """Extractors and measures, in the order of the tables."""
+        return [(name, measure) for name, ds in self.results.items() for measure in MEASURES if measure in ds]
 
-    @property
-    def labels(self) -> NDArray[np.str_]:
+    def labels(self, group: str) -> NDArray[np.str_]:
         """(models,): the group of each model, as text."""
-        return np.array([group_name(self.group, value) for value in self.any[self.group].values])
+        return np.array([group_name(group, value) for value in self.any[group].values])
 
     @property
     def runs(self) -> NDArray[np.str_]:
         """(models,): the training run of each model."""
-        return np.array([f"{a}, seed {int(b)}" for a, b in zip(self.labels, self.any["seed"].values, strict=True)])
+        parts = [*(self.labels(group) for group in self.groups), self.any["seed"].values.astype(int).astype(str)]
+        return np.array([", ".join(words) for words in zip(*parts, strict=True)])
 
     @property
     def seeds(self) -> list[int]:
         return sorted({int(seed) for seed in self.any["seed"].values})
 
+    @property
+    def known(self) -> Floats:
+        """float64 (models, q): what is known of a model without a measure, log epoch and dummies of the groups."""
+        epoch = np.log(self.values("epoch"))
+        return np.column_stack([epoch, *(dummies(self.labels(group)) for group in self.groups)])
+
     def values(self, coordinate: str) -> Floats:
         """float64 (models,)."""
         return np.asarray(self.any[coordinate].values, dtype=np.float64)
 
-    def reduced(self, extractor: str, measure: str, weights: str = "frobenius", inner: bool = False) -> Floats:
-        """float64 (models,): a measure averaged over the layers by the aggregator ``weights``.
+    def reduced(self, extractor: str, measure: str, reading: str = DEFAULT, inner: bool = False) -> Floats:
+        """float64 (models,): a measure averaged over the layers.
 
         ``inner``: without the first and the last layer, as the paper does (layers 2 to 10 of 11).
         """
-        return np.asarray(self.averages[extractor, weights, inner][measure].values, dtype=np.float64)
+        return np.asarray(self.averages[extractor, reading, inner][measure].values, dtype=np.float64)
+
+    def weights(self, power: int, inner: bool = False) -> Floats:
+        """float64 (models,): the mean over layers of the norms of the weights, to this power."""
+        ds = self.any.isel(layer=slice(1, -1)) if inner else self.any
+        measure = next(measure for measure in MEASURES if measure in ds)
+        return np.asarray(genmeasures.aggregate(ds, MeanWeight(power))[measure].values, dtype=np.float64)
 
     def by_layer(self, extractor: str, measure: str) -> Floats:
         """float64 (models, layers)."""
         return np.asarray(self.results[extractor][measure].transpose("model", "layer").values, dtype=np.float64)
 
+    def of(self, models: Sequence[str] | NDArray[np.object_]) -> Study:
+        """The study of these models alone."""
+        chosen = {name: ds.sel(model=list(models)) for name, ds in self.results.items()}
+        return Study(chosen, averages(chosen), self.groups, self.targets)
+
+
+def column(measure: str) -> str:
+    """The column of the paper's Table 1 that a measure is a reading of."""
+    return measure if measure == "davies_bouldin" else measure.partition("_")[0]
+
 
 def group_name(group: str, value: object) -> str:
     """How a value of the coordinate ``group`` is called in tables and legends."""
-    return str(value) if group == "objective" else f"{int(str(value))} cases"
+    return str(value) if group == "objective" else f"{int(float(str(value)))} cases"
 
 
-def read(folder: Path, prefix: str, group: str, targets: tuple[str, ...], seeds: bool = False) -> Study:
+def read(folder: Path, prefix: str, groups: tuple[str, ...], targets: tuple[str, ...]) -> Study:
     """The study in ``<prefix>receptive_field.nc`` and ``<prefix>whole_tensor.nc``.
 
-    With ``seeds``, the models of ``…_seeds.nc`` that are not there yet are joined to them. Raises ResultError for
-    files that are missing, cannot be read, or hold different models.
+    With a prefix, one of them may be missing. Raises ResultError for files that cannot be read, or hold different
+    models.
     """
-    results: dict[str, xr.Dataset] = {}
-    for name in EXTRACTORS:
-        ds = load(folder / f"{prefix}{name}.nc")
-        if seeds:
-            more = load(folder / f"{prefix}{name}_seeds.nc")
-            new = ~more["model"].isin(ds["model"]).values
-            ds = combine([ds, more.isel(model=new)], ds.attrs)
-        results[name] = ds
-    first, second = results.values()
-    if set(first["model"].values) != set(second["model"].values):
+    paths = {name: folder / f"{prefix}{name}.nc" for name in EXTRACTORS}
+    results = {name: load(path) for name, path in paths.items() if not prefix or path.is_file()}
+    first = next(iter(results.values()))
+    if any(set(first["model"].values) != set(ds["model"].values) for ds in results.values()):
         raise ResultError(f"{folder}: the results {prefix}*.nc of the two extractors have different models")
     results = {name: ds.sel(model=first["model"].values) for name, ds in results.items()}
-    for name in (group, "epoch", "seed", *targets):
+    for name in (*groups, "epoch", "seed", *targets):
         if name not in first.coords:
-            raise ResultError(
-                f"{folder / f'{prefix}whole_tensor.nc'} has no coordinate {name!r}: no result of this study"
-            )
-    return Study(results, averages(results), group, targets)
+            raise ResultError(f"{paths[next(iter(results))]} has no coordinate {name!r}: no result of this study")
+    return Study(results, averages(results), groups, targets)
 
 
 def averages(results: Mapping[str, xr.Dataset]) -> dict[tuple[str, str, bool], xr.Dataset]:
-    """By extractor, weights of the layers, and whether the first and the last are left out: dims (model,)."""
+    """By extractor, reading, and whether the first and the last layer are left out: dims (model,)."""
     return {
-        (name, weights, inner): genmeasures.aggregate(ds.isel(layer=slice(1, -1)) if inner else ds, weights)
+        (name, reading, inner): genmeasures.aggregate(ds.isel(layer=slice(1, -1)) if inner else ds, aggregator)
         for name, ds in results.items()
-        for weights in WEIGHTS
+        for reading, aggregator in READINGS.items()
         for inner in (False, True)
     }
 
