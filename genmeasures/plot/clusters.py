@@ -144,7 +144,7 @@ def covariance(mixtures: Mixtures, number: int) -> NDArray[np.float64]:
 
     Example:
         >>> points = torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]], dtype=torch.float64)
-        >>> one = fit_mixtures(points, torch.zeros(4, dtype=torch.int64), 1, torch.Generator().manual_seed(0))
+        >>> one = fit_mixtures(points.repeat(10, 1), torch.zeros(40).long(), 1, torch.Generator().manual_seed(0))
         >>> covariance(one, 0).diagonal().round(2).tolist()
         [4.0, 1.0]
     """
