@@ -54,6 +54,7 @@ def test_the_first_measure_is_what_new_plugin_makes(tmp_path: Path) -> None:
     assert sum(bool(line.strip()) for text in texts for line in text.splitlines()) <= 40
 
 
+@pytest.mark.slow
 def test_the_next_site(run: ModuleType) -> None:
     """The figures of the text, to what other processors may change in sixteen trainings."""
     page = "next-site.md"

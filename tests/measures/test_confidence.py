@@ -233,14 +233,14 @@ def test_copies_of_an_input_are_held_back_together(inputs: int, copies: int) -> 
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(12))
     ranks = []
-    for seed in range(16):
+    for seed in range(10):
         generator = torch.Generator("cpu").manual_seed(seed)
         x = torch.randn(inputs + 200, 12, generator=generator, device="cpu") ** 3
         train = x[:inputs].repeat(copies, 1)
         ranks.append(genmeasures.measure([net], train, x[inputs:], measures=["confidence"]).confidence_rank.item())
     error = np.std(ranks, ddof=1) / len(ranks) ** 0.5
     assert abs(np.mean(ranks) - 0.5) < 3 * error + 0.01
-    assert error < 0.03
+    assert error < 0.04
 
 
 @pytest.mark.parametrize("count", [12, 14, 16, 30])
