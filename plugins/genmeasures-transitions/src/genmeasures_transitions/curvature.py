@@ -117,7 +117,8 @@ class Jacobians:
         if not output.requires_grad:
             return torch.zeros_like(leaf).flatten(1)
         # Any vector will do: another seed gives another one, and the same answer.
-        drawn = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        generator = torch.Generator("cpu").manual_seed(0)
+        drawn = torch.randn(output.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
         cotangent = drawn.to(output.device, output.dtype).expand_as(output)
         (row,) = torch.autograd.grad(output, leaf, cotangent, allow_unused=True)
         return (torch.zeros_like(leaf) if row is None else row).detach().flatten(1)
