@@ -266,6 +266,8 @@ def test_few_cases_are_judged_by_shifted_cases(folder: Path, tmp_path: Path) -> 
     pairs += [(1, shifted.test_iou), (1, lost), (0, shifted.contrast_iou), (0, shifted.resolution_iou)]
     expected = [scipy.stats.pearsonr(averages[which], y).statistic for which, y in pairs]
     assert [float(x) for x in found[:8]] == pytest.approx(expected, abs=5.1e-4)
+    by_rank = scipy.stats.spearmanr(averages[0], shifted.test_iou).statistic
+    assert float(found[-1]) == pytest.approx(by_rank, abs=5.1e-4)
 
 
 def test_classifiers_are_judged_by_their_last_layers(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def _elsewhere(few: Study, shifted: Study) -> list[str]:
     header = ["features", "measure"]
     for name, study, _ in columns:
         header += [f"{name}, {'shifted' if study is shifted else 'test'} cases", "runs"]
-    header += ["shifted IoU given log epoch and groups, shifted cases", "runs"]
+    header += ["shifted IoU given log epoch and groups, shifted cases", "runs", "shifted IoU, test cases, Spearman"]
     rows = []
     for extractor, measure in few.measures:
         cells = []
@@ -324,13 +324,15 @@ def _elsewhere(few: Study, shifted: Study) -> list[str]:
             found = correlation(study.reduced(extractor, measure), y, study.runs)
             cells += [_number(found.pearson), _interval(found.runs)]
         left, interval = partial_over_runs(shifted.reduced(extractor, measure), elsewhere, few.known, few.runs)
-        rows.append([EXTRACTORS[extractor], MEASURES[measure], *cells, _number(left), _interval(interval)])
+        by_rank = correlation(few.reduced(extractor, measure), elsewhere, few.runs).spearman
+        names = [EXTRACTORS[extractor], MEASURES[measure]]
+        rows.append([*names, *cells, _number(left), _interval(interval), _number(by_rank)])
     for name, x in (("log epoch", np.log(few.values("epoch"))), ("training cases", np.log(few.values("train_cases")))):
         cells = []
         for _, study, y in columns:
             found = correlation(x, y, study.runs)
             cells += [_number(found.pearson), _interval(found.runs)]
-        rows.append(["–", name, *cells, "–", "–"])
+        rows.append(["–", name, *cells, "–", "–", _number(correlation(x, elsewhere, few.runs).spearman)])
     spread = [("test IoU", iou), ("shifted IoU", elsewhere), ("IoU lost", drop), ("gap", gap)]
     spread += [(f"IoU, {name}", y) for name, y in others.items()]
     quantiles = [[name, *(_number(x) for x in np.quantile(y, [0, 0.25, 0.5, 0.75, 1]))] for name, y in spread]
