@@ -23,7 +23,7 @@ from genmeasures.results import save
 HERE = Path(__file__).parent
 FAMILIES = {"vgg": {"width": [8, 16], "depth": [2]}, "nin": {"width": [12, 24], "depth": [3]}}
 """Levels of the hyperparameters that are not shared, by family."""
-SHARED = {"dropout": [0.0, 0.3], "weight_decay": [0.0, 0.1], "batch_size": [8, 32]}
+SHARED = {"dropout": [0.0, 0.3], "weight_decay": [0.0, 0.1], "batch_size": [8, 32], "learning_rate": [0.001]}
 EXTRACTORS = {"whole_tensor": "whole_tensor", "receptive_field": ReceptiveField(cap=20_000)}
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "--cifar10", type=Path, required=True, help="folder with data_batch_1 … data_batch_5, test_batch"
     )
-    parser.add_argument("--images", type=int, default=600, help="training images")
+    parser.add_argument("--images", type=int, default=1000, help="training images")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--into", type=Path, default=HERE, help="where the results are written")
     options = parser.parse_args()

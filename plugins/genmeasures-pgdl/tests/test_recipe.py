@@ -135,6 +135,18 @@ def test_models_depend_on_the_seed(made: Path, tmp_path: Path) -> None:
     assert not torch.equal(a, b)
 
 
+@pytest.mark.parametrize(("levels", "rate"), [({}, 0.005), ({"learning_rate": (0.02,)}, 0.02)])
+def test_the_first_step_of_adam_is_the_learning_rate(
+    levels: dict[str, tuple[float, ...]], rate: float, tmp_path: Path
+) -> None:
+    # One batch and one epoch are one step, which is the learning rate times the sign of the gradient.
+    grid = {"width": (2,), "depth": (1,), "dropout": (0.0,), "weight_decay": (0.0,), "batch_size": (40,), **levels}
+    read = PGDL(make_task(tmp_path / "task", "vgg", train_size=40, epochs=1, workers=1, grid=grid))
+    before, after = (read.model(0, initial=one).state_dict() for one in (True, False))
+    steps = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
+    assert steps.max() == pytest.approx(rate, rel=1e-3)
+
+
 def test_training_stops_at_the_loss(task: Path, tmp_path: Path) -> None:
     grid = {**TINY["grid"], "width": (8,), "dropout": (0.0,)}
     other = again(tmp_path / "new" / task.name, grid=grid, stop_loss=0.5, epochs=200)
@@ -182,6 +194,7 @@ def test_the_folder_of_another_task(task: Path, tmp_path: Path) -> None:
         ({"grid": {"dropout": (1.0,)}}, r"dropout must be distinct numbers in \[0, 1\), got \[1.0\]"),
         ({"grid": {"weight_decay": (-1,)}}, "weight_decay"),
         ({"grid": {"batch_norm": (1,)}}, "batch_norm must be distinct Booleans, got"),
+        ({"grid": {"learning_rate": (0.0,)}}, "learning_rate must be distinct finite numbers above 0, got"),
     ],
 )
 def test_invalid_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:

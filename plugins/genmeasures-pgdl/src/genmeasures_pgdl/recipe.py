@@ -67,6 +67,7 @@ DIGITS_TRAIN_SIZE = 200
 """Training digits by default; with all 1197, the generalization gaps would be too small to predict."""
 
 _LEARNING_RATE = 0.005
+"""Learning rate where it is no hyperparameter."""
 _VERSION = 1
 """Incremented when the training changes in a way that the other settings do not show."""
 _LARGE_IMAGE = 16
@@ -126,7 +127,7 @@ def make_task(
 ) -> Path:
     """Train a grid of networks and store them as a PGDL task.
 
-    Each network is trained by AdamW (learning rate 0.005) on the cross-entropy. Training stops at the end of the first
+    Each network is trained by AdamW on the cross-entropy. Training stops at the end of the first
     epoch at which the mean over the training images, in evaluation mode, is at most ``stop_loss``, or after ``epochs``
     epochs. Accuracies and losses in ``model_configs.json`` are those of the network as read back from its files.
     Models of an earlier call with the same settings, which may have been interrupted, are kept; ``recipe.json`` holds
@@ -145,7 +146,9 @@ def make_task(
         workers: number of processes (default: one per core). The networks do not depend on it.
         grid: levels of hyperparameters by name, replacing those in ``LEVELS``: ``width`` (channels of the first
             block), ``depth`` (convolutions per block: 3 × 3 in vgg, 1 × 1 in nin), ``dropout``, ``weight_decay``,
-            ``batch_size`` and ``batch_norm`` (default: no hyperparameter, False in vgg and True in nin).
+            ``batch_size``, ``batch_norm`` (default: no hyperparameter, False in vgg and True in nin) and
+            ``learning_rate`` (default: no hyperparameter, 0.005; with the large images of CIFAR-10 and without batch
+            normalization, networks learn at 0.001).
 
     Returns:
         The folder of the task.
@@ -244,6 +247,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "numbers in [0, 1)"),
     "weight_decay": (lambda value: _is_number(value) and 0 <= value < math.inf, "finite numbers of at least 0"),
     "batch_norm": (lambda value: isinstance(value, bool), "Booleans"),
+    "learning_rate": (lambda value: _is_number(value) and 0 < value < math.inf, "finite numbers above 0"),
 }
 
 
@@ -380,7 +384,10 @@ class _Trainer:
             model = _initialized(config)
             initial = copy.deepcopy(model)
             optimizer = torch.optim.AdamW(
-                model.parameters(), lr=_LEARNING_RATE, weight_decay=float(hparams["weight_decay"]), fused=True
+                model.parameters(),
+                lr=float(hparams.get("learning_rate", _LEARNING_RATE)),
+                weight_decay=float(hparams["weight_decay"]),
+                fused=True,
             )
             epochs, mean = 0, math.inf
             while epochs < self.settings.epochs and mean > self.settings.stop_loss:
