@@ -73,7 +73,7 @@ class Fits:
             drawn = torch.randperm(len(rest), generator=generator, device="cpu")[: len(rest) // step]
             rest = rest[drawn.sort().values.to(rest.device)]
         try:
-            self._projection_apart, _ = fit_pca(vectors[rest], self._components)
+            self._projection_apart = fit_leading(vectors[rest], self._components)
         except Exception as error:  # whatever it is, only the measures that read it have no value
             self._projection_apart = to_raise_later(error)
 
