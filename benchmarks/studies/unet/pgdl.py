@@ -14,6 +14,7 @@ from pathlib import Path
 
 from figures import write
 from genmeasures_pgdl import PGDL, make_task
+from measure import compact
 
 import genmeasures
 from genmeasures import plot
@@ -50,7 +51,7 @@ def main() -> None:
         for name, extractor in EXTRACTORS.items():
             kept = options.folder / f"kept_{family}_{name}"
             ds = genmeasures.measure(PGDL(path), extractor=extractor, keep=kept)
-            save(ds, options.into / f"pgdl_{family}_{name}.nc")
+            save(compact(ds), options.into / f"pgdl_{family}_{name}.nc")
         if family == "vgg":
             manifolds(PGDL(path), options.into)
 
