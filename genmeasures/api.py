@@ -241,7 +241,7 @@ def estimate(
         errors: "status" turns the exception of a model or an estimate into a status; "raise" raises it.
 
     Returns:
-        A Dataset with the dimensions ``model`` and ``method``, all values in percent: ``estimate`` with
+        A Dataset with the dimensions ``model`` and ``estimator`` (the method), all values in percent: ``estimate`` with
         ``estimate_low`` and ``estimate_high`` (NaN without an interval), ``estimate_status``, and ``resampled``, the
         estimates of the resamples, which :func:`rank` compares. For Dice coefficients, ``estimate`` is the mean over
         classes, and ``dice``, ``dice_low`` and ``dice_high`` have the dimension ``class`` as well. The coordinates

@@ -80,7 +80,7 @@ def rank_command(parsed: argparse.Namespace) -> int:
         1
     """
     ds = load(parsed.result)
-    if "layer" in ds.dims and "method" not in ds.dims:
+    if "layer" in ds.dims and "estimator" not in ds.dims:
         aggregator = registry().make("aggregator", parsed.aggregator[0], options_of(parsed.aggregator[1:]))
         ds = aggregate(ds, aggregator)  # type: ignore[arg-type]
     by = None if parsed.by is None else {name.lstrip("+~"): _sign(name) for name in parsed.by}
@@ -92,7 +92,7 @@ def rank_command(parsed: argparse.Namespace) -> int:
             if status != "ok":
                 models = rows["model"][rows["status"] == status]
                 print_line(console, f"{status} ({', '.join(models)})", wrap=True)
-    _print_choice(table, console, " %" if "method" in ds.dims else "")
+    _print_choice(table, console, " %" if "estimator" in ds.dims else "")
     if parsed.json:
         print_json(_rows(table))
     return 0
@@ -105,8 +105,8 @@ def _sign(name: str) -> int:
 def _print_estimates(ds: xr.Dataset, console: Console) -> None:
     """One table: model × method, with the known values."""
     columns = [Column("model", ds["model"].values.astype(str).tolist(), names=True)]
-    for number, method in enumerate(ds["method"].values.astype(str)):
-        own = ds.isel(method=number)
+    for number, method in enumerate(ds["estimator"].values.astype(str)):
+        own = ds.isel(estimator=number)
         cells = [
             _interval(*map(float, ends))
             for ends in zip(*(own[f"estimate{end}"].values for end in ("", "_low", "_high")), strict=True)
@@ -117,13 +117,13 @@ def _print_estimates(ds: xr.Dataset, console: Console) -> None:
         columns.append(Column("known", [_percent(float(value)) for value in ds[known].values]))
     what = "Accuracy" if ds.attrs["metric"] == "accuracy" else "Mean Dice coefficient"
     print_table(console, f"{what} on the target data, %, {ds.attrs['confidence']:.0%} intervals", columns)
-    for number, method in enumerate(ds["method"].values.astype(str)):
-        statuses = ds.isel(method=number)[f"estimate{STATUS}"].values.astype(str)
+    for number, method in enumerate(ds["estimator"].values.astype(str)):
+        statuses = ds.isel(estimator=number)[f"estimate{STATUS}"].values.astype(str)
         for status in dict.fromkeys(statuses):
             if status != "ok":
                 models = ds["model"].values.astype(str)[statuses == status]
                 print_line(console, f"{method}: {status} ({', '.join(models)})", wrap=True)
-    for method in ds["method"].values.astype(str):
+    for method in ds["estimator"].values.astype(str):
         print_line(console, f"{method}: {METHODS[method]}", wrap=True)
 
 
@@ -177,7 +177,7 @@ def _percent(value: float) -> str:
 
 def _records(ds: xr.Dataset) -> list[dict[str, object]]:
     columns = ["estimate", "estimate_low", "estimate_high", f"estimate{STATUS}"]
-    frame = ds[columns].to_dataframe().reset_index()[["model", "method", *columns]]
+    frame = ds[columns].to_dataframe().reset_index()[["model", "estimator", *columns]]
     known = f"target_{ds.attrs['metric']}"
     if known in ds.coords:
         frame["known"] = frame["model"].map(dict(zip(ds["model"].values, ds[known].values, strict=True)))

@@ -15,6 +15,7 @@ def add_estimate_parsers(commands: Any) -> None:
         commands: the subparsers of the command line.
 
     Example:
+        >>> import argparse
         >>> parser = argparse.ArgumentParser()
         >>> add_estimate_parsers(parser.add_subparsers())
         >>> parser.parse_args(["estimate", "logits", "--method", "doc", "atc"]).method

@@ -54,7 +54,7 @@ def estimate_outputs(
         seed: of every random choice.
 
     Returns:
-        Dataset (model, method), see :func:`genmeasures.estimate`.
+        Dataset (model, estimator), see :func:`genmeasures.estimate`.
 
     Raises:
         OptionError: an option is unknown or out of range.

@@ -92,7 +92,7 @@ def rank(
     if not is_count(seed, 0):
         raise OptionError(f"rank: seed must be an integer ≥ 0, got {seed!r}")
     names = ds["model"].values.astype(str) if "model" in ds.coords else np.arange(ds.sizes["model"]).astype(str)
-    criteria = _of_estimates(ds, by) if "method" in ds.dims else _of_measures(ds, by, seed)
+    criteria = _of_estimates(ds, by) if "estimator" in ds.dims else _of_measures(ds, by, seed)
     if not any(np.isfinite(criterion.values).any() for criterion in criteria):
         raise DataError(f"rank: no model has a value of {', '.join(criterion.name for criterion in criteria)}")
     if len(criteria) > 1:
@@ -102,13 +102,13 @@ def rank(
 
 
 def _of_estimates(ds: xr.Dataset, by: str | Sequence[str] | Mapping[str, int] | None) -> list[_Criterion]:
-    methods = ds["method"].values.astype(str).tolist()
+    methods = ds["estimator"].values.astype(str).tolist()
     chosen = methods if by is None else [by] if isinstance(by, str) else list(by)
     criteria = []
     for name in chosen:
         if name not in methods:
             raise OptionError(f"rank: the result has no estimate {name!r}{nearest(name, methods)}")
-        own = ds.isel(method=methods.index(name))
+        own = ds.isel(estimator=methods.index(name))
         draws = own["resampled"].transpose("model", "resample").values
         ends = own["estimate_low"].values, own["estimate_high"].values
         criteria.append(_Criterion(name, 1, own["estimate"].values, draws, True, *ends))
@@ -236,9 +236,9 @@ def _statuses(criterion: _Criterion, ds: xr.Dataset, ranked: np.ndarray, why: st
     note = f"note: {why}" if why else "ok"
     if criterion.name == MEAN_RANK:
         return [note if has else "undefined: a criterion has no value" for has in ranked]
-    if "method" in ds.dims:
-        column = ds["method"].values.astype(str).tolist().index(criterion.name)
-        own = ds[f"estimate{STATUS}"].transpose("model", "method").values[:, column]
+    if "estimator" in ds.dims:
+        column = ds["estimator"].values.astype(str).tolist().index(criterion.name)
+        own = ds[f"estimate{STATUS}"].transpose("model", "estimator").values[:, column]
     else:
         own = ds[f"{criterion.name}{STATUS}"].values
     return [note if has and status == "ok" else str(status) for has, status in zip(ranked, own, strict=True)]

@@ -102,7 +102,7 @@ class Table:
         self, models: Mapping[str, ModelOutputs], average: str, background: int | None, scale: bool, seed: int
     ) -> xr.Dataset:
         """The result."""
-        dims = ("model", "method")
+        dims = ("model", "estimator")
         what = "accuracy" if self._metric == "accuracy" else "mean Dice coefficient"
         level = f"{100 * self._confidence:g} % bootstrap interval over inputs"
         variables: dict[str, Any] = {
@@ -118,7 +118,7 @@ class Table:
         }
         coords: dict[str, Any] = {
             "model": ("model", np.array(self._names, dtype=object)),
-            "method": ("method", np.array(self._methods, dtype=object)),
+            "estimator": ("estimator", np.array(self._methods, dtype=object)),
             "model_status": ("model", self._model_status),
             "validation_size": ("model", self._of(models, lambda m: float(len(m.validation)))),
             "target_size": ("model", self._of(models, lambda m: float(len(m.target)))),
@@ -156,7 +156,7 @@ class Table:
         for (row, column), values in self._by_class.items():
             for array, value in zip(arrays, values, strict=True):
                 array[row, column, : len(value)] = value
-        dims = ("model", "method", "class")
+        dims = ("model", "estimator", "class")
         names = {"dice": "estimated Dice coefficient", "dice_low": "lower end", "dice_high": "upper end"}
         variables: dict[str, Any] = {
             name: (dims, array, {"long_name": text, "units": "%"})
