@@ -54,7 +54,22 @@ class ModelOutputs:
 
 
 def model_outputs(validation: Outputs, target: Outputs, scale: bool) -> ModelOutputs:
-    """The outputs of a model, with its temperature or why there is none."""
+    """The outputs of a model on both splits, with its temperature or why there is none.
+
+    Args:
+        validation: labeled outputs.
+        target: outputs of the same classes.
+        scale: whether a temperature is fitted on the validation data.
+
+    Raises:
+        DataError: both splits do not have the same classes.
+        Undefined: the validation data have no labels.
+
+    Example:
+        >>> outputs = Outputs.of([[0.0, 1.0]], [1])
+        >>> model_outputs(outputs, outputs, scale=False).temperature
+        1.0
+    """
     if validation.logits.shape[1] != target.logits.shape[1] or validation.is_dense != target.is_dense:
         raise DataError(
             f"validation logits {validation.logits.shape} and target logits {target.logits.shape} must have the same "
@@ -79,7 +94,25 @@ def _scaled(model: ModelOutputs) -> tuple[Outputs, Outputs]:
 
 
 def estimator_of(method: str, model: ModelOutputs, metric: str, average: str, seed: int) -> tuple[Estimator, str]:
-    """The estimator of a method, and a note on its value."""
+    """The estimator of a method that reads one model, and a note on its value.
+
+    Args:
+        method: name of the method.
+        model: outputs of the model.
+        metric: "accuracy" or "dice".
+        average: for Dice coefficients, "inputs" or "pixels".
+        seed: of random choices.
+
+    Raises:
+        Undefined: the method has no estimate, or the temperature is not defined.
+
+    Example:
+        >>> import numpy as np
+        >>> outputs = Outputs.of([[0.0, 100.0]], [1])
+        >>> estimator, note = estimator_of("ac", model_outputs(outputs, outputs, False), "accuracy", "inputs", 0)
+        >>> estimator(np.ones((1, 1)), np.ones((1, 1))), note
+        (array([100.]), '')
+    """
     if method == "validation":
         of = model.validation
         return (dice_baseline(of, average) if metric == "dice" else known_accuracy(of)), ""
@@ -104,7 +137,23 @@ def estimator_of(method: str, model: ModelOutputs, metric: str, average: str, se
 
 
 def group_estimates(method: str, models: Mapping[str, ModelOutputs], resamples: int, seed: int) -> Resampled:
-    """The estimates of a method that compares models, (M,)."""
+    """The estimates (M,) of a method that compares models.
+
+    Args:
+        method: one of :data:`GROUP_METHODS`.
+        models: outputs by model, on the same inputs.
+        resamples: number of bootstrap resamples.
+        seed: of the draws.
+
+    Raises:
+        Undefined: there are too few models, or their inputs differ in number.
+
+    Example:
+        >>> outputs = Outputs.of([[0.0, 1.0]], [1])
+        >>> models = {name: model_outputs(outputs, outputs, False) for name in "ab"}
+        >>> group_estimates("gde", models, resamples=3, seed=0).value
+        array([100., 100.])
+    """
     pairs = [
         (model.validation, model.target) if method in _LABELS_ALONE else _scaled(model) for model in models.values()
     ]

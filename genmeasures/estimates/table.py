@@ -61,7 +61,7 @@ class Table:
             undefined = [str(c) for c in np.flatnonzero(np.isnan(result.value))]
             if undefined:
                 note = f"no Dice coefficient of class {', '.join(undefined)}"
-            result = mean_over_classes(result, background)
+            result = _mean_over_classes(result, background)
         self._set(row, column, float(result.value), result.resamples, note, model)
 
     def put_group(self, column: int, names: list[str], run: Callable[[], Resampled]) -> None:
@@ -173,7 +173,7 @@ class Table:
         return variables
 
 
-def mean_over_classes(result: Resampled, background: int | None) -> Resampled:
+def _mean_over_classes(result: Resampled, background: int | None) -> Resampled:
     """The mean over the classes that have a value for all inputs, without the background."""
     used = np.isfinite(result.value)
     if background is not None and 0 <= background < len(used):
@@ -198,7 +198,7 @@ def _known(outputs: Outputs | None, metric: str, average: str, background: int |
     if metric == "accuracy":
         return outputs.accuracy
     dice = known_dice(outputs, average).of(np.ones((1, len(outputs))))
-    return float(mean_over_classes(Resampled(dice[0], dice), background).value)
+    return float(_mean_over_classes(Resampled(dice[0], dice), background).value)
 
 
 __all__ = ["Table"]

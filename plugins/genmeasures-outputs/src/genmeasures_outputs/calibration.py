@@ -52,7 +52,7 @@ def brier_score(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """Return the expected calibration error Σ_b (n_b/N) |accuracy_b − confidence_b|.
+    """Return the expected calibration error Σ_b (n_b/N) abs(accuracy_b − confidence_b).
 
     Args:
         logits: (N, K) or (N, K, *S).
