@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from genmeasures.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from genmeasures.api import aggregate, judge, load_task, measure
+    from genmeasures.api import aggregate, estimate, judge, load_task, measure, rank
 
-__all__ = ["aggregate", "judge", "load_task", "measure"]
+__all__ = ["aggregate", "estimate", "judge", "load_task", "measure", "rank"]
 _PACKAGES = (
     "aggregators",
+    "estimates",
     "extractors",
     "judging",
     "labelers",

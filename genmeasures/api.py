@@ -1,4 +1,4 @@
-"""The Python interface: measure, aggregate, judge, load_task."""
+"""The Python interface: measure, aggregate, judge, estimate, rank, load_task."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 import xarray as xr
+from numpy.typing import ArrayLike
 from torch import nn
 
 from genmeasures.aggregators.aggregate import aggregate as _aggregate
 from genmeasures.engine import DEFAULT_MEMORY
 from genmeasures.engine.selection import LayerChoice
 from genmeasures.errors import GenmeasuresWarning, ModelError, OptionError, nearest
+from genmeasures.estimates import estimate_outputs, rank, read_stored
 from genmeasures.failures import raising
 from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
 from genmeasures.judging import judge
@@ -26,7 +28,7 @@ from genmeasures.results.summary import model_notes
 from genmeasures.run import Run
 from genmeasures.tracing.kinds import not_a_module
 
-__all__ = ["aggregate", "judge", "load_task", "measure"]
+__all__ = ["aggregate", "estimate", "judge", "load_task", "measure", "rank"]
 
 _DEFAULT_MEASURES = ("davies_bouldin", "roughness", "confidence")
 _C = TypeVar("_C", bound=Component)
@@ -182,6 +184,104 @@ def aggregate(ds: xr.Dataset, aggregator: str | Aggregator = "frobenius", **opti
         {'model': 1}
     """
     return _aggregate(ds, _component("aggregator", aggregator, Aggregator, **options))
+
+
+def estimate(
+    logits: Mapping[str, Any] | str | Path | Sequence[str | Path],
+    validation: ArrayLike | None = None,
+    target: ArrayLike | None = None,
+    method: str | Sequence[str] = "atc",
+    *,
+    metric: Literal["accuracy", "dice"] | None = None,
+    scale: bool = False,
+    average: Literal["inputs", "pixels"] = "inputs",
+    background: int | None = 0,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    errors: Literal["status", "raise"] = "status",
+) -> xr.Dataset:
+    """Estimate the accuracy of models on data without labels, in percent with intervals, from their logits.
+
+    Every method reads the logits on labeled validation data, which the models were not trained on, and on the target
+    data. Each is right under its own assumption alone: compare it with ``"validation"``, the accuracy on the validation
+    data, which is what it has to beat.
+
+    Args:
+        logits: by model, a pair of arrays (validation logits, target logits), a mapping with these under "validation"
+            and "target", or an ``.npz`` file; or one or several ``.npz`` files, or a folder of them, with models named
+            like the files. Files have the arrays ``validation_logits``, ``target_logits`` and, if labels are not
+            passed, ``validation_labels`` and ``target_labels``. Logits are (N, K), or (N, K, *S) with an output per
+            pixel, of K ≥ 2 classes.
+        validation: class numbers of the validation data, (N,) or (N, *S); a negative number means no label.
+        target: class numbers of the target data, if known: the estimates do not read them, the result shows the true
+            values beside the estimates.
+        method: one or several of
+
+            - "validation": accuracy on the validation data, as if there were no shift: the baseline;
+            - "ac": average confidence;
+            - "doc": validation accuracy minus the drop of the average confidence;
+            - "atc": fraction of the outputs whose largest probability reaches a threshold that is fitted on the
+              validation data; "atc_entropy": the same with the negative entropy;
+            - "im": validation accuracy within 10 bins of confidence, weighted by the target outputs in each;
+            - "cot": optimal transport between validation labels and target outputs;
+            - "gde": mean agreement with the other models, which must be runs of one recipe; "ensemble": agreement with
+              the mean probabilities of the other models; "aline": validation accuracy, moved along the line of the
+              agreements of all pairs of models.
+
+            Dice coefficients have "validation", "ac" (soft Dice), "doc" and "atc", calibrated by class.
+        metric: "accuracy" of inputs or pixels, or "dice". None is "dice" for outputs per pixel.
+        scale: whether logits are divided by a temperature that is fitted on the validation data.
+        average: Dice coefficients are means over "inputs", or of all "pixels" together.
+        background: the class that the mean of the Dice coefficients leaves out, None for none.
+        confidence: confidence level of the intervals, between 0 and 1.
+        resamples: number of bootstrap resamples of the inputs of both splits. Pixels of one input stay together. A
+            temperature is that of all validation inputs.
+        seed: of every random choice.
+        errors: "status" turns the exception of a model or an estimate into a status; "raise" raises it.
+
+    Returns:
+        A Dataset with the dimensions ``model`` and ``estimator`` (the method), all values in percent: ``estimate`` with
+        ``estimate_low`` and ``estimate_high`` (NaN without an interval), ``estimate_status``, and ``resampled``, the
+        estimates of the resamples, which :func:`rank` compares. For Dice coefficients, ``estimate`` is the mean over
+        classes, and ``dice``, ``dice_low`` and ``dice_high`` have the dimension ``class`` as well. The coordinates
+        ``validation_accuracy`` and, with target labels, ``target_accuracy`` (``…_dice``) have the true values. A model
+        whose logits cannot be used has NaN, with the reason in ``model_status``.
+
+    Raises:
+        OptionError: an option is unknown or out of range, or there are no logits.
+        DataError: the logits of no model can be used.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> labels = rng.integers(3, size=400)
+        >>> sharp = 3.0 * np.eye(3)[labels] + rng.normal(size=(400, 3))
+        >>> blurred = 1.5 * np.eye(3)[labels] + rng.normal(size=(400, 3))
+        >>> ds = estimate({"net": (sharp, blurred)}, labels, target=labels, method=["validation", "atc"])
+        >>> ds.estimate.values.round(1).tolist(), ds.target_accuracy.values.round(1).tolist()
+        ([[97.8, 83.8]], [72.5])
+        >>> bool((ds.estimate_low < ds.estimate).all())
+        True
+    """
+    if errors not in ("status", "raise"):
+        raise OptionError(f"errors={errors!r} is unknown{nearest(str(errors), ('status', 'raise'))}")
+    if isinstance(logits, Task | nn.Module) or (
+        isinstance(logits, Mapping) and any(isinstance(model, nn.Module) for model in logits.values())
+    ):
+        raise OptionError("estimate: expected the logits of models, got models: run them, and pass the logits")
+    with raising(errors == "raise"):
+        return estimate_outputs(
+            *read_stored(logits, validation, target),
+            [method] if isinstance(method, str) else list(method),
+            metric=metric,
+            scale=scale,
+            average=average,
+            background=background,
+            confidence=confidence,
+            resamples=resamples,
+            seed=seed,
+        )
 
 
 def load_task(name: str, **options: Any) -> Task:

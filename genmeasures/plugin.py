@@ -89,6 +89,7 @@ from genmeasures.labelers import ClassLabel, Downsampled, Histogram, KMeans
 from genmeasures.model_tools import class_problem, eager, graph_memory, traced_layers
 from genmeasures.registry.specs import Register, hookimpl
 from genmeasures.statistics.input_mean import InputMean
+from genmeasures.statistics.outputs import checked_logits, log_probabilities
 from genmeasures.tasks.archives import check_sizes
 from genmeasures.tasks.cache import cache_folder, check_writable, load_checkpoint, save_checkpoint
 from genmeasures.tasks.cnn import SmallCNN
@@ -154,6 +155,7 @@ __all__ = [
     "cache_folder",
     "check_sizes",
     "check_writable",
+    "checked_logits",
     "class_problem",
     "eager",
     "global_generators",
@@ -164,6 +166,7 @@ __all__ = [
     "load_checkpoint",
     "load_result",
     "load_weights",
+    "log_probabilities",
     "make_console",
     "mix",
     "nearest",

@@ -53,4 +53,4 @@ def test_every_component_and_setting_of_the_readme_exists() -> None:
         for name in registry().names(kind):
             assert f"`{name}`" in text, f"the README says nothing of the {kind} {name}"
     commands = re.findall(r"^genmeasures ([\w-]+)", "\n".join(blocks("")), flags=re.MULTILINE)
-    assert set(commands) == {"run", "collect", "plot", "plugins", "check", "new-plugin"}
+    assert set(commands) == {"run", "estimate", "rank", "collect", "plot", "plugins", "check", "new-plugin"}

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from genmeasures.cli.estimate_arguments import add_estimate_parsers
 from genmeasures.cli.interrupts import interruptible
 from genmeasures.cli.plot_arguments import add_plot_parser
 from genmeasures.errors import nearest
@@ -71,6 +72,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "--against", action="append", metavar="NAME",
         help="metric that measures are judged against, such as test_accuracy; may be repeated",
     )  # fmt: skip
+    add_estimate_parsers(commands)
     add_plot_parser(commands)
     plugins = commands.add_parser("plugins", help="list the installed plugins, or show one component or plugin")
     plugins.add_argument(
@@ -127,6 +129,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             from genmeasures.cli.collect import collect_command
 
             return collect_command(parsed.folder, parsed.output, parsed.json, parsed.aggregator, parsed.against)
+        if parsed.command in ("estimate", "rank"):
+            from genmeasures.cli.estimate import estimate_command, rank_command
+
+            return (estimate_command if parsed.command == "estimate" else rank_command)(parsed)
         if parsed.command == "plot":
             from genmeasures.cli.plot import plot_command
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 PLUGINS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "ars": {"measure": ("ars", "class_selectivity", "cumulative_ablation")},
     "jacobian": {"measure": ("jacobian_norm", "layer_jacobian", "reinitialization")},
+    "outputs": {},
     "pgdl": {"task": ("pgdl",), "experiment": ("pgdl",)},
     "transitions": {"measure": ("region_count", "transition_count")},
     "unet": {
