@@ -48,9 +48,10 @@ def neighbor_distances(vectors: Tensor, neighbors: int) -> Tensor:
     for start in range(0, len(points), _ROWS):
         rows = points[start : start + _ROWS]
         products = squares - 2 * centered[start : start + _ROWS] @ centered.T
-        products[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = math.inf
+        own = torch.arange(len(rows), device=rows.device)
+        products[own, start + own] = math.inf
         near = products.topk(most, largest=False).indices
-        exact = torch.stack([(points[own] - row).norm(dim=1) for row, own in zip(rows, near, strict=True)])
+        exact = torch.stack([(points[others] - row).norm(dim=1) for row, others in zip(rows, near, strict=True)])
         found.append(exact.sort(1).values[:, :neighbors])
     return torch.cat(found)
 

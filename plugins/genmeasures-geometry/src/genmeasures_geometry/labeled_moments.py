@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from genmeasures_geometry.class_means import ClassMeans
@@ -104,6 +103,10 @@ class ClassMoments:
         for label in labels.unique().tolist():
             self._parts.setdefault(label, Moments()).add(vectors[labels == label])
 
+    def labels(self) -> set[int]:
+        """The classes that occur."""
+        return set(self._parts)
+
     def parts(self) -> list[Moments]:
         """The moments of each class, in ascending order of the labels."""
         return [self._parts[label] for label in sorted(self._parts)]
@@ -114,7 +117,3 @@ class ClassMoments:
         for part in self.parts():
             total.merge(part)
         return total
-
-    def finite(self) -> bool:
-        """Whether all vectors are finite."""
-        return all(bool(torch.isfinite(part.scatter).all()) for part in self.parts())

@@ -113,11 +113,10 @@ class ClassSeparation(FeatureMeasure):
         """See :meth:`FeatureMeasure.update`."""
         assert self.labeler is not None
         vectors, labels = read(batch, self.space), batch.labels(self.labeler)
-        square = vectors.shape[1] ** 2
-        if square * max(len(self._classes), len(labels.unique())) <= _MOST:
-            self._classes.add(vectors, labels)
-        if square * len(self._classes) > _MOST or square > _MOST:
+        classes = self._classes.labels() | set(labels.tolist())
+        if len(classes) * vectors.shape[1] ** 2 > _MOST:
             raise Undefined(f"a covariance of {vectors.shape[1]} dimensions for each class is too large: use space=pca")
+        self._classes.add(vectors, labels)
 
     def compute(self) -> Mapping[str, float | Value | Undefined]:
         """See :meth:`FeatureMeasure.compute`."""
