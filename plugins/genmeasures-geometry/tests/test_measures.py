@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import genmeasures_geometry as geometry
 import pytest
@@ -25,7 +26,7 @@ from genmeasures_geometry.reading import StreamedMoments, Subsample
 from torch import Tensor, nn
 
 import genmeasures
-from genmeasures.plugin import FeatureMeasure, KMeans, OptionError, Undefined, silhouette
+from genmeasures.plugin import FeatureBatch, FeatureMeasure, KMeans, OptionError, Undefined, silhouette
 
 SINGLE = 1e-4
 """Relative difference that features in float32 explain, in batches of other sizes."""
@@ -239,7 +240,7 @@ def test_moments_in_the_span_of_wide_vectors_are_exact(wide: Split) -> None:
     x, y = wide[0][:100].double(), wide[1][:100]
     streamed = StreamedMoments(salt=5)
     for rows, ranks, labels in zip(x.split(30), torch.arange(100).split(30), y.split(30), strict=True):
-        streamed.add(rows, ranks, labels)
+        streamed.add(cast(FeatureBatch, SimpleNamespace(vectors=rows, rank=ranks)), "pixel", labels)
     assert streamed.note == ""
     found, direct = streamed.labeled(), LabeledMoments.of(x, y)
     assert found.total.dimension == 150
@@ -323,7 +324,7 @@ DEFAULTS: dict[type[FeatureMeasure], dict[str, Any]] = {
     NeuralCollapse: {"labeler": None, "space": "pixel", "split": "train"},
     Silhouette: {"labeler": None, "space": "pca", "split": "train", "size": 2000},
     FeatureSpectrum: {"split": "train"},
-    IntrinsicDimension: {"space": "pixel", "split": "train", "size": 2000, "neighbors": 20},
+    IntrinsicDimension: {"space": "pixel", "split": "train", "size": 1000, "neighbors": 20},
     Transferability: {"labeler": None, "space": "pixel", "split": "train"},
     ClassSeparation: {
         "labeler": None,
@@ -332,7 +333,7 @@ DEFAULTS: dict[type[FeatureMeasure], dict[str, Any]] = {
         "distortion": 0.01,
         "covariance": "spherical",
     },
-    SplitShift: {"space": "pca", "size": 1000},
+    SplitShift: {"space": "pca", "size": 500},
 }
 
 

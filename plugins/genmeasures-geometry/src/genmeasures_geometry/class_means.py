@@ -7,6 +7,9 @@ from torch import Tensor
 
 from genmeasures.plugin import Undefined
 
+_BLOCK = 1 << 18
+"""Elements that are converted to float64 at a time: they stay in cache."""
+
 
 class ClassMeans:
     """Streamed means and numbers of the vectors of each class, in float64.
@@ -37,19 +40,21 @@ class ClassMeans:
         if not len(labels):
             return
         distinct, index, numbers = labels.unique(return_inverse=True, return_counts=True)
-        values = vectors.double()
-        origin = values.mean(0)
+        origin = vectors.mean(0, dtype=torch.float64)
         counts = numbers.double()
-        sums = values.new_zeros(len(distinct), values.shape[1]).index_add_(0, index, values - origin)
+        sums = origin.new_zeros(len(distinct), len(origin))
+        rows = max(1, _BLOCK // max(1, len(origin)))
+        for some, own in zip(vectors.split(rows), index.split(rows), strict=True):
+            sums.index_add_(0, own, some.double().sub(origin))
         means = origin + sums / counts[:, None]
-        rows = [self._rows.setdefault(label, len(self._rows)) for label in distinct.tolist()]
+        places = [self._rows.setdefault(label, len(self._rows)) for label in distinct.tolist()]
         if self._means is None:
             self._means, self._counts = means.new_zeros(0, means.shape[1]), means.new_zeros(0)
         new = len(self._rows) - len(self._means)
         if new:
             self._means = torch.cat([self._means, self._means.new_zeros(new, means.shape[1])])
             self._counts = torch.cat([self._counts, self._counts.new_zeros(new)])
-        position = torch.tensor(rows, device=means.device)
+        position = torch.tensor(places, device=means.device)
         total = self._counts[position] + counts
         before = self._means[position]
         self._means[position] = before + (means - before) * (counts / total)[:, None]

@@ -12,8 +12,8 @@ from genmeasures_geometry.class_means import ClassMeans
 
 _ROUNDING = 1e-12
 """Means are equal if they differ by less of their norm: they are quotients of sums in float64."""
-_BLOCK = 1 << 20
-"""Elements that are converted to float64 at a time."""
+_BLOCK = 1 << 18
+"""Elements that are converted to float64 at a time: they stay in cache."""
 
 
 class Collapse:

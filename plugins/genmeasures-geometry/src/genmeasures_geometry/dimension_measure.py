@@ -44,7 +44,7 @@ class IntrinsicDimension(FeatureMeasure):
     Args:
         space: ``"pixel"``, the whole vectors, or ``"pca"``, their projections on principal components.
         split: Split whose vectors are read, ``"train"`` or ``"test"``.
-        size: Number of vectors of the subsample. There are fewer if they have more than 4,194 dimensions, which the
+        size: Number of vectors of the subsample. There are fewer if they have more than 8,388 dimensions, which the
             status says.
         neighbors: Number of neighbors of the maximum likelihood estimates.
 
@@ -89,7 +89,7 @@ class IntrinsicDimension(FeatureMeasure):
         ),
     )
 
-    def __init__(self, space: str = "pixel", split: Split = "train", size: int = 2000, neighbors: int = 20) -> None:
+    def __init__(self, space: str = "pixel", split: Split = "train", size: int = 1000, neighbors: int = 20) -> None:
         check_space(self, space, split)
         check_size(self, size)
         valid = is_count(neighbors, _LEAST) and neighbors < size

@@ -12,6 +12,7 @@ class LabeledMoments:
     """Moments of all vectors, and the means of their classes.
 
     Example:
+        >>> import torch
         >>> moments = LabeledMoments.of(torch.tensor([[0.0], [2.0], [4.0]]), torch.tensor([0, 0, 1]))
         >>> moments.total.mean.tolist(), moments.classes.means().tolist()
         ([2.0], [[1.0], [4.0]])
@@ -30,6 +31,7 @@ class LabeledMoments:
             labels: int64 (n,).
 
         Example:
+            >>> import torch
             >>> LabeledMoments.of(torch.zeros(2, 3), torch.tensor([0, 1])).total.count
             2
         """
@@ -37,14 +39,15 @@ class LabeledMoments:
         moments.add(vectors, labels)
         return moments
 
-    def add(self, vectors: Tensor, labels: Tensor) -> None:
+    def add(self, vectors: Tensor, labels: Tensor, moments: Moments | None = None) -> None:
         """Add vectors.
 
         Args:
             vectors: float32 or float64 (n, k).
             labels: int64 (n,).
+            moments: moments of these vectors, if they are known.
         """
-        self.total.add(vectors)
+        self.total.merge(Moments.of(vectors) if moments is None else moments)
         self.classes.add(vectors, labels)
 
     def check(self) -> None:
@@ -66,6 +69,7 @@ class ClassMoments:
     """Moments of the vectors of each class: a covariance per class.
 
     Example:
+        >>> import torch
         >>> moments = ClassMoments.of(torch.tensor([[0.0], [2.0], [4.0]]), torch.tensor([0, 0, 1]))
         >>> [part.count for part in moments.parts()], moments.total().mean.tolist()
         ([2, 1], [2.0])
@@ -83,6 +87,7 @@ class ClassMoments:
             labels: int64 (n,).
 
         Example:
+            >>> import torch
             >>> len(ClassMoments.of(torch.zeros(2, 3), torch.tensor([0, 1])))
             2
         """

@@ -11,7 +11,7 @@ from genmeasures.plugin import Undefined
 
 _CONSTANT = 1e-12
 """Vectors whose spread is smaller, relative to their mean, are equal up to rounding in float64."""
-_ROWS = 1 << 20
+_ROWS = 1 << 19
 """Elements that are converted to float64 at a time."""
 
 
@@ -47,6 +47,8 @@ class Moments:
     dimension: int = 0
     """Number of dimensions of the space that the vectors are from: more than k if the moments are those of coordinates
     in a subspace that contains the vectors."""
+    _axes: tuple[Tensor, Tensor] | None = None
+    """Principal axes, once they are computed."""
 
     @staticmethod
     def of(vectors: Tensor) -> Moments:
@@ -81,6 +83,7 @@ class Moments:
         """
         if not other.count:
             return
+        self._axes = None
         if not self.count:
             vars(self).update(vars(other))
             return
@@ -150,6 +153,11 @@ class Moments:
         Raises:
             Undefined: The vectors are equal or not finite.
         """
+        if self._axes is None:
+            self._axes = self._decomposed()
+        return self._axes
+
+    def _decomposed(self) -> tuple[Tensor, Tensor]:
         self.check_spread()
         values, vectors = torch.linalg.eigh(self.scatter)
         values, vectors = values.flip(0), vectors.flip(1)

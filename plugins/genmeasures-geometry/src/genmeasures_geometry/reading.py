@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ WIDEST = 2048
 """Dimensions up to which a covariance is formed."""
 _KEPT = 1 << 23
 """Elements of a subsample that is kept, at most: 32 MiB."""
+_KNOWN: WeakKeyDictionary[FeatureBatch, dict[str, Moments]] = WeakKeyDictionary()
+"""Moments of the batches that are alive, by space."""
 _KEPT_WIDE = 1000
 """Vectors of the subsample of vectors with more dimensions than :data:`WIDEST`, at most."""
 
@@ -133,6 +136,25 @@ def read(batch: FeatureBatch, space: str) -> Tensor:
     return batch.projected if space == "pca" else batch.vectors
 
 
+def moments_of(batch: FeatureBatch, space: str) -> Moments:
+    """The moments of the vectors of a batch, computed once for all measures that read them.
+
+    Args:
+        batch: the batch.
+        space: "pca" or "pixel".
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> batch = SimpleNamespace(vectors=torch.ones(2, 3))
+        >>> moments_of(batch, "pixel") is moments_of(batch, "pixel")
+        True
+    """
+    known = _KNOWN.setdefault(batch, {})
+    if space not in known:
+        known[space] = Moments.of(read(batch, space))
+    return known[space]
+
+
 def salt_of(generator: torch.Generator) -> int:
     """A random number to draw a subsample by.
 
@@ -233,8 +255,10 @@ class StreamedMoments:
         salt: random number that the subsample depends on.
 
     Example:
+        >>> from types import SimpleNamespace
+        >>> batch = SimpleNamespace(vectors=torch.tensor([[0.0], [2.0]]), rank=torch.tensor([0, 1]))
         >>> streamed = StreamedMoments(salt=0)
-        >>> streamed.add(torch.tensor([[0.0], [2.0]]), torch.tensor([0, 1]), torch.tensor([5, 6]))
+        >>> streamed.add(batch, "pixel", torch.tensor([5, 6]))
         >>> streamed.total().mean.tolist(), streamed.labeled().classes.labels().tolist()
         ([1.0], [5, 6])
     """
@@ -244,21 +268,22 @@ class StreamedMoments:
         self._moments = LabeledMoments()
         self._wide = False
 
-    def add(self, vectors: Tensor, rank: Tensor, labels: Tensor | None = None) -> None:
-        """Add vectors.
+    def add(self, batch: FeatureBatch, space: str, labels: Tensor | None = None) -> None:
+        """Add the vectors of a batch.
 
         Args:
-            vectors: float32 or float64 (n, k).
-            rank: int64 (n,), their ranks in the sample of the run.
+            batch: the batch.
+            space: "pca" or "pixel".
             labels: int64 (n,), or None for vectors without.
         """
+        vectors = read(batch, space)
         self._wide = vectors.shape[1] > WIDEST
         if self._wide:
-            self._subsample.add(vectors, rank, *(() if labels is None else (labels,)))
+            self._subsample.add(vectors, batch.rank, *(() if labels is None else (labels,)))
         elif labels is None:
-            self._moments.total.add(vectors)
+            self._moments.total.merge(moments_of(batch, space))
         else:
-            self._moments.add(vectors, labels)
+            self._moments.add(vectors, labels, moments_of(batch, space))
 
     def labeled(self) -> LabeledMoments:
         """The moments, with those of the classes.

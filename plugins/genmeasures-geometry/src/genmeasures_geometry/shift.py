@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from genmeasures.plugin import Undefined
 from genmeasures_geometry.moments import Moments
+
+_ROUNDING = 1e-14
+"""Products of centered vectors round a squared distance by less than this fraction of the squared norms."""
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
@@ -96,15 +100,24 @@ def mmd(first: Tensor, second: Tensor, bandwidth: float | None = None) -> float:
         raise Undefined("the features are not finite")
     points = points - points.mean(0)
     norms = points.square().sum(1)
-    squares = torch.addmm(norms[:, None] + norms, points, points.T, alpha=-2).clamp_(min=0)
+    scale = norms[:, None] + norms
+    squares = torch.addmm(scale, points, points.T, alpha=-2)
     # What products leave of the distance between equal vectors is rounding.
-    squares = torch.where(squares <= 1e-14 * (norms[:, None] + norms), 0.0, squares)
+    squares.masked_fill_(squares <= _ROUNDING * scale, 0.0)
     if bandwidth is None:
-        rows, columns = torch.triu_indices(len(points), len(points), 1, device=points.device)
-        bandwidth = float(squares[rows, columns].median()) ** 0.5
+        bandwidth = _median(squares) ** 0.5
         if not bandwidth > 0:
             raise Undefined("constant features: half of the distances between vectors are 0, which leaves no bandwidth")
-    kernel = torch.exp(squares / (-2 * bandwidth**2)).fill_diagonal_(0.0)
     n, m = len(first), len(second)
-    within = float(kernel[:n, :n].sum()) / (n * (n - 1)) + float(kernel[n:, n:].sum()) / (m * (m - 1))
-    return within - 2 * float(kernel[:n, n:].mean())
+    factor = -1 / (2 * bandwidth**2)
+    # The kernel of a vector with itself is 1.
+    own = float((squares[:n, :n] * factor).exp_().sum()) - n
+    others = float((squares[n:, n:] * factor).exp_().sum()) - m
+    return own / (n * (n - 1)) + others / (m * (m - 1)) - 2 * float((squares[:n, n:] * factor).exp_().mean())
+
+
+def _median(squares: Tensor) -> float:
+    """Median of the distances between different vectors, the lower one of two, from the matrix of all of them."""
+    n = len(squares)
+    # Every pair counts twice, after the n zeros of the diagonal.
+    return float(np.partition(squares.cpu().numpy().ravel(), n + (n * (n - 1) - 1) // 2)[n + (n * (n - 1) - 1) // 2])

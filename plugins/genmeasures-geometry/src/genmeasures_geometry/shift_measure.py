@@ -9,7 +9,17 @@ import torch
 
 from genmeasures.plugin import FeatureBatch, FeatureMeasure, Layer, Pass, Undefined, Value, Variable
 from genmeasures_geometry.moments import Moments
-from genmeasures_geometry.reading import WIDEST, Subsample, check_size, check_space, defined, pass_over, read, salt_of
+from genmeasures_geometry.reading import (
+    WIDEST,
+    Subsample,
+    check_size,
+    check_space,
+    defined,
+    moments_of,
+    pass_over,
+    read,
+    salt_of,
+)
 from genmeasures_geometry.shift import coral, frechet_distance, mmd
 
 
@@ -30,7 +40,7 @@ class SplitShift(FeatureMeasure):
     Args:
         space: ``"pca"``, projections on principal components, or ``"pixel"``, the whole vectors, for which all but
             ``mmd`` are undefined beyond 2,048 dimensions.
-        size: Number of vectors of the subsample of each split. There are fewer if they have more than 8,388 dimensions,
+        size: Number of vectors of the subsample of each split. There are fewer if they have more than 16,777 dimensions,
             which the status says.
 
     Raises:
@@ -70,7 +80,7 @@ class SplitShift(FeatureMeasure):
         ),
     )
 
-    def __init__(self, space: str = "pca", size: int = 1000) -> None:
+    def __init__(self, space: str = "pca", size: int = 500) -> None:
         check_space(self, space, "test")
         check_size(self, size)
         self.space = space
@@ -94,7 +104,7 @@ class SplitShift(FeatureMeasure):
         self._length = vectors.shape[1]
         self._samples[batch.split].add(vectors, batch.rank)
         if self._length <= WIDEST:
-            self._moments[batch.split].add(vectors)
+            self._moments[batch.split].merge(moments_of(batch, self.space))
 
     def compute(self) -> Mapping[str, float | Value | Undefined]:
         """See :meth:`FeatureMeasure.compute`."""

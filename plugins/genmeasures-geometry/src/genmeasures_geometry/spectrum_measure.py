@@ -103,7 +103,7 @@ class FeatureSpectrum(FeatureMeasure):
 
     def update(self, batch: FeatureBatch) -> None:
         """See :meth:`FeatureMeasure.update`."""
-        self._streamed.add(batch.vectors, batch.rank)
+        self._streamed.add(batch, "pixel")
 
     def compute(self) -> Mapping[str, float | Value | Undefined]:
         """See :meth:`FeatureMeasure.compute`."""

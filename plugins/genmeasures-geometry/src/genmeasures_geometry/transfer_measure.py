@@ -14,7 +14,6 @@ from genmeasures_geometry.reading import (
     check_space,
     defined,
     pass_over,
-    read,
     salt_of,
 )
 from genmeasures_geometry.transferability import h_score, log_me, shrunk_h_score
@@ -108,7 +107,7 @@ class Transferability(FeatureMeasure):
     def update(self, batch: FeatureBatch) -> None:
         """See :meth:`FeatureMeasure.update`."""
         assert self.labeler is not None
-        self._streamed.add(read(batch, self.space), batch.rank, batch.labels(self.labeler))
+        self._streamed.add(batch, self.space, batch.labels(self.labeler))
 
     def compute(self) -> Mapping[str, float | Value | Undefined]:
         """See :meth:`FeatureMeasure.compute`."""
