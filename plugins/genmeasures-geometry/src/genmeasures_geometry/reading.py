@@ -129,8 +129,8 @@ def read(batch: FeatureBatch, space: str) -> Tensor:
         space: "pca" or "pixel".
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> read(SimpleNamespace(vectors=torch.zeros(2, 3)), "pixel").shape
+        >>> from unittest.mock import Mock
+        >>> read(Mock(vectors=torch.zeros(2, 3)), "pixel").shape
         torch.Size([2, 3])
     """
     return batch.projected if space == "pca" else batch.vectors
@@ -144,8 +144,8 @@ def moments_of(batch: FeatureBatch, space: str) -> Moments:
         space: "pca" or "pixel".
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> batch = SimpleNamespace(vectors=torch.ones(2, 3))
+        >>> from unittest.mock import Mock
+        >>> batch = Mock(vectors=torch.ones(2, 3))
         >>> moments_of(batch, "pixel") is moments_of(batch, "pixel")
         True
     """
@@ -255,8 +255,8 @@ class StreamedMoments:
         salt: random number that the subsample depends on.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> batch = SimpleNamespace(vectors=torch.tensor([[0.0], [2.0]]), rank=torch.tensor([0, 1]))
+        >>> from unittest.mock import Mock
+        >>> batch = Mock(vectors=torch.tensor([[0.0], [2.0]]), rank=torch.tensor([0, 1]))
         >>> streamed = StreamedMoments(salt=0)
         >>> streamed.add(batch, "pixel", torch.tensor([5, 6]))
         >>> streamed.total().mean.tolist(), streamed.labeled().classes.labels().tolist()

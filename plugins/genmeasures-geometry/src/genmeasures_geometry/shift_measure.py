@@ -40,8 +40,8 @@ class SplitShift(FeatureMeasure):
     Args:
         space: ``"pca"``, projections on principal components, or ``"pixel"``, the whole vectors, for which all but
             ``mmd`` are undefined beyond 2,048 dimensions.
-        size: Number of vectors of the subsample of each split. There are fewer if they have more than 16,777 dimensions,
-            which the status says.
+        size: Number of vectors of the subsample of each split. There are fewer if they have more than 16,777
+            dimensions, which the status says.
 
     Raises:
         OptionError: If an option is not one of these values.
