@@ -13,32 +13,32 @@ _ROWS = 256
 """Vectors whose distances to all others are in memory at a time."""
 _SPARE = 8
 """Neighbors that are looked at beyond those needed: products order nearly equal distances at random."""
+_NEAR = 1e-6
+"""A squared distance below this fraction of the squared norms is computed from the difference."""
 
 
 def neighbor_distances(vectors: Tensor, neighbors: int) -> Tensor:
     """Distances to the nearest neighbors, after duplicates of vectors are removed.
 
-    Candidates are found by products of centered vectors; their distances are those of differences, which lose no digits
-    where vectors are close.
+    Distances are computed from products of centered vectors, and where these would lose digits, from differences.
 
     Args:
         vectors: float32 or float64 (n, k).
         neighbors: number m of neighbors.
 
     Returns:
-        float64 (n′, m), ascending in each row, for the n′ distinct vectors in lexicographic order.
+        float64 (n′, m), ascending in each row, for the n′ distinct vectors in their order.
 
     Raises:
         Undefined: There are no more than m distinct vectors, or vectors are not finite.
 
     Example:
-        >>> neighbor_distances(torch.tensor([[0.0], [1.0], [1.0], [4.0]]), 2).tolist()
+        >>> neighbor_distances(torch.tensor([[0.0], [1.0], [1.0], [4.0]]), 2).round(decimals=6).tolist()
         [[1.0, 4.0], [1.0, 3.0], [3.0, 4.0]]
     """
     if not bool(vectors.isfinite().all()):
         raise Undefined("the features are not finite")
-    # Adding 0 makes −0 equal to 0.
-    points = (vectors + 0.0).unique(dim=0).double() if len(vectors) else vectors.double()
+    points = vectors[_distinct(vectors)].double()
     if len(points) <= neighbors:
         raise Undefined(f"expected more than {neighbors} distinct vectors in the sample, got {len(points)}")
     centered = points - points.mean(0)
@@ -46,14 +46,26 @@ def neighbor_distances(vectors: Tensor, neighbors: int) -> Tensor:
     most = min(neighbors + _SPARE, len(points) - 1)
     found = []
     for start in range(0, len(points), _ROWS):
-        rows = points[start : start + _ROWS]
-        products = squares - 2 * centered[start : start + _ROWS] @ centered.T
+        rows = centered[start : start + _ROWS]
+        scale = squares[start : start + _ROWS, None] + squares
+        distances = torch.addmm(scale, rows, centered.T, alpha=-2)
         own = torch.arange(len(rows), device=rows.device)
-        products[own, start + own] = math.inf
-        near = products.topk(most, largest=False).indices
-        exact = torch.stack([(points[others] - row).norm(dim=1) for row, others in zip(rows, near, strict=True)])
-        found.append(exact.sort(1).values[:, :neighbors])
+        distances[own, start + own] = math.inf
+        near, others = distances.topk(most, largest=False)
+        for row, column in (near < _NEAR * scale.gather(1, others)).nonzero().tolist():
+            difference = points[start + row] - points[others[row, column]]
+            near[row, column] = difference.square().sum()
+        found.append(near.sort(1).values[:, :neighbors].sqrt())
     return torch.cat(found)
+
+
+def _distinct(vectors: Tensor) -> Tensor:
+    """int64 (n′,): the first one of equal vectors each, in their order."""
+    first: dict[bytes, int] = {}
+    # Adding 0 makes −0 equal to 0.
+    for index, row in enumerate((vectors + 0.0).cpu().numpy()):
+        first.setdefault(row.tobytes(), index)
+    return torch.tensor([*first.values()], dtype=torch.int64, device=vectors.device)
 
 
 def two_nn(distances: Tensor, discard: float = 0.1) -> float:

@@ -184,11 +184,23 @@ def _of_batch(vectors: Tensor) -> Moments:
     rest = centered.mean(0)
     mean, centered = mean + rest, centered - rest
     squares = centered.square().sum(1)
-    return Moments(len(vectors), mean, _gram(centered), squares @ centered, squares @ squares, vectors.shape[1])
+    return Moments(len(vectors), mean, gram(centered), squares @ centered, squares @ squares, vectors.shape[1])
 
 
-def _gram(matrix: Tensor) -> Tensor:
-    """matrixᵀ · matrix. NumPy takes half the time because it uses the symmetry of the product."""
+def gram(matrix: Tensor) -> Tensor:
+    """The products of the columns, matrixᵀ · matrix; on the CPU by NumPy, which uses the symmetry and half the time.
+
+    Args:
+        matrix: (n, k).
+
+    Returns:
+        (k, k).
+
+    Example:
+        >>> gram(torch.tensor([[1.0, 2.0]]))
+        tensor([[1., 2.],
+                [2., 4.]])
+    """
     if matrix.device.type == "cpu":
         array = matrix.numpy()
         return torch.from_numpy(array.T @ array)

@@ -24,7 +24,7 @@ from genmeasures.plugin import (
     require,
 )
 from genmeasures_geometry.labeled_moments import LabeledMoments
-from genmeasures_geometry.moments import Moments
+from genmeasures_geometry.moments import Moments, gram
 
 SPACES = ("pca", "pixel")
 WIDEST = 2048
@@ -33,6 +33,8 @@ _KEPT = 1 << 23
 """Elements of a subsample that is kept, at most: 32 MiB."""
 _KNOWN: WeakKeyDictionary[FeatureBatch, dict[str, Moments]] = WeakKeyDictionary()
 """Moments of the batches that are alive, by space."""
+_COLUMNS = 1 << 12
+"""Dimensions that are converted to float64 at a time."""
 _KEPT_WIDE = 1000
 """Vectors of the subsample of vectors with more dimensions than :data:`WIDEST`, at most."""
 
@@ -153,6 +155,39 @@ def moments_of(batch: FeatureBatch, space: str) -> Moments:
     if space not in known:
         known[space] = Moments.of(read(batch, space))
     return known[space]
+
+
+def coordinates(vectors: Tensor) -> Tensor:
+    """Few long vectors in a basis of the space that they span.
+
+    The basis is that of the centered vectors, from their products, and of what their mean has outside of it.
+
+    Args:
+        vectors: float32 or float64 (n, k).
+
+    Returns:
+        float64 (n, r), r ≤ n, with the same products.
+
+    Example:
+        >>> long = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]])
+        >>> short = coordinates(long)
+        >>> short.shape, (short @ short.T).round(decimals=6).tolist()
+        (torch.Size([2, 2]), [[25.0, 0.0], [0.0, 4.0]])
+    """
+    mean = vectors.mean(0, dtype=torch.float64)
+    products = mean.new_zeros(len(vectors), len(vectors))
+    along = mean.new_zeros(len(vectors))
+    for start in range(0, vectors.shape[1], _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        centered = vectors[:, part].double() - mean[part]
+        products += gram(centered.T)
+        along += centered @ mean[part]
+    values, left = torch.linalg.eigh(products)
+    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
+    roots, left = values[kept].sqrt(), left[:, kept]
+    inside = along @ left / roots
+    outside = (mean @ mean - inside @ inside).clamp(min=0).sqrt()
+    return torch.cat([left * roots + inside, outside.expand(len(vectors), 1)], 1)
 
 
 def salt_of(generator: torch.Generator) -> int:
@@ -296,13 +331,12 @@ class StreamedMoments:
         vectors, *labels = self._subsample.result()
         if not bool(vectors.isfinite().all()):
             raise Undefined("the features are not finite")
-        points = vectors.double()
-        basis, _ = torch.linalg.qr(points.T)
+        points = coordinates(vectors)
         moments = LabeledMoments()
-        moments.total.add(points @ basis)
-        moments.total.dimension = points.shape[1]
+        moments.total.add(points)
+        moments.total.dimension = vectors.shape[1]
         if labels:
-            moments.classes.add(points @ basis, labels[0])
+            moments.classes.add(points, labels[0])
         return moments
 
     def total(self) -> Moments:
