@@ -29,7 +29,7 @@ A mean over vectors has a standard error over inputs: ``Variable.with_error`` de
 both. A feature measure gets the length of a vector from ``self.extractor.vector_size(layer)``. A model measure gets the
 module and the weight of a layer from ``data.module(layer)`` and ``data.weight(layer)``, and the name, hyperparameters
 and metrics of the model from ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from ``sample``, and
-draws with :func:`mix` and :func:`places`.
+draws with :func:`mix` and :func:`places`. A measure that cannot stream takes a :class:`RankSample` of the vectors.
 
 A report reads results with :func:`load_result`, and prints tables with :class:`Column` and :func:`print_table`. The
 functions for reports are imported on first use.
@@ -90,6 +90,8 @@ from genmeasures.model_tools import class_problem, eager, graph_memory, traced_l
 from genmeasures.registry.specs import Register, hookimpl
 from genmeasures.statistics.input_mean import InputMean
 from genmeasures.statistics.outputs import checked_logits, log_probabilities
+from genmeasures.statistics.rank_sample import RankSample
+from genmeasures.statistics.silhouette import silhouette
 from genmeasures.tasks.archives import check_sizes
 from genmeasures.tasks.cache import cache_folder, check_writable, load_checkpoint, save_checkpoint
 from genmeasures.tasks.cnn import SmallCNN
@@ -137,6 +139,7 @@ __all__ = [
     "Pass",
     "PatchReader",
     "PatchSet",
+    "RankSample",
     "Register",
     "ResultError",
     "Sample",
@@ -183,6 +186,7 @@ __all__ = [
     "score_table",
     "settings_of",
     "shown",
+    "silhouette",
     "split_digits",
     "tapped",
     "temporary_path",

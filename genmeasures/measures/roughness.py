@@ -24,8 +24,9 @@ from genmeasures.interfaces import (
     require,
 )
 from genmeasures.labelers import KMeans
-from genmeasures.measures.cluster_index import INDICES, ClusterIndex, Moments, RankSample
+from genmeasures.measures.cluster_index import INDICES, ClusterIndex, Moments
 from genmeasures.statistics.pca import PCA, Identity, fit_leading, fit_pca
+from genmeasures.statistics.rank_sample import RankSample
 
 _REFERENCES = "Rajagopal et al. 2021, section 2.3.1"
 _FITTED_ON = 10_000

@@ -9,6 +9,17 @@ from collections.abc import Mapping
 
 PLUGINS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "ars": {"measure": ("ars", "class_selectivity", "cumulative_ablation")},
+    "geometry": {
+        "measure": (
+            "class_separation",
+            "feature_spectrum",
+            "intrinsic_dimension",
+            "neural_collapse",
+            "silhouette",
+            "split_shift",
+            "transferability",
+        )
+    },
     "jacobian": {"measure": ("jacobian_norm", "layer_jacobian", "reinitialization")},
     "outputs": {},
     "pgdl": {"task": ("pgdl",), "experiment": ("pgdl",)},

@@ -22,6 +22,15 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 BY_PLUGIN = {
     "genmeasures": ["davies_bouldin", "roughness", "confidence"],
     "genmeasures-ars": ["ars", "class_selectivity", "cumulative_ablation"],
+    "genmeasures-geometry": [
+        "neural_collapse",
+        "silhouette",
+        "feature_spectrum",
+        "intrinsic_dimension",
+        "transferability",
+        "class_separation",
+        "split_shift",
+    ],
     "genmeasures-jacobian": ["jacobian_norm", "layer_jacobian", "reinitialization"],
     "genmeasures-transitions": ["transition_count", "region_count"],
 }
