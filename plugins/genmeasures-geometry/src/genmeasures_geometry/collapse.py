@@ -113,7 +113,7 @@ class Collapse:
         return float(norms.std(correction=0) / norms.mean())
 
     def angle_variation(self) -> float:
-        """NC2: mean over pairs of classes of |cos(μ_c − μ, μ_c′ − μ) + 1/(K − 1)|; 0 for a simplex.
+        """NC2: mean over pairs of classes of ``|cos(μ_c − μ, μ_c′ − μ) + 1/(K − 1)|``; 0 for a simplex.
 
         Raises:
             Undefined: A class mean is equal to μ.

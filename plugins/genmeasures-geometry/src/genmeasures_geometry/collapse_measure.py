@@ -24,7 +24,7 @@ class NeuralCollapse(FeatureMeasure):
 
     - ``neural_collapse`` is NC1, Tr(Σ_W Σ_B⁺)/K. It is 0 if the vectors of each class are equal.
     - ``neural_collapse_norms`` and ``neural_collapse_angles`` are NC2: the standard deviation of ‖μ_c − μ‖ over its
-      mean, and the mean of |cos(μ_c − μ, μ_c′ − μ) + 1/(K − 1)|. Both are 0 if the class means are a simplex.
+      mean, and the mean of ``|cos(μ_c − μ, μ_c′ − μ) + 1/(K − 1)|``. Both are 0 if the class means are a simplex.
     - ``neural_collapse_cdnv`` is the class-distance normalized variance, the mean over pairs of classes of
       (Var_i + Var_j)/(2‖μ_i − μ_j‖²).
     - ``nearest_center_accuracy`` is the fraction of the vectors that are nearest to the mean of their own class.

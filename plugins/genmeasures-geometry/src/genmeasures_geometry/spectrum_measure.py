@@ -33,7 +33,7 @@ class FeatureSpectrum(FeatureMeasure):
 
     The covariance is streamed in float64. For vectors with more than 2,048 dimensions the values are those of a
     subsample of at most 1,000 vectors, and of fewer if they have more than 8,388 dimensions; the status says so. All
-    values are bounded by the number of vectors, and grow with it: compare those of equally many vectors.
+    values depend on the number of vectors: compare those of equally many.
 
     Source: Garrido et al. 2023 (RankMe); Agrawal et al. 2022 (α-ReQ).
 
