@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from genmeasures.errors import ComponentError, GenmeasuresError, OptionError, Undefined, nearest
 
-Split: TypeAlias = Literal["train", "test"]
+Split: TypeAlias = Literal["train", "test", "validation"]
 Field: TypeAlias = Literal[
     "vectors",
     "projected",
@@ -41,17 +41,19 @@ Field: TypeAlias = Literal[
     "labels",
 ]
 FieldValue: TypeAlias = "Tensor | PatchSet | tuple[Tensor, Tensor]"
-SPLITS: tuple[Split, ...] = ("train", "test")
+SPLITS: tuple[Split, ...] = ("train", "test", "validation")
+"""Splits of the data: training data, test data, and labeled data like the training data that no model was trained on.
+"""
 TAPS = ("activation", "linear", "block")
 """Where the output of a layer can be read."""
 _HELD_BACK = 4
 """One of so many inputs is held back."""
-SampleName: TypeAlias = Literal["fit", "train", "test"]
+SampleName: TypeAlias = Literal["fit", "train", "test", "validation"]
 """Samples that a pass is over: that of a split, or the part of the training sample that fits see."""
 
 
 def split_of(sample: SampleName, available: Collection[Split] = SPLITS) -> Split:
-    """The split that a pass reads: without training data, fits see the test data.
+    """The split that a pass reads: without training data, fits see the test data, or else the validation data.
 
     Args:
         sample: name of the sample.
@@ -62,7 +64,7 @@ def split_of(sample: SampleName, available: Collection[Split] = SPLITS) -> Split
         ('train', 'test')
     """
     if sample == "fit":
-        return "test" if "test" in available and "train" not in available else "train"
+        return next((split for split in SPLITS if split in available), "train")
     return sample
 
 
@@ -810,8 +812,8 @@ class Pass:
     """One pass over a sample, with the fields of each batch that are read in it.
 
     Args:
-        sample: "train" or "test" for the sample of that split, "fit" for the part of the training sample (of the test
-            sample without training data) that fits see.
+        sample: "train", "test" or "validation" for the sample of that split, "fit" for the part of the training sample
+            (without training data, of the test sample) that fits see.
         fields: names of properties of :class:`FeatureBatch`, and "labels" for its method.
 
     Raises:
@@ -1096,7 +1098,7 @@ class ModelFacts:
     hparams: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     """Hyperparameters; empty for plain modules."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """``train_accuracy``, ``test_accuracy`` or others; empty if unknown."""
+    """``train_accuracy``, ``test_accuracy``, ``validation_accuracy`` or others; empty if unknown."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hparams", MappingProxyType(dict(self.hparams)))
@@ -1254,6 +1256,9 @@ class Task(Component, abc.ABC):
     """Name of the metric in ``test_accuracy`` (``iou`` in ``test_iou``, …)."""
     ignore_index: float | None = None
     """The target that means "no label"; None if all targets are labels."""
+    splits: tuple[Split, ...] = ("train", "test")
+    """The splits that :meth:`data` is asked for. A task with labeled data like the training data, that none of its
+    models was trained on, adds "validation"."""
 
     incidental: ClassVar[tuple[str, ...]] = ()
     """Options that change neither models nor data, such as the number of workers or a cache folder."""

@@ -18,10 +18,10 @@ from genmeasures.engine.layer import LayerState
 from genmeasures.engine.memory import Memory
 from genmeasures.engine.prepare import PreparedData
 from genmeasures.engine.seeds import ModelSeeds
-from genmeasures.interfaces import FeatureMeasure, SampleName, Split
+from genmeasures.interfaces import SPLITS, FeatureMeasure, SampleName, Split
 from genmeasures.tracing import TracedLayer
 
-_SAMPLES: tuple[SampleName, ...] = ("fit", "train", "test")
+_SAMPLES: tuple[SampleName, ...] = ("fit", *SPLITS)
 _ALIVE = 4
 """Tensors of the largest layer's size that are alive at a time, its own included: skip connections, workspaces."""
 

@@ -35,8 +35,8 @@ from genmeasures.labelers import ClassLabel, Downsampled, Histogram
 
 log = logging.getLogger(__name__)
 
-FITTED_ON_TEST = "fitted on the test sample, since there are no training data"
-"""Note of values for which a projection, a labeler or the measure itself was fitted on test data."""
+FITTED_ELSEWHERE = "fitted on the {split} sample, since there are no training data"
+"""Note of values for which a projection, a labeler or the measure itself was not fitted on training data."""
 
 
 @dataclass
@@ -89,7 +89,8 @@ class PreparedData:
     def note(self, measure: FeatureMeasure) -> str:
         """Note of a measure's values on the data: on which split it was fitted, and how targets were read."""
         labeler = measure.labeler
-        fitted = FITTED_ON_TEST if self.split_of("fit") == "test" and _reads_fit(measure) else ""
+        split = self.split_of("fit")
+        fitted = FITTED_ELSEWHERE.format(split=split) if split != "train" and _reads_fit(measure) else ""
         if not isinstance(labeler, TargetLabeler):
             return fitted
         splits = {self.split_of(one_pass.sample) for one_pass in measure.passes if "labels" in one_pass.fields}
