@@ -53,6 +53,7 @@ from genmeasures.interfaces import (
     Measure,
     ModelFacts,
     ModelMeasure,
+    OutputMeasure,
     Split,
     TaskModel,
     check_attributes,
@@ -342,8 +343,9 @@ class Run:
             return self._unknown(str(error))
         if prepared.problem:
             return self._unknown(prepared.problem)
-        # Model measures do not run by tiles: with tiles they fail.
-        tiled = self._tile is not None and any(isinstance(measure, ModelMeasure) for measure in self._measures)
+        # Measures of models and of outputs do not run by tiles: with tiles they have no values.
+        whole = ModelMeasure | OutputMeasure
+        tiled = self._tile is not None and any(isinstance(measure, whole) for measure in self._measures)
         versions = versions_identity(identity.distributions | prepared.distributions)
         layers = None if self._layers is None else sorted(set(self._layers), key=repr)
         # The model creates tensors of the default type.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genmeasures.data import DataSource, TargetInfo
-from genmeasures.engine.accuracy import classes_of
+from genmeasures.engine.accuracy import classes_of, kind_of
 from genmeasures.engine.consumer import FITTED_FIELDS
 from genmeasures.engine.returned import checked_sample
 from genmeasures.engine.seeds import generator_for
@@ -22,12 +22,15 @@ from genmeasures.interfaces import (
     FeatureMeasure,
     Labeler,
     Measure,
+    OutputMeasure,
     Sample,
     SampleName,
     Split,
     TargetLabeler,
+    TaskKind,
     check_attributes,
     check_passes,
+    check_splits,
     is_held_back,
     split_of,
 )
@@ -52,6 +55,8 @@ class PreparedData:
     """By ``repr`` of a measure without the data or labels that it needs: what it lacks."""
     classes: int = 0
     """The number of classes by the largest label; 0 if no targets are class numbers."""
+    kind: TaskKind = "unknown"
+    """What the targets say of the outputs of the models."""
     _samples: dict[tuple[SampleName, int], Sample] = field(default_factory=dict)
     _places: dict[Split, Tensor] = field(default_factory=dict)
     _held_back: dict[Split, Tensor] = field(default_factory=dict)
@@ -173,6 +178,11 @@ def prepare_measures(
             elif isinstance(measure.labeler, TargetLabeler):
                 for split in _labeled(measure, sources):
                     _check_labels(measure, measure.labeler, sources[split])
+        elif isinstance(measure, OutputMeasure):
+            check_splits(measure, measure.splits)
+            missing = [split for split in measure.splits if split not in sources]
+            if missing:
+                lacking[repr(measure)] = f"needs {missing[0]} data, and none are given"
         ready.append(measure)
     if measures and len(lacking) == len(measures):
         named = [f"{measure.name} {lacks}" for measure, lacks in zip(measures, lacking.values(), strict=True)]
@@ -272,4 +282,4 @@ def prepare_data(
         if shape != first:
             names = " and ".join(sources)
             raise DataError(f"{names} data: inputs differ in shape, {first} against {shape}")
-    return PreparedData(dict(sources), labelers, extractor, seed, lacking, classes_of(sources))
+    return PreparedData(dict(sources), labelers, extractor, seed, lacking, classes_of(sources), kind_of(sources))
