@@ -20,7 +20,7 @@ from genmeasures.engine.selection import LayerChoice
 from genmeasures.errors import GenmeasuresWarning, ModelError, OptionError, nearest
 from genmeasures.estimates import estimate_outputs, rank, read_stored
 from genmeasures.failures import raising
-from genmeasures.interfaces import Aggregator, Component, Extractor, Measure, Task, TaskModel
+from genmeasures.interfaces import SPLITS, Aggregator, Component, Extractor, Measure, Split, Task, TaskModel
 from genmeasures.judging import judge
 from genmeasures.progress import progress_bars
 from genmeasures.registry import registry
@@ -39,6 +39,7 @@ def measure(
     train: Any = None,
     test: Any = None,
     *,
+    validation: Any = None,
     measures: Sequence[str | Measure] | Mapping[str, str | Measure] = _DEFAULT_MEASURES,
     extractor: str | Extractor = "receptive_field",
     layers: LayerChoice | None = None,
@@ -68,6 +69,8 @@ def measure(
             on them is fitted on the test data, with a note in the status.
         test: test data, in the same forms. Measures of weights alone need neither; a measure without the data that it
             needs has no value, with the reason in its status.
+        validation: validation data, in the same forms: labeled data like the training data that no model was trained
+            on.
         measures: names or objects. A dict, ``{"roughness_k8": Roughness(KMeans(k=8)), …}``, renames the variables of
             each measure, so that a run can have one measure in several settings.
         extractor: name or object: "receptive_field" for one vector per pixel, "whole_tensor" for one per input.
@@ -102,11 +105,11 @@ def measure(
         the other inputs of the batch, the status of its values says so; it is seeded by ``seed``, and the states of
         the global generators do not change.
 
-        If targets are classes and the model has one output per class, ``measured_train_accuracy`` and
-        ``measured_test_accuracy`` are counted during the passes, with the number of labels. They fill in
-        ``train_accuracy`` and ``test_accuracy`` of models that have none. If they differ from those of a model by more
-        than their rounding plus three standard errors, ``model_status`` and a
-        :class:`~genmeasures.errors.GenmeasuresWarning` say so.
+        If targets are classes and the model has one output per class, ``measured_train_accuracy``,
+        ``measured_test_accuracy`` and ``measured_validation_accuracy`` are counted during the passes over these splits,
+        with the number of labels. They fill in ``train_accuracy``, ``test_accuracy`` and ``validation_accuracy`` of
+        models that have none. If they differ from those of a model by more than their rounding plus three standard
+        errors, ``model_status`` and a :class:`~genmeasures.errors.GenmeasuresWarning` say so.
 
     Raises:
         OptionError: an option is invalid, or a name is unknown.
@@ -130,12 +133,11 @@ def measure(
     if isinstance(models, Task):
         task_models = models.models()
         attrs = {"task": models.label, "metric": models.metric}
-        if (
-            train is None and test is None and models.identity is not None
-        ):  # else the content of the data identifies them
-            attrs["task_id"] = models.identity
-        train = models.data("train") if train is None else train
-        test = models.data("test") if test is None else test
+        given: dict[Split, Any] = {"train": train, "test": test, "validation": validation}
+        if models.identity is not None and all(data is None for data in given.values()):
+            attrs["task_id"] = models.identity  # else the content of the data identifies them
+        offered = {split: models.data(split) for split in models.splits if given[split] is None}
+        train, test, validation = ({**given, **offered}[split] for split in SPLITS)
         ignore_index = models.ignore_index if ignore_index is None else ignore_index
     else:
         task_models = _named(models)
@@ -153,6 +155,7 @@ def measure(
         tile=tile,
         ignore_index=ignore_index,
         memory=memory,
+        validation=validation,
     )
     with progress_bars(progress) as (on_model, on_batch), raising(errors == "raise"):
         ds = run.measure(attrs, on_model, on_batch)

@@ -10,7 +10,7 @@ from genmeasures.engine.selection import base_60
 from genmeasures.errors import OptionError
 from genmeasures.interfaces import SPLITS, Measure, TaskModel, is_count
 from genmeasures.results.model_dataset import model_dataset
-from genmeasures.results.schema import LAYERS_USED, RESERVED, STATUS, measured_accuracy, measured_labels
+from genmeasures.results.schema import LAYERS_USED, MEASURED, RESERVED, STATUS, VECTORS
 
 
 def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> None:
@@ -31,8 +31,7 @@ def check_names(measures: Sequence[Measure], models: Sequence[TaskModel]) -> Non
         genmeasures.errors.OptionError: duplicate variable 'roughness' of ...
     """
     reserved = {*map(str, model_dataset(TaskModel("", nn.Module), "", ()).variables), *RESERVED, "generalization_gap"}
-    for split in SPLITS:
-        reserved |= {f"{split}_accuracy", measured_accuracy(split), measured_labels(split)}
+    reserved |= {*MEASURED, *VECTORS, *(f"{split}_accuracy" for split in SPLITS)}
     for model in models:
         reserved |= {*model.hparams, *model.metrics}
     owners: dict[str, Measure] = {}

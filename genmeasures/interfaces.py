@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from genmeasures.errors import ComponentError, GenmeasuresError, OptionError, Undefined, nearest
 
-Split: TypeAlias = Literal["train", "test"]
+Split: TypeAlias = Literal["train", "test", "validation"]
 Field: TypeAlias = Literal[
     "vectors",
     "projected",
@@ -41,17 +41,19 @@ Field: TypeAlias = Literal[
     "labels",
 ]
 FieldValue: TypeAlias = "Tensor | PatchSet | tuple[Tensor, Tensor]"
-SPLITS: tuple[Split, ...] = ("train", "test")
+SPLITS: tuple[Split, ...] = ("train", "test", "validation")
+"""Splits of the data: training data, test data, and labeled data like the training data that no model was trained on.
+"""
 TAPS = ("activation", "linear", "block")
 """Where the output of a layer can be read."""
 _HELD_BACK = 4
 """One of so many inputs is held back."""
-SampleName: TypeAlias = Literal["fit", "train", "test"]
+SampleName: TypeAlias = Literal["fit", "train", "test", "validation"]
 """Samples that a pass is over: that of a split, or the part of the training sample that fits see."""
 
 
 def split_of(sample: SampleName, available: Collection[Split] = SPLITS) -> Split:
-    """The split that a pass reads: without training data, fits see the test data.
+    """The split that a pass reads: without training data, fits see the test data, or else the validation data.
 
     Args:
         sample: name of the sample.
@@ -62,7 +64,7 @@ def split_of(sample: SampleName, available: Collection[Split] = SPLITS) -> Split
         ('train', 'test')
     """
     if sample == "fit":
-        return "test" if "test" in available and "train" not in available else "train"
+        return next((split for split in SPLITS if split in available), "train")
     return sample
 
 
@@ -752,6 +754,7 @@ class Variable:
             references=self.references,
             bounds=(0, math.inf),
             scale_invariant=self.scale_invariant,
+            dims=self.dims,
             auxiliary=True,
         )
         return self, error
@@ -810,8 +813,8 @@ class Pass:
     """One pass over a sample, with the fields of each batch that are read in it.
 
     Args:
-        sample: "train" or "test" for the sample of that split, "fit" for the part of the training sample (of the test
-            sample without training data) that fits see.
+        sample: "train", "test" or "validation" for the sample of that split, "fit" for the part of the training sample
+            (without training data, of the test sample) that fits see.
         fields: names of properties of :class:`FeatureBatch`, and "labels" for its method.
 
     Raises:
@@ -882,7 +885,7 @@ def check_passes(measure: FeatureMeasure | type[FeatureMeasure], passes: object)
 
 
 class Measure(Component):
-    """A generalization measure. Subclass :class:`FeatureMeasure` or :class:`ModelMeasure`."""
+    """A generalization measure. Subclass :class:`FeatureMeasure`, :class:`OutputMeasure` or :class:`ModelMeasure`."""
 
     variables: ClassVar[tuple[Variable, ...]]
     """The variables of the result that the measure writes."""
@@ -1010,7 +1013,7 @@ class FeatureMeasure(Measure, abc.ABC):
                 raise ComponentError(
                     f'{cls.__name__}: the dims of the variable {variable.name!r} must be ("layer",), since a '
                     f"FeatureMeasure has one value per layer, got {variable.dims!r}: leave dims out, or subclass "
-                    "ModelMeasure"
+                    "OutputMeasure or ModelMeasure"
                 )
 
     def prepare(self, extractor: Extractor) -> None:
@@ -1042,6 +1045,297 @@ class FeatureMeasure(Measure, abc.ABC):
     def compute(self) -> Values:
         """The value of the layer, or by name a value for each of ``variables``, or :class:`Undefined` for those that
         have none."""
+
+
+TaskKind: TypeAlias = Literal["classification", "regression", "unknown"]
+"""What the targets of a run say of the outputs: "classification" if those of any split are class numbers, one per input
+or per pixel, else "regression", and "unknown" without targets."""
+
+
+class OutputBatch:
+    """The outputs of a model for some inputs, with their targets.
+
+    What is derived from them is computed when it is first read, once for all measures. Tensors are on the device of the
+    run and belong to the engine: do not write to them, and copy what you keep, since the model may overwrite them
+    later.
+
+    Args:
+        split: the split.
+        inputs: int64 (n,), see :attr:`inputs`.
+        outputs: float32 (n, …), see :attr:`outputs`.
+        targets: (n, C, *S), see :attr:`targets`.
+        kind: kind of the task.
+        classes: see :attr:`classes`.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> batch = OutputBatch("test", torch.arange(2), logits, torch.tensor([[0], [-1]]), "classification", 3)
+        >>> batch.predictions.tolist(), batch.labels.tolist()
+        ([0, 1], [0, -1])
+        >>> len(batch), len(batch.labeled)
+        (2, 1)
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        inputs: Tensor,
+        outputs: Tensor,
+        targets: Tensor | None = None,
+        kind: TaskKind = "unknown",
+        classes: int = 0,
+    ) -> None:
+        self.split: Split = split
+        self.inputs = inputs
+        """int64 (n,): rank of each input among all inputs of the split by their contents, the same for all models."""
+        self.outputs = outputs
+        """float32 (n, …): what the model returns, logits (n, K), dense ones (n, K, *S), or other numbers."""
+        self.kind: TaskKind = kind
+        self.classes = classes
+        """The number of classes by the largest label of all splits, 0 if no targets are class numbers. A model may have
+        more outputs."""
+        self.reads: set[str] = set()
+        """Which of "targets" and "logits" have been read, for notes and checks of the engine."""
+        self._targets = targets
+        self._derived: dict[str, Tensor] = {}
+        self._rows: dict[str, OutputBatch | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def targets(self) -> Tensor | None:
+        """(n, C, *S), int64 class numbers or float32; None if the data have none.
+
+        Without a label, class numbers are −1 and continuous targets NaN.
+        """
+        self.reads.add("targets")
+        return self._targets
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (n, *S): the class number of each input or pixel, −1 without a label.
+
+        Raises:
+            Undefined: the data have no targets, or these are not one class number each.
+        """
+        targets = self._some_targets()
+        if targets.is_floating_point() or targets.shape[1] != 1:
+            raise Undefined(f"the {self.split} targets are not one class number each")
+        return targets[:, 0]
+
+    @property
+    def logits(self) -> Tensor:
+        """float32 (n, K, *S): the outputs, if they are one per class.
+
+        Raises:
+            Undefined: they are not, or do not match the targets.
+        """
+        self.reads.add("logits")
+        outputs, shape = self.outputs, f"outputs of shape {_each(self.outputs)}"
+        if self.kind == "regression":
+            raise Undefined("the targets are not class numbers, so that the outputs are no logits")
+        if outputs.dim() < 2 or outputs.shape[1] < max(2, self.classes):
+            of = f" of {self.classes}" if self.classes else ""
+            raise Undefined(f"{shape} are not one per class{of}")
+        if self._targets is not None and self._targets.shape[2:] != outputs.shape[2:]:
+            raise Undefined(f"{shape} do not match targets of shape {_each(self._targets)}")
+        return outputs
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """float64 (n, K, *S): the logarithm of the softmax of the logits.
+
+        Raises:
+            Undefined: the outputs are not logits.
+        """
+        logits = self.logits
+        return self._once("log_probabilities", lambda: logits.double().log_softmax(1))
+
+    @property
+    def predictions(self) -> Tensor:
+        """int64 (n, *S): the index of the largest logit, the first of several.
+
+        Raises:
+            Undefined: the outputs are not logits.
+        """
+        logits = self.logits
+        return self._once("predictions", lambda: logits.argmax(1))
+
+    @property
+    def flat(self) -> OutputBatch:
+        """The same with one row per pixel: outputs (m, K), targets (m, C) and inputs (m,), m = n · P.
+
+        So that one definition serves dense outputs and others; the batch itself if outputs are (n, K).
+
+        Raises:
+            Undefined: outputs and targets differ in their spatial size.
+        """
+        if self.outputs.dim() == 2 and (self._targets is None or self._targets.dim() == 2):
+            return self
+        return self._part("flat", self._flattened)
+
+    @property
+    def labeled(self) -> OutputBatch:
+        """Those rows of :attr:`flat` that have a label, which may be none.
+
+        Raises:
+            Undefined: the data have no targets, or outputs and targets differ in their spatial size.
+        """
+        self._some_targets()
+        return self._part("labeled", self._with_labels)
+
+    def _some_targets(self) -> Tensor:
+        targets = self.targets
+        if targets is None:
+            raise Undefined(f"the {self.split} data have no targets")
+        return targets
+
+    def _once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if name not in self._derived:
+            self._derived[name] = compute()
+        return self._derived[name]
+
+    def _part(self, name: str, make: Callable[[], OutputBatch]) -> OutputBatch:
+        if name not in self._rows:
+            made = make()
+            self._rows[name] = None if made is self else made  # a reference to itself would be a cycle
+        part = self._rows[name]
+        if part is None:
+            return self
+        part.reads = self.reads
+        return part
+
+    def _flattened(self) -> OutputBatch:
+        outputs = self.outputs[:, None] if self.outputs.dim() == 1 else self.outputs
+        targets = self._targets
+        if targets is not None and targets.shape[2:] != outputs.shape[2:]:
+            raise Undefined(f"outputs of shape {_each(outputs)} do not match targets of shape {_each(targets)}")
+        inputs = self.inputs.repeat_interleave(math.prod(outputs.shape[2:]))
+        rows = None if targets is None else _by_row(targets)
+        return OutputBatch(self.split, inputs, _by_row(outputs), rows, self.kind, self.classes)
+
+    def _with_labels(self) -> OutputBatch:
+        flat = self.flat
+        targets = flat._some_targets()
+        missing = targets.isnan() if targets.is_floating_point() else targets < 0
+        rows = (~missing.any(1)).nonzero()[:, 0]
+        if len(rows) == len(targets):
+            return flat
+        return OutputBatch(self.split, flat.inputs[rows], flat.outputs[rows], targets[rows], self.kind, self.classes)
+
+
+def _each(tensor: Tensor) -> str:
+    """The shape of a tensor, whatever the number of inputs."""
+    return f"({', '.join(['n', *map(str, tensor.shape[1:])])})"
+
+
+def _by_row(tensor: Tensor) -> Tensor:
+    """(n, C, *S) as (n · P, C)."""
+    return tensor.flatten(2).movedim(1, -1).flatten(0, 1) if tensor.dim() > 2 else tensor
+
+
+def check_splits(measure: OutputMeasure | type[OutputMeasure], splits: object) -> None:
+    """Check the splits that a measure of outputs reads.
+
+    Args:
+        measure: the measure or its class.
+        splits: its attribute ``splits``.
+
+    Raises:
+        ComponentError: they are not a tuple of names of splits.
+
+    Example:
+        >>> check_splits(OutputMeasure, "test")
+        Traceback (most recent call last):
+            ...
+        genmeasures.errors.ComponentError: OutputMeasure: splits must be a tuple of names, got 'test': write splits = \
+("test",), a tuple even if it is one
+    """
+    cls = measure if isinstance(measure, type) else type(measure)
+    if inspect.isroutine(splits):
+        raise ComponentError(f"{cls.__name__}: splits is a method: write @property above it")
+    if not isinstance(splits, tuple) or not splits:
+        raise ComponentError(
+            f'{cls.__name__}: splits must be a tuple of names, got {splits!r}: write splits = ("test",), a tuple even '
+            "if it is one"
+        )
+    for split in splits:
+        if split not in SPLITS:
+            raise ComponentError(f"{cls.__name__}: there is no split {split!r}{nearest(str(split), SPLITS)}")
+
+
+class OutputMeasure(Measure, abc.ABC):
+    """A measure of the outputs of a model, which are streamed in the forward passes that other measures make.
+
+    The engine calls ``start``; then ``update`` with every batch of each of ``splits``, one split after another, in any
+    order; then ``compute``. The value must depend neither on the division of the data into batches nor on their order:
+    add up in float64, and use ``batch.inputs`` where the order matters. Raise
+    :class:`~genmeasures.errors.Undefined` if there is no value. Outputs that are NaN or infinite, and those of models
+    that return no tensor, have no value.
+
+    :func:`genmeasures.plugin.evaluate` is the measure as a function of arrays, for stored outputs.
+
+    Example:
+        >>> from genmeasures.plugin import InputMean, OutputMeasure, Variable
+        >>> class AverageConfidence(OutputMeasure):
+        ...     name = "average_confidence"
+        ...     variables = Variable("average_confidence", "mean largest probability", dims=()).with_error()
+        ...     splits = ("test",)
+        ...
+        ...     def start(self, generator):
+        ...         self._mean = InputMean()
+        ...
+        ...     def update(self, batch):
+        ...         flat = batch.flat
+        ...         self._mean.add(flat.inputs, flat.log_probabilities.amax(1).exp())
+        ...
+        ...     def compute(self):
+        ...         return self._mean.values("average_confidence")
+        >>> import genmeasures
+        >>> inputs = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+        >>> net = nn.Sequential(nn.Linear(2, 4))
+        >>> _ = net.load_state_dict({"0.weight": torch.eye(4, 2), "0.bias": torch.zeros(4)})
+        >>> genmeasures.measure([net], test=inputs, measures=[AverageConfidence()]).average_confidence.values
+        array([0.25])
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise ComponentError for invalid splits, and for variables with one value per layer."""
+        super().__init_subclass__(**kwargs)
+        if "splits" in cls.__dict__:
+            splits = cls.__dict__["splits"]
+            if inspect.isroutine(splits) or not hasattr(splits, "__get__"):
+                check_splits(cls, splits)
+        variables = cls.__dict__.get("variables", ())
+        for variable in variables if isinstance(variables, tuple) else ():
+            if "layer" in variable.dims:
+                raise ComponentError(
+                    f"{cls.__name__}: the variable {variable.name!r} has the dimension layer, and outputs are those of "
+                    "the model: write dims=()"
+                )
+
+    @property
+    @abc.abstractmethod
+    def splits(self) -> tuple[Split, ...]:
+        """The splits whose outputs the measure reads."""
+
+    @abc.abstractmethod
+    def start(self, generator: torch.Generator) -> None:
+        """Begin with a model.
+
+        Args:
+            generator: for all random numbers of the measure; it depends on the seed of the run and the measure with its
+                options.
+        """
+
+    @abc.abstractmethod
+    def update(self, batch: OutputBatch) -> None:
+        """See a batch of one of the splits, ``batch.split``."""
+
+    @abc.abstractmethod
+    def compute(self) -> ModelValue | Mapping[str, ModelValue]:
+        """The value of the model, or by name one for each of ``variables``, as a :class:`ModelMeasure` returns them."""
 
 
 class ModelMeasure(Measure, abc.ABC):
@@ -1096,7 +1390,7 @@ class ModelFacts:
     hparams: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     """Hyperparameters; empty for plain modules."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """``train_accuracy``, ``test_accuracy`` or others; empty if unknown."""
+    """``train_accuracy``, ``test_accuracy``, ``validation_accuracy`` or others; empty if unknown."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hparams", MappingProxyType(dict(self.hparams)))
@@ -1254,6 +1548,9 @@ class Task(Component, abc.ABC):
     """Name of the metric in ``test_accuracy`` (``iou`` in ``test_iou``, …)."""
     ignore_index: float | None = None
     """The target that means "no label"; None if all targets are labels."""
+    splits: tuple[Split, ...] = ("train", "test")
+    """The splits that :meth:`data` is asked for. A task with labeled data like the training data, that none of its
+    models was trained on, adds "validation"."""
 
     incidental: ClassVar[tuple[str, ...]] = ()
     """Options that change neither models nor data, such as the number of workers or a cache folder."""
@@ -1297,6 +1594,8 @@ __all__ = [
     "ModelFacts",
     "ModelMeasure",
     "ModelValue",
+    "OutputBatch",
+    "OutputMeasure",
     "Pass",
     "PatchReader",
     "PatchSet",
@@ -1304,6 +1603,7 @@ __all__ = [
     "Split",
     "TargetLabeler",
     "Task",
+    "TaskKind",
     "TaskModel",
     "Undefined",
     "Value",
@@ -1311,6 +1611,7 @@ __all__ = [
     "Variable",
     "check_attributes",
     "check_passes",
+    "check_splits",
     "is_count",
     "one_of",
     "require",

@@ -16,7 +16,7 @@ from genmeasures.errors import GenmeasuresError, ResultError
 from genmeasures.failures import RESOURCE_STATUS, debugging, status_of
 from genmeasures.interfaces import Measure, TaskModel
 from genmeasures.results import SCHEMA_VERSION, STATUS, load, model_dataset, save
-from genmeasures.results.schema import MODEL_CONTENT, MODEL_KEY
+from genmeasures.results.schema import MEASURED, MODEL_CONTENT, MODEL_KEY
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ class Kept:
             return "it is not known how it was measured before"
         changed = [part for part, old, new in zip(_PARTS, before, now, strict=True) if old != new]
         if not changed:
-            return "other versions of the software, or other batches"
+            return "other versions of the software, other batches, or other validation data"
         return f"{' and '.join(changed)} changed"
 
     def leave_out(self, names: Sequence[str]) -> None:
@@ -267,7 +267,9 @@ def described(values: xr.Dataset, model: TaskModel, key: ModelKey, measures: Seq
     required = {name for name in bare.variables if bare[name].dims != ("model",)} | set(bare.data_vars)
     if missing := required - set(values.variables):
         raise GenmeasuresError(f"it does not have the variables {', '.join(sorted(map(str, missing)))}")
-    stale = [name for name in values.coords if values[name].dims == ("model",) and name not in bare.coords]
+    stale = [
+        name for name in values.coords if values[name].dims == ("model",) and name not in {*bare.coords, *MEASURED}
+    ]
     fresh = {name: present[name].variable for name in present.coords if name == "model" or name not in bare.coords}
     return keyed(values.drop_vars(stale).assign_coords(fresh), key)
 

@@ -26,7 +26,8 @@ and the entry point ``[project.entry-points.genmeasures]`` ``sparsity = "my_modu
 config is derived from the constructor.
 
 A mean over vectors has a standard error over inputs: ``Variable.with_error`` declares it, :class:`InputMean` computes
-both. A feature measure gets the length of a vector from ``self.extractor.vector_size(layer)``. A model measure gets the
+both. A feature measure gets the length of a vector from ``self.extractor.vector_size(layer)``. A measure of outputs,
+:class:`OutputMeasure`, gets logits and targets; :func:`evaluate` computes it from stored ones. A model measure gets the
 module and the weight of a layer from ``data.module(layer)`` and ``data.weight(layer)``, and the name, hyperparameters
 and metrics of the model from ``data.facts``. An extractor returns :class:`Drawn` or :class:`Every` from ``sample``, and
 draws with :func:`mix` and :func:`places`. A measure that cannot stream takes a :class:`RankSample` of the vectors.
@@ -41,6 +42,8 @@ from typing import TYPE_CHECKING, Any
 from genmeasures.callbacks import at_end
 from genmeasures.data.keys import mix
 from genmeasures.devices import usable_device
+from genmeasures.engine.outcome import Outcome
+from genmeasures.engine.outputs import evaluate
 from genmeasures.errors import (
     ComponentError,
     DataError,
@@ -70,6 +73,8 @@ from genmeasures.interfaces import (
     ModelFacts,
     ModelMeasure,
     ModelValue,
+    OutputBatch,
+    OutputMeasure,
     Pass,
     PatchReader,
     PatchSet,
@@ -77,6 +82,7 @@ from genmeasures.interfaces import (
     Split,
     TargetLabeler,
     Task,
+    TaskKind,
     TaskModel,
     Value,
     Values,
@@ -136,6 +142,9 @@ __all__ = [
     "ModelMeasure",
     "ModelValue",
     "OptionError",
+    "Outcome",
+    "OutputBatch",
+    "OutputMeasure",
     "Pass",
     "PatchReader",
     "PatchSet",
@@ -147,6 +156,7 @@ __all__ = [
     "Split",
     "TargetLabeler",
     "Task",
+    "TaskKind",
     "TaskModel",
     "Trace",
     "TracedLayer",
@@ -161,6 +171,7 @@ __all__ = [
     "checked_logits",
     "class_problem",
     "eager",
+    "evaluate",
     "global_generators",
     "graph_memory",
     "hookimpl",

@@ -53,6 +53,7 @@ from genmeasures.interfaces import (
     Measure,
     ModelFacts,
     ModelMeasure,
+    OutputMeasure,
     Split,
     TaskModel,
     check_attributes,
@@ -80,7 +81,9 @@ class _Prepared:
     data: PreparedData
     measures: list[Measure]
     content: str
-    """Hash of the data."""
+    """Hash of the training and test data, which identify a task whether it has validation data or not."""
+    validation: str
+    """Hash of the validation data, "" without them."""
     settings: str = ""
     """Hash of the components and their options."""
     distributions: frozenset[str] = frozenset()
@@ -107,6 +110,7 @@ class Run:
         tile: size of the tiles in which inputs run, of all spatial axes or of each; None runs whole inputs.
         ignore_index: the target that means "no label".
         memory: MiB for activations and for what is kept between passes.
+        validation: labeled data like the training data that no model was trained on, likewise.
 
     Raises:
         OptionError: a setting is invalid.
@@ -140,6 +144,7 @@ class Run:
         tile: int | Sequence[int] | None = None,
         ignore_index: float | None = None,
         memory: float = DEFAULT_MEMORY,
+        validation: Any = None,
     ) -> None:
         if not models:
             raise ModelError("there are no models to measure")
@@ -181,6 +186,9 @@ class Run:
         self._ignore_index = ignore_index
         self._memory = Memory(memory)
         self._test = None if test is None else DataSource(test, "test", self._read, ignore_index)
+        self._validation = (
+            None if validation is None else DataSource(validation, "validation", self._read, ignore_index)
+        )
         self._prepared: dict[int | None, _Prepared] = {}
         self._kept = Kept(self._keep, None)
         self._problems: set[str] = set()
@@ -335,8 +343,9 @@ class Run:
             return self._unknown(str(error))
         if prepared.problem:
             return self._unknown(prepared.problem)
-        # Model measures do not run by tiles: with tiles they fail.
-        tiled = self._tile is not None and any(isinstance(measure, ModelMeasure) for measure in self._measures)
+        # Measures of models and of outputs do not run by tiles: with tiles they have no values.
+        whole = ModelMeasure | OutputMeasure
+        tiled = self._tile is not None and any(isinstance(measure, whole) for measure in self._measures)
         versions = versions_identity(identity.distributions | prepared.distributions)
         layers = None if self._layers is None else sorted(set(self._layers), key=repr)
         # The model creates tensors of the default type.
@@ -349,6 +358,8 @@ class Run:
             str(torch.get_default_dtype()),
             tiled,
         ]
+        if prepared.validation:
+            parts.append(prepared.validation)
         if any(isinstance(measure, ModelMeasure) and measure.reads_facts for measure in self._measures):
             facts = _facts(task_model)
             parts.append([facts.name, sorted(facts.hparams.items()), sorted(facts.metrics.items())])
@@ -373,7 +384,7 @@ class Run:
             measures, lacking = self._measures_for(sources)
             data = prepare_data(sources, measures, self._extractor, self._seed, lacking)
             self._tile_of(data)
-            fresh = _Prepared(train, data, measures, data_identity(sources))
+            fresh = _Prepared(train, data, measures, *_data_identities(sources))
             try:
                 fresh.settings, fresh.distributions = self._settings(measures)
             except Unidentified as error:
@@ -401,6 +412,8 @@ class Run:
             sources["train"] = DataSource(train, "train", self._read, self._ignore_index)
         if self._test is not None:
             sources["test"] = self._test
+        if self._validation is not None:
+            sources["validation"] = self._validation
         return read_alike(sources)
 
     def _settings(self, measures: Sequence[Measure]) -> tuple[str, frozenset[str]]:
@@ -419,8 +432,7 @@ class Run:
         identity = attrs.get("task_id")
         if not identity or has_address(str(identity)):
             prepared = self._prepared.get(None)
-            content = data_identity(self._sources(self._train)) if prepared is None else prepared.content
-            identity = content
+            identity = _data_identities(self._sources(self._train))[0] if prepared is None else prepared.content
         return {"task": str(attrs.get("task", "models")), "task_id": str(identity)}
 
     def _tile_of(self, data: PreparedData) -> tuple[int, ...] | None:
@@ -463,6 +475,13 @@ class Run:
                 sort_keys=False,
             ),
         }
+
+
+def _data_identities(sources: Mapping[Split, DataSource]) -> tuple[str, str]:
+    """Hash of the training and test data, and of the validation data, "" without them."""
+    others = dict(sources)
+    validation = others.pop("validation", None)
+    return data_identity(others), "" if validation is None else data_identity({"validation": validation})
 
 
 def _facts(model: TaskModel) -> ModelFacts:

@@ -47,7 +47,7 @@ def test_every_component_is_described(documented: set[str]) -> None:
             assert not silent, f"{cls.__name__}: {silent}"
 
 
-_ALIASES = {"SPLITS", "ModelValue", "Register", "Split", "Values", "hookimpl"} | {
+_ALIASES = {"SPLITS", "ModelValue", "Register", "Split", "TaskKind", "Values", "hookimpl"} | {
     *genmeasures.labelers.__all__,
     *genmeasures.plugin._LAZY,
 }

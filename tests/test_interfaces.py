@@ -55,8 +55,11 @@ def test_a_measure_of_features_has_a_value_a_layer(dims: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("tset", "vectors"), r"there is no sample 'tset' \(did you mean 'test'\? known: fit, test, train\)"),
-        (("validation",), "there is no sample 'validation'"),
+        (
+            ("tset", "vectors"),
+            r"there is no sample 'tset' \(did you mean 'test'\? known: fit, test, train, validation\)",
+        ),
+        (("holdout",), "there is no sample 'holdout'"),
         (("test", "vector"), r"Pass\('test', 'vector'\): there is no field 'vector' \(did you mean 'vectors'"),
         (
             ("test", "vectors", "patch"),

@@ -31,12 +31,14 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_first_measure(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     page = "first-measure.md"
-    assert len(blocks(page)) == 6
+    assert len(blocks(page)) == 7
     for block in blocks(page):
         exec(compile(block, page, "exec"), vars(run))
     assert list(run.ds["sparsity"].dims) == ["model", "layer"]
     assert float(run.ds["sparsity"][0, 0]) > 0.1
-    assert [one.message for one in run_checks(run.SpectralNorms()) if one.status == "failed"] == []
+    for measure in (run.SpectralNorms(), run.LogLoss()):
+        assert [one.message for one in run_checks(measure) if one.status == "failed"] == []
+    assert 2 < float(run.losses["log_loss"][0]) < 3
     out = capsys.readouterr().out
     assert "✓" in out
     assert "✗" not in out

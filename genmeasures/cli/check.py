@@ -118,7 +118,7 @@ def _class_in(path: Path, name: str | None) -> type[Component]:
         lacks = ", ".join(sorted(getattr(candidate, "__abstractmethods__", ())))
         raise OptionError(f"{name} in {path.name} is not complete: it has no {lacks}")
     if not (isinstance(candidate, type) and issubclass(candidate, kinds)):
-        bases = "an Extractor, TargetLabeler, FeatureLabeler, FeatureMeasure, ModelMeasure or Aggregator"
+        bases = "an Extractor, TargetLabeler, FeatureLabeler, FeatureMeasure, OutputMeasure, ModelMeasure or Aggregator"
         what = f"has no {name!r}" if candidate is None else f"has {name!r}, which is not the class of {bases}"
         raise OptionError(f"{path.name} {what}{nearest(name, classes)}")
     return candidate

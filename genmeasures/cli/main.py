@@ -87,6 +87,10 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     check.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the component")
     new = commands.add_parser("new-plugin", help="create a plugin: module, pyproject.toml and test")
     new.add_argument("name", help="name of its measure, such as my_measure")
+    new.add_argument(
+        "--kind", choices=("feature", "output"), default="feature",
+        help="what the measure reads: the features of layers (default) or the outputs of models",
+    )  # fmt: skip
     new.add_argument("--folder", default=".", help="folder in which it is created (default: current folder)")
     return parser, list(commands.choices)
 
@@ -144,7 +148,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         if parsed.command == "new-plugin":
             from genmeasures.cli.new_plugin import new_plugin_command
 
-            return new_plugin_command(parsed.name, parsed.folder)
+            return new_plugin_command(parsed.name, parsed.folder, parsed.kind)
         from genmeasures.cli.plugins import plugins_command
 
         return plugins_command(parsed.json, parsed.name)

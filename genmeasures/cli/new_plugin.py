@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import keyword
 import re
+from collections.abc import Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from genmeasures.version import __version__
 _SUFFIX = ".tmpl"
 
 
-def new_plugin_command(name: str, folder: str) -> int:
+def new_plugin_command(name: str, folder: str, kind: str = "feature") -> int:
     """Write module, ``pyproject.toml`` and test of a plugin to ``folder/genmeasures-NAME``.
 
     Args:
         name: Name of the measure, also as the name of the distribution, ``genmeasures-NAME``.
         folder: Folder in which the folder of the plugin is created.
+        kind: "feature" for a measure of the features of layers, "output" for one of the outputs of models.
 
     Returns:
         The exit status, 0.
@@ -53,7 +55,8 @@ def new_plugin_command(name: str, folder: str) -> int:
         "{{requirement}}": compatible_requirement(__version__),
     }
     try:
-        _write(_template(), target, words)
+        template = _template()
+        _write([*template.iterdir(), *(template / kind).iterdir()], target, words)
     except OSError as error:
         raise OptionError(f"{target} cannot be written: {error}") from error
     module = target / f"{words['{{package}}']}.py"
@@ -81,10 +84,10 @@ def _template() -> Traversable:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "plugins" / "template"
 
 
-def _write(source: Traversable, target: Path, words: dict[str, str]) -> None:
+def _write(entries: Sequence[Traversable], target: Path, words: dict[str, str]) -> None:
     """Write the files of the template with its placeholders replaced, in names and in texts."""
     target.mkdir(parents=True)
-    for entry in source.iterdir():
+    for entry in entries:
         if not entry.name.endswith(_SUFFIX):
             continue
         name, text = entry.name.removesuffix(_SUFFIX), entry.read_text(encoding="utf-8")

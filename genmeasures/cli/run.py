@@ -229,6 +229,7 @@ def _run(config: DictConfig, task: Task, extractor: Extractor, measures: Sequenc
         tile=list(config.tile) if isinstance(config.tile, ListConfig) else config.tile,
         ignore_index=task.ignore_index if config.ignore_index is None else config.ignore_index,
         memory=config.memory,
+        validation=task.data("validation") if "validation" in task.splits else None,
     )
 
 

@@ -319,7 +319,7 @@ def settle(summaries: Mapping[Split, TargetSummary]) -> dict[Split, Reading]:
                 continue
             if summary.info.kind == "continuous":  # floats that are not class numbers
                 why = f"{_READ}continuous: the {name} targets are not class numbers"
-                readings = {first: summary.as_continuous(why), name: other.as_continuous(why)}
+                readings = {split: summaries[split].as_continuous(why) for split in (*readings, name)}
                 continue
         elif other.info.kind == "continuous" or other.info.channels == summary.info.channels:
             why = f"integer {name} targets were read as continuous, as the {first} targets are"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from genmeasures.data import DataSource
-from genmeasures.interfaces import Split
+from genmeasures.errors import Undefined
+from genmeasures.interfaces import Split, TaskKind
 from genmeasures.tracing.dtypes import is_readable, plain
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,44 @@ def classes_of(sources: Mapping[Split, DataSource]) -> int:
     return largest
 
 
+def kind_of(sources: Mapping[Split, DataSource]) -> TaskKind:
+    """What the targets of all splits say of the outputs.
+
+    Args:
+        sources: scanned data by split.
+
+    Example:
+        >>> kind_of({"train": DataSource((torch.zeros(3, 2), torch.tensor([0, 2, 1])), "train", 3)})
+        'classification'
+    """
+    targets = [info for source in sources.values() if (info := source.scan().targets) is not None]
+    if any(info.kind == "integer" and info.channels == 1 for info in targets):
+        return "classification"
+    return "regression" if targets else "unknown"
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The tensor (B, …) that a model returns: the output itself, or its ``logits``.
+
+    Args:
+        output: what the model returns.
+
+    Raises:
+        Undefined: there is none, or it is not one of floating-point numbers.
+
+    Example:
+        >>> tensor_of({"logits": torch.zeros(2, 3)}).shape
+        torch.Size([2, 3])
+    """
+    if not isinstance(output, Tensor):
+        output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if not isinstance(output, Tensor):
+        raise Undefined("the model does not return a tensor")
+    if not is_readable(output) or not output.is_floating_point():
+        raise Undefined("the outputs are not floating-point numbers")
+    return plain(output.detach())
+
+
 class Accuracy:
     """The predictions of one model on one split, in one pass.
 
@@ -89,18 +128,15 @@ class Accuracy:
         if self._fault:
             return
         try:
-            self._fault = self._add(output, targets)
+            self._fault = self._add(tensor_of(output), targets)
+        except Undefined as reason:
+            self._fault = str(reason)
         except Exception as error:  # whatever the output of a user's model does, no measure fails for it
             self._fault = f"{type(error).__name__}: {error}"
 
-    def _add(self, output: Any, targets: Tensor | None) -> str:
-        if not isinstance(output, Tensor):
-            output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-        if not isinstance(output, Tensor) or targets is None:
-            return "the model does not return a tensor"
-        if not is_readable(output) or not output.is_floating_point():
-            return "the outputs are not floating-point numbers"
-        output = plain(output.detach())
+    def _add(self, output: Tensor, targets: Tensor | None) -> str:
+        if targets is None:
+            return "there are no targets"
         outputs = output.shape[1] if output.dim() > 1 else 0
         if output.shape == (len(targets), self._classes - 1, *self._space) and outputs > 1:
             log.warning(
@@ -143,4 +179,4 @@ class Accuracy:
         return None
 
 
-__all__ = ["Accuracy", "Correct", "classes_of"]
+__all__ = ["Accuracy", "Correct", "classes_of", "kind_of", "tensor_of"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from genmeasures.engine.guarded import Guarded
 from genmeasures.engine.outcome import Outcome, by_variable, noted, outcome_of
 from genmeasures.engine.seeds import generator_for
-from genmeasures.failures import status_of
 from genmeasures.interfaces import (
     FeatureBatch,
     FeatureLabeler,
@@ -20,7 +20,7 @@ FITTED_FIELDS: frozenset[Field] = frozenset({"projected", "projected_apart", "pr
 """Fields that can be read only after the fits on the training sample."""
 
 
-class Consumer:
+class Consumer(Guarded):
     """A measure on a layer: fed batch by batch, pass by pass. If it fails, the others continue without it.
 
     Args:
@@ -31,14 +31,13 @@ class Consumer:
     """
 
     def __init__(self, measure: FeatureMeasure, layer: Layer, seed: int, note: str = "") -> None:
+        super().__init__(f"{measure} on layer {layer.name}")
         self.measure = measure
         self.layer = layer
-        self.failure: str | None = None
-        """Status of all values if the measure has failed."""
         self._note = note
         self._seen = self._labeled = 0
         self._passes = list(measure.passes)
-        with _Guard(self):
+        with self.guard:
             measure.start(layer, generator_for(seed, "measure", measure, layer.index))
 
     @property
@@ -75,14 +74,10 @@ class Consumer:
             return frozenset()
         return self._passes[1].fields
 
-    def fail(self, status: str) -> None:
-        """Record a failure; the first one counts."""
-        self.failure = self.failure or status
-
     def update(self, batch: FeatureBatch) -> None:
         """Feed a batch of the next pass, without unlabeled vectors if the pass reads labels of targets."""
         if self.failure is None:
-            with _Guard(self):
+            with self.guard:
                 labeler = self.measure.labeler
                 by_targets = isinstance(labeler, TargetLabeler) and self.reads_labels
                 readable = batch.labeled(labeler) if labeler is not None and by_targets else batch
@@ -99,7 +94,7 @@ class Consumer:
             self.failure = "undefined: no vector of the sample has a label"
         self._seen = self._labeled = 0
         if self.failure is None:
-            with _Guard(self):
+            with self.guard:
                 self.measure.end_pass()
 
     def outcomes(self) -> dict[str, Outcome]:
@@ -107,26 +102,9 @@ class Consumer:
         names = [variable.name for variable in self.measure.variables]
         outcomes: dict[str, Outcome] = {}
         if self.failure is None:
-            with _Guard(self):
+            with self.guard:
                 values = by_variable("compute", self.measure.compute(), self.measure.variables)
                 outcomes = {name: noted(outcome_of(values[name]), self._note) for name in names}
         if self.failure is None:
             return outcomes
         return {name: Outcome(float("nan"), self.failure) for name in names}
-
-
-class _Guard:
-    """Turns an exception of a measure into its status, so that the other measures continue."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        consumer = self._consumer
-        consumer.failure = status_of(error, f"{consumer.measure} on layer {consumer.layer.name}")
-        return True

@@ -15,6 +15,7 @@ from genmeasures.engine.cache import PATCH_FIELDS
 from genmeasures.engine.consumer import Consumer
 from genmeasures.engine.feed import Feed, Portion
 from genmeasures.engine.layer import LayerState
+from genmeasures.engine.outputs import OutputPass
 from genmeasures.engine.prepare import PreparedData
 from genmeasures.engine.returned import checked_patches, checked_vectors
 from genmeasures.engine.seeds import ModelSeeds
@@ -109,12 +110,20 @@ class ForwardPass:
         self._portion: Portion | None = None
         """The portion that is running."""
 
-    def run(self, seeds: ModelSeeds, accuracy: Accuracy | None, stop: bool, progress: Progress | None) -> None:
+    def run(
+        self,
+        seeds: ModelSeeds,
+        accuracy: Accuracy | None,
+        outputs: OutputPass | None,
+        stop: bool,
+        progress: Progress | None,
+    ) -> None:
         """Run all inputs, and end the pass of the consumers.
 
         Args:
             seeds: seeds of a random model.
             accuracy: counts correct predictions, or None.
+            outputs: feeds the measures of outputs, or None.
             stop: whether each forward call ends at the last of the layers.
             progress: see :data:`Progress`.
         """
@@ -127,11 +136,16 @@ class ForwardPass:
                 output = portion.run(tap)
                 if accuracy is not None:
                     accuracy.add(output, portion.labels.targets)
+                if outputs is not None:
+                    rows = slice(portion.start, portion.start + len(portion.inputs))
+                    outputs.add(output, portion.labels.targets, self._places[rows])
                 if progress is not None:
                     progress(self._split, portion.start + len(portion.inputs), self._total)
         for plan in self._plans.values():
             for consumer in plan.consumers:
                 consumer.end_pass()
+        if outputs is not None:
+            outputs.end()
 
     def _receive(self, traced: TracedLayer, inputs: Tensor, output: Tensor) -> None:
         """Hand the vectors of a layer to its consumers, its record and its cache."""

@@ -24,7 +24,7 @@ from genmeasures.engine.tiling.feed import TileFeed
 from genmeasures.engine.tiling.survey import sketched_trace, survey
 from genmeasures.engine.tiling.tiling import Tiling
 from genmeasures.errors import ModelError, OptionError
-from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelFacts, ModelMeasure, Split
+from genmeasures.interfaces import FeatureMeasure, Layer, Measure, ModelFacts, ModelMeasure, OutputMeasure, Split
 from genmeasures.tracing import Sketch, Trace, TracedLayer, fastest_layout, trace
 from genmeasures.tracing.dtypes import input_dtype, inputs_as
 from genmeasures.tracing.guard import State, undisturbed
@@ -122,6 +122,9 @@ def measure_model(
         feature_measures = [
             measure for measure in measures if isinstance(measure, FeatureMeasure) and repr(measure) not in data.lacking
         ]
+        output_measures = [
+            measure for measure in measures if isinstance(measure, OutputMeasure) and repr(measure) not in data.lacking
+        ]
         model_measures = [measure for measure in measures if isinstance(measure, ModelMeasure)]
         fresh = State(model) if model_measures else None
         with generators.kept():
@@ -130,10 +133,11 @@ def measure_model(
         if traced.note:
             stack.enter_context(generators.kept())
         seeds = ModelSeeds(generators, data.seed, bool(traced.note))
-        passes = Passes(model, chosen, data, feature_measures, device, feed, memory, seeds, progress)
+        passes = Passes(model, chosen, data, feature_measures, output_measures, device, feed, memory, seeds, progress)
         with torch.no_grad():  # inference mode would rule out gradients, now and later
             _run(passes, traced)
         outcomes = _feature_outcomes(feature_measures, passes, chosen)
+        outcomes.update(_output_outcomes(passes, data, traced.note))
         described = tuple(layer.layer for layer in chosen)
         outcomes.update(_lacking(measures, data, len(described)))
         # Changes so far were made by the model itself, not by a measure.
@@ -284,6 +288,16 @@ def _feature_outcomes(
                 noted(noted(of_layer[variable.name], layer.note), layer.read_before)
                 for of_layer, layer in zip(by_layer, layers, strict=True)
             ]
+    return outcomes
+
+
+def _output_outcomes(passes: Passes, data: PreparedData, note: str) -> dict[str, Sequence[Outcome]]:
+    """The outcomes of measures of outputs, with the notes of the targets that they read and of the model."""
+    outcomes: dict[str, Sequence[Outcome]] = {}
+    for consumer in passes.outputs:
+        measure, of_model = consumer.measure, consumer.outcomes()
+        for variable, written in zip(measure.variables, measure.written(), strict=True):
+            outcomes[written.name] = [noted(noted(of_model[variable.name], data.target_note(consumer.labeled)), note)]
     return outcomes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,12 +17,13 @@ from genmeasures.engine.feed import Feed
 from genmeasures.engine.forward import ForwardPass, LayerPlan, Progress
 from genmeasures.engine.layer import LayerState
 from genmeasures.engine.memory import Memory
+from genmeasures.engine.outputs import OutputConsumer, OutputPass
 from genmeasures.engine.prepare import PreparedData
 from genmeasures.engine.seeds import ModelSeeds
-from genmeasures.interfaces import FeatureMeasure, SampleName, Split
+from genmeasures.interfaces import SPLITS, FeatureMeasure, OutputMeasure, SampleName, Split
 from genmeasures.tracing import TracedLayer
 
-_SAMPLES: tuple[SampleName, ...] = ("fit", "train", "test")
+_SAMPLES: tuple[SampleName, ...] = ("fit", *SPLITS)
 _ALIVE = 4
 """Tensors of the largest layer's size that are alive at a time, its own included: skip connections, workspaces."""
 
@@ -44,13 +46,14 @@ def inputs_at_a_time(traced: Sequence[TracedLayer], memory: Memory) -> int:
 
 
 class Passes:
-    """All passes of all feature measures over one model.
+    """All passes of all measures of features and outputs over one model.
 
     Args:
         model: the model.
         traced: its layers that are measured, in the order of the forward pass.
         data: data of the run.
-        measures: measures of the run.
+        measures: feature measures of the run.
+        output_measures: measures of outputs of the run.
         device: device of the model.
         feed: feed of the model.
         memory: the budget.
@@ -64,6 +67,7 @@ class Passes:
         traced: Sequence[TracedLayer],
         data: PreparedData,
         measures: Sequence[FeatureMeasure],
+        output_measures: Sequence[OutputMeasure],
         device: torch.device,
         feed: Feed,
         memory: Memory,
@@ -81,6 +85,10 @@ class Passes:
         self.correct: dict[Split, Correct | None] = {}
         """By split: the correct predictions, None if they cannot be counted."""
         self.layers = [LayerState(layer, measures, data) for layer in traced]
+        self.outputs = [OutputConsumer(copy.deepcopy(measure), data.seed) for measure in output_measures]
+        if not feed.whole:
+            for output in self.outputs:
+                output.fail(f"undefined: {output.measure.name} reads outputs for whole inputs, which tile rules out")
 
     def run(self) -> None:
         """Run all passes."""
@@ -89,6 +97,13 @@ class Passes:
                 self._fit(group)
         while sample := self._next_sample():
             self._score(sample)
+        for split in self._data.sources:
+            if self._awaiting(split):
+                self._forward(split, [])
+
+    def _awaiting(self, split: Split) -> list[OutputConsumer]:
+        """The measures of outputs that wait for a split."""
+        return [output for output in self.outputs if output.waits_for(split)]
 
     def _next_sample(self) -> SampleName | None:
         return next((name for name in _SAMPLES if any(state.waiting(name) for state in self.layers)), None)
@@ -161,15 +176,20 @@ class Passes:
         return len(self._data.sources[self._data.split_of(sample)].scan()) * state.layer.input_size
 
     def _forward(self, sample: SampleName, plans: Sequence[LayerPlan]) -> None:
-        """Run a sample through the model as far as the last of the layers."""
+        """Run a sample through the model as far as the last of the layers, or to its outputs if measures read them."""
         split = self._data.split_of(sample)
-        accuracy = None
+        accuracy = outputs = None
         # Stopping after the last layer saves almost nothing.
-        if self._feed.whole and split not in self.correct and plans[-1].state is self.layers[-1]:
+        to_the_end = self._feed.whole and (not plans or plans[-1].state is self.layers[-1])
+        # The first groups of layers that are recorded end early, and the last one does not.
+        if (to_the_end or sample != "fit") and (awaiting := self._awaiting(split)):
+            outputs = OutputPass(split, awaiting, self._data.kind, self._data.classes)
+            to_the_end = True
+        if to_the_end and split not in self.correct:
             accuracy = Accuracy(self._data.sources[split], self._data.classes)
-        stop = not self._feed.whole or (len(plans) < len(self.layers) and accuracy is None)
+        stop = not self._feed.whole or (len(plans) < len(self.layers) and accuracy is None and outputs is None)
         forward = ForwardPass(self._model, self._feed, self._data, sample, plans, self._device)
-        forward.run(self._seeds, accuracy, stop, self._progress)
+        forward.run(self._seeds, accuracy, outputs, stop, self._progress)
         if accuracy is not None:
             self.correct[split] = accuracy.result()
 

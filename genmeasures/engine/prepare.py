@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genmeasures.data import DataSource, TargetInfo
-from genmeasures.engine.accuracy import classes_of
+from genmeasures.engine.accuracy import classes_of, kind_of
 from genmeasures.engine.consumer import FITTED_FIELDS
 from genmeasures.engine.returned import checked_sample
 from genmeasures.engine.seeds import generator_for
@@ -22,12 +22,15 @@ from genmeasures.interfaces import (
     FeatureMeasure,
     Labeler,
     Measure,
+    OutputMeasure,
     Sample,
     SampleName,
     Split,
     TargetLabeler,
+    TaskKind,
     check_attributes,
     check_passes,
+    check_splits,
     is_held_back,
     split_of,
 )
@@ -35,8 +38,8 @@ from genmeasures.labelers import ClassLabel, Downsampled, Histogram
 
 log = logging.getLogger(__name__)
 
-FITTED_ON_TEST = "fitted on the test sample, since there are no training data"
-"""Note of values for which a projection, a labeler or the measure itself was fitted on test data."""
+FITTED_ELSEWHERE = "fitted on the {split} sample, since there are no training data"
+"""Note of values for which a projection, a labeler or the measure itself was not fitted on training data."""
 
 
 @dataclass
@@ -52,6 +55,8 @@ class PreparedData:
     """By ``repr`` of a measure without the data or labels that it needs: what it lacks."""
     classes: int = 0
     """The number of classes by the largest label; 0 if no targets are class numbers."""
+    kind: TaskKind = "unknown"
+    """What the targets say of the outputs of the models."""
     _samples: dict[tuple[SampleName, int], Sample] = field(default_factory=dict)
     _places: dict[Split, Tensor] = field(default_factory=dict)
     _held_back: dict[Split, Tensor] = field(default_factory=dict)
@@ -89,7 +94,8 @@ class PreparedData:
     def note(self, measure: FeatureMeasure) -> str:
         """Note of a measure's values on the data: on which split it was fitted, and how targets were read."""
         labeler = measure.labeler
-        fitted = FITTED_ON_TEST if self.split_of("fit") == "test" and _reads_fit(measure) else ""
+        split = self.split_of("fit")
+        fitted = FITTED_ELSEWHERE.format(split=split) if split != "train" and _reads_fit(measure) else ""
         if not isinstance(labeler, TargetLabeler):
             return fitted
         splits = {self.split_of(one_pass.sample) for one_pass in measure.passes if "labels" in one_pass.fields}
@@ -172,6 +178,11 @@ def prepare_measures(
             elif isinstance(measure.labeler, TargetLabeler):
                 for split in _labeled(measure, sources):
                     _check_labels(measure, measure.labeler, sources[split])
+        elif isinstance(measure, OutputMeasure):
+            check_splits(measure, measure.splits)
+            missing = [split for split in measure.splits if split not in sources]
+            if missing:
+                lacking[repr(measure)] = f"needs {missing[0]} data, and none are given"
         ready.append(measure)
     if measures and len(lacking) == len(measures):
         named = [f"{measure.name} {lacks}" for measure, lacks in zip(measures, lacking.values(), strict=True)]
@@ -271,4 +282,4 @@ def prepare_data(
         if shape != first:
             names = " and ".join(sources)
             raise DataError(f"{names} data: inputs differ in shape, {first} against {shape}")
-    return PreparedData(dict(sources), labelers, extractor, seed, lacking, classes_of(sources))
+    return PreparedData(dict(sources), labelers, extractor, seed, lacking, classes_of(sources), kind_of(sources))

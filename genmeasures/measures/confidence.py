@@ -74,7 +74,8 @@ class Confidence(FeatureMeasure):
         density: ``"log"``, or ``"linear"`` for the formula as it is printed: ``confidence`` is then the mean of c·‖x‖₂
             and ``confidence_unweighted`` that of c, undefined where they leave the range of float64.
         over: What the maximum is taken over, ``"component"`` (as in the paper) or ``"mixture"``.
-        split: Split whose vectors are scored, ``"train"`` or ``"test"``. Training vectors have no ranks.
+        split: Split whose vectors are scored, ``"train"``, ``"test"`` or ``"validation"``. Training vectors have no
+            ranks.
 
     Raises:
         OptionError: If an option is not one of these values, or the labeler makes several clusterings.

@@ -35,7 +35,7 @@ class DaviesBouldin(ClusterIndex):
         space: Where distances are taken, ``"pca"``, ``"pixel"`` or ``"patch"``. These are the vectors after PCA, the
             whole vectors, and the patches that the layer read for them.
         spread: ``"mean"`` or ``"rms"`` (root mean square) distance to the centroid.
-        split: Split whose vectors are clustered, ``"train"`` or ``"test"``.
+        split: Split whose vectors are clustered, ``"train"``, ``"test"`` or ``"validation"``.
 
     Raises:
         OptionError: If an option is not one of these values.

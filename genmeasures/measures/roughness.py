@@ -54,7 +54,7 @@ class Roughness(ClusterIndex):
         index: ``"davies_bouldin"``, or ``"calinski_harabasz"`` or ``"silhouette"``, which rise where clusters are
             better separated. The silhouette is that of at most 2,000 vectors.
         spread: ``"mean"`` or ``"rms"`` (root mean square) distance to the centroid, for the Davies–Bouldin index.
-        split: Split whose patches are grouped, ``"train"`` or ``"test"``.
+        split: Split whose patches are grouped, ``"train"``, ``"test"`` or ``"validation"``.
 
     Raises:
         OptionError: If an option is not one of these values, a pushforward has a labeler of targets, or another index

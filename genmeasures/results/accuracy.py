@@ -19,7 +19,7 @@ from genmeasures.interfaces import SPLITS, Split
 from genmeasures.results.schema import GAP, hparams_of, measured_accuracy, measured_labels, with_note
 
 _NAMES = ("accuracy", "acc", "top1", "acc1", "top1_accuracy", "top1_acc")
-"""Names of metrics that are the fraction of correct predictions, without ``train_`` and ``test_``."""
+"""Names of metrics that are the fraction of correct predictions, without the split that they begin with."""
 
 _ERRORS = 3
 """Number of standard errors by which fractions of different samples may differ."""
@@ -30,9 +30,9 @@ _CAUSES = "check data, normalization, preprocessing and the order of the classes
 def with_accuracies(ds: xr.Dataset) -> xr.Dataset:
     """Fill in measured accuracies where the task states none, and note inconsistent ones in ``model_status``.
 
-    Train and test accuracy are filled in under the name of the metric of the result if it is an accuracy, in percent
-    if others are in percent, and so is the generalization gap. An accuracy below chance level is not filled in: it
-    indicates that labels and outputs do not match.
+    The accuracies of the splits are filled in under the name of the metric of the result if it is an accuracy, in
+    percent if others are in percent, and so is the generalization gap. An accuracy below chance level is not filled in:
+    it indicates that labels and outputs do not match.
 
     Args:
         ds: A result with the dimensions (model, layer), with the metrics that the task states.
@@ -90,7 +90,7 @@ def _stated_accuracies(ds: xr.Dataset, split: Split) -> list[_StatedAccuracy]:
 
 
 def _scale(ds: xr.Dataset, metric: str) -> float:
-    """100 if the accuracies of a name are in percent, else 1; equal for both splits, whose difference is the gap."""
+    """100 if the accuracies of a name are in percent, else 1; equal for all splits, whose differences are the gap."""
     names = [f"{split}_{metric}" for split in SPLITS]
     numbers = [ds[name].values for name in names if name in ds.coords and ds[name].dtype.kind in "fi"]
     return 100.0 if any((values[np.isfinite(values)] > 1).any() for values in numbers) else 1.0
@@ -149,7 +149,7 @@ def _filled(
 
 def _with_gap(ds: xr.Dataset, metric: str) -> xr.Dataset:
     """The result with the generalization gap of models whose train and test accuracy are known."""
-    names = [f"{split}_{metric}" for split in SPLITS]
+    names = [f"{split}_{metric}" for split in ("train", "test")]
     if metric not in _NAMES or any(name not in ds.coords or ds[name].dtype.kind not in "fi" for name in names):
         return ds
     train, test = (ds[name].values.astype(np.float64) for name in names)

@@ -17,8 +17,10 @@ from genmeasures.results.columns import column_of, texts
 from genmeasures.results.schema import (
     GAP,
     LAYERS_USED,
+    MEASURED,
     RESERVED,
     STATUS,
+    VECTORS,
     measured_accuracy,
     measured_labels,
 )
@@ -62,7 +64,9 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
         ),
     }
     for split in SPLITS:
-        coords |= _split_coords(measured, split)
+        # Results of runs without validation data do not mention them.
+        if split != "validation" or split in measured.vectors:
+            coords |= _split_coords(measured, split)
     sizes = {"model": 1, "layer": len(measured.layers), **_own_sizes(measured.outcomes, measures)}
     coords |= {dim: (dim, np.arange(size)) for dim, size in sizes.items() if dim not in coords}
     variables: dict[str, Any] = {}
@@ -72,7 +76,7 @@ def model_dataset(model: TaskModel, result: ModelResult | str, measures: Sequenc
             if failure is not None and "layer" not in variable.dims:
                 outcomes = [Outcome(float("nan"), f"failed: {failure}")]
             variables |= _values(measure, variable, outcomes, sizes)
-    reserved = {*coords, *variables, *RESERVED, GAP}
+    reserved = {*coords, *variables, *RESERVED, *MEASURED, *VECTORS, GAP}
     reserved |= {f"{variable.name}{LAYERS_USED}" for measure in measures for variable in measure.written()}
     return xr.Dataset(variables, {**coords, **_known_coords(model, reserved)})
 

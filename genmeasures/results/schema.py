@@ -41,7 +41,11 @@ SOURCES = "sources"
 """Attribute that only merged results have: the merged files (JSON)."""
 
 MEASURED = frozenset({f"measured_{split}_{what}" for split in SPLITS for what in ("accuracy", "labels")})
-"""Coordinates: accuracy of each model counted in its passes, and the number of labels behind it; NaN where unknown."""
+"""Coordinates: accuracy of each model counted in its passes, and the number of labels behind it; NaN where unknown.
+Those of validation data are only in results of runs that have such data."""
+
+VECTORS = frozenset({f"vectors_{split}" for split in SPLITS})
+"""Coordinates: number of vectors that were sampled from each layer; those of validation data as of MEASURED."""
 
 RESERVED = frozenset({MODEL_CONTENT, MODEL_KEY, MODEL_NAME, MODEL_TASK, MODEL_TASK_ID})
 """Coordinates that are added to results after measuring."""

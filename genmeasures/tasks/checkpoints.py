@@ -39,7 +39,7 @@ class Checkpoints(Task):
         strict: true                           # false permits keys in files that the model does not have
         python_path: .                         # folder, or list of folders, with modules to import
         metric: accuracy                       # metric that measures are judged against: accuracy (default), iou, …
-        data:                                  # train, test or both; none for measures of weights
+        data:                                  # train, test or others; none for measures of weights
           train:                               # arrays of an .npz file …
             npz: cifar10_subset.npz
             x: x_train                         # inputs
@@ -51,6 +51,9 @@ class Checkpoints(Task):
           test:                                # … or a callable that returns a torch Dataset or DataLoader
             _target_: mypackage.MyDataset
             root: /data/mine                   # its arguments, passed unchanged
+          validation:                          # optional: labeled data like the training data, not trained on
+            _target_: mypackage.MyDataset
+            root: /data/held_out
           ignore_index: 255                    # target that means "no label", if any
         models:
           net_0:
@@ -77,9 +80,9 @@ class Checkpoints(Task):
 
     The table has a column ``model`` and optionally ``weights``, ``factory`` and ``key``. ``factory_kwargs.depth`` is
     an argument of the factory, parsed like a value of the manifest. ``train_x`` and ``test_x`` are metrics if both
-    exist or x is the metric of the manifest. All other columns are hyperparameters. Numeric columns that are named
-    like metrics (``val_loss``, ``acc``) are refused unless ``columns`` maps them to the name of a metric, to null to
-    skip them, or to ``hparams.acc``. An empty cell is a missing value.
+    exist or x is the metric of the manifest, and so is ``validation_x`` then. All other columns are hyperparameters.
+    Numeric columns that are named like metrics (``val_loss``, ``acc``) are refused unless ``columns`` maps them to the
+    name of a metric, to null to skip them, or to ``hparams.acc``. An empty cell is a missing value.
 
     Weights are read from files of ``torch.save`` with any suffix, or of safetensors. The entry of the file with the
     weights and the prefixes of wrappers are searched for: the state dict that the model loads strictly is used (see
@@ -124,6 +127,11 @@ class Checkpoints(Task):
         return read_manifest(self.path).metric
 
     @property
+    def splits(self) -> tuple[Split, ...]:  # type: ignore[override]  # as above
+        """The splits of the manifest."""
+        return tuple(read_manifest(self.path).data)
+
+    @property
     def ignore_index(self) -> float | None:  # type: ignore[override]  # as above
         """The target that means "no label", if any."""
         return read_manifest(self.path).ignore_index
@@ -152,7 +160,7 @@ class Checkpoints(Task):
         """Data of a split.
 
         Args:
-            split: "train" or "test".
+            split: "train", "test" or "validation".
 
         Returns:
             Arrays (x,) or (x, y) with x float32 (N, C, ``*space``) or (N, features) and targets y as int64 or

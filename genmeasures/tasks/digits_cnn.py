@@ -16,7 +16,7 @@ from torch import nn
 
 from genmeasures.errors import ModelError
 from genmeasures.files import remove_stale_temporaries
-from genmeasures.interfaces import SPLITS, Split, Task, TaskModel, is_count, one_of, require
+from genmeasures.interfaces import Split, Task, TaskModel, is_count, one_of, require
 from genmeasures.tasks.cache import cache_folder, check_writable
 from genmeasures.tasks.digits import Arrays, split_digits, training_set
 from genmeasures.tasks.digits_training import Hparams, Job, Recipe, read, train_all
@@ -71,6 +71,7 @@ class DigitsCNN(Task):
     """
 
     name = "digits_cnn"
+    splits = ("train", "test", "validation")
     incidental = ("cache", "workers")
 
     def __init__(self, cache: str | None = None, workers: int | None = None, limit: int | None = None) -> None:
@@ -126,14 +127,18 @@ class DigitsCNN(Task):
         Each model has its own training set, with its wrong labels, in ``TaskModel.train``.
 
         Args:
-            split: "test" for the 600 test digits, "train" for the digits of the largest training set.
+            split: "test" for the 600 test digits, "train" for the digits of the largest training set, "validation" for
+                the 877 digits of the training split that no network is trained on.
 
         Returns:
             Images, float32 (N, 1, 8, 8) with values from 0 to 1, and labels, int64 (N,).
         """
-        one_of(self, "split", split, SPLITS)
+        one_of(self, "split", split, self.splits)
         train, test = split_digits()
-        return test if split == "test" else training_set(train, max(LEVELS["train_size"]), 0.0)
+        largest = max(LEVELS["train_size"])
+        if split == "validation":
+            return train[0][largest:].copy(), train[1][largest:].copy()
+        return test if split == "test" else training_set(train, largest, 0.0)
 
     def _folder(self, recipe: Recipe, train: Arrays, test: Arrays) -> Path:
         """Cache folder of a recipe and its data."""

@@ -25,6 +25,8 @@ FILE = "manifest.yaml"
 _FRACTIONS = ("accuracy", "iou")
 """Metrics with values from 0 to 1."""
 
+_PREFIXES = tuple(f"{split}_" for split in SPLITS)
+"""With which the names of metrics begin."""
 _OF_A_MODEL = ("weights", "factory", "factory_kwargs", "key", "strict", "hparams")
 _OF_A_ROW = ("model", "weights", "factory", "key")
 """Columns of a table with a fixed meaning."""
@@ -40,6 +42,9 @@ _METRIC_WORDS = frozenset({
 _SPLIT_WORDS = frozenset({
     "train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "ood",
 })  # fmt: skip
+
+_SPLIT_OF = {"val": "validation", "valid": "validation"}
+"""Words for splits that have another name here."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,11 @@ def read_manifest(path: str | Path) -> Manifest:
     top = _Section(file, "", _read_yaml(file))
     top.allow("factory", "factory_kwargs", "strict", "metric", "data", "models", "python_path")
     metric = top.text("metric") or "accuracy"
-    if metric.startswith(("train_", "test_")):
+    if metric.startswith(_PREFIXES):
         top.fail("metric", f"must be {metric.partition('_')[2]!r}, without {metric.partition('_')[0]}_, got {metric!r}")
     models = _models(top, metric)
     metrics = {name for model in models for name in model.metrics}
-    if metrics and not metrics & {f"train_{metric}", f"test_{metric}"}:
+    if metrics and not metrics & {f"{prefix}{metric}" for prefix in _PREFIXES}:
         others = sorted({name.partition("_")[2] for name in metrics})
         write = " or ".join(f"metric: {other}" for other in others)
         top.fail(
@@ -320,11 +325,10 @@ def _one_model(section: _Section, name: str, common: _Common, metric: str) -> Mo
         split, _, named = key.partition("_")
         if split in SPLITS and metric == "accuracy" and _words(named) == ["acc"]:
             section.fail(key, f"write {split}_accuracy, or metric: {named} at the top of the manifest")
-        if key not in _OF_A_MODEL and not key.startswith(("train_", "test_")) and looks_like_metric(key):
-            section.fail(
-                key, f"looks like a metric, whose name must start with train_ or test_{_instead(key, 'write ')}"
-            )
-    section.allow(*_OF_A_MODEL, prefixes=("train_", "test_"))
+        if key not in _OF_A_MODEL and not key.startswith(_PREFIXES) and looks_like_metric(key):
+            starts = "must start with train_, test_ or validation_"
+            section.fail(key, f"looks like a metric, whose name {starts}{_instead(key, 'write ')}")
+    section.allow(*_OF_A_MODEL, prefixes=_PREFIXES)
     factory = section.target("factory") or common.factory
     if factory is None:
         section.fail(
@@ -337,7 +341,7 @@ def _one_model(section: _Section, name: str, common: _Common, metric: str) -> Mo
             hparams.fail(key, f"must be a finite number, text, true or false, got {value!r}")
     metrics = {}
     for key in section.values:
-        if key.startswith(("train_", "test_")) and (value := section.number(key)) is not None:
+        if key.startswith(_PREFIXES) and (value := section.number(key)) is not None:
             if fault := _metric_fault(key, value):
                 section.fail(key, fault)
             metrics[key] = float(value)
@@ -393,7 +397,7 @@ def _words(name: str) -> list[str]:
 def _instead(name: str, before: str = "") -> str:
     """Suggested name of a metric, after a colon; "" if there is none."""
     words = _words(name)
-    split = next((word for word in words if word in ("train", "test")), None)
+    split = next((_SPLIT_OF.get(word, word) for word in words if _SPLIT_OF.get(word, word) in SPLITS), None)
     rest = [word for word in words if word not in _SPLIT_WORDS]
     base = "accuracy" if {"acc", "accuracy"} & set(rest) else "_".join(rest)
     if not base or (split is None and words[0] in _SPLIT_WORDS):
@@ -507,10 +511,12 @@ def _read_csv(file: Path, renamed: Mapping[str, str | None]) -> tuple[list[str],
 
 
 def _is_metric(column: str, header: Sequence[str], metric: str) -> bool:
-    """Whether a column is a metric: train_x and test_x are if both exist or x is the metric, unlike train_size."""
+    """Whether a column is a metric: train_x and test_x are if both exist or x is the metric, unlike train_size.
+
+    validation_x is if they are.
+    """
     split, _, name = column.partition("_")
-    pair = {"train": f"test_{name}", "test": f"train_{name}"}
-    return split in pair and (name == metric or pair[split] in header)
+    return split in SPLITS and (name == metric or {column, f"train_{name}", f"test_{name}"} <= {*header})
 
 
 def _typed(cells: Iterable[str]) -> list[Scalar | None]:

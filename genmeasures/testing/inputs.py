@@ -40,7 +40,7 @@ def model_data(
     """Return the data argument of :meth:`~genmeasures.plugin.ModelMeasure.measure`, for tests without a run.
 
     Args:
-        inputs: Inputs (N, …) of both splits.
+        inputs: Inputs (N, …) of all splits.
         targets: Targets (N, …), or None for data without targets. Classes (N,) become (N, 1).
         batch_size: Inputs per batch.
         seed: Seed of ``data.generator``.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from unittest import SkipTest, mock
 
 import numpy as np
@@ -17,28 +17,48 @@ import xarray as xr
 from torch import Tensor, nn
 
 from genmeasures.api import measure
+from genmeasures.data import DataSource
+from genmeasures.engine.outputs import evaluate
+from genmeasures.errors import Undefined
 from genmeasures.extractors import ReceptiveField
-from genmeasures.interfaces import FeatureBatch, FeatureMeasure, Measure, ModelData, ModelMeasure, Pass, Variable
+from genmeasures.extractors.samples import places
+from genmeasures.interfaces import (
+    SPLITS,
+    FeatureBatch,
+    FeatureMeasure,
+    Measure,
+    ModelData,
+    ModelMeasure,
+    OutputBatch,
+    OutputMeasure,
+    Pass,
+    Split,
+    Variable,
+)
 from genmeasures.registry import registry
 from genmeasures.results import load, save
 from genmeasures.testing import toys
 from genmeasures.testing.statuses import assert_sound, statuses
 
+_Data: TypeAlias = Sequence[tuple[Tensor, ...]]
+
 _SAME = 1e-4
 """Relative difference that float32 features of other batch sizes explain."""
 
 
-def _measured(component: Measure, net: nn.Module, train: toys.Arrays, test: toys.Arrays, **options: Any) -> xr.Dataset:
+def _measured(component: Measure, net: nn.Module, data: _Data, **options: Any) -> xr.Dataset:
     settings = {"batch_size": 16, "seed": 0, **options}
-    return measure({"net": net}, train, test, measures=[component.clone()], **settings)
+    train, test, validation = data
+    return measure({"net": net}, train, test, validation=validation, measures=[component.clone()], **settings)
 
 
-def _data() -> tuple[toys.Arrays, toys.Arrays]:
-    return toys.images(60, 1), toys.images(45, 2)
+def _data() -> _Data:
+    """Training, test and validation data."""
+    return [toys.images(60, 1), toys.images(45, 2), toys.images(50, 3)]
 
 
 def _plain(component: Measure) -> xr.Dataset:
-    return _measured(component, toys.network(), *_data())
+    return _measured(component, toys.network(), _data())
 
 
 def _summaries(component: Measure) -> list[Variable]:
@@ -91,10 +111,10 @@ def check_extractors(component: Measure) -> None:
     if not isinstance(component, FeatureMeasure):
         raise SkipTest("it reads no vectors of an extractor")
     for name in [entry.name for kind, entry in registry().plugins[0].components if kind == "extractor"]:
-        ds = _measured(component, toys.network(), *_data(), extractor=name)
+        ds = _measured(component, toys.network(), _data(), extractor=name)
         for variable in component.variables:
             assert_sound(ds, variable, f"with the extractor {name}: ")
-        other = _measured(component, toys.network(), *_data(), extractor=name, batch_size=7)
+        other = _measured(component, toys.network(), _data(), extractor=name, batch_size=7)
         _assert_same(component, ds, other, f"with the extractor {name} in batches of 7")
 
 
@@ -103,7 +123,7 @@ def check_bounds(component: Measure) -> None:
     if all(variable.bounds == (-math.inf, math.inf) for variable in component.variables):
         raise SkipTest("none of its variables declares bounds")
     for seed in range(2):
-        ds = _measured(component, toys.network(seed), *_data())
+        ds = _measured(component, toys.network(seed), _data())
         for variable in component.variables:
             _assert_within_bounds(ds, variable)
 
@@ -119,7 +139,7 @@ def _assert_within_bounds(ds: xr.Dataset, variable: Variable, what: str = "") ->
 def check_batch_size(component: Measure) -> None:
     """Splitting the data into other batches changes nothing."""
     _assert_same(
-        component, _plain(component), _measured(component, toys.network(), *_data(), batch_size=7), "in batches of 7"
+        component, _plain(component), _measured(component, toys.network(), _data(), batch_size=7), "in batches of 7"
     )
 
 
@@ -130,7 +150,7 @@ def check_order(component: Measure) -> None:
     for inputs, classes in _data():
         order = torch.randperm(len(inputs), generator=generator)
         shuffled.append((inputs[order], classes[order]))
-    other = _measured(component, toys.network(), shuffled[0], shuffled[1])
+    other = _measured(component, toys.network(), shuffled)
     _assert_same(component, _plain(component), other, "with the samples in another order")
 
 
@@ -163,7 +183,7 @@ def check_scale(component: Measure) -> None:
     invariant = [variable.name for variable in _summaries(component) if variable.scale_invariant]
     if not invariant:
         raise SkipTest("none of its variables is declared scale invariant")
-    one, other = _plain(component), _measured(component, toys.network(scale=1024.0), *_data())
+    one, other = _plain(component), _measured(component, toys.network(scale=1024.0), _data())
     for name in invariant:
         # The patches of the first layer are the images themselves, which are the same.
         left, right = one[name].values, other[name].values
@@ -172,9 +192,13 @@ def check_scale(component: Measure) -> None:
 
 def check_batches_are_left_alone(component: Measure) -> None:
     """It does not write into what a batch gives it, which other measures read too."""
-    if not isinstance(component, FeatureMeasure):
-        raise SkipTest("it is given no batches of features")
     faults: list[str] = []
+    if isinstance(component, OutputMeasure):
+        _watch_outputs(component, faults)
+        assert not faults, faults[0]
+        return
+    if not isinstance(component, FeatureMeasure):
+        raise SkipTest("it is given no batches of features or outputs")
     seen: dict[int, list[_Given]] = {}
     """By measure (one per layer), what earlier batches gave it: it may have kept it."""
     kind, read_by = type(component), FeatureBatch.read_by
@@ -199,6 +223,27 @@ def check_batches_are_left_alone(component: Measure) -> None:
     with mock.patch.object(FeatureBatch, "read_by", watched), after("end_pass"), after("compute"):
         _plain(component)
     assert not faults, faults[0]
+
+
+def _watch_outputs(component: OutputMeasure, faults: list[str]) -> None:
+    """Run a measure of outputs, and record what it writes to: in ``update``, or later."""
+    kind, given = type(component), list[_Given]()
+    update, compute = kind.update, kind.compute
+
+    def updated(self: OutputMeasure, batch: OutputBatch) -> None:
+        for field in ("outputs", "inputs", "targets", "log_probabilities", "predictions"):
+            with contextlib.suppress(Undefined):
+                if isinstance(tensor := getattr(batch, field), Tensor):
+                    given.append(_Given(field, lambda tensor=tensor: tensor, tensor))
+        with _unwritten(given, "update", faults):
+            update(self, batch)
+
+    def computed(self: OutputMeasure) -> Any:
+        with _unwritten(given, "compute", faults):
+            return compute(self)
+
+    with mock.patch.object(kind, "update", updated), mock.patch.object(kind, "compute", computed):
+        _plain(component)
 
 
 class _Given:
@@ -255,7 +300,7 @@ def check_model_is_left_alone(component: Measure) -> None:
         raise SkipTest("it does not read the model")
     # Every run checks this, restores the model, and reports it.
     left = "did not leave the model as it was: "
-    for ds in (_plain(component), _measured(component, toys.normalized_network(), *_data())):
+    for ds in (_plain(component), _measured(component, toys.normalized_network(), _data())):
         for variable in component.variables:
             for status in statuses(ds, variable):
                 assert left not in status, f"it changes the model: {status.partition(left)[2]}"
@@ -263,37 +308,38 @@ def check_model_is_left_alone(component: Measure) -> None:
 
 def check_data_is_left_alone(component: Measure) -> None:
     """Inputs and targets are not written to."""
-    train, test = ((inputs.clone(), classes.clone()) for inputs, classes in _data())
-    _measured(component, toys.network(), train, test)
-    for (inputs, classes), (before, labels) in zip((train, test), _data(), strict=True):
+    data = [(inputs.clone(), classes.clone()) for inputs, classes in _data()]
+    _measured(component, toys.network(), data)
+    for (inputs, classes), (before, labels) in zip(data, _data(), strict=True):
         assert torch.equal(inputs, before), "inputs have changed"
         assert torch.equal(classes, labels), "targets have changed"
 
 
 def check_degenerate_data(component: Measure) -> None:
     """Constant features, one class, or a single sample give a value or "undefined: …", never a crash or infinity."""
-    train, test = _data()
-    one_class = [(inputs, torch.zeros_like(classes)) for inputs, classes in (train, test)]
-    single = [(inputs[:1], classes[:1]) for inputs, classes in (train, test)]
-    cases = {
-        "constant features": (toys.dead_network(), train, test),
-        "constant features with rounding": (toys.constant_network(), train, test),
-        "one class": (toys.network(), one_class[0], one_class[1]),
-        "a single sample": (toys.network(), single[0], single[1]),
+    data = _data()
+    cases: dict[str, tuple[nn.Module, _Data]] = {
+        "constant features": (toys.dead_network(), data),
+        "constant features with rounding": (toys.constant_network(), data),
+        "one class": (toys.network(), [(inputs, torch.zeros_like(classes)) for inputs, classes in data]),
+        "a single sample": (toys.network(), [(inputs[:1], classes[:1]) for inputs, classes in data]),
     }
-    for what, (net, fit, score) in cases.items():
-        ds = _measured(component, net, fit, score)
-        for variable in component.variables:
-            assert_sound(ds, variable, f"{what}: ")
-            _assert_within_bounds(ds, variable, f"{what}: ")
+    for what, (net, given) in cases.items():
+        _assert_valid(component, _measured(component, net, given), f"{what}: ")
+
+
+def _assert_valid(component: Measure, ds: xr.Dataset, what: str) -> None:
+    """Values within their bounds, or a reason."""
+    for variable in component.variables:
+        assert_sound(ds, variable, what)
+        _assert_within_bounds(ds, variable, what)
 
 
 def check_nan(component: Measure) -> None:
     """NaN and infinite activations give a status with a reason, not a number."""
     if not _reads_data(component):
         raise SkipTest("it reads weights alone, and these are finite")
-    train, test = _data()
-    ds = _measured(component, toys.overflowing_network(), train, test)
+    ds = _measured(component, toys.overflowing_network(), _data())
     for variable in component.variables:
         values = ds[variable.name].values
         assert_sound(ds, variable)
@@ -302,6 +348,8 @@ def check_nan(component: Measure) -> None:
 
 def _reads_data(component: Measure) -> bool:
     """Whether a measure reads data, or runs the model on data of its own."""
+    if isinstance(component, OutputMeasure):
+        return True
     if isinstance(component, FeatureMeasure):
         prepared = component.clone()
         prepared.extractor = ReceptiveField()
@@ -347,6 +395,43 @@ def check_file(component: Measure) -> None:
             assert attrs[key] == getattr(variable, key), f"{variable.name}: {key} is {attrs[key]!r} in the file"
 
 
+# Measures of outputs ---------------------------------------------------------------------------------------------
+
+
+def check_stored_outputs(component: OutputMeasure) -> None:
+    """On stored outputs it has the values that it has in a run."""
+    ds, net = _plain(component), toys.network().eval()
+    stored: dict[Split, tuple[Tensor, Tensor]] = {}
+    for split, (inputs, classes) in zip(SPLITS, _data(), strict=True):
+        order = torch.from_numpy(np.argsort(places(DataSource((inputs, classes), split, 16).scan().keys)))
+        with torch.no_grad():
+            stored[split] = net(inputs[order]), classes[order]
+    outcomes = evaluate(component, stored)
+    for variable in component.variables:
+        run, found = ds[variable.name].values[0], outcomes[variable.name].value
+        padded = np.full_like(run, np.nan)
+        padded[tuple(map(slice, np.shape(found)))] = found
+        assert np.allclose(run, padded, rtol=_SAME, atol=_SAME * 1e-3, equal_nan=True), (
+            f"{variable.name} is {run} in a run, and {found} on its stored outputs"
+        )
+
+
+def check_other_outputs(component: OutputMeasure) -> None:
+    """Dense outputs, regression, and data without targets give a value or "undefined: …", whatever the batches."""
+    data = _data()
+    cases: dict[str, tuple[nn.Module, _Data]] = {
+        "dense outputs": (toys.dense_network(), [(inputs, toys.masks(inputs)) for inputs, _ in data]),
+        "regression": (toys.network(), [(inputs, inputs.flatten(2).mean(2)[:, :1]) for inputs, _ in data]),
+        "no targets": (toys.network(), [(inputs,) for inputs, _ in data]),
+    }
+    for what, (net, given) in cases.items():
+        ds = _measured(component, net, given)
+        _assert_valid(component, ds, f"{what}: ")
+        if _summaries(component):
+            _assert_same(component, ds, _measured(component, net, given, batch_size=7), f"{what} in batches of 7")
+
+
+OUTPUT_CHECKS = (check_stored_outputs, check_other_outputs)
 CHECKS = (
     check_variables,
     check_values,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 from unittest import SkipTest
 
-from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure
+from genmeasures.interfaces import Aggregator, Component, Extractor, Labeler, Measure, OutputMeasure
 from genmeasures.testing import aggregators, components, extractors, labelers, measures
 
 Check: TypeAlias = Callable[[Any], None]
@@ -18,6 +18,7 @@ _CHECKS: tuple[tuple[type[Component], Sequence[Check]], ...] = (
     (Extractor, extractors.CHECKS),
     (Labeler, labelers.CHECKS),
     (Measure, measures.CHECKS),
+    (OutputMeasure, measures.OUTPUT_CHECKS),
     (Aggregator, aggregators.CHECKS),
 )
 

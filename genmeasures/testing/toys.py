@@ -41,6 +41,38 @@ def network(seed: int = 0, scale: float = 1.0) -> nn.Module:
     return net
 
 
+def dense_network(seed: int = 0) -> nn.Module:
+    """A network for :func:`images` with three outputs per pixel.
+
+    Args:
+        seed: seed of the weights.
+
+    Example:
+        >>> dense_network()(images(6, seed=0)[0]).shape
+        torch.Size([6, 3, 8, 8])
+    """
+    net = network(seed)
+    assert isinstance(net, nn.Sequential)
+    last = nn.Conv2d(6, 3, 1, bias=False)
+    with torch.no_grad():
+        last.weight.copy_(net[-1].weight[:, :6, None, None])  # type: ignore[index]
+    return nn.Sequential(net[0], nn.ReLU(), last)
+
+
+def masks(inputs: Tensor) -> Tensor:
+    """int64 (count, 8, 8): the class of each pixel of :func:`images`, by its brightness.
+
+    Args:
+        inputs: the images.
+
+    Example:
+        >>> masks(images(6, seed=0)[0]).unique().tolist()
+        [0, 1, 2]
+    """
+    brightness = inputs.sum(1)
+    return (brightness > -1).long() + (brightness > 1).long()
+
+
 def normalized_network() -> nn.Module:
     """A network with buffers: running statistics that evaluation mode leaves as they are.
 

@@ -203,9 +203,10 @@ def run(command: list[str], folder: Path, path: list[Path]) -> str:
     return done.stdout
 
 
-def test_a_new_plugin_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["feature", "output"])
+def test_a_new_plugin_works(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Installed by pip, its own tests pass, the conformance suite among them."""
-    assert main(["new-plugin", "genmeasures-dead-units", "--folder", str(tmp_path)]) == 0
+    assert main(["new-plugin", "genmeasures-dead-units", "--kind", kind, "--folder", str(tmp_path)]) == 0
     folder = tmp_path / "genmeasures-dead-units"
     assert str(folder) in capsys.readouterr().out
     assert not [path for path in folder.rglob("*") if path.is_file() and "{{" in path.read_text()]
@@ -222,8 +223,9 @@ def test_a_new_plugin_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "exists already: choose another name, or another folder" in capsys.readouterr().err
 
 
-def test_a_new_plugin_is_three_short_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["new-plugin", "zeros", "--folder", str(tmp_path)]) == 0
+@pytest.mark.parametrize("kind", [[], ["--kind", "output"]])
+def test_a_new_plugin_is_three_short_files(kind: list[str], tmp_path: Path) -> None:
+    assert main(["new-plugin", "zeros", *kind, "--folder", str(tmp_path)]) == 0
     files = sorted((tmp_path / "genmeasures-zeros").iterdir())
     assert [path.name for path in files] == ["genmeasures_zeros.py", "pyproject.toml", "test_genmeasures_zeros.py"]
     assert sum(bool(line.strip()) for path in files for line in path.read_text().splitlines()) <= 40

@@ -23,7 +23,10 @@ from genmeasures.plugin import (
     Component,
     FeatureBatch,
     FeatureMeasure,
+    InputMean,
     ModelMeasure,
+    OutputBatch,
+    OutputMeasure,
     Pass,
     Undefined,
     Variable,
@@ -448,6 +451,72 @@ class Half(WholeTensor):
         return super().vectors(*given).half()
 
 
+class Spread(OutputMeasure):
+    """The mean largest probability, as it should be."""
+
+    name = "spread"
+    variables = Variable("spread", "mean largest probability", bounds=(0, 1), dims=()).with_error()
+    splits = ("test", "validation")
+
+    def start(self, generator: torch.Generator) -> None:
+        self.mean = InputMean()
+
+    def update(self, batch: OutputBatch) -> None:
+        if batch.split == "test":
+            rows = batch.flat
+            self.mean.add(rows.inputs, rows.log_probabilities.amax(1).exp())
+
+    def compute(self) -> Any:
+        return self.mean.values("spread")
+
+
+class WritesOutputs(Spread):
+    def update(self, batch: OutputBatch) -> None:
+        super().update(batch)
+        batch.outputs.mul_(1)
+
+
+class WritesProbabilities(Spread):
+    def start(self, generator: torch.Generator) -> None:
+        super().start(generator)
+        self.kept: Any = []
+
+    def update(self, batch: OutputBatch) -> None:
+        super().update(batch)
+        self.kept.append(batch.log_probabilities)
+
+    def compute(self) -> Any:
+        for tensor in self.kept:
+            tensor.exp_()
+        return super().compute()
+
+
+class CountsRuns(Spread):
+    """Another value each time."""
+
+    runs = 0
+
+    def start(self, generator: torch.Generator) -> None:
+        super().start(generator)
+        CountsRuns.runs += 1
+
+    def compute(self) -> Any:
+        return {"spread": 1 / (1 + CountsRuns.runs), "spread_error": 0.0}
+
+
+class OnlyFlat(Spread):
+    def update(self, batch: OutputBatch) -> None:
+        if batch.split == "test":
+            self.mean.add(batch.inputs, batch.log_probabilities.amax(1).exp())
+
+
+class MeanOfOutputBatches(Spread):
+    def update(self, batch: OutputBatch) -> None:
+        if batch.split == "test":
+            value = batch.outputs.double().mean()
+            self.mean.add(batch.inputs[:1], value[None].abs().clamp(max=1))
+
+
 class Plain(Aggregator):
     name = "plain"
 
@@ -525,6 +594,11 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("batches_are_left_alone", WritesRank, r"update writes into batch\.rank, "),
     ("batches_are_left_alone", WritesPatches, r"update writes into batch\.patches, "),
     ("batches_are_left_alone", WritesLater, r"compute writes into batch\.vectors, "),
+    ("batches_are_left_alone", WritesOutputs, r"update writes into batch\.outputs, .*batch\.outputs\.clone"),
+    ("batches_are_left_alone", WritesProbabilities, r"compute writes into batch\.log_probabilities, "),
+    ("stored_outputs", CountsRuns, r"spread is 0\.\d+ in a run, and 0\.\d+ on its stored outputs"),
+    ("other_outputs", OnlyFlat, "dense outputs: spread: failed: RuntimeError: "),
+    ("other_outputs", MeanOfOutputBatches, r"spread is 0\.\d+ and, dense outputs in batches of 7, 0\.\d+"),
     ("model_is_left_alone", Trains, r"changes the model: 0\.weight has changed \(and 2 more\)"),
     ("model_is_left_alone", LeavesHook, "a hook was added to Sequential"),
     ("model_is_left_alone", LeavesMode, "the mode of ReLU 1 has changed"),
@@ -575,6 +649,17 @@ def test_a_sound_measure_passes() -> None:
         "model_is_left_alone": "it does not read the model",
     }
     assert all(one.message == "" for one in found.values() if one.status == "passed")
+
+
+def test_a_measure_of_outputs_passes() -> None:
+    found = {one.name: one for one in run_checks(Spread())}
+    assert [f"{name}: {one.message}" for name, one in found.items() if one.status == "failed"] == []
+    assert {name: one.message for name, one in found.items() if one.status == "skipped"} == {
+        "config": "it is not registered under its name, so it needs no config",
+        "scale": "none of its variables is declared scale invariant",
+        "extractors": "it reads no vectors of an extractor",
+        "model_is_left_alone": "it does not read the model",
+    }
 
 
 def test_a_measure_of_weights_alone_passes() -> None:
@@ -680,7 +765,9 @@ def test_the_config_is_checked(
 
 def test_no_check_is_without_its_broken_component() -> None:
     """The config's are in a test of their own, for they need files."""
-    checks = {name_of(check) for component in [*BUILTIN, Mean(), NoLabels()] for check in checks_for(component)}
+    checks = {
+        name_of(check) for component in [*BUILTIN, Mean(), Spread(), NoLabels()] for check in checks_for(component)
+    }
     assert checks - {name for name, *_ in BROKEN} == {"config"}
 
 

@@ -284,7 +284,7 @@ class ClassSelectivity(KernelMeasure):
     Source: Morcos et al. 2018, "On the importance of single directions for generalization".
 
     Args:
-        split: Split of the class means, ``"train"`` or ``"test"``.
+        split: Split of the class means, ``"train"``, ``"test"`` or ``"validation"``.
 
     Raises:
         OptionError: If ``split`` is neither.
@@ -358,7 +358,7 @@ class CumulativeAblation(ModelMeasure):
 
     Args:
         score: Measure that orders the kernels, ``ARS()`` or ``ClassSelectivity()``; None is ``ARS()``.
-        split: Split of the accuracy, ``"train"`` or ``"test"``.
+        split: Split of the accuracy, ``"train"``, ``"test"`` or ``"validation"``.
 
     Raises:
         OptionError: If an option is not one of these values.

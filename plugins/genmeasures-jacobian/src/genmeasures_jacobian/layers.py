@@ -55,7 +55,7 @@ class LayerJacobian(ModelMeasure):
     Args:
         projections: Number of random projections of each input.
         samples: Maximum number of inputs; None takes all.
-        split: Split of the inputs, ``"train"`` or ``"test"``.
+        split: Split of the inputs, ``"train"``, ``"test"`` or ``"validation"``.
         memory: Approximate MiB for a batch.
 
     Raises:

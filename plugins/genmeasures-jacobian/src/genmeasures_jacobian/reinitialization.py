@@ -169,7 +169,7 @@ class Reinitialization(ModelMeasure):
         initial: Path of a file with the initial weights of the model, or with those of another checkpoint;
             ``{model}`` in it stands for the name of the model. Only weights are read, and no code in the file is
             executed. None draws weights.
-        split: Split of the accuracy, ``"train"`` or ``"test"``.
+        split: Split of the accuracy, ``"train"``, ``"test"`` or ``"validation"``.
 
     Raises:
         OptionError: If an option is not valid.

@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from torch import nn
 
@@ -144,7 +143,7 @@ class PGDL(Task):
             OptionError: the split is unknown.
             DataError: a file is missing or damaged; the message names the task and the file.
         """
-        one_of(self, "split", split, get_args(Split))
+        one_of(self, "split", split, self.splits)
         task = self._task()
         try:
             return RecordDataset(shards_of(task.folder / "dataset_1" / split))

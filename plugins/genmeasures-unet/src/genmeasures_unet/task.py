@@ -170,7 +170,7 @@ class _UNets(Task, abc.ABC):
             Inputs, float32 (``patches``, C, ``*S``), and masks int64 (``patches``, ``*S``) or targets float32
             (``patches``, C, ``*S``).
         """
-        one_of(self, "split", split, SPLITS)
+        one_of(self, "split", split, self.splits)
         problems = self._problems(self.cases())
         return self._drawn(problems[-1], split)
 
