@@ -402,6 +402,8 @@ def _instead(name: str, before: str = "") -> str:
     base = "accuracy" if {"acc", "accuracy"} & set(rest) else "_".join(rest)
     if not base or (split is None and words[0] in _SPLIT_WORDS):
         return ""
+    if split == "validation" and base != "accuracy":  # unlike it, the others need train_ and test_ beside them
+        return ""
     return f": {before}{split or 'test'}_{base}"
 
 

@@ -157,7 +157,7 @@ def test_arguments_of_the_factory_in_a_table(tmp_path: Path, module: str) -> Non
         ("accuracy", "accuracy: test_accuracy makes it a metric"),
         ("train_loss", "metric: loss in the manifest makes it the metric"),
         ("val_loss", r"set columns beside table in the manifest: \{val_loss: null skips it"),
-        ("valid/Acc@1", "valid/Acc@1: null"),
+        ("valid/Acc@1", "valid/Acc@1: validation_accuracy makes it a metric, valid/Acc@1: null"),
         ("testIoU", "testIoU: test_iou makes"),
         ("err", "err: test_err makes it a metric"),
         ("f1", "f1: test_f1"),
