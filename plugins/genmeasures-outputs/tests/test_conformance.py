@@ -15,7 +15,7 @@ from genmeasures.testing import parametrize_with_checks
         Calibration(),
         Calibration(split="validation", bins=5),
         OutputDistribution(),
-        OutputDistribution(split="train", order=2.0, temperature=3.0, centered=True),
+        OutputDistribution(split="train", order=2.0, normalization="softmax", temperature=3.0, centered=True),
     ]
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")

@@ -171,6 +171,19 @@ def test_mano_of_certain_outputs_is_normalized_by_the_softmax(logits: Floats) ->
     assert found.status.startswith("note: normalized by the softmax: −log p has the mean ")
 
 
+def test_one_normalization_of_mano_for_all_models(logits: Floats) -> None:
+    stored, certain = {"test": logits}, {"test": 20 * logits}  # on the two sides of the criterion
+    by_softmax, by_taylor = (OutputDistribution(normalization=name) for name in ("softmax", "taylor"))
+    automatic = OutputDistribution()
+    assert evaluate(by_taylor, stored)["mano"] == evaluate(automatic, stored)["mano"]
+    assert evaluate(by_softmax, certain)["mano"] == Outcome(values(evaluate(automatic, certain))["mano"], "ok")
+    assert values(evaluate(by_softmax, stored))["mano"] == pytest.approx((softmax(logits, axis=1) ** 4).mean() ** 0.25)
+    far = 20 * logits
+    taylor = 1 + (far - far.min(axis=1, keepdims=True)) + (far - far.min(axis=1, keepdims=True)) ** 2 / 2
+    q = taylor / taylor.sum(axis=1, keepdims=True)
+    assert values(evaluate(by_taylor, certain))["mano"] == pytest.approx((q**4).mean() ** 0.25, rel=SINGLE)
+
+
 def test_meta_distribution_energy_without_the_number_of_outputs(logits: Floats) -> None:
     once, twice = ({"test": np.tile(logits, (times, 1))} for times in (1, 2))
 
@@ -384,6 +397,7 @@ def test_a_single_input_has_no_error() -> None:
         (lambda: OutputConfidence(temperature=math.inf), "temperature must be a positive number, got inf"),
         (lambda: Calibration(bins=0), "Calibration: bins must be an integer ≥ 1, got 0"),
         (lambda: OutputDistribution(order=True), "OutputDistribution: order must be a positive number, got True"),
+        (lambda: OutputDistribution(normalization="tailor"), "'tailor' is unknown .did you mean 'taylor'"),
         (lambda: OutputDistribution(centered=1), "centered must be true or false, got 1"),  # type: ignore[arg-type]
     ],
 )

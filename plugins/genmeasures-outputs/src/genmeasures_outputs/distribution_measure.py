@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from genmeasures.plugin import OutputBatch, OutputMeasure, Split, Undefined, Value, Variable, require
+from genmeasures.plugin import OutputBatch, OutputMeasure, Split, Undefined, Value, Variable, one_of, require
 from genmeasures_outputs.distribution import CRITERION
 from genmeasures_outputs.options import check_positive, check_split
 from genmeasures_outputs.stacked_rows import StackedRows
@@ -26,7 +26,7 @@ class OutputDistribution(OutputMeasure):
     - ``mano``: (1/(NK) Σ q^p)^{1/p}, between 1/K and K^{−1/p}. q is the Taylor approximation 1 + f + f²/2 of the
       exponential of logits minus the smallest one, divided by its sum over classes, if the mean of −log P over all
       outputs and classes is at most 5, and else the softmax. The status says if it is the softmax: values of models
-      on the two sides do not compare.
+      on the two sides do not compare, and ``normalization`` takes one for all of them.
     - ``meta_distribution_energy``: MDE, minus the mean log-softmax, over the data set, of the energies
       −T log Σ exp(f/T).
 
@@ -39,6 +39,7 @@ class OutputDistribution(OutputMeasure):
     Args:
         split: Split whose outputs are read, ``"train"``, ``"test"`` or ``"validation"``.
         order: The order p of MaNo.
+        normalization: That of MaNo: ``"auto"`` as above, ``"taylor"`` or ``"softmax"``.
         temperature: T of the energies.
         centered: Whether log N is subtracted from MDE: it is then 0 for equal energies, and does not grow with N.
 
@@ -80,14 +81,21 @@ class OutputDistribution(OutputMeasure):
     )
 
     def __init__(
-        self, split: Split = "test", order: float = 4.0, temperature: float = 1.0, centered: bool = False
+        self,
+        split: Split = "test",
+        order: float = 4.0,
+        normalization: str = "auto",
+        temperature: float = 1.0,
+        centered: bool = False,
     ) -> None:
         check_split(self, split)
         check_positive(self, "order", order)
+        one_of(self, "normalization", normalization, ("auto", "taylor", "softmax"))
         check_positive(self, "temperature", temperature)
         require(isinstance(centered, bool), self, f"centered must be true or false, got {centered!r}")
         self.split = split
         self.order = order
+        self.normalization = normalization
         self.temperature = temperature
         self.centered = centered
 
@@ -146,9 +154,10 @@ class OutputDistribution(OutputMeasure):
     def _mano(self) -> Value:
         count = self._rows * self._classes
         surprise = self._surprise / count
-        certain = surprise > CRITERION
+        certain = self.normalization == "auto" and surprise > CRITERION
         note = f"normalized by the softmax: −log p has the mean {surprise:.3g}, above {CRITERION:g}" if certain else ""
-        return Value(((self._softmax if certain else self._taylor) / count) ** (1 / self.order), note)
+        total = self._softmax if certain or self.normalization == "softmax" else self._taylor
+        return Value((total / count) ** (1 / self.order), note)
 
     def _meta_distribution_energy(self) -> float:
         value = float(self._log_sum) - self._energies / self._rows
