@@ -1146,11 +1146,13 @@ class OutputBatch:
     def log_probabilities(self) -> Tensor:
         """float64 (n, K, *S): the logarithm of the softmax of the logits.
 
+        It keeps its relative precision where the largest probability is 1 in floating-point numbers.
+
         Raises:
             Undefined: the outputs are not logits.
         """
         logits = self.logits
-        return self._once("log_probabilities", lambda: logits.double().log_softmax(1))
+        return self._once("log_probabilities", lambda: _log_softmax(logits.double()))
 
     @property
     def predictions(self) -> Tensor:
@@ -1223,6 +1225,13 @@ class OutputBatch:
         if len(rows) == len(targets):
             return flat
         return OutputBatch(self.split, flat.inputs[rows], flat.outputs[rows], targets[rows], self.kind, self.classes)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """The logarithm of the softmax over axis 1, with that of the largest probability from the sum of the others."""
+    largest, index = logits.max(1, keepdim=True)
+    shifted = logits - largest
+    return shifted - shifted.exp().scatter(1, index, 0.0).sum(1, keepdim=True).log1p()
 
 
 def _each(tensor: Tensor) -> str:

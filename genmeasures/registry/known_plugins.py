@@ -21,7 +21,7 @@ PLUGINS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         )
     },
     "jacobian": {"measure": ("jacobian_norm", "layer_jacobian", "reinitialization")},
-    "outputs": {},
+    "outputs": {"measure": ("calibration", "output_confidence", "output_distribution", "output_margin")},
     "pgdl": {"task": ("pgdl",), "experiment": ("pgdl",)},
     "transitions": {"measure": ("region_count", "transition_count")},
     "unet": {

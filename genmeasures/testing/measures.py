@@ -100,10 +100,22 @@ def check_variables(component: Measure) -> None:
 def check_values(component: Measure) -> None:
     """On an ordinary network at least one layer has a value, and no status says that it failed."""
     ds = _plain(component)
+    missing = [variable for variable in component.variables if not np.isfinite(ds[variable.name].values).any()]
     for variable in component.variables:
         assert_sound(ds, variable)
-        texts = statuses(ds, variable)
-        assert np.isfinite(ds[variable.name].values).any(), f"{variable.name} has no value: {texts[0]}"
+    if missing and isinstance(component, OutputMeasure):
+        # Some values are defined for networks with few errors alone.
+        ds = _measured(component, toys.network(), _predicted(_data()))
+        missing = [variable for variable in missing if not np.isfinite(ds[variable.name].values).any()]
+    for variable in missing:
+        raise AssertionError(f"{variable.name} has no value: {statuses(ds, variable)[0]}")
+
+
+def _predicted(data: _Data) -> _Data:
+    """The data with the classes that :func:`toys.network` predicts as targets."""
+    net = toys.network().eval()
+    with torch.no_grad():
+        return [(inputs, net(inputs).argmax(1)) for inputs, *_ in data]
 
 
 def check_extractors(component: Measure) -> None:

@@ -680,6 +680,11 @@ def test_rows_are_those_of_a_loop(count: int, classes: int, space: list[int], se
     assert batch.labels.shape == (count, *space)
 
 
+def test_log_probabilities_keep_their_digits_where_the_largest_one_is_1() -> None:
+    batch = OutputBatch("test", torch.arange(2), torch.tensor([[0.0, 50.0], [1e6, 1e6 + 50]]))
+    np.testing.assert_allclose(batch.log_probabilities, [[-50, -np.exp(-50)]] * 2, rtol=1e-12)
+
+
 def test_what_is_derived_is_computed_once() -> None:
     """For all measures of a run."""
     batch = OutputBatch("test", torch.arange(2), torch.eye(2), torch.tensor([[0], [-1]]), "classification", 2)

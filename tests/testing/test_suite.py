@@ -470,6 +470,30 @@ class Spread(OutputMeasure):
         return self.mean.values("spread")
 
 
+class FewErrors(Spread):
+    """A value for networks with few errors alone."""
+
+    most = 0.1
+
+    def start(self, generator: torch.Generator) -> None:
+        super().start(generator)
+        self.errors = InputMean()
+
+    def update(self, batch: OutputBatch) -> None:
+        super().update(batch)
+        rows = batch.labeled
+        self.errors.add(rows.inputs, (rows.predictions != rows.labels).double())
+
+    def compute(self) -> Any:
+        if not self.errors.mean() <= self.most:
+            raise Undefined("too many errors")
+        return super().compute()
+
+
+class NoErrors(FewErrors):
+    most = -1.0
+
+
 class WritesOutputs(Spread):
     def update(self, batch: OutputBatch) -> None:
         super().update(batch)
@@ -597,6 +621,7 @@ BROKEN: Sequence[tuple[str, type[Component], str]] = [
     ("batches_are_left_alone", WritesOutputs, r"update writes into batch\.outputs, .*batch\.outputs\.clone"),
     ("batches_are_left_alone", WritesProbabilities, r"compute writes into batch\.log_probabilities, "),
     ("stored_outputs", CountsRuns, r"spread is 0\.\d+ in a run, and 0\.\d+ on its stored outputs"),
+    ("values", NoErrors, "spread has no value: undefined: too many errors"),
     ("other_outputs", OnlyFlat, "dense outputs: spread: failed: RuntimeError: "),
     ("other_outputs", MeanOfOutputBatches, r"spread is 0\.\d+ and, dense outputs in batches of 7, 0\.\d+"),
     ("model_is_left_alone", Trains, r"changes the model: 0\.weight has changed \(and 2 more\)"),
@@ -660,6 +685,11 @@ def test_a_measure_of_outputs_passes() -> None:
         "extractors": "it reads no vectors of an extractor",
         "model_is_left_alone": "it does not read the model",
     }
+
+
+def test_a_measure_of_networks_with_few_errors_passes() -> None:
+    """The network of the checks has many errors, and none where its predictions are the targets."""
+    assert [f"{one.name}: {one.message}" for one in run_checks(FewErrors()) if one.status == "failed"] == []
 
 
 def test_a_measure_of_weights_alone_passes() -> None:

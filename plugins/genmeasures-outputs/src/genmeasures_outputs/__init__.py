@@ -1,14 +1,22 @@
-"""Margins, calibration and the distribution of the outputs of a network, as functions of stored logits."""
+"""Margins, confidence, calibration and the distribution of the outputs of a network, as measures and functions."""
 
 from __future__ import annotations
 
 from genmeasures.plugin import Register, hookimpl
 from genmeasures_outputs.calibration import brier_score, calibration_error, negative_log_likelihood
+from genmeasures_outputs.calibration_measure import Calibration
 from genmeasures_outputs.confidence import average_confidence, energy, entropy
+from genmeasures_outputs.confidence_measure import OutputConfidence
 from genmeasures_outputs.distribution import dispersion, mano, meta_distribution_energy, nuclear_norm
+from genmeasures_outputs.distribution_measure import OutputDistribution
+from genmeasures_outputs.margin_measure import OutputMargin
 from genmeasures_outputs.margins import inverse_squared_margin, margin_statistics, margins
 
 __all__ = [
+    "Calibration",
+    "OutputConfidence",
+    "OutputDistribution",
+    "OutputMargin",
     "average_confidence",
     "brier_score",
     "calibration_error",
@@ -27,4 +35,6 @@ __all__ = [
 
 @hookimpl
 def genmeasures_register(register: Register) -> None:
-    """Register nothing: the functions take stored logits, and no component calls them in a run."""
+    """Register the measures."""
+    for measure in (OutputMargin, OutputConfidence, Calibration, OutputDistribution):
+        register(measure)

@@ -81,10 +81,25 @@ def inverse_squared_margin(logits: ArrayLike, labels: ArrayLike) -> float:
         >>> inverse_squared_margin([[4.0, 0.0], [0.0, 4.0]], [0, 1])
         0.0625
     """
-    tenth = margin_statistics(logits, labels)["p10"]
+    return squared_inverse(margin_statistics(logits, labels)["p10"])
+
+
+def squared_inverse(tenth: float) -> float:
+    """Return 1/γ₁₀².
+
+    Args:
+        tenth: the 10th percentile γ₁₀ of the margins.
+
+    Raises:
+        Undefined: it is not positive.
+
+    Example:
+        >>> squared_inverse(0.5)
+        4.0
+    """
     if tenth <= 0:
         raise Undefined(f"the 10th percentile of the margins is {tenth:.4g}, and must be positive")
     return 1 / tenth**2
 
 
-__all__ = ["inverse_squared_margin", "margin_statistics", "margins"]
+__all__ = ["inverse_squared_margin", "margin_statistics", "margins", "squared_inverse"]
