@@ -215,6 +215,7 @@ def test_a_new_plugin_works(kind: str, tmp_path: Path, capsys: pytest.CaptureFix
     run([*pip, "--target", str(installed), str(folder)], tmp_path, [])
     run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)], tmp_path, [installed, ROOT])
     assert main(["check", str(folder / "genmeasures_dead_units.py")]) == 0  # before it is installed
+    del sys.modules["genmeasures_dead_units"]  # the plugin of the other kind has the same name
     capsys.readouterr()
     listing = "from genmeasures.cli.main import main; main(['plugins'])"
     plugins = run([sys.executable, "-c", listing], tmp_path, [installed, ROOT])
