@@ -266,7 +266,18 @@ def _lloyd(points: Tensor, centers: Tensor, iterations: int) -> Clusters:
         sums, counts = sums + gained - lost, counts + plus - minus
     sums, counts = _sums(points, labels, len(centers))
     centers = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centers)
+    centers, labels = _merged(centers, labels, same_point)
     return Clusters(centers, labels, float((points - centers[labels]).square().sum()))
+
+
+def _merged(centers: Tensor, labels: Tensor, same_point: float) -> tuple[Tensor, Tensor]:
+    """Centers (k, d) and labels (n,) with one center where several are the same point.
+
+    Rounding may divide copies of a point among them.
+    """
+    same = (centers[:, None] - centers).square().sum(2) <= same_point
+    kept, place = torch.unique(same.to(torch.uint8).argmax(1), return_inverse=True)
+    return centers[kept], place[labels]
 
 
 def _nearest_two(columns: Tensor, squares: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:

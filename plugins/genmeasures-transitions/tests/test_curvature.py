@@ -70,7 +70,9 @@ def test_against_autograd_at_every_point(batch: int, coded: bool) -> None:
 def test_a_linear_network_has_no_curvature() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
-    assert path_profile(model, ellipse(), 100, of(model)).curvature == 0
+    profile = path_profile(model, ellipse(), 100, of(model))
+    # Kernels may round the points of a batch differently: a few times 6e-8 of the norm in each of 100 steps.
+    assert profile.curvature == pytest.approx(0, abs=100 * 3e-7 * float(profile.logits.max()))
 
 
 def test_a_single_kink_in_closed_form() -> None:
