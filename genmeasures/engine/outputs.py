@@ -187,6 +187,7 @@ def evaluate(measure: OutputMeasure, outputs: Mapping[Split, Any], seed: int = 0
         DataError: there is no such split, or outputs and targets do not match.
 
     Example:
+        >>> import numpy as np
         >>> from genmeasures.plugin import InputMean, Variable
         >>> class Error(OutputMeasure):
         ...     name, splits = "error", ("test",)

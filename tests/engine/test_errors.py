@@ -517,7 +517,7 @@ def test_a_layer_that_only_some_models_have(net: nn.Module, measured: Callable[.
         (lambda: KMeans(restarts=0), "KMeans: restarts must"),
         (lambda: DaviesBouldin(space="pixels"), "DaviesBouldin: space='pixels' is unknown.*did you mean 'pixel'"),
         (lambda: DaviesBouldin(spread="median"), "DaviesBouldin: spread='median' is unknown"),
-        (lambda: DaviesBouldin(split="validation"), "DaviesBouldin: split='validation' is unknown"),
+        (lambda: DaviesBouldin(split="valid"), "DaviesBouldin: split='valid' is unknown"),
         (lambda: Roughness(input_pca=0), "Roughness: input_pca must"),
         (lambda: Roughness(input_pca=2.5), "Roughness: input_pca must"),
         (lambda: Roughness(input_pca=True), "Roughness: input_pca must"),

@@ -250,7 +250,7 @@ def test_degenerate_inputs_and_outputs() -> None:
         ({"reduction": "max"}, "reduction='max'"),
         ({"projections": 1}, "projections must be an integer ≥ 2, got 1"),
         ({"samples": 0}, "samples must be an integer ≥ 1, or None for all inputs, got 0"),
-        ({"split": "validation"}, "split='validation'"),
+        ({"split": "valid"}, "split='valid'"),
         ({"memory": 0.5}, "memory must be an integer ≥ 1 .MiB., got 0.5"),
     ],
 )
