@@ -40,7 +40,7 @@ PATCHES, MANY = 198, 8 * 198
 DEEP = ("encoder.3.conv", "encoder.4.conv", "decoder.0.conv")
 """Layers with at most four pixels per patch."""
 CAP = 20_000
-"""Vectors per layer; with the paper's 80 000 the correlations are the same (``tables.md``)."""
+"""Vectors per layer; ``tables.md`` compares values with those of the paper's 80,000."""
 
 
 @dataclass(frozen=True)
