@@ -1132,6 +1132,10 @@ class OutputBatch:
             Undefined: they are not, or do not match the targets.
         """
         self.reads.add("logits")
+        return self._by_class()
+
+    def _by_class(self) -> Tensor:
+        """The outputs, if they are one per class; Undefined if not."""
         outputs, shape = self.outputs, f"outputs of shape {_each(self.outputs)}"
         if self.kind == "regression":
             raise Undefined("the targets are not class numbers, so that the outputs are no logits")
@@ -1156,13 +1160,13 @@ class OutputBatch:
 
     @property
     def predictions(self) -> Tensor:
-        """int64 (n, *S): the index of the largest logit, the first of several.
+        """int64 (n, *S): the index of the largest output, which may be a probability as well as a logit.
 
         Raises:
-            Undefined: the outputs are not logits.
+            Undefined: the outputs are not one per class.
         """
-        logits = self.logits
-        return self._once("predictions", lambda: logits.argmax(1))
+        outputs = self._by_class()
+        return self._once("predictions", lambda: outputs.argmax(1))
 
     @property
     def flat(self) -> OutputBatch:

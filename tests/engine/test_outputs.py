@@ -470,6 +470,17 @@ def test_outputs_that_are_logits(answer: Callable[[Tensor], Any]) -> None:
     np.testing.assert_allclose(ds["loss"].values, plain["loss"].values, rtol=1e-6)
 
 
+def test_probabilities_have_predictions() -> None:
+    class Errors(Loss):
+        def update(self, batch: OutputBatch) -> None:
+            rows = batch.labeled
+            self._mean.add(rows.inputs, (rows.predictions != rows.labels).double())
+
+    net = Net(lambda scores: scores.softmax(1))
+    wrong = 1 - accuracy_score(TEST[1], net.scores(TEST[0]).argmax(1))
+    assert float(measured(net, Errors())["loss"][0]) == pytest.approx(wrong, rel=1e-12)
+
+
 def test_some_batches_may_look_like_probabilities() -> None:
     """Whether outputs are probabilities is decided by all of a split, not by a batch."""
     logits = np.random.default_rng(0).normal(size=(40, 2))
