@@ -382,8 +382,8 @@ def test_any_network(net: nn.Module, shape: tuple[int, int], tile: tuple[int, in
     x = inputs((1, *shape), 2, seed)
     try:
         net(x)
-    except RuntimeError:
-        assume(False)  # an image too small for its kernels
+    except (RuntimeError, ValueError):
+        assume(False)  # an image too small for its kernels, or a single pixel for its instance norm
     net = Double(net)
     assert_alike(features(net, x, tile), features(net, x, None))
 
